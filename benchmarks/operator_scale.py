@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.operator_scale", description=__doc__)
-    parser.add_argument("--count", type=int, default=500, help="resources")
+    parser.add_argument("--resources", type=int, default=500, help="resources")
     parser.add_argument("--resync", type=float, default=60.0, help="seconds; the operator's default is 600")
     parser.add_argument("--rest", type=float, default=120.0, help="seconds to look at it at rest")
     return parser.parse_args(argv)
@@ -152,7 +152,7 @@ def _children(pid: int) -> list[int]:
 def group(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> None:
     """Measure many resources, from nothing until all have settled, and then at rest."""
     world = World(cluster, operator, Addresses())
-    names = [f"edge-{number}" for number in range(options.count)]
+    names = [f"edge-{number}" for number in range(options.resources)]
     before, begun = usage(operator.pid), time.monotonic()
     with ThreadPoolExecutor(THREADS) as hands:
         list(hands.map(lambda name: world.put(name, replicas=0), names))
@@ -164,12 +164,14 @@ def group(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> 
     _show(
         "settled",
         {
-            "resources": options.count,
+            "resources": options.resources,
             "created_after_s": round(created, 1),
             "settled_after_s": round(settled, 1),
-            "requests_each": round(len(asked) / options.count, 1),
-            "by_verb_each": _each(Counter(one.verb for one in asked), options.count),
-            "by_resource_each": _each(Counter(f"{one.verb} {one.resource}" for one in asked), options.count),
+            "requests_each": round(len(asked) / options.resources, 1),
+            "by_verb_each": _each(Counter(one.verb for one in asked), options.resources),
+            "by_resource_each": _each(
+                Counter(f"{one.verb} {one.resource}" for one in asked), options.resources
+            ),
             "cpu_s": round(after.cpu - before.cpu, 1),
             "peak_rss_mib": round(after.peak, 1),
         },

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from mailproxy_operator.schema import custom_resource_definition
-from mailproxy_operator.settings import KubeVersion
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.crd.schema import custom_resource_definition
 
 ROOT = Path(__file__).resolve().parents[1]
 CRD = ROOT / "deploy/crd.yaml"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mailproxy_operator.render.text import as_yaml
+from mailproxy_operator.render.manifest_text import as_yaml
 from mailproxy_operator.sidecar.patch import json_patch
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from mailproxy_config.compile import collect_references
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.secret_refs import ReferenceKind
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.kinds import Manifest
 
 _PAIR = ("tls.crt", "tls.key")
 _USAGE = x509.KeyUsage(

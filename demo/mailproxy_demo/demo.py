@@ -18,7 +18,7 @@ from mailproxy_demo.local_cluster import LocalCluster
 from mailproxy_demo.login_check import Endpoint, LoginCheck, Step
 from mailproxy_demo.manifest_file import ManifestFile
 from mailproxy_demo.reactor import install_reactor
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.kinds import Manifest
 
 DEFAULT_MANIFEST = Path(__file__).parents[2] / "deploy/examples/demo.yaml"
 _ANY_ADDRESS = {"*", "0.0.0.0", "[::]"}  # noqa: S104  compared, not bound

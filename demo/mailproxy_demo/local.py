@@ -20,9 +20,9 @@ from mailproxy_config.manifest import parse_manifest
 from mailproxy_demo.container_process import proxy_command
 from mailproxy_demo.local_cluster import LOCAL_VERSION, LocalCluster
 from mailproxy_demo.manifest_file import ManifestFile
-from mailproxy_operator.cluster import Key
-from mailproxy_operator.kinds import Manifest
-from mailproxy_operator.reconcile import Reconciler
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.settings import Platform
 
 POLL_SECONDS = 1.0

@@ -20,9 +20,9 @@ import aiohttp
 
 from mailproxy_demo.container_process import ContainerProcess, proxy_command
 from mailproxy_demo.volumes import Files, NotMountable, read_object, volume_files, write_volume
-from mailproxy_operator import names
-from mailproxy_operator.cluster import NO_LABELS, Applied, Key, RunningConfig
-from mailproxy_operator.kinds import (
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
+from mailproxy_operator.api.kinds import (
     CONFIG_MAP,
     DAEMON_SET,
     MAIL_PROXY,
@@ -32,7 +32,7 @@ from mailproxy_operator.kinds import (
     Manifest,
     kind_of,
 )
-from mailproxy_operator.settings import KubeVersion
+from mailproxy_operator.api.kube_version import KubeVersion
 
 LOCAL_VERSION = KubeVersion(1, 36)
 # How long a process that is replaced has to close its listeners before the next one opens them.
@@ -243,7 +243,7 @@ class LocalCluster:
         if found is not None:
             found["status"] = copy.deepcopy(manifest["status"])
 
-    async def annotate(
+    async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> None:
         """Set annotations on an object or a pod; a pod has the labels of its template."""
@@ -276,7 +276,7 @@ class LocalCluster:
             if key.namespace == namespace and container.mount_error
         }
 
-    async def announce(self, manifest: Manifest) -> None:
+    async def create_event(self, manifest: Manifest) -> None:
         """Report an event to the user."""
         self._report(f"{manifest['type']} {manifest['reason']}: {manifest['note']}")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.manifest_yaml import load_documents
-from mailproxy_operator import names
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import Manifest
 
 
 def read_resource(text: str, source: str) -> Manifest:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from mailproxy_operator.http_connections import Connections, listening_socket
 from mailproxy_operator.http_log import LOGGER
-from mailproxy_operator.meters import Meters
+from mailproxy_operator.metrics import Metrics
 
 MAX_CONNECTIONS = 64
 """One more closes the one that has been idle longest: probes must be answered, whoever else connects."""
@@ -25,9 +25,9 @@ class AdminEndpoint:
     Args:
         host: Where to listen.
         port: Where to listen; 0 for a free one.
-        meters: What ``/metrics`` shows.
-        trouble: Tells why the operator is stuck; nothing when it is not.
-        unready: Returns why it is not ready; nothing when it works, or stands by for the one that does.
+        metrics: What ``/metrics`` shows.
+        liveness_error: Returns why the operator is stuck; nothing when it is not.
+        readiness_error: Returns why it is not ready; nothing when it is, whether or not it leads.
 
     Attributes:
         connections: Those that are open.
@@ -38,15 +38,15 @@ class AdminEndpoint:
         host: str,
         port: int,
         *,
-        meters: Meters,
-        trouble: Callable[[], str],
-        unready: Callable[[], str],
+        metrics: Metrics,
+        liveness_error: Callable[[], str],
+        readiness_error: Callable[[], str],
     ) -> None:
         self._host = host
         self.port = port
-        self._meters = meters
-        self._trouble = trouble
-        self._unready = unready
+        self._shown = metrics
+        self._liveness_error = liveness_error
+        self._readiness_error = readiness_error
         self.connections = Connections(MAX_CONNECTIONS)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -79,14 +79,14 @@ class AdminEndpoint:
             return await handler(request)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        text, content_type = self._meters.exposition()
+        text, content_type = self._shown.exposition()
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        trouble = self._trouble()
-        return web.Response(status=503 if trouble else 200, text=f"{trouble or 'ok'}\n")
+        error = self._liveness_error()
+        return web.Response(status=503 if error else 200, text=f"{error or 'ok'}\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        reason = self._unready()
+        reason = self._readiness_error()
         text = f"not ready: {reason}\n" if reason else "ready\n"
         return web.Response(status=503 if reason else 200, text=text)

@@ -8,14 +8,13 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from mailproxy_operator.credentials import CannotConfigure
-from mailproxy_operator.operate import operate
+from mailproxy_operator.api.credentials import CannotConfigure
+from mailproxy_operator.main import operate
 from mailproxy_operator.settings import DEFAULT_IMAGE, OperatorSettings, WebhookSettings
 
 CANNOT_START = 3
@@ -36,7 +35,7 @@ def run_command(options: argparse.Namespace) -> int:
     _log_to_standard_error(options.log_format, options.log_level)
     settings = settings_from(options, os.environ)
     try:
-        return asyncio.run(_until_signalled(settings))
+        return asyncio.run(operate(settings))
     except (CannotConfigure, OSError) as error:
         sys.stderr.write(f"mailproxy-operator cannot start: {error}\n{WAY_OUT}\n")
         return CANNOT_START
@@ -77,13 +76,6 @@ def _webhook(options: argparse.Namespace) -> WebhookSettings | None:
         authorities=(options.webhook_certificates and options.webhook_ca_bundle) or "",
         timeout_seconds=options.webhook_timeout,
     )
-
-
-async def _until_signalled(settings: OperatorSettings) -> int:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return await operate(settings, stop)
 
 
 class JsonLines(logging.Formatter):

@@ -10,7 +10,7 @@ class OperatorError(Exception):
     """Something kept the operator from doing what it wanted."""
 
 
-class Retryable(OperatorError):
+class TransientError(OperatorError):
     """It may work a little later.
 
     Attributes:
@@ -22,7 +22,7 @@ class Retryable(OperatorError):
         self.delay = delay
 
 
-class Hopeless(OperatorError):
+class TerminalError(OperatorError):
     """It will not work before somebody changes something.
 
     Attributes:
@@ -34,8 +34,12 @@ class Hopeless(OperatorError):
         self.reason = reason
 
 
-class Gone(OperatorError):
+class NotFoundOrConflict(OperatorError):
     """What we were about to change has vanished or been replaced."""
+
+
+class NameConflict(OperatorError):
+    """An object that we need exists and belongs to somebody else."""
 
 
 class KindMissing(OperatorError):
@@ -43,7 +47,7 @@ class KindMissing(OperatorError):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ConditionCause:
     """Why a condition does not hold: a word for programs, a sentence for people."""
 
     reason: str

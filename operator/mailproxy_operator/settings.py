@@ -3,37 +3,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mailproxy_operator import names
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kube_version import OLDEST, KubeVersion
 
 DEFAULT_IMAGE = "ghcr.io/mailproxy/mailproxy:0.1.0"
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class KubeVersion:
-    """A Kubernetes version as far as decisions depend on it."""
-
-    major: int = 1
-    minor: int = 29
-
-    @classmethod
-    def parse(cls, text: str) -> KubeVersion:
-        """Read ``1.36``, ``v1.36.2`` or what a provider makes of it (``1.29+``).
-
-        Raises:
-            ValueError: It is none of these.
-        """
-        found = re.match(r"v?(\d+)\.(\d+)", text)
-        if not found:
-            raise ValueError(f"not a Kubernetes version: {text!r}; write it as 1.36")
-        return cls(int(found[1]), int(found[2]))
-
-    def __str__(self) -> str:
-        return f"{self.major}.{self.minor}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +28,7 @@ class Platform:
         operator_namespace: Where the operator's pods are, for NetworkPolicies; any namespace when empty.
     """
 
-    kube_version: KubeVersion = KubeVersion()
+    kube_version: KubeVersion = OLDEST
     image: str = DEFAULT_IMAGE
     image_pull_policy: str | None = None
     image_pull_secrets: tuple[str, ...] = ()

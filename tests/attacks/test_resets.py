@@ -186,7 +186,7 @@ def test_deferred_request_ends_when_the_client_left(protocol: Protocol, how: str
 
 @each
 def test_endless_deferral_fails(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.protocols.frontend.POSTPONED_AT_MOST", 1)
+    monkeypatch.setattr("mailproxy.protocols.frontend.MAX_DEFERRAL", 1)
 
     async def play() -> None:
         async with checked_world(

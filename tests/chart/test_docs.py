@@ -15,8 +15,8 @@ import yaml
 from mailproxy.cli import _parser as proxy_arguments
 from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.helm import ROOT, Helm
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.cli import _parser as operator_arguments
 from mailproxy_operator.command import settings_from
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
-from mailproxy_operator.resource import Resource
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.helm import ROOT, Helm, Object, find_object, objects_of_kind
 from support.network_policies import Peer, allows_connection

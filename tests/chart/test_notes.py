@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from mailproxy_demo.manifest_file import read_resource
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.helm import CHART, ROOT, Helm, Object, value_options
 

@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from mailproxy_demo.manifest_file import read_resource
+from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.cli import _parser as operator_arguments
 from mailproxy_operator.command import settings_from
+from mailproxy_operator.crd.resource import Resource
+from mailproxy_operator.crd.schema import custom_resource_definition
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
-from mailproxy_operator.resource import Resource
-from mailproxy_operator.schema import custom_resource_definition
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.settings import Platform
 from support.helm import (
     CHART,
     MONITORING,

@@ -15,9 +15,9 @@ import pytest
 
 from mailproxy_demo.container_process import proxy_command
 from mailproxy_demo.local_cluster import LOCAL_VERSION, LocalCluster, port_advice
-from mailproxy_operator.cluster import Key
-from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, POD
-from mailproxy_operator.reconcile import Outcome, Reconciler
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, POD
+from mailproxy_operator.controller.reconciler import Outcome, Reconciler
 from mailproxy_operator.settings import Platform
 from support import operator_proxy
 from support.operator_bodies import body

@@ -14,9 +14,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from mailproxy_operator.kinds import DEPLOYMENT
+from mailproxy_operator.api.kinds import DEPLOYMENT
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.dockerfile import Dockerfile
 from support.image_replay import Replay

@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 
 from mailproxy_config.directives import LEVEL_DIRECTIVES
-from mailproxy_operator.schema import custom_resource_definition
-from mailproxy_operator.settings import KubeVersion
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.crd.schema import custom_resource_definition
 from support.kube_api import Object
 from support.kube_cluster import Cluster, manifests
 from support.kube_world import Addresses, World

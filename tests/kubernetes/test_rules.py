@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_operator.resource import Resource
+from mailproxy_operator.crd.resource import Resource
 from support.kube_api import Api, Object
 from support.kube_cluster import Cluster, manifests
 from support.operator_bodies import body

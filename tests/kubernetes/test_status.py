@@ -37,7 +37,11 @@ def sysctl(world: World, name: str) -> Object:
 
 
 def template_sysctls(world: World) -> list[str]:
-    context = world.found("Deployment")["spec"]["template"]["spec"]["securityContext"]
+    return sysctls_of(world.found("Deployment"))
+
+
+def sysctls_of(deployment: Object) -> list[str]:
+    context = deployment["spec"]["template"]["spec"]["securityContext"]
     return [one["name"] for one in context.get("sysctls", [])]
 
 
@@ -348,9 +352,8 @@ def test_a_refused_sysctl_makes_few_pods(world: World) -> None:
     world.put(**UNSAFE, replicas=4)
     world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "the sysctl")
     made = 0
-    while "net.core.somaxconn" in template_sysctls(world):
+    while "net.core.somaxconn" in sysctls_of(bad := world.found("Deployment")):
         assert made <= 10, world.operator.said()[-4000:]  # type: ignore[union-attr]
-        bad = world.found("Deployment")
         assert bad["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 1
         world.make_pod(f"edge-bad-{made}", bad)
         fail(world, f"edge-bad-{made}", "net.core.somaxconn")

@@ -13,9 +13,9 @@ import yaml
 from mailproxy_monitoring.generated_files import generated_files
 
 from mailproxy.telemetry.definitions import ALL_METRICS
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.helm_schemas import schema_errors

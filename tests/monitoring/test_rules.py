@@ -12,7 +12,7 @@ import yaml
 from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS, chart_rules, plain_rules
 
 from mailproxy.telemetry.definitions import ALL_METRICS
-from mailproxy_operator.meters import Meters
+from mailproxy_operator.metrics import Metrics
 from mailproxy_operator.render.prometheus_rule import ALERTS
 from support.alerts import SERIES
 from support.needs import Needs
@@ -343,7 +343,7 @@ def test_plain_alert_has_the_instance(needs: Needs, tmp_path: Path) -> None:
 
 
 def test_rules_query_only_existing_metrics() -> None:
-    exposed = Meters().exposition()[0].decode()
+    exposed = Metrics().exposition()[0].decode()
     known = {family.name for family in ALL_METRICS} | set(
         re.findall(r"^# TYPE (\w+) ", exposed, re.MULTILINE)
     )

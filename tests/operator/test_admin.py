@@ -11,7 +11,7 @@ import pytest
 
 from mailproxy_operator import admin
 from mailproxy_operator.admin import AdminEndpoint
-from mailproxy_operator.meters import Meters
+from mailproxy_operator.metrics import Metrics
 from support.operator_running import until
 
 PROBE = b"GET /healthz HTTP/1.1\r\nHost: operator\r\n\r\n"
@@ -47,9 +47,9 @@ class Site:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    meters = Meters()
+    meters = Metrics()
     async with AdminEndpoint(
-        "127.0.0.1", 0, meters=meters, trouble=lambda: "", unready=lambda: ""
+        "127.0.0.1", 0, metrics=meters, liveness_error=lambda: "", readiness_error=lambda: ""
     ) as endpoint:
         made = Site(endpoint)
         yield made
@@ -58,7 +58,9 @@ async def site() -> AsyncIterator[Site]:
 
 @pytest.mark.parametrize("host", ["", "::"])
 async def test_an_address_that_stands_for_all_takes_both_families(host: str) -> None:
-    async with AdminEndpoint(host, 0, meters=Meters(), trouble=lambda: "", unready=lambda: "") as endpoint:
+    async with AdminEndpoint(
+        host, 0, metrics=Metrics(), liveness_error=lambda: "", readiness_error=lambda: ""
+    ) as endpoint:
         for address in ("127.0.0.1", "::1"):
             _, writer = await asyncio.open_connection(address, endpoint.port)
             writer.close()

@@ -13,11 +13,10 @@ from typing import Any
 import kopf
 import pytest
 
-from mailproxy_operator import operate as operate_module
-from mailproxy_operator import watching as watching_module
-from mailproxy_operator.api_tls import ApiServerContext
-from mailproxy_operator.credentials import Configuration, client_context
-from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY
+from mailproxy_operator import main as main_module
+from mailproxy_operator.api.api_tls import ApiServerContext
+from mailproxy_operator.api.credentials import Configuration, client_context
+from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY
 from support.kube_authority import PlainAuthority
 from support.kube_faults import Running, watched, watches
 from support.operator_bodies import body
@@ -36,9 +35,8 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
         return context
 
     monkeypatch.setattr(ssl, "create_default_context", create_default_context)
-    monkeypatch.setattr(operate_module, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(watching_module, "PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(watching_module, "BACK_OFFS", (0.02, 0.02))
+    monkeypatch.setattr(main_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(main_module, "BACK_OFFS", (0.02, 0.02))
 
 
 @pytest.fixture
@@ -135,7 +133,7 @@ async def test_an_authority_inside_a_renewed_kubeconfig_is_used_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """There is no file to look at: the kubeconfig is read again when a certificate is not accepted."""
-    monkeypatch.setattr("mailproxy_operator.watch_session.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("mailproxy_operator.api.watch_monitor.RENEW_SECONDS", 0.0)
     known = {"ca": authority.certificate}
     login = lambda **_: kopf.ConnectionInfo(server=kube.url, ca_data=known["ca"])  # noqa: E731
     configuration = Configuration(host=kube.url, ssl_ca_cert=str(ca))

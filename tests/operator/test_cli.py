@@ -106,7 +106,7 @@ def test_local_without_its_libraries_reports_how_to_install_them() -> None:
 def test_local_and_render_import_neither_kopf_nor_kubernetes() -> None:
     source = (
         "import sys; import mailproxy_operator.cli, mailproxy_demo.local,"
-        "mailproxy_demo.demo, mailproxy_operator.render.text;"
+        "mailproxy_demo.demo, mailproxy_operator.render.manifest_text;"
         "sys.exit(bool({'kopf', 'kubernetes'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

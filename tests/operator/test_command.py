@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
+from mailproxy_operator.api.kinds import DEPLOYMENT, LEASE
+from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.cli import _parser, main
 from mailproxy_operator.command import JsonLines, settings_from
-from mailproxy_operator.kinds import DEPLOYMENT, LEASE
-from mailproxy_operator.settings import DEFAULT_IMAGE, KubeVersion
+from mailproxy_operator.settings import DEFAULT_IMAGE
 from support.operator_bodies import body
 from support.operator_fakekube import FakeKube
 from support.operator_running import until

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator.cluster import RunningConfig
-from mailproxy_operator.conditions import HOPELESS, Facts, conditions, judged, synced
-from mailproxy_operator.errors import Finding
-from mailproxy_operator.observed import Observed, Pod, Workload
+from mailproxy_operator.api.cluster import RunningConfig
+from mailproxy_operator.controller.conditions import HOPELESS, Facts, conditions, evaluate_conditions, synced
+from mailproxy_operator.controller.observed import Observed, Pod, Workload
+from mailproxy_operator.errors import ConditionCause
 
 GOOD = RunningConfig("new")
 SERVING = Workload(desired=1, replicas=1, updated=1, ready=1, available=1)
@@ -33,7 +33,7 @@ def facts(
 
 
 def failing(kind: str, message: str, **more: Any) -> Workload:
-    return Workload(**{"desired": 1, "failures": {kind: Finding("Because", message)}, **more})
+    return Workload(**{"desired": 1, "failures": {kind: ConditionCause("Because", message)}, **more})
 
 
 def carried(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
@@ -42,13 +42,13 @@ def carried(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
 
 
 NO_NODES = Workload(desired=0, is_per_node=True)
-PENDING = Finding("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
+PENDING = ConditionCause("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
 UNSCHEDULABLE = pod("b", is_ready=False, has_started=False, running=None, unscheduled=PENDING)
 WAITING = pod(is_ready=False, has_started=False, running=None)
 LEAVING = pod("b", is_terminating=True, running=None)
 NO_SECRET, NO_MAP = 'secret "x" not found', 'configmap "x" not found'
-REFUSAL = Finding("InvalidSpec", "spec.mail.timeout: must be a time")
-SYSCTL = Finding("SysctlForbidden", "nodes refuse net.core.somaxconn")
+REFUSAL = ConditionCause("InvalidSpec", "spec.mail.timeout: must be a time")
+SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ SYSCTL = Finding("SysctlForbidden", "nodes refuse net.core.somaxconn")
         (facts(failing("ReplicaFailure", "quota")), "Available", "False", "PodsRefused"),
         (facts(failing("Progressing", "too slow")), "Available", "False", "ProgressDeadlineExceeded"),
         (
-            facts(STARTING, pod(is_ready=False, waiting=Finding("ImagePullBackOff", "no such image"))),
+            facts(STARTING, pod(is_ready=False, waiting=ConditionCause("ImagePullBackOff", "no such image"))),
             "Available",
             "False",
             "ImagePullFailed",
@@ -144,7 +144,7 @@ SYSCTL = Finding("SysctlForbidden", "nodes refuse net.core.somaxconn")
         (facts(paused=True), "Reconciling", "False", "Paused"),
         (facts(ROLLING), "Reconciling", "True", "RollingOut"),
         (facts(None), "Reconciling", "True", "RollingOut"),
-        (facts(retrying=Finding("Retrying", "500")), "Reconciling", "True", "Retrying"),
+        (facts(retrying=ConditionCause("Retrying", "500")), "Reconciling", "True", "Retrying"),
         (facts(SERVING, pod(running=RunningConfig("old"))), "Reconciling", "True", "ConfigPropagating"),
         (facts(mode="Sidecar"), "Reconciling", "False", "Settled"),
         # what waiting does not help with
@@ -158,21 +158,23 @@ SYSCTL = Finding("SysctlForbidden", "nodes refuse net.core.somaxconn")
     ],
 )  # fmt: skip
 def test_judgement(known: Facts, name: str, status: str, reason: str) -> None:
-    found = judged(known)[name]
+    found = evaluate_conditions(known)[name]
     assert (found.status, found.reason) == (status, reason)
     assert found.message
 
 
 @pytest.mark.parametrize("reason", sorted(HOPELESS))
 def test_nothing_is_both_reconciling_and_stalled(reason: str) -> None:
-    found = judged(facts(ROLLING, refused=Finding(reason, "x"), retrying=Finding("Retrying", "y")))
+    found = evaluate_conditions(
+        facts(ROLLING, refused=ConditionCause(reason, "x"), retrying=ConditionCause("Retrying", "y"))
+    )
     assert found["Stalled"].status == "True"
     assert found["Reconciling"].status == "False"
 
 
 def test_a_time_changes_only_with_its_status() -> None:
-    first = conditions(judged(facts(STARTING, WAITING)), generation=1, previous=[], now="then")
-    second = conditions(judged(facts()), generation=2, previous=first, now="now")
+    first = conditions(evaluate_conditions(facts(STARTING, WAITING)), generation=1, previous=[], now="then")
+    second = conditions(evaluate_conditions(facts()), generation=2, previous=first, now="now")
     times = {one["type"]: one["lastTransitionTime"] for one in second}
     assert times == {
         "Ready": "now",
@@ -192,20 +194,22 @@ def test_pods_are_counted_as_synced_only_without_an_error() -> None:
 
 
 def test_what_is_worth_telling_stands_with_the_acceptance() -> None:
-    found = judged(facts(warnings=("would violate PodSecurity",), notices=("low bits lost",)))["Accepted"]
+    found = evaluate_conditions(facts(warnings=("would violate PodSecurity",), notices=("low bits lost",)))[
+        "Accepted"
+    ]
     assert found.status == "True"
     assert found.message.endswith("; note: low bits lost; the API server warns: would violate PodSecurity")
 
 
 def test_ready_does_not_claim_that_clients_are_served_where_no_pod_is_wanted() -> None:
-    assert judged(facts(EMPTY))["Ready"].message == "no pods are wanted"
-    assert "no pod asks for it" in judged(carried())["Ready"].message
-    assert "clients are served" in judged(facts())["Ready"].message
+    assert evaluate_conditions(facts(EMPTY))["Ready"].message == "no pods are wanted"
+    assert "no pod asks for it" in evaluate_conditions(carried())["Ready"].message
+    assert "clients are served" in evaluate_conditions(facts())["Ready"].message
 
 
 def test_pods_without_their_sidecar_are_named_with_what_helps() -> None:
     names = tuple(f"app-{number}" for number in range(8))
-    message = judged(carried(without=names))["Available"].message
+    message = evaluate_conditions(carried(without=names))["Available"].message
     assert message.startswith(
         "8 pods ask for it and run without: app-0, app-1, app-2, app-3, app-4 and 3 more"
     )
@@ -213,7 +217,7 @@ def test_pods_without_their_sidecar_are_named_with_what_helps() -> None:
 
 
 def test_a_pod_that_no_node_takes_is_named_while_the_old_ones_serve() -> None:
-    found = judged(facts(ROLLING, pod(), UNSCHEDULABLE))
+    found = evaluate_conditions(facts(ROLLING, pod(), UNSCHEDULABLE))
     assert found["Available"].status == "True"
     assert found["Reconciling"].reason == "RollingOut"
     assert "pod b: 0/3 nodes are available: 3 Insufficient cpu." in found["Reconciling"].message

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import config_poll
-from mailproxy_operator.cluster import Key, RunningConfig
-from mailproxy_operator.config_poll import ConfigPoll
-from mailproxy_operator.reconcile import Reconciler
+from mailproxy_operator.api.cluster import Key, RunningConfig
+from mailproxy_operator.controller import config_poll
+from mailproxy_operator.controller.cache import Cache
+from mailproxy_operator.controller.config_poll import ConfigPoll
+from mailproxy_operator.controller.handlers import EventHandlers
+from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.settings import Platform
-from mailproxy_operator.waker import Waker
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster
 from support.operator_running import until
@@ -117,15 +118,16 @@ async def test_a_certificate_that_does_not_load_reaches_the_status(quick: None) 
     del quick
     cluster = MemoryCluster()
     cluster.put(body(replicas=1))
-    waker = Waker(Reconciler(cluster, Platform()), told=lambda *_: None, ask=cluster.running_config)
+    reconciler = Reconciler(cluster, Platform())
+    handlers = EventHandlers(reconciler, Cache(cluster), recorder=lambda *_: None, ask=cluster.running_config)
     async with asyncio.TaskGroup() as tasks:
-        working = [tasks.create_task(waker.queue.run()), tasks.create_task(waker.poll.run())]
-        waker.queue.wake(EDGE)
+        working = [tasks.create_task(handlers.queue.run()), tasks.create_task(handlers.poll.run())]
+        handlers.queue.enqueue(EDGE)
         await until(lambda: cluster.found_status("edge"))
         cluster.roll_out("edge")
         digest = cluster.found_status("edge")["configHash"]
         cluster.answer(digest)
-        waker.queue.wake(EDGE)
+        handlers.queue.enqueue(EDGE)
         await until(lambda: cluster.condition("edge") == ("True", "Ready"))
         cluster.answer(digest, "certificate /etc/mailproxy-refs/tls.crt does not load")
         await until(lambda: cluster.condition("edge", "ConfigSynced") == ("False", "ConfigRejected"))

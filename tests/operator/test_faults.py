@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from mailproxy_operator import kube as kube_module
-from mailproxy_operator import reconcile as reconcile_module
-from mailproxy_operator import resync as resync_module
-from mailproxy_operator import watching as watching_module
-from mailproxy_operator import work_queue as work_queue_module
-from mailproxy_operator.kinds import DEPLOYMENT, DISRUPTION_BUDGET, MAIL_PROXY, POD, SERVICE
+from mailproxy_operator import main as main_module
+from mailproxy_operator.api import client as kube_module
+from mailproxy_operator.api.kinds import DEPLOYMENT, DISRUPTION_BUDGET, MAIL_PROXY, POD, SERVICE
+from mailproxy_operator.controller import reconciler as reconcile_module
+from mailproxy_operator.controller import resync as resync_module
+from mailproxy_operator.controller import work_queue as work_queue_module
 from support.kube_faults import HANGS, Fault, Matching, is_list, watched, watches
 from support.operator_bodies import body, server
 from support.operator_fakekube import FakeKube
@@ -26,7 +26,7 @@ CODES = {409: "409", 410: "410", 422: "422", 429: "429", 500: "5xx", 503: "5xx",
 
 
 def is_read(request: web.Request) -> bool:
-    return request.method == "GET" and request.path.endswith("/mailproxies/edge")
+    return request.method == "GET" and request.path == "/version"
 
 
 def is_apply(request: web.Request) -> bool:
@@ -69,8 +69,7 @@ async def kube() -> AsyncIterator[FakeKube]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(watching_module, "PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(watching_module, "BACK_OFFS", (0.02, 0.02))
+    monkeypatch.setattr(main_module, "BACK_OFFS", (0.02, 0.02))
     monkeypatch.setattr(work_queue_module, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(work_queue_module, "LONGEST_PAUSE", 0.2)
     monkeypatch.setattr(reconcile_module, "LOOK_AGAIN_SECONDS", 0.1)

@@ -8,17 +8,17 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from mailproxy_operator import resync as resync_module
-from mailproxy_operator import work_queue as work_queue_module
-from mailproxy_operator.cluster import Key
-from mailproxy_operator.errors import Retryable
-from mailproxy_operator.kinds import DEPLOYMENT, LEASE, MAIL_PROXY
-from mailproxy_operator.reconcile import Reconciler
-from mailproxy_operator.resync import Resync
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import DEPLOYMENT, LEASE, MAIL_PROXY, Kind, Manifest
+from mailproxy_operator.controller import resync as resync_module
+from mailproxy_operator.controller import work_queue as work_queue_module
+from mailproxy_operator.controller.cache import Cache
+from mailproxy_operator.controller.handlers import EventHandlers
+from mailproxy_operator.controller.reconciler import Reconciler
+from mailproxy_operator.controller.resync import Resync
+from mailproxy_operator.errors import TransientError
 from mailproxy_operator.settings import Platform
-from mailproxy_operator.snapshot import Snapshot
-from mailproxy_operator.waker import Waker
-from support.kube_faults import HANGS, Fault, is_list, watched, watches
+from support.kube_faults import HANGS, Fault, Running, watched, watches
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster
 from support.operator_fakekube import FakeKube
@@ -34,37 +34,50 @@ async def kube() -> AsyncIterator[FakeKube]:
         yield fake
 
 
-class Source:
-    """A cluster whose listing takes as long, or fails as often, as a test wants."""
+class Source(MemoryCluster):
+    """A cluster whose lists take as long, or fail as often, as a test wants."""
 
     def __init__(self) -> None:
-        self.pages = 0
+        super().__init__()
+        self.lists = 0
         self.is_slow = False
         self.failure: Exception | None = None
+        self.hangs = False
 
-    async def snapshot(self, namespaces: tuple[str, ...], *, moved: Callable[[], None]) -> Snapshot:
-        del namespaces
-        self.pages += 1
+    async def list_all(
+        self, kind: Kind, namespaces: tuple[str, ...], selector: str, moved: Callable[[], None]
+    ) -> list[Manifest]:
+        del namespaces, selector
+        self.lists += 1
         if self.failure is not None:
             raise self.failure
         while self.is_slow:
             await asyncio.sleep(0.02)
             moved()
-        if self.pages == 2:
+        if self.hangs:
             await asyncio.Event().wait()
-        return Snapshot({MAIL_PROXY: [{**body(), "metadata": {"name": "edge", "namespace": "mail"}}]})
+        return [one for (its, _), one in self.objects.items() if its is kind]
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "STUCK_SECONDS", 0.2)
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(resync_module, "SETTLE_SECONDS", 0.0)
 
 
-def resync(source: Source, interval: float = 0.01) -> Resync:
-    cluster = MemoryCluster()
-    waker = Waker(Reconciler(cluster, Platform()), told=lambda *_: None, ask=cluster.running_config)
-    return Resync(source, waker, namespaces=(), interval=interval)
+def resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandlers]:
+    cache = Cache(source)
+    cache.attach({MAIL_PROXY: {}})
+    reconciler = Reconciler(cache, Platform())
+    handlers = EventHandlers(reconciler, cache, recorder=lambda *_: None, ask=source.running_config)
+    return Resync(source, cache, handlers, namespaces=(), interval=interval), handlers
+
+
+async def is_ready(operator: Running) -> None:
+    async with asyncio.timeout(60):
+        while (await operator.get("/readyz"))[0] != 200:
+            await asyncio.sleep(0.05)
 
 
 async def for_a_while() -> None:
@@ -76,54 +89,70 @@ async def test_a_listing_of_thousands_is_not_stuck() -> None:
     source = Source()
     source.is_slow = True
     async with asyncio.TaskGroup() as tasks:
-        looking = resync(source)
+        looking, _ = resync(source)
         running = tasks.create_task(looking.run())
         await for_a_while()
-        assert (looking.trouble(), looking.is_synced) == ("", False)
+        assert (looking.liveness_error(), source.lists) == ("", 1)
         source.is_slow = False
-        await until(lambda: looking.is_synced)
+        await until(lambda: source.lists > 30)
         running.cancel()
 
 
 @pytest.mark.usefixtures("quick")
 async def test_an_api_server_that_refuses_is_not_a_reason_to_start_again() -> None:
     source = Source()
-    source.failure = Retryable("busy")
+    source.failure = TransientError("busy")
     async with asyncio.TaskGroup() as tasks:
-        looking = resync(source)
+        looking, _ = resync(source)
         running = tasks.create_task(looking.run())
         await for_a_while()
-        assert (looking.trouble(), looking.is_synced) == ("", False)
+        assert looking.liveness_error() == ""
+        source.failure = None
+        await until(lambda: source.lists > 30)
         running.cancel()
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_resync_that_does_not_get_on_is() -> None:
+async def test_a_resync_without_progress_is_reported() -> None:
     source = Source()
+    source.hangs = True
     async with asyncio.TaskGroup() as tasks:
-        looking = resync(source)
+        looking, _ = resync(source)
         running = tasks.create_task(looking.run())
-        await until(lambda: source.pages == 2)
+        await until(lambda: source.lists)
         await for_a_while()
-        assert looking.trouble().startswith("no resync has got on for")
+        assert looking.liveness_error().startswith("no resync has made progress for")
         running.cancel()
 
 
-async def test_a_pause_that_the_server_asks_for_is_kept_within_bounds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_pause_that_the_server_asks_for_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "LONGEST_RETRY_SECONDS", 0.02)
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.01)
     source = Source()
-    source.failure = Retryable("busy", delay=3600.0)
+    source.failure = TransientError("busy", delay=3600.0)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(resync(source).run())
-        await until(lambda: source.pages >= 3)
+        running = tasks.create_task(resync(source)[0].run())
+        await until(lambda: source.lists >= 3)
+        running.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_kind_whose_watch_was_listed_again_is_compared_at_once() -> None:
+    source = Source()
+    async with asyncio.TaskGroup() as tasks:
+        looking, handlers = resync(source, interval=3600.0)
+        running = tasks.create_task(looking.run())
+        await for_a_while()
+        assert source.lists == 0
+        source.put(body())
+        looking.listed_again(MAIL_PROXY)
+        await until(lambda: source.lists == 1)
+        await until(lambda: len(handlers.queue) == 1)
         running.cancel()
 
 
 async def test_it_is_ready_when_it_has_seen_everything_once(kube: FakeKube) -> None:
-    fault = Fault(is_list, HANGS)
+    fault = Fault(lambda one: one.path.endswith("/mailproxies") and "watch" not in one.query, HANGS)
     kube.faults.append(fault)
     async with watched(kube) as operator:
         await until(lambda: fault.met)
@@ -132,7 +161,7 @@ async def test_it_is_ready_when_it_has_seen_everything_once(kube: FakeKube) -> N
     kube.faults.clear()
     async with watched(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
-        assert (await operator.get("/readyz"))[0] == 200
+        await is_ready(operator)
 
 
 async def test_malformed_requests_write_no_tracebacks(
@@ -166,14 +195,14 @@ async def test_whoever_stands_by_is_ready(kube: FakeKube) -> None:
         async with watched(kube, lease_namespace="mail", identity="second") as second:
             await second.counts("api_requests_total", verb="get")
             await until(lambda: kube.find(DEPLOYMENT, "edge"))
-            assert (await second.get("/readyz"))[0] == 200
+            await is_ready(second)
             assert (await first.metric("leader"), await second.metric("leader")) == (1, 0)
 
 
 async def test_a_reconcile_that_never_ends_is_told_by_the_liveness(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailproxy_operator.operate.STUCK_SECONDS", 0.2)
+    monkeypatch.setattr("mailproxy_operator.main.STUCK_SECONDS", 0.2)
     monkeypatch.setattr(work_queue_module, "RECONCILE_SECONDS", 3600.0)
     async with watched(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mailproxy_config.model import ListenConfig
-from mailproxy_operator.ports import Listener, Port, ports, privileged
+from mailproxy_operator.render.ports import Listener, Port, ports, privileged
 
 
 def listener(

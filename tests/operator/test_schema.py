@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from mailproxy_config.directives import LEVEL_DIRECTIVES
+from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.cli import main
-from mailproxy_operator.schema import custom_resource_definition
-from mailproxy_operator.settings import KubeVersion
+from mailproxy_operator.crd.schema import custom_resource_definition
 from support.helm_schemas import VERSIONS, schema_errors
 
 ROOT = Path(__file__).parents[2]

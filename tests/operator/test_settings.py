@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy_operator.settings import KubeVersion, OperatorSettings
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.settings import OperatorSettings
 
 
 @pytest.mark.parametrize("text", ["1.30", "v1.30.4", "1.30+", "v1.30.2-gke.100"])

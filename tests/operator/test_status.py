@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import status
-from mailproxy_operator.errors import Finding
-from mailproxy_operator.observed import Observed, Workload
+from mailproxy_operator.controller import status
+from mailproxy_operator.controller.observed import Observed, Workload
+from mailproxy_operator.crd.resource import Resource
+from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.render import Plan, planned
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body, server
 
@@ -25,7 +25,7 @@ def planned_for(**spec: Any) -> Plan:
 
 
 def made(
-    plan: Plan | None, previous: dict[str, Any], refused: Finding | None = None, **seen: Any
+    plan: Plan | None, previous: dict[str, Any], refused: ConditionCause | None = None, **seen: Any
 ) -> dict[str, Any]:
     resource = {**body(), "metadata": {**body()["metadata"], "generation": 4}, "status": previous}
     facts = status.facts(resource, plan, Observed(**seen), refused=refused, failed=None)
@@ -64,10 +64,10 @@ def test_conflicting_sysctls_have_no_value() -> None:
 @pytest.mark.parametrize("plan", [None, planned_for(servers=[server("imap", "imap", 1143)])])
 def test_a_refused_resource_keeps_what_the_last_good_one_said(plan: Plan | None) -> None:
     good = made(planned_for(), {})
-    refused = made(plan, good, Finding("InvalidSpec", "no"))
+    refused = made(plan, good, ConditionCause("InvalidSpec", "no"))
     for name in ("configHash", "selector", "listeners", "sysctls"):
         assert refused[name] == good[name]
-    assert "configHash" not in made(None, {}, Finding("InvalidSpec", "no"))
+    assert "configHash" not in made(None, {}, ConditionCause("InvalidSpec", "no"))
 
 
 def conditions(ready: str, reason: str, reconciling: str = "False") -> dict[str, Any]:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig
-from mailproxy_operator.settings import KubeVersion
-from mailproxy_operator.sysctls import Policy, Sysctl, sysctls
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.render.sysctls import Policy, Sysctl, sysctls
 
 NEW, OLD = KubeVersion(1, 36), KubeVersion(1, 30)
 

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from mailproxy_operator import work_queue
-from mailproxy_operator.cluster import Key
-from mailproxy_operator.errors import Hopeless, Retryable
-from mailproxy_operator.reconcile import Outcome
-from mailproxy_operator.work_queue import WorkQueue
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.controller import work_queue
+from mailproxy_operator.controller.reconciler import Outcome
+from mailproxy_operator.controller.work_queue import WorkQueue
+from mailproxy_operator.errors import TerminalError, TransientError
 
 A, B = Key("mail", "a"), Key("mail", "b")
 
@@ -63,8 +63,8 @@ async def test_a_resource_that_was_woken_often_is_reconciled_once() -> None:
     work = Work()
     async with running(work) as queue:
         for _ in range(50):
-            queue.wake(A, 0.02)
-        queue.wake(B)
+            queue.enqueue(A, 0.02)
+        queue.enqueue(B)
         await until(lambda: len(work.done) == 2)
         await asyncio.sleep(0.05)
     assert sorted(work.done) == [A, B]
@@ -74,10 +74,10 @@ async def test_one_woken_while_it_runs_runs_again_afterwards() -> None:
     work = Work()
     work.gate[A] = asyncio.Event()
     async with running(work) as queue:
-        queue.wake(A)
+        queue.enqueue(A)
         await until(lambda: A in work.running)
-        queue.wake(A)
-        queue.wake(B)
+        queue.enqueue(A)
+        queue.enqueue(B)
         await until(lambda: B in work.done)
         assert queue.longest_running() > 0
         work.gate[A].set()
@@ -88,24 +88,24 @@ async def test_one_woken_while_it_runs_runs_again_afterwards() -> None:
 async def test_events_do_not_shorten_the_pause_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_queue, "FIRST_PAUSE", 30.0)
     work = Work()
-    work.results[A] = [Outcome(failed=Retryable("busy"))]
+    work.results[A] = [Outcome(failed=TransientError("busy"))]
     async with running(work) as queue:
-        queue.wake(A)
+        queue.enqueue(A)
         await until(lambda: work.done == [A])
-        queue.wake(A)
+        queue.enqueue(A)
         await asyncio.sleep(0.05)
         assert work.done == [A]
         assert len(queue) == 1
-        queue.wake(A, urgent=True)
+        queue.enqueue(A, reset_backoff=True)
         await until(lambda: work.done == [A, A])
 
 
 @pytest.mark.parametrize(
     "failure",
     [
-        Outcome(failed=Retryable("busy", delay=0.01)),
-        Retryable("busy"),
-        Hopeless("may not read", "Forbidden"),
+        Outcome(failed=TransientError("busy", delay=0.01)),
+        TransientError("busy"),
+        TerminalError("may not read", "Forbidden"),
         ValueError("a bug"),
     ],
 )
@@ -115,15 +115,15 @@ async def test_what_fails_is_tried_again(
     monkeypatch.setattr(work_queue, "FIRST_PAUSE", 0.01)
     work = Work()
     work.results[A] = [failure, failure]
-    told: list[Outcome | None] = []
-    queue = WorkQueue(work, told=lambda _, outcome, __: told.append(outcome))
+    recorder: list[Outcome | None] = []
+    queue = WorkQueue(work, recorder=lambda _, outcome, __: recorder.append(outcome))
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(queue.run())
-        queue.wake(A)
+        queue.enqueue(A)
         await until(lambda: len(work.done) == 3)
         task.cancel()
-    assert (told[0] is None) is isinstance(failure, ValueError)
-    assert told[-1] == Outcome()
+    assert (recorder[0] is None) is isinstance(failure, ValueError)
+    assert recorder[-1] == Outcome()
 
 
 async def test_what_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +132,9 @@ async def test_what_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work()
     work.gate[A] = asyncio.Event()
     async with running(work, workers=1) as queue:
-        queue.wake(A)
+        queue.enqueue(A)
         await until(lambda: len(work.done) == 2)
-        queue.wake(B)
+        queue.enqueue(B)
         await until(lambda: B in work.done)
 
 
@@ -142,7 +142,7 @@ async def test_a_resource_can_ask_for_another_look() -> None:
     work = Work()
     work.results[A] = [Outcome(again_after=0.01), Outcome(again_after=0.01)]
     async with running(work) as queue:
-        queue.wake(A)
+        queue.enqueue(A)
         await until(lambda: len(work.done) == 3)
 
 
@@ -151,11 +151,11 @@ async def test_looks_become_rarer_until_somebody_edits_the_resource(monkeypatch:
     work = Work()
     work.results[A] = [Outcome(again_after=0.01)] * 6
     async with running(work) as queue:
-        queue.wake(A)
+        queue.enqueue(A)
         await until(lambda: work.results[A] == [])
-        assert queue._entries[A].looks == 6
-        queue.wake(A, urgent=True)
-        assert queue._entries[A].looks == 0
+        assert queue._entries[A].requeues == 6
+        queue.enqueue(A, reset_backoff=True)
+        assert queue._entries[A].requeues == 0
 
 
 async def test_many_resources_are_worked_on_a_few_at_a_time() -> None:
@@ -165,7 +165,7 @@ async def test_many_resources_are_worked_on_a_few_at_a_time() -> None:
     work.gate = dict.fromkeys(keys, gate)
     async with running(work, workers=3) as queue:
         for key in keys:
-            queue.wake(key)
+            queue.enqueue(key)
         await until(lambda: len(work.running) == 3)
         with suppress(TimeoutError):
             async with asyncio.timeout(0.05):

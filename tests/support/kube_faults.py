@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from mailproxy_operator.kinds import MAIL_PROXY
+from mailproxy_operator.api.kinds import MAIL_PROXY
 from support.operator_fakekube import FakeKube
 from support.operator_running import running
 from support.servers.programs import Ports
@@ -86,10 +86,7 @@ def tell_watches(kube: FakeKube, code: int) -> None:
         queue.put_nowait({"type": "ERROR", "object": status})
 
 
-_EVERYBODYS: Final = {
-    "app.kubernetes.io/name": "mailproxy",
-    "app.kubernetes.io/managed-by": "mailproxy-operator",
-}
+_EVERYBODYS: Final = {"mailproxy.dev/proxy": "edge"}
 
 
 def watches(kube: FakeKube) -> int:

@@ -8,10 +8,19 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from mailproxy_operator import names
-from mailproxy_operator.cluster import NO_LABELS, Applied, Key, RunningConfig
-from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, MAIL_PROXY, POD, Kind, Manifest, kind_of, uid_of
-from mailproxy_operator.settings import KubeVersion
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
+from mailproxy_operator.api.kinds import (
+    DAEMON_SET,
+    DEPLOYMENT,
+    MAIL_PROXY,
+    POD,
+    Kind,
+    Manifest,
+    kind_of,
+    uid_of,
+)
+from mailproxy_operator.api.kube_version import KubeVersion
 
 
 def key_of(manifest: Mapping[str, Any]) -> Key:
@@ -141,7 +150,7 @@ class MemoryCluster:
         self.calls.append(("status", manifest["kind"], manifest["metadata"]["name"]))
         self.objects[MAIL_PROXY, key_of(manifest)]["status"] = copy.deepcopy(manifest["status"])
 
-    async def annotate(
+    async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> None:
         self.calls.append(("annotate", kind.name, key.name))
@@ -159,7 +168,7 @@ class MemoryCluster:
         del namespace
         return dict(self.mounts)
 
-    async def announce(self, manifest: Manifest) -> None:
+    async def create_event(self, manifest: Manifest) -> None:
         self.events.append(manifest)
 
     def _stamp(self, manifest: Manifest, before: Manifest | None) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from mailproxy_operator.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBHOOK, OWNED, POD, Kind
+from mailproxy_operator.api.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBHOOK, OWNED, POD, Kind
 from support.operator_fields import Fields, flatten, managed, unflatten
 
 Object = dict[str, Any]
@@ -38,7 +38,14 @@ _WITHOUT_GENERATION = {
     "Lease",
     "Event",
 }
-_IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace"), ("metadata", "uid")}
+_IDENTITY = {
+    ("apiVersion",),
+    ("kind",),
+    ("metadata", "name"),
+    ("metadata", "namespace"),
+    ("metadata", "uid"),
+    ("metadata", "resourceVersion"),
+}
 
 
 @dataclass
@@ -77,9 +84,10 @@ class FakeKube:
         self.missing: set[Kind] = set()
         self.warnings: list[str] = []
         self._stored: dict[tuple[Kind, str, str], Stored] = {}
-        self._versions = itertools.count(1)
+        self._versions = itertools.count(2)
         self._version = 0
         self._watches: list[tuple[Kind, str, asyncio.Queue[Object | None]]] = []
+        self._told: list[tuple[int, str, tuple[Kind, str, str], Object]] = []
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -140,11 +148,7 @@ class FakeKube:
     # -- requests ---------------------------------------------------------
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        answer = await self._answered(request)
-        # kopf, when it ends, cancels every task that is younger than it, and with them whoever
-        # serves a kept connection in this very loop: so none is kept.
-        answer.force_close()
-        return answer
+        return await self._answered(request)
 
     async def _answered(self, request: web.Request) -> web.StreamResponse:
         parts = request.path.strip("/").split("/")
@@ -218,6 +222,10 @@ class FakeKube:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         queue: asyncio.Queue[Object | None] = asyncio.Queue()
         entry = (kind, namespace, queue)
+        since = request.query.get("resourceVersion", "")
+        for version, what, at, shown in self._told:
+            if since.isdecimal() and version > int(since) and _is_in(at, kind, namespace):
+                queue.put_nowait({"type": what, "object": shown})
         self._watches.append(entry)
         try:
             await response.prepare(request)
@@ -285,6 +293,9 @@ class FakeKube:
         uid = body["metadata"].get("uid")
         if uid and (before is None or before.object["metadata"]["uid"] != uid):
             raise Refusal(409, "uid mismatch")
+        version = body["metadata"].get("resourceVersion")
+        if version and before is not None and before.object["metadata"]["resourceVersion"] != version:
+            raise Refusal(409, "the object has been modified")
         if sub == "status" and before is None:
             raise Refusal(404, "not found")
         if "managedFields" in body["metadata"]:
@@ -380,7 +391,7 @@ class FakeKube:
         made = {"apiVersion": kind.api_version, "kind": kind.name, **content, "metadata": metadata}
         stored = Stored(made, managers)
         self._stored[at] = stored
-        self._tell("MODIFIED" if before else "ADDED", at, self._shown(stored))
+        self._annotate_pod("MODIFIED" if before else "ADDED", at, self._shown(stored))
         return self._shown(stored)
 
     def _delete(self, at: tuple[Kind, str, str]) -> None:
@@ -388,13 +399,16 @@ class FakeKube:
         if stored is None:
             return
         self._version = next(self._versions)
-        self._tell("DELETED", at, self._shown(stored))
+        shown = self._shown(stored)
+        metadata = {**shown["metadata"], "resourceVersion": str(self._version)}
+        self._annotate_pod("DELETED", at, {**shown, "metadata": metadata})
         uid = stored.object["metadata"]["uid"]
         for other, one in list(self._stored.items()):
             if any(owner["uid"] == uid for owner in one.object["metadata"].get("ownerReferences", [])):
                 self._delete(other)
 
-    def _tell(self, event: str, at: tuple[Kind, str, str], shown: Object) -> None:
+    def _annotate_pod(self, event: str, at: tuple[Kind, str, str], shown: Object) -> None:
+        self._told.append((self._version, event, at, shown))
         for kind, namespace, queue in self._watches:
             if _is_in(at, kind, namespace):
                 queue.put_nowait({"type": event, "object": shown})
@@ -454,12 +468,18 @@ def _is_in(at: tuple[Kind, str, str], kind: Kind, namespace: str) -> bool:
 
 
 def _selected(one: Object, query: Any) -> bool:
-    wanted = [pair.split("=", 1) for pair in query.get("labelSelector", "").split(",") if "=" in pair]
     labels = one["metadata"].get("labels", {})
     reason = query.get("fieldSelector", "").removeprefix("reason=")
-    return all(labels.get(key) == value for key, value in wanted) and (
-        not reason or one.get("reason") == reason
-    )
+    wanted = filter(None, query.get("labelSelector", "").split(","))
+    return all(_matches(labels, one) for one in wanted) and (not reason or one.get("reason") == reason)
+
+
+def _matches(labels: Object, requirement: str) -> bool:
+    """Whether labels meet ``key=value``, ``key`` or ``!key``."""
+    key, equals, value = requirement.partition("=")
+    if equals:
+        return bool(labels.get(key) == value)
+    return key.startswith("!") != (key.lstrip("!") in labels)
 
 
 def _merged(into: Any, patch: Any) -> Any:

@@ -1,20 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An operator at work in this process, on an emulated API server."""
+"""An operator at work in a thread of this process, on an emulated API server."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import kopf
 
-from mailproxy_operator.credentials import Configuration
-from mailproxy_operator.operate import operate
+from mailproxy_operator.api.credentials import Configuration
+from mailproxy_operator.api.watch_monitor import Login
+from mailproxy_operator.main import operate
 from mailproxy_operator.settings import OperatorSettings
-from mailproxy_operator.watching import Login
 from support.operator_fakekube import FakeKube
+
+RESTART_SECONDS = 0.1
+
+
+class _Thread:
+    """Runs an operator in an event loop of its own: kopf cancels every task of its loop when it ends."""
+
+    def __init__(self, operating: Callable[[asyncio.Event], Any], *, restarts: bool) -> None:
+        self._operating = operating
+        self._restarts = restarts
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._is_stopped = threading.Event()
+
+    def run(self) -> int:
+        """Run the operator, and start it again as Kubernetes does, until it ends as asked."""
+        while True:
+            code = asyncio.run(self._run())
+            if code == 0 or self._is_stopped.is_set() or not self._restarts:
+                return code
+            self._is_stopped.wait(RESTART_SECONDS)
+
+    async def _run(self) -> int:
+        self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        if self._is_stopped.is_set():
+            self._stop.set()
+        code: int = await self._operating(self._stop)
+        return code
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        self._is_stopped.set()
+        if self._loop is not None and self._stop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
 
 
 @asynccontextmanager
@@ -23,23 +58,35 @@ async def running(
     *,
     configuration: Configuration | None = None,
     login: Login | None = None,
+    restarts: bool = True,
     **settings: Any,
 ) -> AsyncIterator[asyncio.Task[int]]:
-    """An operator at work; ended at the end."""
-    stop = asyncio.Event()
+    """An operator at work; ended at the end.
+
+    Args:
+        kube: The API server.
+        configuration: How the operator reaches it.
+        login: How kopf reaches it.
+        restarts: Start it again when it ends by itself, as Kubernetes does.
+        settings: Settings of the operator.
+    """
     made = OperatorSettings(**{"admin_host": "127.0.0.1", "admin_port": 0, **settings})
-    operating = operate(
-        made,
-        stop,
-        configuration=configuration or Configuration(host=kube.url),
-        login=login or (lambda **_: kopf.ConnectionInfo(server=kube.url)),
-    )
+
+    def operating(stop: asyncio.Event) -> Any:
+        return operate(
+            made,
+            stop,
+            configuration=configuration or Configuration(host=kube.url),
+            login=login or (lambda **_: kopf.ConnectionInfo(server=kube.url)),
+        )
+
+    thread = _Thread(operating, restarts=restarts)
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(operating)
+        task = tasks.create_task(asyncio.to_thread(thread.run))
         try:
             yield task
         finally:
-            stop.set()
+            thread.stop()
             async with asyncio.timeout(60):
                 await asyncio.wait([task])
 

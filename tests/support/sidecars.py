@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned
 from mailproxy_operator.render.sidecar import Sidecar, sidecar
-from mailproxy_operator.resource import Resource
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.settings import Platform
 from support.operator_bodies import body
 
 PLATFORM: Final = Platform(kube_version=KubeVersion(1, 36), image="registry.example/mailproxy:1")

@@ -12,7 +12,7 @@ from mailproxy_monitoring.operator_dashboard import OPERATOR
 from mailproxy_monitoring.operator_metrics import operator_metrics
 from mailproxy_monitoring.proxies_dashboard import PROXIES
 from mailproxy_monitoring.rules import chart_rules, plain_rules
-from mailproxy_operator.render.text import as_yaml
+from mailproxy_operator.render.manifest_text import as_yaml
 
 DIRECTORY: Final = Path(__file__).parents[1]
 CHART: Final = DIRECTORY.parents[1] / "charts/mailproxy-operator/files"

@@ -8,7 +8,7 @@ from typing import Final
 from prometheus_client import Metric
 from prometheus_client.metrics import MetricWrapperBase
 
-from mailproxy_operator.meters import Conditions, Meters
+from mailproxy_operator.metrics import Conditions, Metrics
 
 _HEAD: Final = """\
 # Metrics of the operator
@@ -37,7 +37,7 @@ _OPEN: Final = {
 
 def operator_metrics() -> str:
     """Return the page."""
-    registry = Meters().registry
+    registry = Metrics().registry
     collectors = registry._names_to_collectors  # noqa: SLF001  no public API lists labels without series
     sections = [_section(family, collectors[family.name]) for family in registry.collect()]
     return "\n".join([_HEAD, *sections])

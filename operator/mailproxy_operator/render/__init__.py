@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.render.autoscaler import autoscaler
 from mailproxy_operator.render.config_map import config_map
 from mailproxy_operator.render.disruption_budget import disruption_budget

@@ -7,7 +7,7 @@ Sessions last long and do not move, so by default pods leave slowly.
 from __future__ import annotations
 
 from mailproxy_config.kubernetes import Autoscaling
-from mailproxy_operator.kinds import AUTOSCALER, DEPLOYMENT, Manifest
+from mailproxy_operator.api.kinds import AUTOSCALER, DEPLOYMENT, Manifest
 from mailproxy_operator.render.plan import Plan
 
 DEFAULT_CPU_PERCENT = 80

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from mailproxy_operator import names
-from mailproxy_operator.kinds import CONFIG_MAP, Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import CONFIG_MAP, Manifest
 from mailproxy_operator.render.plan import Plan
 
 

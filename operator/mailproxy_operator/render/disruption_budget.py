@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from mailproxy_operator import names
-from mailproxy_operator.kinds import DISRUPTION_BUDGET, Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import DISRUPTION_BUDGET, Manifest
+from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.render.plan import Plan
-from mailproxy_operator.settings import KubeVersion
 
 _EVICTION_POLICY_SINCE = KubeVersion(1, 27)
 

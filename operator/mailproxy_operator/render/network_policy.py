@@ -9,8 +9,8 @@ operator is always let in at the admin port: it reads there what the pods run.
 from __future__ import annotations
 
 from mailproxy_config.addresses import parse_host_port
-from mailproxy_operator import names
-from mailproxy_operator.kinds import NETWORK_POLICY, Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import NETWORK_POLICY, Manifest
 from mailproxy_operator.render.plan import Plan
 from mailproxy_operator.settings import Platform
 

@@ -9,10 +9,12 @@ from mailproxy_config.compile import collect_references, compile_proxy
 from mailproxy_config.model import DrainConfig, ProxyConfig, Seconds
 from mailproxy_config.rendered import config_hash, dump
 from mailproxy_config.secret_refs import Mounts, Reference
-from mailproxy_operator import names, ports, sysctls
-from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, Kind
-from mailproxy_operator.resource import Resource
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, Kind
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.crd.resource import Resource
+from mailproxy_operator.render import ports, sysctls
+from mailproxy_operator.settings import Platform
 
 SIDECAR = "Sidecar"
 """The mode in which the pods are others'."""

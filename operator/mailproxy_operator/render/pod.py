@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 
-from mailproxy_operator import names
-from mailproxy_operator.kinds import DEPLOYMENT, Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import DEPLOYMENT, Manifest
 from mailproxy_operator.render.plan import Plan
 from mailproxy_operator.render.volumes import volume_mounts, volumes
 

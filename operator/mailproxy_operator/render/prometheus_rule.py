@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailproxy_operator.kinds import PROMETHEUS_RULE, Manifest
+from mailproxy_operator.api.kinds import PROMETHEUS_RULE, Manifest
 from mailproxy_operator.render.plan import Plan
 
 RUNBOOKS = "https://github.com/mailproxy/mailproxy/blob/main/docs/alerts.md"

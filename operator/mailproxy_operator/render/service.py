@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from mailproxy_operator import names
-from mailproxy_operator.kinds import SERVICE, Manifest
-from mailproxy_operator.ports import Port
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import SERVICE, Manifest
 from mailproxy_operator.render.plan import Plan
+from mailproxy_operator.render.ports import Port
 
 
 def service(plan: Plan) -> Manifest | None:

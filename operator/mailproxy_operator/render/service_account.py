@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mailproxy_operator.kinds import SERVICE_ACCOUNT, Manifest
+from mailproxy_operator.api.kinds import SERVICE_ACCOUNT, Manifest
 from mailproxy_operator.render.plan import Plan
 
 

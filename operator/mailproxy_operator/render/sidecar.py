@@ -14,11 +14,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mailproxy_operator import names
-from mailproxy_operator.kinds import Manifest
-from mailproxy_operator.ports import privileged
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.render.plan import Plan
 from mailproxy_operator.render.pod import MARGIN_SECONDS, USER_ID, container, scraping
+from mailproxy_operator.render.ports import privileged
 from mailproxy_operator.render.volumes import SOCKETS, own_volumes, volume_mounts
 
 PREFIX = "mailproxy-"

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from mailproxy_config.secret_refs import Reference, ReferenceKind
-from mailproxy_operator import names
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.render.plan import Plan
 
 OWNER_AND_GROUP = 0o440

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from mailproxy_operator import breaker_note, names
-from mailproxy_operator.kinds import DEPLOYMENT, Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import DEPLOYMENT, Manifest
+from mailproxy_operator.render import refused_sysctls
 from mailproxy_operator.render.plan import Plan
 from mailproxy_operator.render.pod import pod_template
 
@@ -21,7 +22,7 @@ def workload(plan: Plan) -> Manifest | None:
     kind = plan.workload_kind
     metadata = plan.resource.metadata(plan.resource.name)
     if plan.platform.refused_sysctls:
-        metadata["annotations"] = breaker_note.written(
+        metadata["annotations"] = refused_sysctls.written(
             plan.platform.refused_sysctls, plan.resource.generation
         )
     spec = {

@@ -15,13 +15,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_operator import names
-from mailproxy_operator.cluster import Cluster, Key
-from mailproxy_operator.errors import Finding
-from mailproxy_operator.kinds import MAIL_PROXY, POD, Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Cluster, Key
+from mailproxy_operator.api.kinds import MAIL_PROXY, POD, Manifest
+from mailproxy_operator.crd.resource import Resource
+from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.render import planned
 from mailproxy_operator.render.sidecar import sidecar
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, carries, inject, labelled
 
@@ -30,7 +30,7 @@ MAX_EVENTS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class AdmissionDecision:
     """What becomes of a pod.
 
     Attributes:
@@ -47,7 +47,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AdmissionRequest:
     """A pod that asks for a sidecar.
 
     Attributes:
@@ -57,13 +57,13 @@ class Asked:
 
     key: Key
     pod: Manifest
-    is_trial: bool = False
+    dry_run: bool = False
 
     @classmethod
-    def read(cls, pod: Manifest, namespace: str, *, is_trial: bool) -> Asked:
+    def read(cls, pod: Manifest, namespace: str, *, dry_run: bool) -> AdmissionRequest:
         """Read what a pod asks for, by its label."""
         labels = (pod.get("metadata") or {}).get("labels") or {}
-        return cls(Key(namespace, str(labels.get(names.INJECT, ""))), pod, is_trial)
+        return cls(Key(namespace, str(labels.get(names.INJECT, ""))), pod, dry_run)
 
 
 class Admission:
@@ -90,56 +90,61 @@ class Admission:
         self._now = now
         self._announced: deque[datetime] = deque(maxlen=MAX_EVENTS)
 
-    async def review(self, asked: Asked) -> Verdict:
+    async def review(self, request: AdmissionRequest) -> AdmissionDecision:
         """Decide about one pod.
 
         Raises:
             OperatorError: The API server did not say what there is.
         """
-        if carries(asked.pod):
-            pod = labelled(asked.pod, asked.key.name)
-            return Verdict(result="present", pod=pod if pod != asked.pod else None)
-        if self._namespaces and asked.key.namespace not in self._namespaces:
-            return Verdict(
+        if carries(request.pod):
+            pod = labelled(request.pod, request.key.name)
+            return AdmissionDecision(result="present", pod=pod if pod != request.pod else None)
+        if self._namespaces and request.key.namespace not in self._namespaces:
+            return AdmissionDecision(
                 result="ignored",
-                warnings=(_told(asked, Finding("", "this namespace is not served by the operator")),),
+                warnings=(
+                    _told(request, ConditionCause("", "this namespace is not served by the operator")),
+                ),
             )
-        body = await self._cluster.get(MAIL_PROXY, asked.key)
-        found = await self._decided(asked, body)
-        if isinstance(found, Finding):
-            return await self._without(asked, body, found)
+        body = await self._cluster.get(MAIL_PROXY, request.key)
+        found = await self._decided(request, body)
+        if isinstance(found, ConditionCause):
+            return await self._without(request, body, found)
         annotations = found.pod["metadata"]["annotations"]
         annotations[names.CONFIG_HASH] = found.config_hash
-        return Verdict(result="injected", pod=found.pod, warnings=found.warnings)
+        return AdmissionDecision(result="injected", pod=found.pod, warnings=found.warnings)
 
-    async def _decided(self, asked: Asked, body: Manifest | None) -> _Made | Finding:
+    async def _decided(self, request: AdmissionRequest, body: Manifest | None) -> _Made | ConditionCause:
         if body is None or "deletionTimestamp" in body["metadata"]:
-            return Finding("MailProxyNotFound", f"there is no MailProxy {asked.key.name}")
+            return ConditionCause("MailProxyNotFound", f"there is no MailProxy {request.key.name}")
         try:
             resource = Resource.read(body)
             if resource.mode != "Sidecar":
-                return Finding("NotASidecar", f"MailProxy {asked.key.name} has mode {resource.mode}")
-            if not resource.deployment.sidecar.selector.selects(asked.pod["metadata"]["labels"]):
-                return Finding(
-                    "NotSelected", f"MailProxy {asked.key.name} is for other pods: see spec.sidecar.selector"
+                return ConditionCause("NotASidecar", f"MailProxy {request.key.name} has mode {resource.mode}")
+            if not resource.deployment.sidecar.selector.selects(request.pod["metadata"]["labels"]):
+                return ConditionCause(
+                    "NotSelected",
+                    f"MailProxy {request.key.name} is for other pods: see spec.sidecar.selector",
                 )
             made = sidecar(planned(resource, await self._platform()))
         except ConfigError as error:
-            return Finding("InvalidSpec", f"MailProxy {asked.key.name} is not valid: {error}")
-        found = inject(made, asked.pod)
+            return ConditionCause("InvalidSpec", f"MailProxy {request.key.name} is not valid: {error}")
+        found = inject(made, request.pod)
         if isinstance(found, Injected):
             return _Made(found.pod, found.warnings, made.config_hash)
         return found
 
-    async def _without(self, asked: Asked, body: Manifest | None, finding: Finding) -> Verdict:
+    async def _without(
+        self, request: AdmissionRequest, body: Manifest | None, finding: ConditionCause
+    ) -> AdmissionDecision:
         """Let the pod in as it is, or refuse it where the resource says so; and leave an event."""
         is_refused = _fails(body)
-        if not asked.is_trial:
-            await self._announce(_event(asked, body, finding, self._now(), is_refused=is_refused))
-        text = _told(asked, finding)
+        if not request.dry_run:
+            await self._announce(_event(request, body, finding, self._now(), is_refused=is_refused))
+        text = _told(request, finding)
         if is_refused:
-            return Verdict(result="refused", refusal=text)
-        return Verdict(result="ignored", warnings=(text,))
+            return AdmissionDecision(result="refused", refusal=text)
+        return AdmissionDecision(result="ignored", warnings=(text,))
 
     async def _announce(self, event: Manifest) -> None:
         """Publish an event, but no more than so many: whoever reaches the webhook can ask for them."""
@@ -147,7 +152,7 @@ class Admission:
         if len(self._announced) == MAX_EVENTS and now - self._announced[0] < timedelta(minutes=1):
             return
         self._announced.append(now)
-        await self._cluster.announce(event)
+        await self._cluster.create_event(event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +169,20 @@ def _fails(body: Mapping[str, Any] | None) -> bool:
     return isinstance(wanted, Mapping) and wanted.get("failurePolicy") == "Fail"
 
 
-def _told(asked: Asked, finding: Finding) -> str:
+def _told(request: AdmissionRequest, finding: ConditionCause) -> str:
     # Some clients show no more than 120 characters of a warning, so what matters comes first.
-    return f"no mailproxy sidecar ({names.INJECT}: {asked.key.name}): {finding.message}"[:1000]
+    return f"no mailproxy sidecar ({names.INJECT}: {request.key.name}): {finding.message}"[:1000]
 
 
 def _event(
-    asked: Asked, body: Manifest | None, finding: Finding, now: datetime, *, is_refused: bool
+    request: AdmissionRequest,
+    body: Manifest | None,
+    finding: ConditionCause,
+    now: datetime,
+    *,
+    is_refused: bool,
 ) -> Manifest:
-    regarding = _resource(body) if body else _owner(asked)
+    regarding = _resource(body) if body else _owner(request)
     reason = "SidecarRefused" if is_refused else "SidecarMissing"
     # The same for every pod of a workload, so that there is one event and not one for each of them.
     mark = repr((regarding, reason, finding)).encode()
@@ -180,11 +190,11 @@ def _event(
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": asked.key.namespace},
+        "metadata": {"name": name, "namespace": request.key.namespace},
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "type": "Warning",
         "reason": reason,
-        "note": f"{finding.reason}: {_told(asked, finding)}"[:1000],
+        "note": f"{finding.reason}: {_told(request, finding)}"[:1000],
         "action": "Inject",
         "reportingController": names.FIELD_MANAGER,
         "reportingInstance": names.FIELD_MANAGER,
@@ -203,15 +213,15 @@ def _resource(body: Manifest) -> Manifest:
     }
 
 
-def _owner(asked: Asked) -> Manifest:
+def _owner(request: AdmissionRequest) -> Manifest:
     """Name what makes the pod: the pod itself is not there yet."""
-    metadata = asked.pod["metadata"]
+    metadata = request.pod["metadata"]
     owners = [one for one in metadata.get("ownerReferences") or [] if one.get("controller")]
     owner = owners[0] if owners else {"apiVersion": POD.api_version, "kind": POD.name}
     return {
         "apiVersion": owner["apiVersion"],
         "kind": owner["kind"],
         "name": owner.get("name") or metadata.get("name") or metadata.get("generateName", "").rstrip("-"),
-        "namespace": asked.key.namespace,
+        "namespace": request.key.namespace,
         "uid": owner.get("uid", ""),
     }

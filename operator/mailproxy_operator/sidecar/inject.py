@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mailproxy_operator import names
-from mailproxy_operator.errors import Finding
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.render.sidecar import SOCKET_VOLUME, Sidecar
-from mailproxy_operator.sysctls import PORT_START
+from mailproxy_operator.render.sysctls import PORT_START
 
 DEFAULT_GRACE_SECONDS = 30
 """``terminationGracePeriodSeconds`` of a pod that does not say."""
@@ -41,7 +41,7 @@ def carries(pod: Mapping[str, Any]) -> bool:
     return any(_is_native_sidecar(one) and one.get("name") == names.CONTAINER for one in containers)
 
 
-def inject(sidecar: Sidecar, pod: Manifest) -> Injected | Finding:
+def inject(sidecar: Sidecar, pod: Manifest) -> Injected | ConditionCause:
     """Put the proxy into a pod.
 
     Args:
@@ -83,7 +83,7 @@ def labelled(pod: Manifest, name: str) -> Manifest:
 # --- why not -------------------------------------------------------------------
 
 
-def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> Finding | None:
+def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> ConditionCause | None:
     """Look for a label that names another MailProxy.
 
     It is not replaced: where a workload's selector has it, the workload would not know its pod any more,
@@ -93,51 +93,51 @@ def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> Finding | None:
     for name in (names.INJECT, names.PROXY):
         if own.get(name, sidecar.name) != sidecar.name:
             what = f"the pod's label {name}={own[name]} names another MailProxy than {sidecar.name}"
-            return Finding("LabelConflict", f"{what}; remove it from the pod template")
+            return ConditionCause("LabelConflict", f"{what}; remove it from the pod template")
     return None
 
 
-def _wrong_system(_: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+def _wrong_system(_: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
     system = (spec.get("os") or {}).get("name", "linux")
-    return None if system == "linux" else Finding("WrongSystem", f"the pod runs on {system}")
+    return None if system == "linux" else ConditionCause("WrongSystem", f"the pod runs on {system}")
 
 
-def _name_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+def _name_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
     name = sidecar.container["name"]
     if any(one.get("name") == name for one in _containers(spec)):
-        return Finding("NameConflict", f"the pod has a container {name} that is not the sidecar")
+        return ConditionCause("NameConflict", f"the pod has a container {name} that is not the sidecar")
     return None
 
 
-def _volume_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+def _volume_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
     taken = {volume.get("name") for volume in spec.get("volumes") or []}
     for volume in sidecar.volumes:
         if volume["name"] in taken:
-            return Finding("NameConflict", f"the pod has a volume {volume['name']} of its own")
+            return ConditionCause("NameConflict", f"the pod has a volume {volume['name']} of its own")
     return None
 
 
-def _port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+def _port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
     wanted = {port["containerPort"] for port in sidecar.container["ports"]}
     for one in _containers(spec):
         for port in one.get("ports") or []:
             if port.get("containerPort") in wanted and port.get("protocol", "TCP") == "TCP":
                 taken = f"port {port['containerPort']} is taken by container {one.get('name')}"
-                return Finding("PortConflict", taken)
+                return ConditionCause("PortConflict", taken)
     return None
 
 
-def _closed_port(sidecar: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+def _closed_port(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
     lowest = sidecar.lowest_port
     if lowest is None:
         return None
     if spec.get("hostNetwork"):
         why = f"with hostNetwork the proxy cannot open port {lowest} without root"
-        return Finding("HostNetwork", f"{why}; use portStrategy: HighPort")
+        return ConditionCause("HostNetwork", f"{why}; use portStrategy: HighPort")
     start = _own_sysctls(spec).get(PORT_START, "0")
     if start.isdecimal() and int(start) > lowest:
         why = f"the pod's own sysctl {PORT_START}={start} closes port {lowest}"
-        return Finding("SysctlConflict", f"{why}; use portStrategy: HighPort")
+        return ConditionCause("SysctlConflict", f"{why}; use portStrategy: HighPort")
     return None
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy_operator.render.text import rendered_text
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.render.manifest_text import rendered_text
+from mailproxy_operator.settings import Platform
 
 GOLDEN = Path(__file__).parent / "golden"
 PLATFORM = Platform(kube_version=KubeVersion(1, 36), image="registry.example/mailproxy:1")

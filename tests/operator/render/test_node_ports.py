@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body
 

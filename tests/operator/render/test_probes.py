@@ -11,9 +11,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned
 from mailproxy_operator.render.pod import container
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body
 from support.servers import proxy as proxies

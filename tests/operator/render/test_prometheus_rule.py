@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned
 from mailproxy_operator.render.prometheus_rule import ALERTS, prometheus_rule
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.alerts import SERIES
 from support.needs import Needs

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mailproxy_operator import names
-from mailproxy_operator.cluster import Applied, Key
-from mailproxy_operator.kinds import Manifest
-from mailproxy_operator.reconcile import Reconciler
-from mailproxy_operator.render.text import rendered_text
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Applied, Key
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.controller.reconciler import Reconciler
+from mailproxy_operator.render.manifest_text import rendered_text
+from mailproxy_operator.settings import Platform
 from support.operator_cluster import MemoryCluster
 
 PLATFORM = Platform(kube_version=KubeVersion(1, 36))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator.errors import Retryable
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.errors import TransientError
 from mailproxy_operator.settings import Platform
-from mailproxy_operator.sidecar.admission import MAX_EVENTS, Admission, Asked, Verdict
+from mailproxy_operator.sidecar.admission import MAX_EVENTS, Admission, AdmissionDecision, AdmissionRequest
 from mailproxy_operator.sidecar.inject import carries
 from support.operator_cluster import MemoryCluster
 from support.sidecars import INJECT, PLATFORM, made, pod, sidecar_body
@@ -24,10 +24,10 @@ async def platform() -> Platform:
 
 
 async def decide(
-    cluster: MemoryCluster, asking: Manifest, *, is_trial: bool = False, namespaces: tuple[str, ...] = ()
-) -> Verdict:
+    cluster: MemoryCluster, asking: Manifest, *, dry_run: bool = False, namespaces: tuple[str, ...] = ()
+) -> AdmissionDecision:
     admission = Admission(cluster, platform, namespaces=namespaces, now=lambda: NOW)
-    return await admission.review(Asked.read(asking, "mail", is_trial=is_trial))
+    return await admission.review(AdmissionRequest.read(asking, "mail", dry_run=dry_run))
 
 
 def cluster_with(**spec: Any) -> MemoryCluster:
@@ -52,11 +52,11 @@ async def test_it_gets_it_and_knows_what_it_should_run() -> None:
 async def test_who_has_it_is_left_alone_and_nothing_is_looked_up() -> None:
     class Broken(MemoryCluster):
         async def get(self, *_: Any) -> Manifest:
-            raise Retryable("no answer")
+            raise TransientError("no answer")
 
     verdict = await decide(cluster_with(), pod())
     assert verdict.pod is not None
-    assert await decide(Broken(), verdict.pod) == Verdict(result="present")
+    assert await decide(Broken(), verdict.pod) == AdmissionDecision(result="present")
 
 
 async def test_pod_that_carries_it_without_the_label_is_labelled() -> None:
@@ -151,16 +151,16 @@ async def test_nobody_can_have_any_number_of_events_made() -> None:
     for number in range(MAX_EVENTS + 5):
         asking = pod()
         asking["metadata"]["labels"][INJECT] = f"nobody-{number}"
-        assert (await admission.review(Asked.read(asking, "mail", is_trial=False))).warnings
+        assert (await admission.review(AdmissionRequest.read(asking, "mail", dry_run=False))).warnings
     assert len(cluster.events) == MAX_EVENTS
     clock[0] += timedelta(minutes=1)
-    await admission.review(Asked.read(pod(), "mail", is_trial=False))
+    await admission.review(AdmissionRequest.read(pod(), "mail", dry_run=False))
     assert len(cluster.events) == MAX_EVENTS + 1
 
 
 async def test_a_trial_leaves_nothing_behind() -> None:
     cluster = MemoryCluster()
-    verdict = await decide(cluster, pod(), is_trial=True)
+    verdict = await decide(cluster, pod(), dry_run=True)
     assert (verdict.result, cluster.events) == ("ignored", [])
 
 

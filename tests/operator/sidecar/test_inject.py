@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy_operator.errors import Finding
-from mailproxy_operator.kinds import Manifest
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, carries, inject
 from support.sidecars import INJECT, made, pod
 
@@ -20,13 +21,13 @@ PROXY = "mailproxy.dev/proxy"
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
 
 
-def put(found: Injected | Finding) -> Manifest:
+def put(found: Injected | ConditionCause) -> Manifest:
     assert isinstance(found, Injected), found
     return found.pod
 
 
-def why_not(found: Injected | Finding) -> tuple[str, str]:
-    assert isinstance(found, Finding)
+def why_not(found: Injected | ConditionCause) -> tuple[str, str]:
+    assert isinstance(found, ConditionCause)
     return found.reason, found.message
 
 

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy_config.errors import ConfigError
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.cli import main
-from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.sidecar.inject import Injected, inject
 from mailproxy_operator.sidecar.patch import (
     KINDS,
@@ -27,7 +27,7 @@ from mailproxy_operator.sidecar.patch import (
     json_patch,
     strategic_merge,
 )
-from mailproxy_operator.webhook import HANDLER, REVIEW_SECONDS
+from mailproxy_operator.sidecar.webhook import HANDLER, REVIEW_SECONDS
 from support.kubectl import ABSENT as NO_KUBECTL
 from support.kubectl import find_kubectl
 from support.sidecars import INJECT, made

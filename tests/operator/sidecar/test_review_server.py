@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import http_connections, review_server
-from mailproxy_operator.review_server import ReviewServer
-from mailproxy_operator.sidecar import certificate
+from mailproxy_operator import http_connections
+from mailproxy_operator.sidecar import certificate, review_server
+from mailproxy_operator.sidecar.review_server import ReviewServer
 from support.operator_running import until
 
 REVIEW = json.dumps({"request": {"object": {"metadata": {}}, "namespace": "mail"}}).encode()

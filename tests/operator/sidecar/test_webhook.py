@@ -16,9 +16,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mailproxy_operator.kinds import EVENT, MAIL_PROXY, MUTATING_WEBHOOK
+from mailproxy_operator.api.kinds import EVENT, MAIL_PROXY, MUTATING_WEBHOOK
 from mailproxy_operator.settings import WebhookSettings
-from mailproxy_operator.sidecar import trust
+from mailproxy_operator.sidecar import ca_bundle
 from mailproxy_operator.sidecar.certificate import issue
 from mailproxy_operator.sidecar.inject import carries
 from mailproxy_operator.sidecar.patch import JsonPatch
@@ -78,7 +78,7 @@ async def webhook(kube: FakeKube, **settings: Any) -> AsyncIterator[Caller]:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trust, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(ca_bundle, "SETTLE_SECONDS", 0.0)
 
 
 @asynccontextmanager

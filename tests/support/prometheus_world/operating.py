@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from mailproxy_operator.kinds import MAIL_PROXY, SERVICE
+from mailproxy_operator.api.kinds import MAIL_PROXY, SERVICE
 from support.operator_bodies import body
 from support.operator_fakekube import FakeKube
 from support.operator_running import running

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API server: names, kinds, requests and the Lease."""

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cluster port on a real API server; with ``credentials`` the only module that knows the client.
+
+It goes through the client's lowest layer with paths from a static table:
+authentication, TLS and connections are the library's, the meaning of every
+answer is ours (see ``answers``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import client
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.api_errors import Answer, code_class, error_from, is_port_drift, warnings
+from mailproxy_operator.api.api_tls import described
+from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
+from mailproxy_operator.api.credentials import Configuration, Credentials, client_context
+from mailproxy_operator.api.kinds import (
+    EVENT,
+    LEASE,
+    MAIL_PROXY,
+    SERVICE,
+    Kind,
+    Manifest,
+    kind_of,
+    uid_of,
+)
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.errors import NotFoundOrConflict, OperatorError, TransientError
+
+REQUEST_SECONDS = 15.0
+POD_SECONDS = 2.0
+PAGE = 500
+MAX_CONFIG_BYTES = 64 * 1024
+_APPLY, _MERGE, _JSON_PATCH = (
+    "application/apply-patch+yaml",
+    "application/merge-patch+json",
+    "application/json-patch+json",
+)
+
+ApiClient = client.ApiClient
+
+Meter = Callable[[str, str, float], None]
+"""Told about every request: verb, class of status code, seconds."""
+
+
+@asynccontextmanager
+async def api_client(configuration: Configuration) -> AsyncIterator[client.ApiClient]:
+    """Open a client with these credentials."""
+    async with client.ApiClient(configuration) as opened:
+        opened.rest_client.ssl_context = client_context(configuration)
+        yield opened
+
+
+class KubeClient:
+    """Objects on an API server.
+
+    Args:
+        api: Where and as whom.
+        pods: For asking pods themselves.
+        meter: Told about every request.
+        node_version: Of the oldest node, where that is older than the API server.
+        credentials: Read again when the API server refuses them.
+
+    Attributes:
+        is_let_in: Whether the API server has accepted the credentials, and still does.
+        trouble: Why the last request got no answer, or was not let in; empty when it was answered.
+    """
+
+    def __init__(
+        self,
+        api: client.ApiClient,
+        pods: aiohttp.ClientSession,
+        *,
+        meter: Meter = lambda *_: None,
+        node_version: KubeVersion | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self.is_authenticated = False
+        self.last_error = ""
+        self._credentials = credentials
+        self._api = api
+        self._pods = pods
+        self._meter = meter
+        self._node_version = node_version
+        self._missing: frozenset[Kind] = frozenset()
+
+    async def version(self) -> KubeVersion:
+        """Ask for the API server's version, unless the nodes' is given."""
+        if self._node_version is not None:
+            return self._node_version
+        answer = await self._request("get", "GET", "/version")
+        if not answer.is_good:
+            raise TransientError(f"the version of the API server: {answer.message}")
+        return KubeVersion.parse(str(answer.body.get("gitVersion", "")))
+
+    async def get(self, kind: Kind, key: Key) -> Manifest | None:
+        """Read one object."""
+        answer = await self._request("get", "GET", kind.path(key.namespace, key.name))
+        if answer.status == 404:
+            return None
+        return dict(self._good(answer, kind, f"{kind.name} {key}").body)
+
+    async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the objects of a namespace that carry these labels."""
+        return await self.list_all(kind, (namespace,), names.label_selector(labels))
+
+    async def has(self, kind: Kind) -> bool:
+        """Tell whether the cluster has a kind at all."""
+        return kind.name in await self._names_in(kind)
+
+    async def _names_in(self, kind: Kind) -> frozenset[str]:
+        """Name the kinds of a kind's group and version."""
+        path = kind.path(None).rpartition("/")[0]
+        answer = await self._request("get", "GET", path)
+        if answer.status == 404:
+            return frozenset()
+        listed = self._good(answer, kind, path).body.get("resources") or []
+        return frozenset(str(one.get("kind")) for one in listed)
+
+    async def served(self, kinds: Iterable[Kind]) -> frozenset[Kind]:
+        """Tell which of some kinds the cluster has; the others are not listed until asked again."""
+        kinds = frozenset(kinds)
+        by_version = {kind.api_version: kind for kind in kinds}
+        named = {version: await self._names_in(kind) for version, kind in by_version.items()}
+        found = frozenset(kind for kind in kinds if kind.name in named[kind.api_version])
+        self._missing = kinds - found
+        return found
+
+    async def list_all(
+        self, kind: Kind, namespaces: tuple[str, ...], selector: str, moved: Callable[[], None] = lambda: None
+    ) -> list[Manifest]:
+        """Read the objects of a kind that match a label selector.
+
+        Args:
+            kind: Which.
+            namespaces: In these; in all where there are none.
+            selector: A label selector; all objects where it is empty.
+            moved: Called for each page.
+        """
+        query = {"labelSelector": selector} if selector else {}
+        return [
+            one
+            for namespace in namespaces or ("",)
+            for one in await self._list(kind, namespace, query, moved)
+        ]
+
+    async def _list(
+        self,
+        kind: Kind,
+        namespace: str,
+        query: Mapping[str, str],
+        moved: Callable[[], None] = lambda: None,
+    ) -> list[Manifest]:
+        items: list[Manifest] = []
+        position = ""
+        while kind not in self._missing:
+            page = {**query, "limit": str(PAGE), **({"continue": position} if position else {})}
+            answer = await self._request("list", "GET", kind.path(namespace or None), query=page)
+            moved()
+            if answer.status == 404 and kind.optional:
+                break
+            body = self._good(answer, kind, f"the list of {kind.plural}").body
+            # The API server does not say of each item what it is.
+            what = {"apiVersion": kind.api_version, "kind": kind.name}
+            items += [{**what, **one} for one in body.get("items") or []]
+            position = (body.get("metadata") or {}).get("continue") or ""
+            if not position:
+                break
+        return items
+
+    async def apply(
+        self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
+    ) -> Applied:
+        """Apply server-side; the corner in which a hand-edited port makes that impossible is repaired."""
+        answer = await self._apply(manifest, manager, force=force)
+        if is_port_drift(answer):
+            await self._repair_ports(manifest)
+            answer = await self._apply(manifest, manager, force=force)
+        kind = kind_of(manifest)
+        applied = self._good(answer, kind, f"{kind.name} {manifest['metadata']['name']}")
+        return Applied(dict(applied.body), applied.warnings)
+
+    async def _apply(self, manifest: Manifest, manager: str, *, force: bool, status: bool = False) -> Answer:
+        key = _key(manifest)
+        path = kind_of(manifest).path(key.namespace, key.name) + ("/status" if status else "")
+        query = {"fieldManager": manager, "force": "true" if force else "false"}
+        return await self._request("apply", "PATCH", path, query=query, body=manifest, content_type=_APPLY)
+
+    async def apply_status(self, manifest: Manifest) -> Manifest | None:
+        """Apply the status of a MailProxy through its own path.
+
+        Returns:
+            The MailProxy as it is now; ``None`` where it is gone.
+        """
+        answer = await self._apply(manifest, names.FIELD_MANAGER, force=True, status=True)
+        if answer.status == 404:
+            return None
+        return dict(self._good(answer, MAIL_PROXY, f"the status of {_key(manifest)}").body)
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Delete this very object; somebody else's of the same name stays."""
+        kind, key = kind_of(manifest), _key(manifest)
+        options = {"preconditions": {"uid": uid_of(manifest)}, "propagationPolicy": "Background"}
+        answer = await self._request("delete", "DELETE", kind.path(key.namespace, key.name), body=options)
+        if answer.status not in {404, 409}:
+            self._good(answer, kind, f"{kind.name} {key}")
+
+    async def patch_annotations(
+        self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
+    ) -> Manifest | None:
+        """Set both by a merge patch: an apply would try to create an object that has vanished.
+
+        Returns:
+            The object as it is now; ``None`` where it is gone.
+        """
+        metadata = {"annotations": dict(annotations), **({"labels": dict(labels)} if labels else {})}
+        answer = await self._request(
+            "patch", "PATCH", kind.path(key.namespace, key.name),
+            query={"fieldManager": names.FIELD_MANAGER},
+            body={"metadata": metadata}, content_type=_MERGE,
+        )  # fmt: skip
+        if answer.status in {404, 409}:
+            return None
+        return dict(self._good(answer, kind, f"{kind.name} {key}").body)
+
+    async def running_config(self, pod: Manifest) -> RunningConfig | None:
+        """Ask a pod's admin endpoint."""
+        address = str(pod["status"]["podIP"])
+        host = f"[{address}]" if ":" in address else address
+        try:
+            async with asyncio.timeout(POD_SECONDS):
+                async with self._pods.get(f"http://{host}:{names.ADMIN_PORT}/config") as answer:
+                    told = json.loads(await answer.content.read(MAX_CONFIG_BYTES))
+        except (aiohttp.ClientError, OSError, ValueError):
+            return None
+        if not isinstance(told, dict):
+            return None
+        return RunningConfig(str(told.get("hash") or "")[:64], str(told.get("last_error") or "")[:1000])
+
+    async def mount_failures(self, namespace: str) -> dict[str, str]:
+        """Read the kubelet's events about volumes; without the right to, nothing is known."""
+        answer = await self._request(
+            "list", "GET", f"/api/v1/namespaces/{namespace}/events",
+            query={"fieldSelector": "reason=FailedMount", "limit": str(PAGE)},
+        )  # fmt: skip
+        items: list[Manifest] = list(answer.body.get("items") or []) if answer.is_good else []
+        items.sort(key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
+        return {one["involvedObject"]["name"]: str(one.get("message", "")) for one in items}
+
+    async def create_event(self, manifest: Manifest) -> None:
+        """Create an event; nobody waits for it to succeed."""
+        with suppress(OperatorError):
+            await self._request(
+                "create", "POST", EVENT.path(manifest["metadata"]["namespace"]), body=manifest
+            )
+
+    # -- leases -----------------------------------------------------------
+
+    async def read_lease(self, key: Key) -> Manifest | None:
+        """Read a Lease."""
+        return await self.get(LEASE, key)
+
+    async def write_lease(self, manifest: Manifest) -> bool:
+        """Create or replace a Lease; its resource version decides who was first.
+
+        Returns:
+            Whether it is ours now.
+        """
+        key = _key(manifest)
+        if "resourceVersion" in manifest["metadata"]:
+            answer = await self._request("patch", "PUT", LEASE.path(key.namespace, key.name), body=manifest)
+        else:
+            answer = await self._request("create", "POST", LEASE.path(key.namespace), body=manifest)
+        if answer.status in {404, 409}:
+            return False
+        return self._good(answer, LEASE, f"Lease {key}").is_good
+
+    # -- the webhook ------------------------------------------------------
+
+    async def patch_json(self, kind: Kind, key: Key, operations: Sequence[Mapping[str, Any]]) -> bool:
+        """Patch an object (RFC 6902); false where it is gone, or not as the patch expects."""
+        answer = await self._request(
+            "patch", "PATCH", kind.path(key.namespace, key.name),
+            query={"fieldManager": names.FIELD_MANAGER}, body=list(operations), content_type=_JSON_PATCH,
+        )  # fmt: skip
+        if answer.status in {404, 409, 422}:
+            return False
+        return self._good(answer, kind, f"{kind.name} {key.name}").is_good
+
+    # -- how --------------------------------------------------------------
+
+    async def _repair_ports(self, manifest: Manifest) -> None:
+        """Replace an edited list of ports, and leave no trace of having done so.
+
+        The replacement is made under another manager's name, whose entry is
+        removed afterwards; otherwise we would own the list twice, and a port
+        that we drop later would stay.
+        """
+        kind, key = kind_of(manifest), _key(manifest)
+        path = kind.path(key.namespace, key.name)
+        live = await self.get(kind, key)
+        if live is None:
+            raise NotFoundOrConflict(f"{kind.name} {key}")
+        where, wanted = _ports_of(manifest, live)
+        await self._patch_json(kind, path, [{"op": "replace", "path": where, "value": wanted}])
+        live = await self.get(kind, key)
+        entries = (live or {}).get("metadata", {}).get("managedFields") or []
+        for index, entry in enumerate(entries):
+            if entry.get("manager") == names.REPAIR_MANAGER:
+                at = f"/metadata/managedFields/{index}"
+                test = {"op": "test", "path": f"{at}/manager", "value": names.REPAIR_MANAGER}
+                await self._patch_json(kind, path, [test, {"op": "remove", "path": at}])
+                return
+
+    async def _patch_json(self, kind: Kind, path: str, operations: list[Manifest]) -> None:
+        query = {"fieldManager": names.REPAIR_MANAGER}
+        answer = await self._request(
+            "patch", "PATCH", path, query=query, body=operations, content_type=_JSON_PATCH
+        )
+        self._good(answer, kind, path)
+
+    def _good(self, answer: Answer, kind: Kind, what: str) -> Answer:
+        if not answer.is_good:
+            raise error_from(answer, kind, what)
+        return answer
+
+    async def _request(
+        self,
+        verb: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = "application/json",
+    ) -> Answer:
+        """Send one request.
+
+        Raises:
+            TransientError: There was no answer.
+        """
+        clock = asyncio.get_running_loop().time
+        begun, code = clock(), "error"
+        exchange = partial(self._exchange, method, path, query, body, content_type)
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                answer = await self._renewing(exchange)
+            code = code_class(answer.status)
+        except (aiohttp.ClientError, OSError) as error:
+            self._note_failure(error)
+            raise TransientError(f"{method} {path}: {self.last_error}") from error
+        finally:
+            self._meter(verb, code, clock() - begun)
+        self.is_authenticated = answer.is_good or (self.is_authenticated and answer.status != 401)
+        self.last_error = "" if self.is_authenticated else answer.message
+        return answer
+
+    async def _renewing(self, exchange: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Send a request; once more with what is in the files now, where that is something else."""
+        try:
+            answer = await exchange()
+        except aiohttp.ClientConnectorCertificateError:
+            if not await self._renew():
+                raise
+            return await exchange()
+        return await exchange() if answer.status == 401 and await self._renew() else answer
+
+    async def _renew(self) -> bool:
+        return self._credentials is not None and await self._credentials.renew()
+
+    def _note_failure(self, error: Exception) -> None:
+        self.last_error = described(error)
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            self.is_authenticated = False
+
+    async def _exchange(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: object, content_type: str
+    ) -> Answer:
+        headers: dict[str, str] = {"Accept": "application/json"}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        if body is not None:
+            headers["Content-Type"] = content_type
+        url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        send: Callable[..., Awaitable[Any]] = self._api.rest_client.request
+        limit = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        response = await send(method, url, headers=headers, body=body, _request_timeout=limit)
+        text = await response.read()
+        found = response.headers
+        return Answer(
+            response.status,
+            _parsed(text),
+            _seconds(found.get("Retry-After")),
+            warnings(found.getall("Warning", [])),
+        )
+
+
+def _parsed(text: bytes) -> Mapping[str, Any]:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdecimal() else None
+
+
+def _key(manifest: Manifest) -> Key:
+    return Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+
+def _ports_of(manifest: Manifest, live: Manifest) -> tuple[str, object]:
+    """Tell where an object's ports stand, and what should."""
+    if kind_of(manifest) is SERVICE:
+        return "/spec/ports", manifest["spec"]["ports"]
+    wanted = manifest["spec"]["template"]["spec"]["containers"][0]
+    containers = live["spec"]["template"]["spec"]["containers"]
+    index = next(at for at, one in enumerate(containers) if one["name"] == wanted["name"])
+    return f"/spec/template/spec/containers/{index}/ports", wanted["ports"]

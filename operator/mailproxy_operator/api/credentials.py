@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the operator gets in at the API server: a service account in a pod, the kubeconfig elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+from typing import TypeAlias
+
+from kubernetes.aio import client, config
+
+from mailproxy_operator.api.api_tls import RENEW_SECONDS, ApiServerContext, files_mark
+
+Configuration: TypeAlias = client.Configuration
+CannotConfigure = config.ConfigException
+
+
+class Credentials:
+    """Address and credentials, read where they stand.
+
+    Args:
+        configuration: Uses these and reads nothing.
+        file: A kubeconfig; the usual one where not given.
+    """
+
+    def __init__(self, configuration: Configuration | None = None, *, file: str | None = None) -> None:
+        self._file = file
+        self.configuration = configuration or client.Configuration()
+        self._is_given = configuration is not None
+        self._read_at = 0.0
+
+    async def read(self) -> Configuration:
+        """Read them.
+
+        Raises:
+            CannotConfigure: There are none.
+        """
+        self._read_at = asyncio.get_running_loop().time()
+        if self._is_given:
+            return self.configuration
+        try:
+            config.load_incluster_config(client_configuration=self.configuration)  # type: ignore[no-untyped-call]  # theirs
+        except config.ConfigException:
+            await config.load_kube_config(self._file, client_configuration=self.configuration)  # type: ignore[no-untyped-call]  # theirs
+        return self.configuration
+
+    async def renew(self) -> bool:
+        """Read them again after they were refused, or the API server's certificate was not accepted.
+
+        The tokens of kubeconfigs and of their plug-ins expire, and clusters get other authorities.
+
+        Returns:
+            Whether there are others now.
+        """
+        if self._is_given or asyncio.get_running_loop().time() - self._read_at < RENEW_SECONDS:
+            return False
+        before = self._known()
+        with suppress(config.ConfigException, OSError):
+            await self.read()
+        return self._known() != before
+
+    def _known(self) -> tuple[object, ...]:
+        known = self.configuration
+        files = known.ssl_ca_cert, known.cert_file, known.key_file
+        return dict(known.api_key), known.host, *files
+
+
+def client_context(configuration: Configuration) -> ApiServerContext:
+    """Make the context of the Kubernetes client.
+
+    Args:
+        configuration: Read again for each connection.
+    """
+
+    def make() -> ssl.SSLContext:
+        context = ssl.create_default_context(
+            cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data
+        )
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+        if not configuration.verify_ssl:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def mark() -> object:
+        files = configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file
+        return files_mark(*files), configuration.ca_cert_data, configuration.verify_ssl
+
+    return ApiServerContext(make, mark)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of objects that the operator reads and writes: a static table instead of discovery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from mailproxy_operator.api import names
+
+Manifest: TypeAlias = dict[str, Any]
+"""A Kubernetes object as a mapping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of object, and where the API server has it.
+
+    Attributes:
+        optional: The cluster may lack it (it comes with another product's CRDs).
+    """
+
+    api_version: str
+    name: str
+    plural: str
+    optional: bool = False
+
+    def path(self, namespace: str | None, name: str = "") -> str:
+        """Give the path of one object, or of all of a namespace, or of all there are."""
+        root = f"/api/{self.api_version}" if self.api_version == "v1" else f"/apis/{self.api_version}"
+        middle = f"/namespaces/{namespace}" if namespace else ""
+        return f"{root}{middle}/{self.plural}" + (f"/{name}" if name else "")
+
+
+MAIL_PROXY = Kind(names.API_VERSION, names.KIND, "mailproxies")
+POD = Kind("v1", "Pod", "pods")
+EVENT = Kind("events.k8s.io/v1", "Event", "events")
+MUTATING_WEBHOOK = Kind(
+    "admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations"
+)
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
+
+CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
+SERVICE = Kind("v1", "Service", "services")
+DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+DAEMON_SET = Kind("apps/v1", "DaemonSet", "daemonsets")
+AUTOSCALER = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+POD_MONITOR = Kind("monitoring.coreos.com/v1", "PodMonitor", "podmonitors", optional=True)
+PROMETHEUS_RULE = Kind("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules", optional=True)
+
+OWNED = (
+    SERVICE_ACCOUNT,
+    CONFIG_MAP,
+    SERVICE,
+    NETWORK_POLICY,
+    DISRUPTION_BUDGET,
+    DEPLOYMENT,
+    DAEMON_SET,
+    AUTOSCALER,
+    POD_MONITOR,
+    PROMETHEUS_RULE,
+)
+"""What a MailProxy may own, in the order in which it is applied."""
+
+WORKLOADS = (DEPLOYMENT, DAEMON_SET)
+
+_BY_NAME = {
+    (kind.api_version, kind.name): kind for kind in (*OWNED, MAIL_PROXY, POD, EVENT, LEASE, MUTATING_WEBHOOK)
+}
+
+
+def kind_of(manifest: Mapping[str, Any]) -> Kind:
+    """Tell which of our kinds an object is.
+
+    Raises:
+        KeyError: None of them.
+    """
+    return _BY_NAME[manifest["apiVersion"], manifest["kind"]]
+
+
+def uid_of(manifest: Mapping[str, Any]) -> str:
+    """Tell an object's uid, empty before it has one."""
+    return str(manifest.get("metadata", {}).get("uid", ""))
+
+
+def is_controlled_by(manifest: Mapping[str, Any], uid: str) -> bool:
+    """Tell whether an object's controller is the one with this uid."""
+    owners = manifest.get("metadata", {}).get("ownerReferences") or []
+    return any(owner.get("controller") and owner.get("uid") == uid for owner in owners)

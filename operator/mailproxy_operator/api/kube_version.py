@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Versions of Kubernetes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class KubeVersion:
+    """A Kubernetes version as far as decisions depend on it."""
+
+    major: int = 1
+    minor: int = 29
+
+    @classmethod
+    def parse(cls, text: str) -> KubeVersion:
+        """Read ``1.36``, ``v1.36.2`` or what a provider makes of it (``1.29+``).
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        found = re.match(r"v?(\d+)\.(\d+)", text)
+        if not found:
+            raise ValueError(f"not a Kubernetes version: {text!r}; write it as 1.36")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+OLDEST = KubeVersion()
+"""The oldest version that is supported."""

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who of several operators works: whoever holds the Lease.
+
+The clock of another machine is never trusted: a Lease has expired when its
+record has not changed for its whole duration on our own clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from mailproxy_operator.api.client import KubeClient
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import LEASE, Manifest
+from mailproxy_operator.errors import OperatorError
+
+DURATION_SECONDS = 15.0
+RENEW_SECONDS = 5.0
+RETRY_SECONDS = 2.0
+TRIES = 3
+
+_log = logging.getLogger(__name__)
+
+
+class LeaderElector:
+    """One candidate.
+
+    Args:
+        store: Where the Lease lives.
+        key: Which.
+        identity: Who we are.
+        owner: A reference to our own pod, in the Lease's namespace: the Lease is collected when the pod
+            of its last holder is gone, for instance after an uninstallation.
+        now: Tells the time, for the record only.
+    """
+
+    def __init__(
+        self,
+        store: KubeClient,
+        key: Key,
+        identity: str,
+        *,
+        owner: Manifest | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._identity = identity
+        self._owner = owner
+        self._now = now
+        self._record: object = None
+        self._seen_at = 0.0
+
+    async def acquire(self) -> None:
+        """Return when the Lease is ours."""
+        told = ""
+        while True:
+            try:
+                if await self._try():
+                    _log.info("holding the lease %s as %s", self._key, self._identity)
+                    return
+            except OperatorError as failure:
+                if str(failure) != told:
+                    told = str(failure)
+                    _log.warning("the lease %s cannot be taken: %s", self._key, failure)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def hold(self) -> None:
+        """Renew the Lease; return when it is lost, or could not be renewed for too long."""
+        clock = asyncio.get_running_loop().time
+        renewed = clock()
+        while clock() - renewed < DURATION_SECONDS - RENEW_SECONDS:
+            await asyncio.sleep(RENEW_SECONDS if clock() - renewed < RENEW_SECONDS else RETRY_SECONDS)
+            try:
+                async with asyncio.timeout(RENEW_SECONDS):
+                    if not await self._try():
+                        break
+                renewed = clock()
+            except (OperatorError, TimeoutError) as failure:
+                _log.warning("the lease %s could not be renewed: %s", self._key, failure)
+        _log.error("the lease %s is lost", self._key)
+
+    async def release(self) -> None:
+        """Give the Lease up, so that another candidate need not wait."""
+        with suppress(OperatorError, TimeoutError):
+            await self._released()
+
+    async def _released(self) -> None:
+        async with asyncio.timeout(RENEW_SECONDS):
+            for _ in range(TRIES):
+                # A renewal that was cut off may still arrive, and then ours is refused as out of date.
+                lease = await self._store.read_lease(self._key)
+                if lease is None or _holder(lease) != self._identity:
+                    return
+                spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
+                if await self._store.write_lease({**_written(lease), "spec": spec}):
+                    return
+
+    async def _try(self) -> bool:
+        lease = await self._store.read_lease(self._key)
+        if lease is None:
+            return await self._store.write_lease(self._lease(None, 0))
+        if _holder(lease) not in {"", self._identity} and not self._has_expired(lease):
+            return False
+        spec = lease.get("spec") or {}
+        is_change = _holder(lease) != self._identity
+        transitions = int(spec.get("leaseTransitions") or 0) + is_change
+        taken = self._lease(lease, transitions)
+        if not is_change and spec.get("acquireTime"):
+            taken["spec"]["acquireTime"] = spec["acquireTime"]
+        return await self._store.write_lease(taken)
+
+    def _has_expired(self, lease: Manifest) -> bool:
+        clock = asyncio.get_running_loop().time()
+        record = lease.get("spec"), lease["metadata"].get("resourceVersion")
+        if record != self._record:
+            self._record, self._seen_at = record, clock
+        return clock - self._seen_at > DURATION_SECONDS
+
+    def _lease(self, before: Manifest | None, transitions: int) -> Manifest:
+        now = self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        blank: Manifest = {"metadata": {"name": self._key.name, "namespace": self._key.namespace}}
+        written = _written(before or blank)
+        if self._owner is not None:
+            written["metadata"]["ownerReferences"] = [dict(self._owner)]
+        return {
+            **written,
+            "spec": {
+                "holderIdentity": self._identity,
+                "leaseDurationSeconds": int(DURATION_SECONDS),
+                "acquireTime": now,
+                "renewTime": now,
+                "leaseTransitions": transitions,
+            },
+        }
+
+
+def _holder(lease: Manifest) -> str:
+    return str((lease.get("spec") or {}).get("holderIdentity") or "")
+
+
+def _written(lease: Manifest) -> Manifest:
+    metadata = {key: value for key, value in lease["metadata"].items() if key != "managedFields"}
+    return {"apiVersion": LEASE.api_version, "kind": LEASE.name, "metadata": metadata}

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP session through which kopf watches, and a check for a watch that has fallen silent.
+
+kopf begins a watch again whenever it ends.  What it does not notice is a watch that it has stopped
+beginning (kopf#1276), or that it begins again only after an hour because one answer asked for that:
+nothing fails, and nothing is seen any more.  ``stalled`` reports it, and the process ends.
+
+The requests are seen through aiohttp's trace hooks.  A watch begins a request at least every
+``SERVER_SECONDS``, because that is how long the API server is asked to keep one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import aiohttp
+import kopf
+from yarl import URL
+
+from mailproxy_operator.api.api_errors import code_class
+from mailproxy_operator.api.api_tls import RENEW_SECONDS, ApiServerContext, described, files_mark
+from mailproxy_operator.api.kinds import Kind
+
+SERVER_SECONDS = 300.0
+"""The API server ends a watch after this time."""
+INACTIVE_SECONDS = 90.0
+"""kopf gives up a watch from which nothing came for so long: API servers send a bookmark every 60 to 75."""
+STALLED_SECONDS = SERVER_SECONDS + 2 * INACTIVE_SECONDS
+"""Longer than any pause that kopf makes between two requests of a watch."""
+
+EXPIRED, CLOSED, FAILED, INACTIVE = "expired", "closed", "error", "inactive"
+GONE, UNAUTHORIZED = 410, 401
+CREDENTIALS = "the API server does not accept our credentials"
+
+_log = logging.getLogger(__name__)
+
+Login = Callable[..., kopf.ConnectionInfo | None]
+
+
+class Recorder(Protocol):
+    """Counts requests and watches."""
+
+    def requested(self, verb: str, code: str, seconds: float) -> None:
+        """A request was answered, or failed."""
+
+    def watch_restarted(self, reason: str) -> None:
+        """A watch begins anew: ``expired``, ``closed``, ``error`` or ``inactive``."""
+
+
+def from_environment(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  kopf's own keywords
+    """Log in with the service account in a pod, with the kubeconfig elsewhere."""
+    return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
+
+
+class WatchMonitor:
+    """Follows the requests of kopf.
+
+    Args:
+        recorder: Counts them.
+        login: Reads address and credentials.
+        listed_again: Called with a kind whose watch begins anew with a list.
+
+    Attributes:
+        trouble: Why the API server is not reached or does not accept the credentials; empty when it does.
+    """
+
+    def __init__(
+        self, recorder: Recorder, login: Login, *, listed_again: Callable[[Kind], None] = lambda _: None
+    ) -> None:
+        self.last_error = ""
+        self._recorder = recorder
+        self._login = login
+        self._listed_again = listed_again
+        self._kinds: dict[str, Kind] = {}
+        self._requested_at: dict[str, float] = {}
+        self._watched_since: dict[str, float] = {}
+        self._began: set[str] = set()
+        self._keywords: dict[str, Any] = {}
+        self._known: kopf.ConnectionInfo | None = None
+        self._read_at = -RENEW_SECONDS
+
+    def expect(self, kinds: Iterable[Kind], namespaces: tuple[str, ...]) -> None:
+        """Name what kopf is going to watch."""
+        self._kinds = {kind.path(one or None): kind for kind in kinds for one in namespaces or ("",)}
+        self._requested_at = dict.fromkeys(self._kinds, _now())
+
+    def is_synced(self) -> bool:
+        """Return whether every watch has begun: then kopf has read every list."""
+        return bool(self._kinds) and self._began >= self._kinds.keys()
+
+    def stalled(self) -> str:
+        """Name a watch of which there was no request for too long; empty where there is none."""
+        now = _now()
+        for path, at in self._requested_at.items():
+            if now - at > STALLED_SECONDS:
+                return f"the watch of {path} has made no request for {now - at:.0f} seconds"
+        return ""
+
+    async def session(self, **known: Any) -> kopf.AiohttpSession:  # noqa: ANN401  kopf's own keywords
+        """Log in: read the credentials, and open a session with them.
+
+        kopf calls this at start and whenever the API server has refused the credentials.  It would end
+        if it got the refused ones back; a session of its own makes them new ones, so it tries again.
+        """
+        self._keywords = known
+        while True:
+            if self._read_at >= 0:
+                _log.warning("watching: %s; they may have expired", CREDENTIALS)
+                await asyncio.sleep(max(0.0, self._read_at + RENEW_SECONDS - _now()))
+            self._read_at = _now()
+            try:
+                found = self._login(**known)
+            except Exception as error:  # whatever the login raises: the file may be half written
+                _log.warning("watching: no credentials: %s", type(error).__name__)
+                continue
+            if found is not None:
+                self._known = found
+                return self._open(found)
+            self.last_error = "there are no credentials for the API server"
+
+    def _open(self, known: kopf.ConnectionInfo) -> kopf.AiohttpSession:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_start.append(self._started)
+        trace.on_request_end.append(self._answered)
+        trace.on_request_exception.append(self._unanswered)
+        context = ApiServerContext(self._new_context, lambda: _tls_mark(self._known or known))
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=context),
+            headers=known.as_http_headers(),
+            proxy=known.proxy_url,
+            trust_env=known.trust_env,
+            trace_configs=[trace],
+        )
+        return kopf.AiohttpSession(
+            server=known.server,
+            default_namespace=known.default_namespace,
+            expiration=known.expiration,
+            aiohttp_session=session,
+        )
+
+    def _new_context(self) -> ssl.SSLContext:
+        if self._known is None:
+            raise OSError(self.last_error)
+        return self._known.as_ssl_context()
+
+    # -- trace hooks ----------------------------------------------------------
+
+    async def _started(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
+        context.begun = _now()
+        context.verb = self._verb(request.url)
+        path = request.url.path
+        if path not in self._kinds:
+            return
+        self._requested_at[path] = context.begun
+        since = self._watched_since.pop(path, None)
+        if since is not None:
+            reason = EXPIRED if context.verb == "list" else _why_ended(context.begun - since)
+            self._recorder.watch_restarted(reason)
+        if context.verb == "watch":
+            self._watched_since[path] = context.begun
+            self._began.add(path)
+        elif path in self._began:
+            self._listed_again(self._kinds[path])
+
+    async def _answered(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
+        status = int(request.response.status)
+        self._recorder.requested(context.verb, code_class(status), _now() - context.begun)
+        if status < 400 or status == UNAUTHORIZED:
+            self.last_error = "" if status < 400 else CREDENTIALS
+        if context.verb == "watch" and status >= 400:
+            self._ended(request.url, EXPIRED if status == GONE else FAILED)
+
+    async def _unanswered(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
+        waited, error = _now() - context.begun, request.exception
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            self._not_accepted(described(error))
+        if isinstance(error, asyncio.CancelledError) and waited < INACTIVE_SECONDS * 0.9:
+            return  # kopf is ending
+        self._recorder.requested(context.verb, "error", waited)
+        if context.verb == "watch":
+            self._ended(request.url, INACTIVE if isinstance(error, asyncio.CancelledError) else FAILED)
+
+    def _ended(self, url: URL, reason: str) -> None:
+        """Count a watch that did not begin; the next request does not count it again."""
+        self._recorder.watch_restarted(reason)
+        self._watched_since.pop(url.path, None)
+
+    def _not_accepted(self, last_error: str) -> None:
+        """Report why, and read the kubeconfig again: it may name another authority by now."""
+        self.last_error = last_error
+        if _now() - self._read_at < RENEW_SECONDS:
+            return
+        self._read_at = _now()
+        _log.warning("watching: %s", last_error)
+        try:
+            self._known = self._login(**self._keywords) or self._known
+        except Exception as error:  # whatever the login raises: this one goes on with what it has
+            _log.warning("watching: no other credentials: %s", type(error).__name__)
+
+    def _verb(self, url: URL) -> str:
+        if "watch" in url.query:
+            return "watch"
+        return "list" if url.path in self._kinds else "get"
+
+
+def _why_ended(seconds: float) -> str:
+    """Return why a watch ended without an error: kopf gave it up, or the API server has ended it."""
+    return INACTIVE if INACTIVE_SECONDS <= seconds < SERVER_SECONDS - 1 else CLOSED
+
+
+def _tls_mark(known: kopf.ConnectionInfo) -> object:
+    files = files_mark(known.ca_path, known.certificate_path, known.private_key_path)
+    return files, known.ca_data, known.certificate_data, known.private_key_data, known.insecure
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache that reconciling reads: the indexes of kopf, and what this process has written since.
+
+An index follows the watch, so it is behind for a moment after each write, and it keeps an object
+that was deleted while its watch was being listed again.  Three things correct that: answers to own
+writes are used until the watch has caught up, versions of objects that are known to be deleted are
+left out, and a resync compares the indexes with complete lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.client import KubeClient
+from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
+from mailproxy_operator.api.kinds import MAIL_PROXY, POD, Kind, Manifest, is_controlled_by, kind_of, uid_of
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.errors import NameConflict, NotFoundOrConflict
+
+NEVER_A_VERSION = "1"
+"""No object has this resource version: an apply that names it creates an object, or fails with a conflict."""
+FORGET_SECONDS = 600.0
+"""A deletion is remembered at least this long; a reconcile that still holds the object is shorter."""
+
+Index = Mapping[Key, Iterable[Manifest]]
+
+
+class Cache:
+    """Implements ``Cluster``: reads come from memory, everything else goes to the API server.
+
+    Args:
+        cluster: The API server.
+    """
+
+    def __init__(self, cluster: KubeClient) -> None:
+        self._cluster = cluster
+        self._indexes: Mapping[Kind, Index] = {}
+        self._written: dict[tuple[Kind, Key], dict[str, Manifest]] = {}
+        self._deleted: dict[str, tuple[int, float]] = {}
+        self._unlabelled: dict[Key, list[Manifest]] = {}
+
+    def attach(self, indexes: Mapping[Kind, Index]) -> None:
+        """Read from these indexes from now on."""
+        self._indexes = indexes
+
+    # -- reads ------------------------------------------------------------
+
+    async def get(self, kind: Kind, key: Key) -> Manifest | None:
+        """Return a MailProxy, or an owned object that has the name of its MailProxy."""
+        return self._of(kind, key).get(key.name)
+
+    async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Return the objects of one MailProxy that have these labels; one of the labels names it."""
+        owner = Key(namespace, names.owner_of(labels))
+        found = list(self._of(kind, owner).values())
+        if kind is POD:
+            known = {one["metadata"]["name"] for one in found}
+            unlabelled = self._unlabelled.get(owner, [])
+            found += [one for one in unlabelled if one["metadata"]["name"] not in known]
+        return [one for one in found if labels.items() <= (one["metadata"].get("labels") or {}).items()]
+
+    def resources(self) -> list[Manifest]:
+        """Return every MailProxy."""
+        keys = set(self._indexes[MAIL_PROXY]) | {key for kind, key in self._written if kind is MAIL_PROXY}
+        return [one for key in keys for one in self._of(MAIL_PROXY, key).values()]
+
+    def uids(self, kind: Kind) -> dict[str, Manifest]:
+        """Return what the index of a kind holds, by uid, without what is known to be deleted."""
+        found = (one for objects in self._indexes.get(kind, {}).values() for one in objects)
+        return {uid_of(one): one for one in found if not self._is_deleted(one)}
+
+    def _of(self, kind: Kind, owner: Key) -> dict[str, Manifest]:
+        """Return what belongs to a MailProxy, by name: of index and own writes, what is newer."""
+        found: dict[str, Manifest] = {}
+        index = self._indexes.get(kind, {})
+        indexed: Iterable[Manifest] = index.get(owner, ())
+        for one in (*indexed, *self._written.get((kind, owner), {}).values()):
+            name = one["metadata"]["name"]
+            is_newest = name not in found or _version(one) > _version(found[name])
+            if is_newest and not self._is_deleted(one):
+                found[name] = one
+        return found
+
+    # -- what happens -----------------------------------------------------
+
+    def remember(self, manifest: Manifest) -> None:
+        """Use this object until the watch has brought it, or a newer one."""
+        kind, owner = kind_of(manifest), _owner(manifest)
+        if not self._is_deleted(manifest):
+            self._written.setdefault((kind, owner), {})[manifest["metadata"]["name"]] = manifest
+
+    def observed(self, manifest: Manifest) -> None:
+        """Note an event of a watch: an own write that is no newer is not needed any more."""
+        at, name = (kind_of(manifest), _owner(manifest)), manifest["metadata"]["name"]
+        written = self._written.get(at, {})
+        if name in written and _version(written[name]) <= _version(manifest):
+            self._drop(at, name)
+
+    def deleted(self, manifest: Manifest) -> None:
+        """Note that an object is gone, or does not match the selector any more: then a newer one may come."""
+        self._deleted[uid_of(manifest)] = _version(manifest), asyncio.get_running_loop().time()
+        at, name = (kind_of(manifest), _owner(manifest)), manifest["metadata"]["name"]
+        written = self._written.get(at, {}).get(name)
+        if written is not None and uid_of(written) == uid_of(manifest):
+            self._drop(at, name)
+
+    def set_unlabelled_pods(self, pods: Iterable[Manifest]) -> set[Key]:
+        """Replace the pods that ask for a sidecar and do not have the label of a proxy.
+
+        Returns:
+            The MailProxies whose pods have changed.
+        """
+        before, now = self._unlabelled, dict[Key, list[Manifest]]()
+        for pod in pods:
+            now.setdefault(_owner(pod), []).append(pod)
+        self._unlabelled = now
+        return {key for key in before.keys() | now.keys() if _states(before, key) != _states(now, key)}
+
+    def compare(self, kind: Kind, before: Iterable[str], listed: Iterable[Manifest]) -> Iterator[Manifest]:
+        """Compare the cache with a complete list, correct it, and return the objects that differed.
+
+        Args:
+            kind: Of this kind.
+            before: The uids that the index held before the list was requested.
+            listed: The list.
+        """
+        there = {uid_of(one): one for one in listed}
+        indexed = self.uids(kind)
+        for uid in set(before) - there.keys():
+            if uid in indexed:
+                self.deleted(indexed[uid])
+                yield indexed[uid]
+        for one in there.values():
+            known = self._of(kind, _owner(one)).get(one["metadata"]["name"])
+            if not self._is_deleted(one) and (known is None or _version(known) < _version(one)):
+                self.remember(one)
+                yield one
+
+    def forget_deleted(self) -> None:
+        """Drop uids of objects that were deleted long ago and that no index holds."""
+        now = asyncio.get_running_loop().time()
+        indexed = {
+            uid_of(one) for index in self._indexes.values() for objects in index.values() for one in objects
+        }
+        for uid, (_, since) in list(self._deleted.items()):
+            if now - since > FORGET_SECONDS and uid not in indexed:
+                del self._deleted[uid]
+
+    def _is_deleted(self, manifest: Manifest) -> bool:
+        version, _ = self._deleted.get(uid_of(manifest), (-1, 0.0))
+        return _version(manifest) <= version
+
+    def _drop(self, at: tuple[Kind, Key], name: str) -> None:
+        del self._written[at][name]
+        if not self._written[at]:
+            del self._written[at]
+
+    # -- writes -----------------------------------------------------------
+
+    async def apply(
+        self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
+    ) -> Applied:
+        """Apply server-side; an object that the manifest does not identify by its uid is created.
+
+        Raises:
+            NameConflict: An object of this name exists and belongs to somebody else.
+        """
+        if "uid" in manifest["metadata"]:
+            applied = await self._cluster.apply(manifest, manager=manager, force=force)
+        else:
+            applied = await self._create(manifest)
+        self.remember(applied.manifest)
+        return applied
+
+    async def _create(self, manifest: Manifest) -> Applied:
+        """Create an object by an apply that cannot change an existing one."""
+        kind, metadata = kind_of(manifest), manifest["metadata"]
+        try:
+            return await self._cluster.apply(
+                {**manifest, "metadata": {**metadata, "resourceVersion": NEVER_A_VERSION}}
+            )
+        except NotFoundOrConflict:
+            live = await self._cluster.get(kind, Key(metadata["namespace"], metadata["name"]))
+            if live is None:  # it has been deleted meanwhile
+                return await self._cluster.apply(manifest)
+            if not is_controlled_by(live, metadata["ownerReferences"][0]["uid"]):
+                raise NameConflict(f"{kind.name} {metadata['name']}") from None
+            self.remember(live)
+            raise
+
+    async def apply_status(self, manifest: Manifest) -> Manifest | None:
+        """Apply the status of a MailProxy."""
+        applied = await self._cluster.apply_status(manifest)
+        if applied is not None:
+            self.remember(applied)
+        return applied
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Delete this very object."""
+        await self._cluster.delete(manifest)
+        self.deleted(manifest)
+
+    async def patch_annotations(
+        self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
+    ) -> Manifest | None:
+        """Set annotations and labels of an object."""
+        patched = await self._cluster.patch_annotations(kind, key, annotations, labels=labels)
+        if patched is not None:
+            self.remember(patched)
+        return patched
+
+    # -- passed on --------------------------------------------------------
+
+    async def version(self) -> KubeVersion:
+        """Return the version of the oldest node."""
+        return await self._cluster.version()
+
+    async def running_config(self, pod: Manifest) -> RunningConfig | None:
+        """Request the configuration that a pod runs."""
+        return await self._cluster.running_config(pod)
+
+    async def mount_failures(self, namespace: str) -> dict[str, str]:
+        """Return what could not be mounted lately, by pod."""
+        return await self._cluster.mount_failures(namespace)
+
+    async def create_event(self, manifest: Manifest) -> None:
+        """Create an event."""
+        await self._cluster.create_event(manifest)
+
+
+def slim(body: Mapping[str, Any]) -> Manifest:
+    """Copy an object for an index, without what nobody reads: most of ``managedFields``."""
+    metadata = dict(body["metadata"])
+    if "managedFields" in metadata:
+        ours = [one for one in metadata["managedFields"] if one.get("manager") == names.FIELD_MANAGER]
+        metadata["managedFields"] = ours if body["kind"] == "Deployment" else []
+    return {**body, "metadata": metadata}
+
+
+def _owner(manifest: Manifest) -> Key:
+    metadata = manifest["metadata"]
+    namespace = str(metadata["namespace"])
+    if kind_of(manifest) is MAIL_PROXY:
+        return Key(namespace, str(metadata["name"]))
+    return Key(namespace, names.owner_of(metadata.get("labels") or {}))
+
+
+def _version(manifest: Manifest) -> int:
+    """Return the resource version as a number, which Kubernetes has documented since 1.35 and always used."""
+    text = str(manifest["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else 0
+
+
+def _states(pods: Mapping[Key, Iterable[Manifest]], key: Key) -> set[tuple[str, int]]:
+    return {(uid_of(pod), _version(pod)) for pod in pods.get(key, ())}

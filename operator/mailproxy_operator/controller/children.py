@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects that one MailProxy owns: applied, kept, pruned, and never confused with somebody else's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Applied, Cluster, Key
+from mailproxy_operator.api.kinds import (
+    AUTOSCALER,
+    DAEMON_SET,
+    DEPLOYMENT,
+    OWNED,
+    SERVICE,
+    WORKLOADS,
+    Kind,
+    Manifest,
+    is_controlled_by,
+    kind_of,
+    uid_of,
+)
+from mailproxy_operator.errors import (
+    ConditionCause,
+    KindMissing,
+    NameConflict,
+    NotFoundOrConflict,
+    TerminalError,
+    TransientError,
+)
+
+_Name = tuple[Kind, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One apply: what was rendered, what the object looked like afterwards, what was said about it."""
+
+    digest: str
+    fingerprint: str
+    warnings: tuple[str, ...]
+
+
+class AppliedCache:
+    """What was applied lately, so that a reconcile with nothing to do writes nothing.
+
+    It is a memory, not a truth: an object is written again when the live one
+    is no longer as we left it.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, dict[_Name, _Entry]] = {}
+
+    def forget(self, key: Key) -> None:
+        """Forget one resource."""
+        self._entries.pop(key, None)
+
+    def knows(self, key: Key) -> bool:
+        """Tell whether anything was applied for a resource."""
+        return key in self._entries
+
+    def keep_only(self, key: Key, wanted: Collection[_Name]) -> None:
+        """Forget what is no longer wanted: when it is wanted again, nobody has tampered with it."""
+        entries = self._entries.get(key, {})
+        for name in entries.keys() - wanted:
+            del entries[name]
+
+    def wanted(self, key: Key, name: _Name) -> str | None:
+        """The digest of what was last applied."""
+        entry = self._entries.get(key, {}).get(name)
+        return entry.digest if entry else None
+
+    def unchanged_since_apply_of(self, key: Key, name: _Name, digest: str, live: Manifest) -> bool:
+        """Tell whether this very rendering was applied and nobody has touched the object since."""
+        entry = self._entries.get(key, {}).get(name)
+        return entry is not None and (entry.digest, entry.fingerprint) == (digest, _fingerprint(live))
+
+    def unchanged_since_apply(self, key: Key, name: _Name, live: Manifest) -> bool:
+        """Tell whether an object is just as the last apply made it, whatever is rendered now."""
+        entry = self._entries.get(key, {}).get(name)
+        return entry is not None and entry.fingerprint == _fingerprint(live)
+
+    def note(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
+        """Remember an apply and what came of it."""
+        entry = _Entry(digest, _fingerprint(applied.manifest), applied.warnings)
+        self._entries.setdefault(key, {})[name] = entry
+
+    def warnings(self, key: Key) -> tuple[str, ...]:
+        """What the API server had to say about what was applied, each once."""
+        found = (warning for entry in self._entries.get(key, {}).values() for warning in entry.warnings)
+        return tuple(dict.fromkeys(found))
+
+
+def _fingerprint(live: Manifest) -> str:
+    """What changes when somebody changes the object; its status does not count.
+
+    A generation grows with the spec alone, so what else we write is looked at by itself.  Some kinds
+    have none: an autoscaler's status changes all the time, and its resource version with it.
+    """
+    metadata = live["metadata"]
+    beside = _digest({name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")})
+    content = metadata.get("generation") or _digest(
+        {name: part for name, part in live.items() if name not in _NOT_CONTENT}
+    )
+    return f"{uid_of(live)}/{content}/{beside}"
+
+
+_NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status"})
+
+
+class Children:
+    """What one MailProxy owns, as it was read and as it became.
+
+    Attributes:
+        drifted: Kinds that had to be repaired.
+        lacking: Kinds that were wanted, and that the cluster does not have.
+    """
+
+    def __init__(self, cluster: Cluster, ledger: AppliedCache, key: Key, uid: str) -> None:
+        self._cluster = cluster
+        self._applied = ledger
+        self._key = key
+        self._uid = uid
+        self._live: dict[_Name, Manifest] = {}
+        self._wanted: set[_Name] = set()
+        self.drifted: list[str] = []
+        self.lacking: set[str] = set()
+
+    async def read(self, kinds: Sequence[Kind] = OWNED) -> None:
+        """Read everything the MailProxy owns, or what is of some kinds."""
+        labels = names.owned_labels(self._key.name)
+        for kind in kinds:
+            for found in await self._cluster.list_labelled(kind, self._key.namespace, labels):
+                if is_controlled_by(found, self._uid):
+                    self._live[kind, found["metadata"]["name"]] = found
+
+    def workloads(self) -> list[Manifest]:
+        """The Deployment and the DaemonSet, as far as they exist."""
+        return [live for (kind, _), live in self._live.items() if kind in WORKLOADS]
+
+    def workload(self, mode: str) -> Manifest | None:
+        """The workload of a mode, if it exists."""
+        kind = {"Deployment": DEPLOYMENT, "DaemonSet": DAEMON_SET}.get(mode)
+        return self._live.get((kind, self._key.name)) if kind else None
+
+    def service(self) -> Manifest | None:
+        """The mail Service, if it exists."""
+        return self._live.get((SERVICE, self._key.name))
+
+    async def apply_one(self, manifest: Manifest) -> None:
+        """Apply one object that exists, whatever else is wanted.
+
+        Raises:
+            OperatorError: It could not be applied.
+        """
+        await self._apply(manifest)
+
+    async def apply(self, manifests: Sequence[Manifest]) -> ConditionCause | None:
+        """Apply what is not as it should be.
+
+        Args:
+            manifests: Everything that is wanted.
+
+        Returns:
+            Why not, where waiting will not help.
+
+        Raises:
+            TransientError: It may work later.
+        """
+        self._wanted = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in manifests}
+        self._applied.keep_only(self._key, self._wanted)
+        try:
+            await self._find_foreign(manifests)
+            for manifest in manifests:
+                await self._apply(manifest)
+        except NameConflict as foreign:
+            return ConditionCause("NameConflict", f"{foreign} exists and does not belong to this MailProxy")
+        except TerminalError as refusal:
+            return ConditionCause(refusal.reason, str(refusal))
+        except NotFoundOrConflict as vanished:
+            raise TransientError(str(vanished), delay=1.0) from vanished
+        return None
+
+    async def _find_foreign(self, manifests: Iterable[Manifest]) -> None:
+        """Read by name what is wanted and not known yet.
+
+        Raises:
+            NameConflict: It belongs to somebody else: a forced apply would merge into it.
+        """
+        for manifest in manifests:
+            kind, name = kind_of(manifest), manifest["metadata"]["name"]
+            if (kind, name) in self._live:
+                continue
+            found = await self._cluster.get(kind, Key(self._key.namespace, name))
+            if found is not None and not is_controlled_by(found, self._uid):
+                raise NameConflict(f"{kind.name} {name}")
+            if found is not None:
+                self._live[kind, name] = found
+
+    async def _apply(self, manifest: Manifest) -> None:
+        kind, name = kind_of(manifest), manifest["metadata"]["name"]
+        digest, live = _digest(manifest), self._live.get((kind, name))
+        if live is not None and self._applied.unchanged_since_apply_of(self._key, (kind, name), digest, live):
+            return
+        if live is not None:
+            manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": uid_of(live)}}
+            await self._hand_over_replicas(manifest, live)
+        try:
+            applied = await self._cluster.apply(manifest)
+        except KindMissing:
+            self.lacking.add(kind.name)
+            return
+        is_changed = live is None or _fingerprint(live) != _fingerprint(applied.manifest)
+        if is_changed and self._applied.wanted(self._key, (kind, name)) == digest:
+            self.drifted.append(kind.name)
+        self._live[kind, name] = applied.manifest
+        self._applied.note(self._key, (kind, name), digest, applied)
+
+    async def _hand_over_replicas(self, manifest: Manifest, live: Manifest) -> None:
+        """Keep the number of pods while an autoscaler takes over: leaving it out would make it 1."""
+        if kind_of(manifest) is not DEPLOYMENT or "replicas" in manifest["spec"] or not _owns_replicas(live):
+            return
+        kept = {
+            "apiVersion": manifest["apiVersion"],
+            "kind": manifest["kind"],
+            "metadata": {key: manifest["metadata"][key] for key in ("name", "namespace", "uid")},
+            "spec": {"replicas": live["spec"].get("replicas", 1)},
+        }
+        await self._cluster.apply(kept, manager=names.HANDOVER_MANAGER, force=False)
+
+    async def prune(self, *, spare: Sequence[Kind]) -> tuple[str, ...]:
+        """Delete what is owned but no longer wanted.
+
+        Args:
+            spare: Kinds that have to stay for now.
+
+        Returns:
+            The kinds of what was deleted.
+        """
+        unwanted = [
+            live
+            for (kind, name), live in self._live.items()
+            if (kind, name) not in self._wanted and kind not in spare
+        ]
+        # The autoscaler first: it must not go on scaling what is about to change.
+        unwanted.sort(key=lambda live: kind_of(live) is not AUTOSCALER)
+        for live in unwanted:
+            await self._cluster.delete(live)
+            self._live.pop((kind_of(live), live["metadata"]["name"]))
+        return tuple(kind_of(live).name for live in unwanted)
+
+
+def _digest(manifest: Manifest) -> str:
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _owns_replicas(live: Manifest) -> bool:
+    return any(
+        entry.get("manager") == names.FIELD_MANAGER
+        and "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+        for entry in live["metadata"].get("managedFields") or []
+    )

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judges what was seen: ordered checks, the first that finds something decides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mailproxy_operator.controller.observed import Observed, Pod
+from mailproxy_operator.errors import ConditionCause
+
+HOPELESS = frozenset({"InvalidSpec", "ListenerConflict", "NameConflict", "InvalidPodFields", "Forbidden"})
+"""Reasons of ``Accepted=False``; waiting helps with none of them."""
+
+_TRUE, _FALSE, _UNKNOWN = "True", "False", "Unknown"
+_NAMED = 5
+"""So many pods are named in a message."""
+_IMAGE_TROUBLE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that the conditions are made from.
+
+    Attributes:
+        refused: Why the resource cannot be carried out.
+        retrying: What failed on the way and will be tried again.
+        sysctl_refused: What nodes have refused.
+        config_hash: The configuration that every pod should run.
+        warnings: What the API server had to say about objects that it took.
+        notices: What is accepted but worth telling.
+        has_references: Whether there is anything to mount besides the configuration.
+    """
+
+    generation: int
+    mode: str
+    observed: Observed
+    config_hash: str = ""
+    paused: bool = False
+    has_references: bool = False
+    refused: ConditionCause | None = None
+    retrying: ConditionCause | None = None
+    sysctl_refused: ConditionCause | None = None
+    warnings: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def needs_pods(self) -> bool:
+        """Whether pods are expected at all; a sidecar has those that carry it."""
+        if self.mode == "Sidecar":
+            return any(not pod.is_terminating for pod in self.observed.pods)
+        workload = self.observed.workload
+        return not (workload is not None and workload.desired == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionState:
+    """One condition's status, reason and message."""
+
+    status: str
+    reason: str
+    message: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the condition is True."""
+        return self.status == _TRUE
+
+
+def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
+    """Judge all seven conditions."""
+    found = {
+        "Accepted": _accepted(facts),
+        "ResolvedRefs": _resolved_refs(facts),
+        "Available": _available(facts),
+        "ConfigSynced": _config_synced(facts),
+        "Stalled": _stalled(facts),
+    }
+    found["Reconciling"] = _reconciling(facts, found)
+    found["Ready"] = _ready(facts, found)
+    return found
+
+
+def conditions(
+    found: Mapping[str, ConditionState],
+    *,
+    generation: int,
+    previous: Iterable[Mapping[str, object]],
+    now: str,
+) -> list[dict[str, object]]:
+    """Write judgements as Kubernetes conditions.
+
+    Args:
+        found: The judgements.
+        generation: The generation they are about.
+        previous: The conditions as they are; a time changes only with its status.
+        now: The time, as RFC 3339 text.
+    """
+    before = {one.get("type"): one for one in previous}
+    return [
+        {
+            "type": name,
+            "status": one.status,
+            "observedGeneration": generation,
+            "lastTransitionTime": _since(before.get(name), one.status, now),
+            "reason": one.reason,
+            "message": one.message[:32_000],
+        }
+        for name, one in ((name, found[name]) for name in _ORDER)
+    ]
+
+
+_ORDER = ("Ready", "Accepted", "ResolvedRefs", "Available", "ConfigSynced", "Reconciling", "Stalled")
+
+
+def _since(before: Mapping[str, object] | None, status: str, now: str) -> object:
+    if before is not None and before.get("status") == status:
+        return before.get("lastTransitionTime") or now
+    return now
+
+
+def synced(pods: Iterable[Pod], config_hash: str) -> int:
+    """Count the pods that report running a configuration."""
+    return sum(_runs(pod, config_hash) for pod in pods if not pod.is_terminating)
+
+
+def _runs(pod: Pod, config_hash: str) -> bool:
+    return pod.running is not None and pod.running.hash == config_hash and not pod.running.last_error
+
+
+def _accepted(facts: Facts) -> ConditionState:
+    if facts.refused:
+        return ConditionState(_FALSE, facts.refused.reason, facts.refused.message)
+    told = ["the configuration is valid and every object was applied"]
+    told += [f"note: {notice}" for notice in facts.notices]
+    told += [f"the API server warns: {warning}" for warning in facts.warnings]
+    return ConditionState(_TRUE, "Accepted", "; ".join(told))
+
+
+def _resolved_refs(facts: Facts) -> ConditionState:
+    current = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
+    for pod in current:
+        message = facts.observed.mount_failures.get(pod.name)
+        if message and not pod.has_started:
+            return ConditionState(_FALSE, _mount_reason(message), message)
+    broken = next(
+        (pod for pod in current if pod.running and _names_certificate(pod.running.last_error)), None
+    )
+    if broken and broken.running:
+        return ConditionState(_FALSE, "InvalidCertificate", f"pod {broken.name}: {broken.running.last_error}")
+    if not facts.needs_pods:
+        return ConditionState(_TRUE, "ResolvedRefs", "there are no pods that would mount anything")
+    if facts.has_references and not any(pod.has_started for pod in current):
+        return ConditionState(_UNKNOWN, "NotYetMounted", "no pod of the current template has started yet")
+    return ConditionState(_TRUE, "ResolvedRefs", "every Secret and ConfigMap referred to was mounted")
+
+
+_MOUNT_REASONS = (
+    (re.compile(r'secrets? "[^"]*" not found', re.IGNORECASE), "SecretNotFound"),
+    (re.compile(r"non-existent secret key", re.IGNORECASE), "SecretKeyNotFound"),
+    (re.compile(r'configmaps? "[^"]*" not found', re.IGNORECASE), "ConfigMapNotFound"),
+    (
+        re.compile(r"non-existent config ?map key|non-existent config key", re.IGNORECASE),
+        "ConfigMapKeyNotFound",
+    ),
+)
+
+
+def _mount_reason(message: str) -> str:
+    return next((reason for pattern, reason in _MOUNT_REASONS if pattern.search(message)), "MountFailed")
+
+
+def _names_certificate(error: str) -> bool:
+    return bool(re.search(r"certificate|private key", error, re.IGNORECASE))
+
+
+def _available(facts: Facts) -> ConditionState:
+    workload = facts.observed.workload
+    if facts.mode == "Sidecar":
+        return _carried(facts)
+    if workload is None:
+        return ConditionState(_FALSE, "PodsNotReady", "there is no workload yet")
+    if workload.desired == 0 and workload.is_per_node:
+        return ConditionState(_FALSE, "NoNodes", _NO_NODES)
+    if workload.desired == 0:
+        return ConditionState(_TRUE, "ScaledToZero", "no pods are wanted")
+    numbers = f"{workload.available} of {workload.desired} pods are available"
+    if workload.is_available:
+        return ConditionState(_TRUE, "MinimumReplicasAvailable", numbers)
+    cause = _cause_of_unavailability(facts) or ConditionCause("PodsNotReady", numbers)
+    return ConditionState(_FALSE, cause.reason, cause.message)
+
+
+_NO_NODES = (
+    "no node takes a pod: none fits spec.pod.nodeSelector and spec.pod.affinity, "
+    "or all have taints that spec.pod.tolerations does not tolerate"
+)
+
+
+def _carried(facts: Facts) -> ConditionState:
+    """Judge a sidecar: its pods are others', and get it only when they are created."""
+    without = facts.observed.without_sidecar
+    staying = [pod for pod in facts.observed.pods if not pod.is_terminating]
+    numbers = _carriers(staying)
+    if without:
+        return ConditionState(_FALSE, "SidecarMissing", f"{_missing(without)}; {numbers}")
+    if not staying:
+        return ConditionState(_TRUE, "SidecarMode", "no pod asks for it so far")
+    if not any(pod.is_ready for pod in staying):
+        cause = _trouble_of_pods(staying) or ConditionCause("PodsNotReady", numbers)
+        return ConditionState(_FALSE, cause.reason, cause.message)
+    return ConditionState(_TRUE, "SidecarMode", numbers)
+
+
+def _carriers(staying: Sequence[Pod]) -> str:
+    told = [f"pods that carry it: {len(staying)}, ready: {sum(pod.is_ready for pod in staying)}"]
+    older = sum(not pod.is_of_template for pod in staying)
+    if older:
+        told.append(f"made before its last change, to be made anew: {older}")
+    return "; ".join(told)
+
+
+def _missing(without: Sequence[str]) -> str:
+    more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
+    named = ", ".join(without[:_NAMED]) + more
+    asking = "1 pod asks for it and runs" if len(without) == 1 else f"{len(without)} pods ask for it and run"
+    advice = "a pod gets it only when it is created: see its events, then delete them to have them made anew"
+    return f"{asking} without: {named}; {advice}"
+
+
+def _cause_of_unavailability(facts: Facts) -> ConditionCause | None:
+    failures = facts.observed.workload.failures if facts.observed.workload else {}
+    if "ReplicaFailure" in failures:
+        return ConditionCause("PodsRefused", failures["ReplicaFailure"].message)
+    cause = _trouble_of_pods([pod for pod in facts.observed.pods if not pod.is_terminating])
+    if "Progressing" in failures and (cause is None or cause.reason == "PodsNotReady"):
+        return ConditionCause("ProgressDeadlineExceeded", failures["Progressing"].message)
+    return cause
+
+
+def _trouble_of_pods(pods: Sequence[Pod]) -> ConditionCause | None:
+    """Find out why pods do not start: of the known causes, first what only people can mend."""
+    causes = [cause for cause in map(_trouble_of_pod, pods) if cause is not None]
+    return min(causes, key=lambda one: one.reason == "PodsNotReady", default=None)
+
+
+def _trouble_of_pod(pod: Pod) -> ConditionCause | None:
+    if pod.unscheduled:
+        return ConditionCause("Unschedulable", f"pod {pod.name}: {pod.unscheduled.message}")
+    if pod.waiting is None:
+        return None
+    if pod.waiting.reason in _IMAGE_TROUBLE:
+        return ConditionCause(
+            "ImagePullFailed", f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}"
+        )
+    return ConditionCause(
+        "PodsNotReady", f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
+    )
+
+
+def _config_synced(facts: Facts) -> ConditionState:
+    if not facts.needs_pods:
+        return ConditionState(_TRUE, "AllPodsSynced", "no pods are wanted")
+    ready = [pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]
+    refusing = _refusing(ready)
+    if refusing:
+        return ConditionState(_FALSE, refusing.reason, refusing.message)
+    silent = [pod.name for pod in ready if pod.running is None]
+    if silent:
+        return ConditionState(
+            _UNKNOWN, "PodsUnreachable", f"no answer from the admin endpoint of {', '.join(silent)}"
+        )
+    count = synced(ready, facts.config_hash)
+    numbers = f"{count} of {len(ready)} ready pods run configuration {facts.config_hash[:12]}"
+    if ready and count == len(ready):
+        return ConditionState(_TRUE, "AllPodsSynced", numbers)
+    return ConditionState(_FALSE, "ConfigPropagating", numbers)
+
+
+def _refusing(pods: Sequence[Pod]) -> ConditionCause | None:
+    for pod in pods:
+        if pod.running and pod.running.last_error:
+            return ConditionCause(
+                "ConfigRejected", f"pod {pod.name} kept its configuration: {pod.running.last_error}"
+            )
+    return None
+
+
+def _stalled(facts: Facts) -> ConditionState:
+    for check in _STALLS:
+        finding = check(facts)
+        if finding:
+            return ConditionState(_TRUE, finding.reason, finding.message)
+    return ConditionState(_FALSE, "NotStalled", "nothing has to be changed by hand")
+
+
+def _deadline_exceeded(facts: Facts) -> ConditionCause | None:
+    workload = facts.observed.workload
+    finding = workload.failures.get("Progressing") if workload else None
+    return ConditionCause("ProgressDeadlineExceeded", finding.message) if finding else None
+
+
+_STALLS: tuple[Callable[[Facts], ConditionCause | None], ...] = (
+    lambda facts: facts.refused,
+    lambda facts: facts.sysctl_refused,
+    lambda facts: _refusing([pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]),
+    _deadline_exceeded,
+)
+
+
+def _reconciling(facts: Facts, found: Mapping[str, ConditionState]) -> ConditionState:
+    if facts.paused:
+        return ConditionState(_FALSE, "Paused", "spec.paused is true: only the status is written")
+    if found["Stalled"].holds:
+        return ConditionState(_FALSE, "Settled", "waiting will not help; see Stalled")
+    if facts.retrying:
+        return ConditionState(_TRUE, "Retrying", facts.retrying.message)
+    workload = facts.observed.workload
+    if facts.mode != "Sidecar" and (workload is None or not workload.is_rolled_out):
+        return ConditionState(_TRUE, "RollingOut", _progress(facts))
+    if found["ConfigSynced"].reason == "ConfigPropagating":
+        return ConditionState(_TRUE, "ConfigPropagating", found["ConfigSynced"].message)
+    return ConditionState(_FALSE, "Settled", "everything is as the resource wants it")
+
+
+def _progress(facts: Facts) -> str:
+    workload = facts.observed.workload
+    if workload is None:
+        return "the workload is being made"
+    numbers = f"{workload.updated} of {workload.desired} pods are of the newest template"
+    newest = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
+    cause = _trouble_of_pods(newest)
+    return f"{numbers}; {cause.message}" if cause else numbers
+
+
+def _ready(facts: Facts, found: Mapping[str, ConditionState]) -> ConditionState:
+    stalled = found["Stalled"]
+    for name in ("Accepted", "Stalled", "ResolvedRefs", "Available", "ConfigSynced"):
+        one = found[name]
+        if name == "Stalled" and stalled.holds:
+            return ConditionState(_FALSE, stalled.reason, stalled.message)
+        if name != "Stalled" and not one.holds:
+            return ConditionState(one.status, one.reason, one.message)
+    if not facts.needs_pods:
+        return ConditionState(_TRUE, "Ready", found["Available"].message)
+    return ConditionState(_TRUE, "Ready", "clients are served with the wanted configuration")

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens in the cluster puts the owner on the work queue; nothing is decided here.
+
+Plain event handlers of kopf write nothing to any object: no annotation, no finalizer.
+What fails is retried by the queue, and what is missed is found by the next resync.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import MAIL_PROXY, OWNED, POD, SERVICE, WORKLOADS, Kind, Manifest
+from mailproxy_operator.controller import forbidden_sysctls
+from mailproxy_operator.controller.cache import Cache, slim
+from mailproxy_operator.controller.config_poll import Ask, ConfigPoll
+from mailproxy_operator.controller.reconciler import Outcome, Reconciler
+from mailproxy_operator.controller.work_queue import Recorder, WorkQueue
+from mailproxy_operator.errors import OperatorError
+
+SETTLE_SECONDS = 0.2
+"""Changes of owned objects come in bursts; one reconcile is enough for all."""
+WATCHED = (MAIL_PROXY, *OWNED, POD)
+
+_log = logging.getLogger(__name__)
+
+_WITH_STATUS = frozenset({*WORKLOADS, POD, SERVICE})
+"""Kinds whose status is read: any change of theirs counts."""
+
+
+class EventHandlers:
+    """Enqueues owners, but not for what the operator did itself.
+
+    Args:
+        reconciler: What the queue runs.
+        cache: Kept in step with events.
+        told: Called after every reconcile.
+        ask: Requests the configuration that a pod runs.
+
+    Attributes:
+        queue: What waits for a reconcile.
+        poll: Asks running pods regularly.
+    """
+
+    def __init__(self, reconciler: Reconciler, cache: Cache, *, recorder: Recorder, ask: Ask) -> None:
+        self.queue = WorkQueue(self._work, recorder=recorder)
+        self.poll = ConfigPoll(ask, self.enqueue)
+        self._reconciler = reconciler
+        self._cache = cache
+        self._seen: dict[Key, object] = {}
+        self._removing_sysctls: set[Key] = set()
+
+    def register(self, registry: kopf.OperatorRegistry) -> None:
+        """Attach an event handler for each kind."""
+        for kind in WATCHED:
+            kopf.on.event(*_resource(kind), id=kind.plural, labels=_labels(kind), registry=registry)(
+                self._handler(kind)
+            )
+
+    def _handler(self, kind: Kind) -> Any:  # noqa: ANN401  kopf's own type is not public
+        async def handle(event: kopf.RawEvent, **_: object) -> None:
+            manifest, is_deleted = dict(event["object"]), event["type"] == "DELETED"
+            if kind is POD and not is_deleted and forbidden_sysctls.refused_by(manifest):
+                await self.pod_refused(manifest)
+            self.changed(kind, manifest, is_deleted=is_deleted)
+
+        return handle
+
+    async def _work(self, key: Key) -> Outcome:
+        outcome = await self._reconciler.reconcile(key)
+        self.poll.note(key, outcome.answers)
+        return outcome
+
+    def enqueue(self, key: Key) -> None:
+        """Have a resource reconciled soon."""
+        self.queue.enqueue(key, SETTLE_SECONDS)
+
+    def changed(self, kind: Kind, manifest: Manifest, *, is_deleted: bool) -> None:
+        """Handle an event of a watch."""
+        if is_deleted:
+            self._cache.deleted(manifest)
+        else:
+            self._cache.observed(manifest)
+        self.differs(kind, manifest, is_deleted=is_deleted)
+
+    def differs(self, kind: Kind, manifest: Manifest, *, is_deleted: bool = False) -> None:
+        """Enqueue whom an object concerns."""
+        if kind is MAIL_PROXY:
+            self.resource_changed(manifest["metadata"], is_deleted=is_deleted)
+            return
+        metadata = manifest["metadata"]
+        for name in names.owners_of(metadata.get("labels") or {}):
+            key = Key(str(metadata["namespace"]), name)
+            if (
+                is_deleted
+                or kind in _WITH_STATUS
+                or not self._reconciler.unchanged_since_apply(key, kind, manifest)
+            ):
+                self.enqueue(key)
+
+    def resource_changed(self, metadata: Mapping[str, Any], *, is_deleted: bool) -> None:
+        """Enqueue a MailProxy that was made, edited or deleted; its status alone does not count."""
+        key = Key(str(metadata["namespace"]), str(metadata["name"]))
+        state = None if is_deleted else _state(metadata)
+        if self._seen.get(key) == state and not is_deleted:
+            return
+        if is_deleted:
+            self._seen.pop(key, None)
+        else:
+            self._seen[key] = state
+        self.queue.enqueue(key, reset_backoff=True)
+
+    async def pod_refused(self, pod: Manifest) -> None:
+        """Leave out at once what a node has refused a pod for: it is replaced without any pause."""
+        for name in names.owners_of(pod["metadata"].get("labels") or {}):
+            key = Key(str(pod["metadata"]["namespace"]), name)
+            if key in self._removing_sysctls:
+                continue
+            self._removing_sysctls.add(key)
+            try:
+                if await self._reconciler.remove_forbidden_sysctls(key, pod):
+                    message = pod["status"]["message"]
+                    _log.warning("%s: nodes refuse a sysctl, it is left out: %s", key, message)
+            except OperatorError as failure:
+                _log.warning("%s: a refused sysctl could not be left out: %s", key, failure)
+            finally:
+                self._removing_sysctls.discard(key)
+
+    def resync(self, *, spread: float) -> None:
+        """Have every resource reconciled.
+
+        Args:
+            spread: Seconds over which to distribute the work.
+        """
+        resources = [one["metadata"] for one in self._cache.resources()]
+        found = {Key(one["namespace"], one["name"]) for one in resources}
+        for key in found | self._seen.keys():
+            self.queue.enqueue(key, random.uniform(0, spread))  # noqa: S311  no secret
+        for key in self._seen.keys() - found:
+            del self._seen[key]
+
+
+def register_indexes(registry: kopf.OperatorRegistry) -> None:
+    """Attach an index for each kind: objects by the MailProxy that they belong to.
+
+    kopf makes its indexes before anything else, so this cannot wait for the handlers.
+    """
+    for kind in WATCHED:
+        kopf.index(*_resource(kind), id=kind.plural, labels=_labels(kind), registry=registry)(_indexed)
+
+
+def _resource(kind: Kind) -> tuple[str, str, str]:
+    group, _, version = kind.api_version.rpartition("/")
+    return group, version, kind.plural
+
+
+def _labels(kind: Kind) -> dict[str, Any] | None:
+    return None if kind is MAIL_PROXY else {names.PROXY: kopf.PRESENT}
+
+
+async def _indexed(body: kopf.Body, **_: object) -> dict[Key, Manifest]:
+    manifest = slim(body)
+    metadata = manifest["metadata"]
+    if manifest["kind"] == names.KIND:
+        return {Key(metadata["namespace"], metadata["name"]): manifest}
+    return {Key(metadata["namespace"], name): manifest for name in names.owners_of(metadata["labels"])}
+
+
+def _state(metadata: Mapping[str, Any]) -> object:
+    return metadata.get("generation"), metadata.get("uid"), "deletionTimestamp" in metadata

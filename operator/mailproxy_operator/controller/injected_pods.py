@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at pods that carry a proxy as a sidecar: they belong to others, so they are only counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
+from mailproxy_operator.api.kinds import POD, Manifest
+from mailproxy_operator.controller.observe import addresses, running_configs, unscheduled
+from mailproxy_operator.controller.observed import Observed, Pod
+from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.render import Plan
+from mailproxy_operator.render.sidecar import sidecar
+from mailproxy_operator.sidecar.inject import carries
+
+_OVER = frozenset({"Succeeded", "Failed"})
+
+
+async def observe_injected_pods(
+    cluster: Cluster, key: Key, plan: Plan | None, service: Mapping[str, Any] | None
+) -> tuple[Observed, list[Manifest]]:
+    """Look at the pods that ask for a MailProxy as a sidecar.
+
+    Args:
+        cluster: Where they are.
+        key: Whose.
+        plan: What they should carry; ``None`` where the resource is not valid.
+        service: The Service in front of them, if there is one.
+
+    Returns:
+        What was seen, and those pods that carry it.
+    """
+    asking = await cluster.list_labelled(POD, key.namespace, names.carrier_labels(key.name))
+    alive = [pod for pod in asking if (pod.get("status") or {}).get("phase") not in _OVER]
+    pods = [pod for pod in alive if carries(pod)]
+    wanted = sidecar(plan).template_hash if plan else ""
+    running = await running_configs(cluster, pods)
+    seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))
+    stuck = any(not (pod.has_started or pod.is_terminating) for pod in seen)
+    failures = await cluster.mount_failures(key.namespace) if stuck else {}
+    observed = Observed(
+        pods=seen,
+        addresses=addresses(service) if service else (),
+        mount_failures=failures,
+        without_sidecar=tuple(sorted(pod["metadata"]["name"] for pod in alive if _lacks(pod))),
+    )
+    return observed, pods
+
+
+def _lacks(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod that asks runs without; one that is being deleted is about to be replaced."""
+    return not carries(pod) and "deletionTimestamp" not in pod["metadata"]
+
+
+def _pod(pod: Mapping[str, Any], wanted: str, running: RunningConfig | None) -> Pod:
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    container: Mapping[str, Any] = next(
+        (one for one in status.get("initContainerStatuses") or [] if one.get("name") == names.CONTAINER), {}
+    )
+    state = container.get("state") or {}
+    waiting = state.get("waiting")
+    digest = (metadata.get("annotations") or {}).get(names.TEMPLATE_HASH, "")
+    return Pod(
+        name=metadata["name"],
+        is_of_template=digest == wanted or not wanted,
+        # The proxy's own readiness: the application's does not tell anything about it.
+        is_ready=bool(container.get("ready")),
+        is_terminating="deletionTimestamp" in metadata,
+        has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
+        waiting=ConditionCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        unscheduled=unscheduled(status),
+        running=running,
+    )

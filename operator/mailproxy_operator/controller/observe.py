@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the cluster through the port into one ``Observed`` value, and judges nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
+from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, POD, Manifest
+from mailproxy_operator.controller.observed import Observed, Pod, Workload
+from mailproxy_operator.errors import ConditionCause
+
+MAX_ASKED_AT_ONCE = 10
+MAX_ADDRESSES = 16
+
+
+async def observe(
+    cluster: Cluster,
+    key: Key,
+    workload: Mapping[str, Any] | None,
+    service: Mapping[str, Any] | None,
+) -> tuple[Observed, list[Manifest]]:
+    """Look at a MailProxy's pods, given its workload and its Service as they are.
+
+    Args:
+        cluster: Where pods are asked.
+        key: Whose.
+        workload: The workload, if there is one.
+        service: The mail Service, if there is one.
+
+    Returns:
+        What was seen, and the pods themselves.
+    """
+    found = addresses(service) if service else ()
+    if workload is None:
+        return Observed(addresses=found), []
+    labelled = await cluster.list_labelled(POD, key.namespace, names.selector_labels(key.name))
+    pods = [pod for pod in labelled if is_made_by_workload(pod, key.name)]
+    wanted = _template_hash(workload["spec"]["template"])
+    running = await running_configs(cluster, pods)
+    seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))
+    stuck = any(not (pod.has_started or pod.is_terminating or pod.failed) for pod in seen)
+    failures = await cluster.mount_failures(key.namespace) if stuck else {}
+    observed = Observed(workload=_workload(workload), pods=seen, addresses=found, mount_failures=failures)
+    return observed, pods
+
+
+def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
+    """Tell a pod of a workload of ours from one that only has its labels."""
+    owners = pod["metadata"].get("ownerReferences") or []
+    controllers = [(owner["kind"], owner["name"]) for owner in owners if owner.get("controller")]
+    return any(
+        (kind == "ReplicaSet" and owner.startswith(f"{name}-")) or (kind, owner) == (DAEMON_SET.name, name)
+        for kind, owner in controllers
+    )
+
+
+def can_be_asked(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod has an address, and neither is being deleted nor has ended."""
+    status = pod.get("status") or {}
+    # A pod that has ended keeps its address in its status, and another pod may have it by now.
+    has_ended = status.get("phase") in {"Failed", "Succeeded"}
+    return bool(status.get("podIP")) and not has_ended and "deletionTimestamp" not in pod["metadata"]
+
+
+async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:
+    """Ask pods which configuration they run, a few at a time."""
+    gate = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+
+    async def ask(pod: Manifest) -> RunningConfig | None:
+        if not can_be_asked(pod):
+            return None
+        async with gate:
+            return await cluster.running_config(pod)
+
+    return list(await asyncio.gather(*(ask(pod) for pod in pods)))
+
+
+def unscheduled(status: Mapping[str, Any]) -> ConditionCause | None:
+    """Find out why the scheduler has found no node for a pod, from the pod's status."""
+    for one in status.get("conditions") or []:
+        if (one.get("type"), one.get("status")) == ("PodScheduled", "False"):
+            reason = str(one.get("reason") or "Unschedulable")
+            return ConditionCause(reason, str(one.get("message") or reason))
+    return None
+
+
+def addresses(service: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Tell where clients reach a Service: type and value, what is outside first."""
+    ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    outside = [
+        ("Hostname", one["hostname"]) if one.get("hostname") else ("IPAddress", one.get("ip", ""))
+        for one in ingress
+    ]
+    inside = [("IPAddress", ip) for ip in service.get("spec", {}).get("clusterIPs") or [] if ip != "None"]
+    return tuple([*outside, *inside][:MAX_ADDRESSES])
+
+
+def _template_hash(holder: Mapping[str, Any]) -> str:
+    annotations = holder.get("metadata", {}).get("annotations") or {}
+    return str(annotations.get(names.TEMPLATE_HASH, ""))
+
+
+def _workload(live: Mapping[str, Any]) -> Workload:
+    status = live.get("status") or {}
+    is_current = int(status.get("observedGeneration", 0)) >= int(live["metadata"].get("generation", 0))
+    if live["kind"] == DEPLOYMENT.name:
+        return Workload(
+            desired=int(live["spec"].get("replicas", 1)),
+            replicas=int(status.get("replicas", 0)),
+            updated=int(status.get("updatedReplicas", 0)),
+            ready=int(status.get("readyReplicas", 0)),
+            available=int(status.get("availableReplicas", 0)),
+            may_be_unavailable=_may_be_unavailable(live["spec"]),
+            is_current=is_current,
+            failures=_failures(status),
+        )
+    desired = int(status.get("desiredNumberScheduled", 0))
+    updated = int(status.get("updatedNumberScheduled", 0))
+    return Workload(
+        # Before its controller has looked, a DaemonSet's status says nothing about how many are wanted.
+        desired=desired if is_current else max(1, desired),
+        replicas=int(status.get("currentNumberScheduled", 0)),
+        updated=updated,
+        ready=int(status.get("numberReady", 0)),
+        available=int(status.get("numberAvailable", 0)),
+        may_be_unavailable=1,
+        is_per_node=True,
+        is_current=is_current,
+        failures=_failures(status),
+    )
+
+
+def _may_be_unavailable(spec: Mapping[str, Any]) -> int:
+    """Read how many pods of a Deployment may be missing while it rolls; the operator sets a number."""
+    rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
+    allowed = rolling.get("maxUnavailable", 0)
+    return allowed if isinstance(allowed, int) else 0
+
+
+def _failures(status: Mapping[str, Any]) -> dict[str, ConditionCause]:
+    found: dict[str, ConditionCause] = {}
+    for one in status.get("conditions") or []:
+        failing = (one.get("type"), one.get("status")) in {
+            ("ReplicaFailure", "True"),
+            ("Progressing", "False"),
+        }
+        if failing:
+            found[one["type"]] = ConditionCause(one.get("reason", ""), one.get("message", ""))
+    return found
+
+
+def _pod(pod: Mapping[str, Any], wanted_template: str, running: RunningConfig | None) -> Pod:
+    status = pod.get("status") or {}
+    container: Mapping[str, Any] = next(
+        (one for one in status.get("containerStatuses") or [] if one.get("name") == names.CONTAINER), {}
+    )
+    state = container.get("state") or {}
+    is_ready = any(
+        (one.get("type"), one.get("status")) == ("Ready", "True") for one in status.get("conditions") or []
+    )
+    waiting, failed = state.get("waiting"), status.get("phase") == "Failed"
+    return Pod(
+        name=pod["metadata"]["name"],
+        is_of_template=_template_hash(pod) == wanted_template,
+        is_ready=is_ready,
+        is_terminating="deletionTimestamp" in pod["metadata"],
+        has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
+        waiting=ConditionCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        unscheduled=unscheduled(status),
+        failed=ConditionCause(status.get("reason", ""), status.get("message", "")) if failed else None,
+        running=running,
+    )

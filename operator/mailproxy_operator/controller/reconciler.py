@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the cluster hold what a resource wants, and says how far that has come.
+
+It always compares the whole state and never asks what changed, so it is right
+on the second run, after a restart in the middle, and whatever woke it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from mailproxy_config.errors import ConfigError
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
+from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
+from mailproxy_operator.controller import forbidden_sysctls, status
+from mailproxy_operator.controller.children import AppliedCache, Children
+from mailproxy_operator.controller.injected_pods import observe_injected_pods
+from mailproxy_operator.controller.observe import can_be_asked, is_made_by_workload, observe
+from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.crd.resource import Resource
+from mailproxy_operator.errors import ConditionCause, OperatorError, TransientError
+from mailproxy_operator.render import Plan, planned, render
+from mailproxy_operator.render.plan import SIDECAR
+from mailproxy_operator.settings import Platform
+
+LOOK_AGAIN_SECONDS = 5.0
+"""While something is on its way: events wake us earlier, this is in case none comes."""
+FORBIDDEN_SECONDS = 60.0
+"""A quota is raised and a right is granted without an event that we would see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a reconcile.
+
+    Attributes:
+        is_gone: There is no such resource any more.
+        refused: Why the resource cannot be carried out.
+        failed: What has to be tried again.
+        again_after: Seconds until another look is due, where one is.
+        status: What was written, or would have been had it differed.
+        drifted: The kinds that an apply changed although the rendering had not.
+        pruned: The kinds of what was deleted as no longer wanted.
+        answers: The pods that can be asked which configuration they run, and what they answered.
+    """
+
+    is_gone: bool = False
+    refused: ConditionCause | None = None
+    failed: TransientError | None = None
+    again_after: float | None = None
+    status: Manifest = field(default_factory=dict)
+    drifted: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
+    answers: tuple[tuple[Manifest, RunningConfig | None], ...] = ()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One reconcile as it goes along."""
+
+    key: Key
+    body: Manifest
+    resource: Resource | None = None
+    plan: Plan | None = None
+    refused: ConditionCause | None = None
+    failed: TransientError | None = None
+    paused: bool = False
+    drifted: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
+
+
+class Reconciler:
+    """The one function that everything calls, with what it needs.
+
+    Args:
+        cluster: Where objects live.
+        platform: What rendering has to know besides the resource.
+        now: Tells the time.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        platform: Platform,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster = cluster
+        self._platform = platform
+        self._now = now
+        self._applied = AppliedCache()
+
+    def unchanged_since_apply(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
+        """Tell whether an object is just as our last apply made it."""
+        return self._applied.unchanged_since_apply(key, (kind, manifest["metadata"]["name"]), manifest)
+
+    async def reconcile(self, key: Key) -> Outcome:
+        """Bring one resource's objects and status up to date."""
+        body = await self._cluster.get(MAIL_PROXY, key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            self._applied.forget(key)
+            return Outcome(is_gone=True)
+        children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
+        await children.read()
+        run = self._decided(key, body, children)
+        await self._try_with_one_pod(run, children)
+        await self._carry_out(run, children)
+        observed, pods = await self._observe(run, children)
+        await self._handle_forbidden_sysctls(run, children, observed, pods)
+        await self._prune_and_annotate(run, children, observed, pods)
+        outcome = await self._update_status(run, observed)
+        return replace(outcome, answers=_answers(observed, pods))
+
+    async def _observe(self, run: _Run, children: Children) -> tuple[Observed, list[Manifest]]:
+        if _mode(run) == SIDECAR:
+            return await observe_injected_pods(self._cluster, run.key, run.plan, children.service())
+        workload = children.workload(_mode(run))
+        return await observe(self._cluster, run.key, workload, children.service())
+
+    def _decided(self, key: Key, body: Manifest, children: Children) -> _Run:
+        """Read the resource and plan its objects, as far as it can be read."""
+        run = _Run(key, body, paused=bool(body.get("spec", {}).get("paused")))
+        try:
+            run.resource = Resource.read(body)
+            refused = forbidden_sysctls.remembered(children.workloads(), run.resource.generation)
+            run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused))
+        except ConfigError as error:
+            run.refused = _refusal(error)
+        return run
+
+    async def _try_with_one_pod(self, run: _Run, children: Children) -> None:
+        """Begin with one pod where nodes may refuse it: each that is refused is replaced at once."""
+        plan = run.plan
+        if plan is None or run.paused or not plan.asks_for_unsafe:
+            return
+        if not plan.has_workload or plan.workload_kind is not DEPLOYMENT:
+            return
+        with _noting(run):
+            live = children.workload(plan.resource.mode) or await self._cluster.get(DEPLOYMENT, run.key)
+            run.plan = replace(plan, is_trial=live is None or _has_no_pods_yet(live))
+
+    async def _carry_out(self, run: _Run, children: Children) -> None:
+        if run.plan is None or run.refused or run.paused:
+            return
+        try:
+            run.refused = await children.apply(render(run.plan))
+        except TransientError as failure:
+            run.failed = failure
+        run.drifted, run.lacking = tuple(children.drifted), tuple(sorted(children.lacking))
+
+    async def remove_forbidden_sysctls(self, key: Key, pod: Manifest) -> bool:
+        """Leave out at once what a node has refused a pod for; a reconcile does the rest.
+
+        Args:
+            key: Whose pod.
+            pod: The pod, as the watch has it.
+
+        Returns:
+            Whether the workload was changed.
+
+        Raises:
+            OperatorError: It could not be; the next reconcile tries it again.
+        """
+        body = await self._cluster.get(MAIL_PROXY, key)
+        refused = forbidden_sysctls.refused_by(pod)
+        if not refused or body is None or "deletionTimestamp" in body["metadata"]:
+            return False
+        children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
+        run = self._decided(key, body, children)
+        if run.plan is None or run.resource is None or run.paused or not run.plan.has_workload:
+            return False
+        await children.read((run.plan.workload_kind,))
+        live = children.workload(run.plan.resource.mode)
+        is_ours = is_made_by_workload(pod, key.name)
+        if live is None or not is_ours or not _is_of_template(pod, live):
+            return False
+        known = forbidden_sysctls.remembered([live], run.resource.generation)
+        plan = planned(run.resource, replace(self._platform, refused_sysctls=known | refused))
+        for manifest in render(plan):
+            if kind_of(manifest) is plan.workload_kind:
+                await children.apply_one(manifest)
+        return True
+
+    async def _handle_forbidden_sysctls(
+        self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]
+    ) -> None:
+        """React to pods that nodes refused for a sysctl: render again without it, and remember."""
+        if run.plan is None or run.resource is None or run.paused or run.refused:
+            return
+        if not run.plan.has_workload:
+            return  # the pods are others'
+        known = run.plan.platform.refused_sysctls
+        newly = forbidden_sysctls.refused_names(observed) - known
+        if newly:
+            platform = replace(self._platform, refused_sysctls=known | newly)
+            run.plan = planned(run.resource, platform)
+            await self._carry_out(run, children)
+        # Last: until the workload is another, each of them is replaced at once.
+        with _noting(run):
+            for pod in forbidden_sysctls.refused_pods(pods):
+                await self._cluster.delete(pod)
+
+    async def _prune_and_annotate(
+        self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]
+    ) -> None:
+        """Prune, and tell the pods which configuration they should run."""
+        if run.plan is None or run.refused or run.failed or run.paused:
+            return
+        workload = observed.workload
+        old_may_go = workload is None or workload.is_available or workload.is_scaled_to_zero
+        with _noting(run):
+            run.pruned = await children.prune(spare=() if old_may_go else WORKLOADS)
+            for pod in pods:
+                await self._annotate_pod(run.plan, pod)
+
+    async def _annotate_pod(self, plan: Plan, pod: Manifest) -> None:
+        metadata = pod["metadata"]
+        key = Key(metadata["namespace"], metadata["name"])
+        # Pods that an older release has made lack the label by which they are scraped and may be reached.
+        lacks_label = names.PROXY not in (metadata.get("labels") or {})
+        labels = names.proxy_labels(plan.resource.name) if lacks_label else {}
+        # An annotation on the pod makes the kubelet refresh its volumes at once instead of within a minute.
+        is_told = (metadata.get("annotations") or {}).get(names.CONFIG_HASH) == plan.config_hash
+        if labels or not is_told:
+            await self._cluster.patch_annotations(
+                POD, key, {names.CONFIG_HASH: plan.config_hash}, labels=labels
+            )
+
+    async def _update_status(self, run: _Run, observed: Observed) -> Outcome:
+        now = self._now()
+        previous = run.body.get("status") or {}
+        facts = status.facts(
+            run.body,
+            run.plan,
+            observed,
+            refused=run.refused,
+            failed=run.failed,
+            warnings=self._applied.warnings(run.key),
+            lacking=run.lacking,
+        )
+        written = status.status(facts, run.plan, previous=previous, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        if written != previous:
+            identity = {"name": run.key.name, "namespace": run.key.namespace}
+            await self._cluster.apply_status(
+                {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": identity, "status": written}
+            )
+            event = status.transition(run.body, previous, written, now=now)
+            if event:
+                await self._cluster.create_event(event)
+        return Outcome(
+            refused=run.refused,
+            failed=run.failed,
+            again_after=_again_after(run, written),
+            status=written,
+            drifted=run.drifted,
+            pruned=run.pruned,
+        )
+
+
+@contextmanager
+def _noting(run: _Run) -> Iterator[None]:
+    """Go on after a failure beside the main thing: whoever waits for the status must hear of it."""
+    try:
+        yield
+    except OperatorError as failure:
+        run.failed = failure if isinstance(failure, TransientError) else TransientError(str(failure))
+
+
+def _answers(observed: Observed, pods: list[Manifest]) -> tuple[tuple[Manifest, RunningConfig | None], ...]:
+    seen = zip(pods, observed.pods, strict=True)
+    return tuple((pod, one.running) for pod, one in seen if can_be_asked(pod))
+
+
+def _has_no_pods_yet(live: Manifest) -> bool:
+    ready = (live.get("status") or {}).get("readyReplicas")
+    return int(live["spec"].get("replicas", 1)) <= 1 and not ready
+
+
+def _is_of_template(pod: Manifest, workload: Manifest) -> bool:
+    holders = pod["metadata"], workload["spec"]["template"]["metadata"]
+    made, newest = ((one.get("annotations") or {}).get(names.TEMPLATE_HASH) for one in holders)
+    return bool(made == newest)
+
+
+def _again_after(run: _Run, written: Manifest) -> float | None:
+    if run.refused and run.refused.reason == "Forbidden":
+        return FORBIDDEN_SECONDS
+    return LOOK_AGAIN_SECONDS if status.is_on_its_way(written) else None
+
+
+def _refusal(error: ConfigError) -> ConditionCause:
+    only_conflicts = all("address and port pair" in problem.reason for problem in error.problems)
+    reason = "ListenerConflict" if only_conflicts else "InvalidSpec"
+    return ConditionCause(reason, "; ".join(map(str, error.problems)))
+
+
+def _mode(run: _Run) -> str:
+    spec: dict[str, Any] = run.body.get("spec") or {}
+    return run.resource.mode if run.resource else str(spec.get("mode", "Deployment"))

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares the cache with complete lists now and then, and reconciles everything."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.client import KubeClient
+from mailproxy_operator.api.kinds import MAIL_PROXY, OWNED, POD, Kind
+from mailproxy_operator.controller.cache import Cache
+from mailproxy_operator.controller.handlers import EventHandlers
+from mailproxy_operator.errors import OperatorError
+
+SPREAD = 0.1
+RETRY_SECONDS = 5.0
+LONGEST_RETRY_SECONDS = 60.0
+STUCK_SECONDS = 180.0
+"""A list that proceeds is never stuck: every page has a timeout of its own."""
+SETTLE_SECONDS = 1.0
+"""After a watch has begun anew, until its events have been handled."""
+UNLABELLED_SECONDS = 10.0
+"""How often pods are listed that ask for a sidecar and run without: no watch of ours matches them."""
+UNLABELLED = f"{names.INJECT},!{names.PROXY}"
+
+_log = logging.getLogger(__name__)
+
+
+class Resync:
+    """The resync of one operator.
+
+    Args:
+        cluster: Where lists are read.
+        cache: What they are compared with.
+        handlers: Given what differs.
+        namespaces: Which to list; all of them when empty.
+        interval: Seconds between two resyncs.
+    """
+
+    def __init__(
+        self,
+        cluster: KubeClient,
+        cache: Cache,
+        handlers: EventHandlers,
+        *,
+        namespaces: tuple[str, ...],
+        interval: float,
+    ) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._handlers = handlers
+        self._namespaces = namespaces
+        self._interval = interval
+        self._moved_at = _now()
+        self._listed_again: set[Kind] = set()
+        self._changed = asyncio.Event()
+
+    def liveness_error(self) -> str:
+        """Return why it is stuck; nothing when it is not.
+
+        An API server that refuses or does not answer is no reason: a restart would not help.
+        """
+        age = _now() - self._moved_at
+        stuck = max(3 * self._interval, STUCK_SECONDS)
+        return f"no resync has made progress for {age:.0f} seconds" if age > stuck else ""
+
+    def listed_again(self, kind: Kind) -> None:
+        """Note that a watch begins anew with a list: what was deleted in the gap is not in it."""
+        self._listed_again.add(kind)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Resync again and again, until cancelled; kinds whose watch has begun anew without delay."""
+        due = _now() + self._pause()
+        while True:
+            self._changed.clear()
+            is_due = _now() >= due
+            kinds = (MAIL_PROXY, *OWNED, POD) if is_due else tuple(self._listed_again)
+            self._listed_again.difference_update(kinds)
+            try:
+                await self._compare(kinds)
+            except OperatorError as failure:
+                _log.warning("resync: %s", failure)
+                self._listed_again.update(kinds)
+                self._moved()
+                delay = getattr(failure, "delay", None) or 0.0
+                due = min(due, _now()) if is_due else due
+                await asyncio.sleep(min(max(delay, RETRY_SECONDS), LONGEST_RETRY_SECONDS))
+                continue
+            if is_due:
+                due = _now() + self._pause()
+                self._cache.forget_deleted()
+                self._handlers.resync(spread=SPREAD * self._interval)
+            await self._wait(due)
+
+    async def watch_unlabelled_pods(self) -> None:
+        """List pods that run without the sidecar that they ask for, while there is a MailProxy for them."""
+        while True:
+            await asyncio.sleep(UNLABELLED_SECONDS)
+            if not any((one.get("spec") or {}).get("mode") == "Sidecar" for one in self._cache.resources()):
+                continue
+            try:
+                pods = await self._cluster.list_all(POD, self._namespaces, UNLABELLED)
+            except OperatorError as failure:
+                _log.warning("pods without a sidecar: %s", failure)
+                continue
+            for key in self._cache.set_unlabelled_pods(pods):
+                self._handlers.enqueue(key)
+
+    async def _compare(self, kinds: Iterable[Kind]) -> None:
+        for kind in kinds:
+            selector = "" if kind is MAIL_PROXY else names.PROXY
+            before = self._cache.uids(kind)
+            listed = await self._cluster.list_all(kind, self._namespaces, selector, self._moved)
+            for differing in self._cache.compare(kind, before, listed):
+                self._handlers.differs(kind, differing)
+            self._moved()
+
+    async def _wait(self, due: float) -> None:
+        self._moved()
+        try:
+            async with asyncio.timeout_at(due):
+                await self._changed.wait()
+                await asyncio.sleep(SETTLE_SECONDS)
+        except TimeoutError:
+            pass
+        self._moved()
+
+    def _pause(self) -> float:
+        return self._interval * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311  no secret
+
+    def _moved(self) -> None:
+        self._moved_at = _now()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

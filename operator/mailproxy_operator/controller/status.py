@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status of a MailProxy, from what was planned and what was seen: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.controller import forbidden_sysctls
+from mailproxy_operator.controller.conditions import Facts, conditions, evaluate_conditions, synced
+from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.errors import ConditionCause, OperatorError
+from mailproxy_operator.render import Plan
+from mailproxy_operator.render.plan import SIDECAR
+
+_ON_THE_WAY = frozenset({"PodsNotReady", "NotYetMounted", "ConfigPropagating"})
+"""Why a resource is not ready that is being rolled out as it should be; anything else is worth a warning."""
+_UNTIL_AN_EVENT = frozenset({"NoNodes", "SidecarMissing"})
+"""Why a resource is not ready that stays so until a watch reports something."""
+_CARRIED_OVER = ("configHash", "listeners", "sysctls")
+
+
+def facts(
+    body: Mapping[str, Any],
+    plan: Plan | None,
+    observed: Observed,
+    *,
+    refused: ConditionCause | None,
+    failed: OperatorError | None,
+    warnings: tuple[str, ...] = (),
+    lacking: tuple[str, ...] = (),
+) -> Facts:
+    """Collect what the conditions are made from.
+
+    Args:
+        body: The resource as it was read.
+        plan: What follows from it; ``None`` where it is not valid.
+        observed: What was seen.
+        refused: Why it cannot be carried out.
+        failed: What has to be tried again.
+        warnings: What the API server had to say about objects that it took.
+        lacking: Kinds that are wanted and that the cluster does not have.
+    """
+    spec = body.get("spec") or {}
+    previous = body.get("status") or {}
+    is_good = plan is not None and refused is None
+    return Facts(
+        generation=int(body["metadata"].get("generation", 1)),
+        mode=plan.resource.mode if plan else str(spec.get("mode", "Deployment")),
+        observed=observed,
+        config_hash=plan.config_hash if plan and is_good else str(previous.get("configHash", "")),
+        paused=bool(spec.get("paused")),
+        has_references=bool(plan and plan.references),
+        refused=refused,
+        warnings=warnings,
+        notices=(
+            *(plan.notices if plan else ()),
+            *(f"there is no {kind} until its definition is installed in the cluster" for kind in lacking),
+        ),
+        retrying=ConditionCause("Retrying", str(failed)) if failed else None,
+        sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
+    )
+
+
+def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now: str) -> Manifest:
+    """Write the whole status.
+
+    Args:
+        known: What the conditions are made from.
+        plan: What follows from the resource; without one, the last good plan's part of the status stays.
+        previous: The status as it is.
+        now: The time, as RFC 3339 text.
+    """
+    replicas, ready, wanted = _numbers(known)
+    written: Manifest = {
+        "observedGeneration": known.generation,
+        "replicas": replicas,
+        "readyReplicas": ready,
+        "ready": f"{ready}/{wanted}",
+        "podsSynced": synced(known.observed.pods, known.config_hash),
+    }
+    if plan is not None and known.refused is None:
+        written |= {
+            "configHash": known.config_hash,
+            "selector": names.label_selector(plan.pod_labels),
+            "listeners": _listeners(plan),
+            "sysctls": _sysctls(plan),
+        }
+    else:
+        written |= {name: previous[name] for name in (*_CARRIED_OVER, "selector") if name in previous}
+    if known.observed.addresses:
+        written["addresses"] = [{"type": kind, "value": value} for kind, value in known.observed.addresses]
+    before = previous.get("conditions") or []
+    written["conditions"] = conditions(
+        evaluate_conditions(known), generation=known.generation, previous=before, now=now
+    )
+    return written
+
+
+def _numbers(known: Facts) -> tuple[int, int, int]:
+    """Count the pods, those that serve, and those that are wanted."""
+    if known.mode == SIDECAR:
+        staying = [pod for pod in known.observed.pods if not pod.is_terminating]
+        return (
+            len(staying),
+            sum(pod.is_ready for pod in staying),
+            len(staying) + len(known.observed.without_sidecar),
+        )
+    workload = known.observed.workload
+    return (workload.replicas, workload.ready, workload.desired) if workload else (0, 0, 0)
+
+
+def _listeners(plan: Plan) -> list[Manifest]:
+    found: list[Manifest] = []
+    for listener in plan.listeners:
+        entry: Manifest = {
+            "server": listener.server,
+            "protocol": listener.protocol,
+            "address": listener.listen.address,
+            "tls": listener.listen.ssl,
+        }
+        if listener.port is not None:
+            entry |= {
+                "port": listener.port,
+                "containerPort": listener.container_port,
+                "servicePort": listener.port,
+            }
+        if listener.host_port is not None:
+            entry["hostPort"] = listener.host_port
+        found.append(entry)
+    return found
+
+
+def _sysctls(plan: Plan) -> list[Manifest]:
+    return [
+        {
+            "name": one.name,
+            **({} if one.value is None else {"value": one.value}),
+            "safe": one.safe,
+            "applied": one.applied,
+            "reason": one.reason,
+            **({"message": one.message} if one.message else {}),
+        }
+        for one in plan.sysctls
+    ]
+
+
+def is_on_its_way(written: Mapping[str, Any]) -> bool:
+    """Tell whether the state is still changing by itself, so that another look is due soon."""
+    found = {one["type"]: one for one in written.get("conditions", [])}
+    stalled = found.get("Stalled", {}).get("status") == "True"
+    paused = found.get("Reconciling", {}).get("reason") == "Paused"
+    ready = found.get("Ready", {})
+    is_settled = ready.get("status") == "True" or (
+        ready.get("reason") in _UNTIL_AN_EVENT and not _is_reconciling(written)
+    )
+    return not stalled and not paused and not is_settled
+
+
+def transition(
+    body: Mapping[str, Any], previous: Mapping[str, Any], written: Mapping[str, Any], *, now: datetime
+) -> Manifest | None:
+    """Make an event if ``Ready`` has changed, and none otherwise."""
+    before, after = _ready(previous), _ready(written)
+    if (before.get("status"), before.get("reason")) == (after.get("status"), after.get("reason")):
+        return None
+    metadata = body["metadata"]
+    is_on_the_way = after.get("reason") in _ON_THE_WAY and _is_reconciling(written)
+    is_good = after.get("status") == "True" or is_on_the_way
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{metadata['name']}.{round(now.timestamp() * 1e6):x}",
+            "namespace": metadata.get("namespace", "default"),
+        },
+        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "type": "Normal" if is_good else "Warning",
+        "reason": after.get("reason", ""),
+        "note": str(after.get("message", ""))[:1000],
+        "action": "Reconcile",
+        "reportingController": names.FIELD_MANAGER,
+        "reportingInstance": names.FIELD_MANAGER,
+        "regarding": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": metadata["name"],
+            "namespace": metadata.get("namespace", "default"),
+            "uid": metadata.get("uid", ""),
+        },
+    }
+
+
+def _ready(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((one for one in status.get("conditions") or [] if one["type"] == "Ready"), {})
+
+
+def _is_reconciling(status: Mapping[str, Any]) -> bool:
+    found = (one for one in status.get("conditions") or [] if one["type"] == "Reconciling")
+    return any(one["status"] == "True" for one in found)

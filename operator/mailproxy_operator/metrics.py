@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's metrics: the only module of the operator that knows Prometheus.
+
+Labels take their values from closed sets, but for one metric: the conditions name their
+resource, and there are series of so many resources only.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.controller.reconciler import Outcome
+
+_REASONS = {
+    "InvalidSpec": "invalid_spec",
+    "ListenerConflict": "listener_conflict",
+    "NameConflict": "name_conflict",
+    "InvalidPodFields": "invalid_pod_fields",
+    "Forbidden": "forbidden",
+}
+_READY = {"True": "true", "False": "false"}
+MAX_RESOURCES = 200
+"""So many resources have their conditions shown: at most 4200 series."""
+
+
+class Conditions:
+    """The conditions of resources as series, in the way of kube-state-metrics: 1 for the one that holds.
+
+    Where there are more resources than may be shown, those that are not ready come first.
+    """
+
+    LABELS = ("namespace", "name", "type", "status")
+    STATUSES = ("True", "False", "Unknown")
+
+    def __init__(self) -> None:
+        self._known: dict[Key, dict[str, str]] = {}
+
+    def note(self, key: Key, found: Mapping[str, Mapping[str, str]]) -> None:
+        """Remember the conditions of a resource."""
+        self._known[key] = {name: str(one.get("status", "")) for name, one in found.items()}
+
+    def forget(self, key: Key) -> None:
+        """Forget a resource."""
+        self._known.pop(key, None)
+
+    def describe(self) -> Sequence[Metric]:
+        """Name the metrics, for whoever registers this."""
+        return self._families()
+
+    def collect(self) -> Iterator[Metric]:
+        """Write the series."""
+        shown, omitted = self._families()
+        keys = sorted(self._known, key=lambda key: (self._known[key].get("Ready") == "True", key))
+        for key in keys[:MAX_RESOURCES]:
+            for name, holds in self._known[key].items():
+                for status in self.STATUSES:
+                    shown.add_metric((key.namespace, key.name, name, status), float(status == holds))
+        omitted.add_metric((), float(max(0, len(keys) - MAX_RESOURCES)))
+        yield from (shown, omitted)
+
+    def _families(self) -> list[GaugeMetricFamily]:
+        limit = f"of at most {MAX_RESOURCES} resources, those first that are not ready"
+        return [
+            GaugeMetricFamily(
+                "mailproxy_operator_condition", f"Conditions {limit}.", labels=list(self.LABELS)
+            ),
+            GaugeMetricFamily(
+                "mailproxy_operator_condition_resources_omitted",
+                "Resources whose conditions are left out for that limit.",
+            ),
+        ]
+
+
+class Metrics:
+    """Everything that is counted, on a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._ready: dict[Key, str] = {}
+        self._tripped: set[Key] = set()
+        self._refused: dict[Key, str] = {}
+        self._conditions = Conditions()
+        registry, prefix = self.registry, "mailproxy_operator"
+        self._reconciles = Counter(f"{prefix}_reconciles", "Reconciles.", ["result"], registry=registry)
+        self._duration = Histogram(
+            f"{prefix}_reconcile_duration_seconds", "How long a reconcile takes.", registry=registry,
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60),
+        )  # fmt: skip
+        self._last_success = Gauge(
+            f"{prefix}_last_success_timestamp_seconds",
+            "When a reconcile was last finished: the resource was carried out, or refused as invalid.",
+            registry=registry,
+        )
+        self._resources = Gauge(
+            f"{prefix}_resources",
+            "MailProxy resources by their Ready condition.",
+            ["ready"],
+            registry=registry,
+        )
+        self._config_errors = Counter(
+            f"{prefix}_config_errors", "Resources that were refused.", ["reason"], registry=registry
+        )
+        self._drift = Counter(
+            f"{prefix}_drift_repairs",
+            "Objects that somebody had changed or deleted.",
+            ["kind"],
+            registry=registry,
+        )
+        self._prunes = Counter(
+            f"{prefix}_prunes", "Objects deleted as no longer wanted.", ["kind"], registry=registry
+        )
+        self._breakers = Gauge(
+            f"{prefix}_circuit_breakers_open",
+            "Resources that nodes refuse a sysctl.",
+            ["reason"],
+            registry=registry,
+        )
+        self._requests = Counter(
+            f"{prefix}_api_requests", "Requests to the API server.", ["verb", "code"], registry=registry
+        )
+        self._request_duration = Histogram(
+            f"{prefix}_api_request_duration_seconds", "How long they take.", ["verb"], registry=registry,
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15),
+        )  # fmt: skip
+        self._watch_restarts = Counter(
+            f"{prefix}_watch_restarts", "Watches begun again, by why.", ["reason"], registry=registry
+        )
+        self._queue = Gauge(f"{prefix}_queue_depth", "Resources waiting for a reconcile.", registry=registry)
+        self._admissions = Counter(
+            f"{prefix}_sidecar_admissions",
+            "Pods that asked for a sidecar, by what became of them.",
+            ["result"],
+            registry=registry,
+        )
+        self.is_leader = False
+        self._leader = Gauge(f"{prefix}_leader", "1 on the operator that works.", registry=registry)
+        self._name_build()
+        registry.register(self._conditions)
+        self._begin_at_zero()
+
+    def _name_build(self) -> None:
+        build = Gauge(
+            "mailproxy_operator_build_info", "What runs.",
+            ["version", "revision", "python_version", "kopf_version"], registry=self.registry,
+        )  # fmt: skip
+        known = _version("mailproxy")
+        # The source revision is the local part of the version: 1.2.0+abc1234.
+        revision = known.partition("+")[2] or "unknown"
+        build.labels(known, revision, platform.python_version(), _version("kopf")).set(1)
+
+    def _begin_at_zero(self) -> None:
+        """Make every series exist from the start, so that a first event is an increase."""
+        for result in ("ok", "retry", "hopeless", "error"):
+            self._reconciles.labels(result)
+        for reason in _REASONS.values():
+            self._config_errors.labels(reason)
+        for ready in ("true", "false", "unknown"):
+            self._resources.labels(ready)
+        for result in ("injected", "present", "ignored", "refused", "error"):
+            self._admissions.labels(result)
+        for reason in ("expired", "closed", "error", "inactive"):
+            self._watch_restarts.labels(reason)
+        self._breakers.labels("sysctl_forbidden")
+
+    def watch_queue(self, length: Callable[[], int]) -> None:
+        """Ask this for the number of resources that wait, whenever somebody looks."""
+        self._queue.set_function(length)
+
+    def set_leader(self, *, is_leader: bool) -> None:
+        """Note whether this process reconciles."""
+        self.is_leader = is_leader
+        self._leader.set(is_leader)
+
+    def admitted(self, result: str) -> None:
+        """Note what became of a pod that asked for a sidecar."""
+        self._admissions.labels(result).inc()
+
+    def requested(self, verb: str, code: str, seconds: float) -> None:
+        """Note a request to the API server."""
+        self._requests.labels(verb, code).inc()
+        if verb != "watch":  # a watch lasts as long as it can
+            self._request_duration.labels(verb).observe(seconds)
+
+    def watch_restarted(self, reason: str) -> None:
+        """Note that a watch begins anew: ``expired``, ``closed``, ``error`` or ``inactive``."""
+        self._watch_restarts.labels(reason).inc()
+
+    def reconciled(self, key: Key, outcome: Outcome | None, seconds: float) -> None:
+        """Note a reconcile; ``None`` for one that ended in a fault of ours."""
+        self._reconciles.labels(_result(outcome)).inc()
+        self._duration.observe(seconds)
+        if outcome is None:
+            return
+        # A resource that is refused is somebody's mistake; the operator has done what it should.
+        if outcome.failed is None:
+            self._last_success.set_to_current_time()
+        for kind in outcome.drifted:
+            self._drift.labels(kind).inc()
+        for kind in outcome.pruned:
+            self._prunes.labels(kind).inc()
+        self._note_refusal(key, outcome)
+        self._note_state(key, outcome)
+
+    def _note_refusal(self, key: Key, outcome: Outcome) -> None:
+        reason = _REASONS.get(outcome.refused.reason, "") if outcome.refused else ""
+        if reason and self._refused.get(key) != reason:
+            self._config_errors.labels(reason).inc()
+        if reason:
+            self._refused[key] = reason
+        else:
+            self._refused.pop(key, None)
+
+    def _note_state(self, key: Key, outcome: Outcome) -> None:
+        conditions = {one["type"]: one for one in outcome.status.get("conditions", [])}
+        if outcome.is_gone:
+            self._ready.pop(key, None)
+            self._conditions.forget(key)
+        elif conditions:
+            self._conditions.note(key, conditions)
+            self._ready[key] = _READY.get(conditions["Ready"]["status"], "unknown")
+        tripped = conditions.get("Stalled", {}).get("reason") == "SysctlForbidden"
+        (self._tripped.add if tripped else self._tripped.discard)(key)
+        for ready in ("true", "false", "unknown"):
+            self._resources.labels(ready).set(sum(one == ready for one in self._ready.values()))
+        self._breakers.labels("sysctl_forbidden").set(len(self._tripped))
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Write everything as Prometheus reads it: the text, and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def _result(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "error"
+    if outcome.failed is not None:
+        return "retry"
+    return "hopeless" if outcome.refused else "ok"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which sysctls a pod gets, and why not the others: one pure function.
+
+What ``listen`` sets is always set on the socket by the proxy.  Sysctls only
+add to it for the whole pod: they are set where all listeners that set a value
+agree.  A listener with a keep-alive of another length keeps its own, since its
+socket option wins over the sysctl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mailproxy_config.model import KeepAlive, ListenConfig
+from mailproxy_operator.api.kube_version import KubeVersion
+
+PORT_START = "net.ipv4.ip_unprivileged_port_start"
+KEEPALIVE_TIME = "net.ipv4.tcp_keepalive_time"
+KEEPALIVE_INTERVAL = "net.ipv4.tcp_keepalive_intvl"
+KEEPALIVE_PROBES = "net.ipv4.tcp_keepalive_probes"
+RECEIVE_BUFFER = "net.ipv4.tcp_rmem"
+SEND_BUFFER = "net.ipv4.tcp_wmem"
+BACKLOG = "net.core.somaxconn"
+
+SAFE_SINCE = {
+    "kernel.shm_rmid_forced": KubeVersion(1, 0),
+    "net.ipv4.ip_local_port_range": KubeVersion(1, 0),
+    "net.ipv4.tcp_syncookies": KubeVersion(1, 0),
+    "net.ipv4.ping_group_range": KubeVersion(1, 0),
+    PORT_START: KubeVersion(1, 22),
+    "net.ipv4.ip_local_reserved_ports": KubeVersion(1, 27),
+    KEEPALIVE_TIME: KubeVersion(1, 29),
+    "net.ipv4.tcp_fin_timeout": KubeVersion(1, 29),
+    KEEPALIVE_INTERVAL: KubeVersion(1, 29),
+    KEEPALIVE_PROBES: KubeVersion(1, 29),
+    RECEIVE_BUFFER: KubeVersion(1, 32),
+    SEND_BUFFER: KubeVersion(1, 32),
+}
+"""The kubelet's safe set, and since which version each name is in it."""
+
+DEFAULT_SOMAXCONN = 4096
+_MINIMUM = 4096
+_DEFAULT_RECEIVE, _LARGEST_RECEIVE = 131_072, 33_554_432
+_DEFAULT_SEND, _LARGEST_SEND = 16_384, 4_194_304
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sysctl:
+    """One decision: what ``status.sysctls`` shows, and, where applied, what the pod gets.
+
+    Attributes:
+        value: ``None`` where listeners set different ones.
+        safe: Whether every kubelet of this version takes it.
+        message: Why it is not applied, and what to do; empty where it is.
+    """
+
+    name: str
+    value: str | None
+    safe: bool
+    applied: bool
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the resource says about sysctls.
+
+    Attributes:
+        automatic: ``mode: Auto``.
+        unsafe_allowed: ``unsafe: Allow``.
+        extra: Names and values that override what the listeners ask for.
+        host_network: Then none can be set.
+        refused: Names that nodes have refused for this generation.
+    """
+
+    automatic: bool = True
+    unsafe_allowed: bool = False
+    extra: tuple[tuple[str, str], ...] = ()
+    host_network: bool = False
+    refused: frozenset[str] = frozenset()
+
+
+def sysctls(
+    listens: Sequence[ListenConfig], policy: Policy, version: KubeVersion, *, privileged_port: int | None
+) -> tuple[Sysctl, ...]:
+    """Decide about every sysctl that the listeners or the resource ask for.
+
+    Args:
+        listens: All listeners; UNIX sockets take no part.
+        policy: What the resource says.
+        version: Of the oldest node.
+        privileged_port: The smallest container port below 1024, if any.
+
+    Returns:
+        The decisions, sorted by name: the pod's list is compared in order.
+    """
+    tcp = [listen for listen in listens if listen.port is not None]
+    found = {one.name: one for one in _asked_for(tcp, privileged_port)}
+    for name, value in policy.extra:
+        found[name] = _wanted(name, value, "Extra")
+    return tuple(_judged(found[name], policy, version) for name in sorted(found))
+
+
+def _asked_for(listens: Sequence[ListenConfig], privileged_port: int | None) -> Iterable[Sysctl]:
+    if privileged_port is not None:
+        yield _wanted(PORT_START, str(privileged_port), "PrivilegedPort")
+    yield from _keepalive(listens)
+    receive = max((listen.rcvbuf or 0 for listen in listens), default=0)
+    if 2 * receive > _DEFAULT_RECEIVE:
+        yield _wanted(RECEIVE_BUFFER, _triple(receive, _LARGEST_RECEIVE), "ReceiveBuffer")
+    send = max((listen.sndbuf or 0 for listen in listens), default=0)
+    if 2 * send > _DEFAULT_SEND:
+        yield _wanted(SEND_BUFFER, _triple(send, _LARGEST_SEND), "SendBuffer")
+    backlog = max((listen.backlog for listen in listens), default=0)
+    if backlog > DEFAULT_SOMAXCONN:
+        yield _wanted(BACKLOG, str(backlog), "Backlog")
+
+
+def _triple(data: int, largest: int) -> str:
+    # SO_RCVBUF and SO_SNDBUF are doubled by the kernel, so the default has to be as well.
+    return f"{_MINIMUM} {2 * data} {max(largest, 2 * data)}"
+
+
+def _keepalive(listens: Sequence[ListenConfig]) -> Iterable[Sysctl]:
+    for name, value_of in _KEEPALIVE_VALUES:
+        listeners_by_value: dict[int, list[str]] = {}
+        for listen in listens:
+            value = value_of(listen.so_keepalive) if listen.so_keepalive else None
+            if value is not None:
+                listeners_by_value.setdefault(value, []).append(f"{listen.address}:{listen.port}")
+        if len(listeners_by_value) == 1:
+            yield _wanted(name, str(next(iter(listeners_by_value))), "SoKeepalive")
+        elif listeners_by_value:
+            yield Sysctl(
+                name=name,
+                value=None,
+                safe=True,
+                applied=False,
+                reason="ConflictingListeners",
+                message=_conflict(listeners_by_value),
+            )
+
+
+def _conflict(listeners_by_value: Mapping[int, Sequence[str]]) -> str:
+    parts = [
+        f"{' '.join(sorted(listeners))} {'set' if len(listeners) > 1 else 'sets'} {value}"
+        for value, listeners in sorted(listeners_by_value.items())
+    ]
+    return (
+        f"not set, because listeners disagree: {', '.join(parts)}; "
+        "the sockets themselves have what each listener sets"
+    )
+
+
+_KEEPALIVE_VALUES: tuple[tuple[str, Callable[[KeepAlive], int | None]], ...] = (
+    (KEEPALIVE_TIME, lambda keepalive: keepalive.idle),
+    (KEEPALIVE_INTERVAL, lambda keepalive: keepalive.interval),
+    (KEEPALIVE_PROBES, lambda keepalive: keepalive.count),
+)
+
+
+def _wanted(name: str, value: str, reason: str) -> Sysctl:
+    return Sysctl(name=name, value=value, safe=name in SAFE_SINCE, applied=True, reason=reason)
+
+
+def _judged(one: Sysctl, policy: Policy, version: KubeVersion) -> Sysctl:
+    """Withhold a sysctl that must not, or cannot, be set."""
+    since = SAFE_SINCE.get(one.name)
+    one = replace(one, safe=since is not None and since <= version)
+    if not one.applied:
+        return one
+    reason = _obstacle(one, policy, is_known_safe=since is not None)
+    if reason is None:
+        return one
+    return replace(one, applied=False, reason=reason, message=_explanation(reason, since, version))
+
+
+def _explanation(reason: str, since: KubeVersion | None, version: KubeVersion) -> str:
+    if reason == "NodeTooOld" and since is not None:
+        return f"nodes take it from Kubernetes {since} on, the oldest here is {version}"
+    return _EXPLANATIONS[reason]
+
+
+_EXPLANATIONS = {
+    "HostNetwork": "a pod with pod.hostNetwork cannot set net.* sysctls: set it on the node",
+    "ModeNone": "sysctls.mode is None: set Auto to have it",
+    "SysctlForbidden": (
+        "a node refused a pod with it: allow it on the nodes (kubelet --allowed-unsafe-sysctls) "
+        "and change the resource, or remove it from sysctls.extra"
+    ),
+    "UnsafeNotAllowed": "not in the kubelet's safe set: needs sysctls.unsafe: Allow and nodes that allow it",
+}
+
+
+def _obstacle(one: Sysctl, policy: Policy, *, is_known_safe: bool) -> str | None:
+    if policy.host_network:
+        return "HostNetwork"
+    if not policy.automatic:
+        return "ModeNone"
+    if one.name in policy.refused:
+        return "SysctlForbidden"
+    if not one.safe and not policy.unsafe_allowed:
+        return "NodeTooOld" if is_known_safe else "UnsafeNotAllowed"
+    # By itself the operator never asks an old node for what only a newer one takes.
+    return "NodeTooOld" if not one.safe and is_known_safe and one.reason != "Extra" else None

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mutating webhook: kopf reads and writes the AdmissionReviews, ``sidecar.admission`` decides.
+
+It is served by every operator process, whether or not it holds the Lease: a
+Service sends the API server to any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.client import KubeClient
+from mailproxy_operator.api.kinds import POD, Manifest
+from mailproxy_operator.settings import OperatorSettings, Platform, WebhookSettings
+from mailproxy_operator.sidecar.admission import Admission, AdmissionDecision, AdmissionRequest
+from mailproxy_operator.sidecar.ca_bundle import GivenAuthority, MountedCertificate, OwnCertificate
+from mailproxy_operator.sidecar.certificate import server_context
+from mailproxy_operator.sidecar.review_server import ReviewServer
+
+HANDLER = "inject"
+"""The path under which it is called."""
+REVIEW_SECONDS = 3.0
+"""Less than the webhook's own timeout, so that the API server gets an answer in any case."""
+REVIEW_SHARE = 0.6
+"""The same for another timeout than the usual one, as a share of it."""
+FORBIDDEN = 403
+
+_log = logging.getLogger(__name__)
+
+Recorder = Callable[[str], None]
+"""Told what became of a pod: ``injected``, ``present``, ``ignored``, ``refused`` or ``error``."""
+
+
+def register(
+    registry: kopf.OperatorRegistry,
+    admission: Admission,
+    *,
+    recorder: Recorder,
+    seconds: float = REVIEW_SECONDS,
+) -> None:
+    """Attach the handler.
+
+    Args:
+        registry: Where to.
+        admission: Who decides.
+        recorder: Called with what became of each pod.
+        seconds: How long a decision may take.
+    """
+
+    @kopf.on.mutate(
+        "", POD.api_version, POD.plural, id=HANDLER, operations=["CREATE"],
+        labels={names.INJECT: kopf.PRESENT}, side_effects=True, ignore_failures=True, registry=registry,
+    )  # fmt: skip
+    async def _inject(
+        body: kopf.Body, patch: kopf.Patch, warnings: list[str], dryrun: bool, **_: object
+    ) -> None:
+        pod = _plain(body)
+        asked = AdmissionRequest.read(pod, str(pod["metadata"].get("namespace", "")), dry_run=dryrun)
+        verdict = await _decided(admission, asked, seconds)
+        recorder(verdict.result)
+        if verdict.refusal:
+            raise kopf.AdmissionError(verdict.refusal, code=FORBIDDEN)
+        warnings.extend(verdict.warnings)
+        if verdict.pod is not None:
+            patch.fns.append(_replacing(verdict.pod))
+
+
+async def _decided(admission: Admission, asked: AdmissionRequest, seconds: float) -> AdmissionDecision:
+    """Decide; whatever fails on our side must not keep a pod from running."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await admission.review(asked)
+    except Exception as failure:
+        _log.exception("a pod that asks for %s gets no sidecar", asked.key)
+        text = f"no mailproxy sidecar ({names.INJECT}: {asked.key.name}): the operator could not decide"
+        return AdmissionDecision(result="error", warnings=(f"{text}: {type(failure).__name__}",))
+
+
+def _plain(body: kopf.Body) -> Manifest:
+    copied: Manifest = json.loads(json.dumps(dict(body)))
+    return copied
+
+
+def _replacing(pod: Manifest) -> Callable[[Any], None]:
+    def replace(body: Any) -> None:  # noqa: ANN401  kopf's raw body
+        body["metadata"], body["spec"] = pod["metadata"], pod["spec"]
+
+    return replace
+
+
+def _given(asked: WebhookSettings, cluster: KubeClient) -> GivenAuthority | None:
+    return GivenAuthority(cluster, asked.configuration, asked.authorities) if asked.authorities else None
+
+
+class Webhook:
+    """The webhook of one operator process.
+
+    Args:
+        settings: What was asked for.
+        cluster: Where resources are read, and the webhook's configuration is kept.
+        recorder: Called with what became of each pod.
+
+    Attributes:
+        server: What kopf has answer the API server.
+    """
+
+    def __init__(self, settings: OperatorSettings, cluster: KubeClient, *, recorder: Recorder) -> None:
+        asked = settings.webhook or WebhookSettings()
+        context = server_context()
+        self._settings = settings
+        self._cluster = cluster
+        self._recorder = recorder
+        self._platform: Platform | None = None
+        self.server = ReviewServer(asked.host, asked.port, context)
+        self._certificate: OwnCertificate | MountedCertificate = (
+            MountedCertificate(asked.certificates, context, _given(asked, cluster))
+            if asked.certificates
+            else OwnCertificate(cluster, asked.configuration, context, holder=settings.identity)
+        )
+        self._admission = Admission(cluster, self._known_platform, namespaces=settings.namespaces)
+
+    def readiness_error(self) -> str:
+        """Return why the API server cannot call it; nothing when it can."""
+        if not self.server.is_listening:
+            return "the webhook does not listen yet"
+        return "" if self._certificate.is_ready else "the webhook has no certificate yet"
+
+    async def keep(self) -> None:
+        """Keep certificate and trust as they should be, until cancelled."""
+        await self._certificate.keep()
+
+    def register(self, registry: kopf.OperatorRegistry) -> None:
+        """Attach the handler."""
+        seconds = REVIEW_SHARE * (self._settings.webhook or WebhookSettings()).timeout_seconds
+        register(registry, self._admission, recorder=self._recorder, seconds=seconds)
+
+    async def _known_platform(self) -> Platform:
+        if self._platform is None:
+            version = await self._cluster.version()
+            self._platform = self._settings.platform(version)
+        return self._platform

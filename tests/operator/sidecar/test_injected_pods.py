@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the status of a sidecar says: who carries it, and who runs what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mailproxy_operator.api.cluster import Key, RunningConfig
+from mailproxy_operator.api.kinds import CONFIG_MAP, MAIL_PROXY, POD, SERVICE, Manifest
+from mailproxy_operator.controller.reconciler import Reconciler
+from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.sidecar.inject import Injected, inject
+from support.operator_cluster import MemoryCluster
+from support.sidecars import INJECT, PLATFORM, made, pod, sidecar_body
+
+EDGE = Key("mail", "edge")
+
+
+class World:
+    """A sidecar's resource, and pods of other people."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.cluster = MemoryCluster()
+        self.spec = spec
+        self.cluster.put(sidecar_body(**spec))
+        self._reconciler = Reconciler(self.cluster, PLATFORM)
+
+    async def status(self) -> Manifest:
+        await self._reconciler.reconcile(EDGE)
+        found: Manifest = self.cluster.found(MAIL_PROXY, "edge")["status"]
+        return found
+
+    async def numbers(self) -> tuple[int, int, int]:
+        status = await self.status()
+        return status["replicas"], status["readyReplicas"], status["podsSynced"]
+
+    def pod(self, name: str, runs: str | None = None, *, is_ready: bool = True, **status: Any) -> Manifest:
+        """A pod that was injected, as its kubelet sees it."""
+        found = inject(made(**self.spec), pod())
+        assert isinstance(found, Injected)
+        one = found.pod
+        one["metadata"]["name"] = name
+        container = {"name": "mailproxy", "ready": is_ready, "restartCount": 0, "state": {"running": {}}}
+        one["status"] = {
+            "phase": "Running",
+            "podIP": "192.0.2.1",
+            "initContainerStatuses": [container],
+            **status,
+        }
+        if runs is not None:
+            self.cluster.running[name] = RunningConfig(runs)
+        return self.cluster.put(one)
+
+    def condition(self, kind: str) -> tuple[str, str, str]:
+        conditions = self.cluster.found(MAIL_PROXY, "edge")["status"]["conditions"]
+        one = next(one for one in conditions if one["type"] == kind)
+        return one["status"], one["reason"], one["message"]
+
+
+async def test_without_pods_everything_is_in_order() -> None:
+    world = World()
+    assert await world.numbers() == (0, 0, 0)
+    assert world.condition("Ready")[:2] == ("True", "Ready")
+    assert world.condition("Available")[:2] == ("True", "SidecarMode")
+    assert {kind.name for kind, _ in world.cluster.objects} == {"MailProxy", "ConfigMap"}
+
+
+async def test_a_service_is_there_where_it_is_asked_for() -> None:
+    world = World(service={"type": "ClusterIP"})
+    await world.status()
+    assert world.cluster.found(SERVICE, "edge")["spec"]["selector"] == {INJECT: "edge"}
+
+
+async def test_pods_are_counted_by_what_they_carry_and_run() -> None:
+    world = World()
+    digest = made().config_hash
+    world.pod("a", digest)
+    world.pod("b", "another")
+    world.pod("c", digest, is_ready=False)
+    assert await world.numbers() == (3, 2, 2)
+    assert (await world.status())["selector"] == f"{INJECT}=edge"
+    assert world.condition("ConfigSynced")[:2] == ("False", "ConfigPropagating")
+    assert "pods that carry it: 3, ready: 2" in world.condition("Available")[2]
+    world.cluster.answer(digest)
+    await world.status()
+    assert world.condition("Ready")[:2] == ("True", "Ready")
+
+
+async def test_a_pod_that_kept_its_configuration_is_named() -> None:
+    world = World()
+    world.pod("a")
+    world.cluster.running["a"] = RunningConfig("old", "secret not mounted")
+    await world.status()
+    assert world.condition("Ready")[:2] == ("False", "ConfigRejected")
+    assert "pod a kept" in world.condition("Ready")[2]
+
+
+async def test_who_asks_in_vain_and_who_is_older_is_told() -> None:
+    world = World()
+    world.pod("a", made().config_hash)
+    bare = pod()
+    bare["metadata"]["name"] = "bare"
+    world.cluster.put(bare)
+    old = world.pod("old", made().config_hash)
+    old["metadata"]["annotations"]["mailproxy.dev/template-hash"] = "0123"
+    world.cluster.put(old)
+    assert await world.numbers() == (2, 2, 2)
+    told = world.condition("Available")[2]
+    assert "made before its last change, to be made anew: 1" in told
+    assert "1 pod asks for it and runs without: bare" in told
+    assert world.condition("Ready")[:2] == ("False", "SidecarMissing")
+    bare["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
+    world.cluster.put(bare)
+    await world.status()
+    assert world.condition("Available")[:2] == ("True", "SidecarMode"), "what is being deleted does not count"
+
+
+async def test_a_pod_that_no_node_takes_is_named() -> None:
+    world = World()
+    message = "0/1 nodes are available: 1 Too many pods."
+    pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    waits = {"phase": "Pending", "initContainerStatuses": [], "conditions": [pending]}
+    world.pod("a", **waits)
+    await world.status()
+    assert world.condition("Available") == ("False", "Unschedulable", f"pod a: {message}")
+
+
+async def test_pods_that_are_over_or_going_do_not_count() -> None:
+    world = World()
+    world.pod("done", phase="Succeeded")
+    going = world.pod("going", made().config_hash)
+    going["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
+    world.cluster.put(going)
+    assert await world.numbers() == (0, 0, 0)
+
+
+async def test_pods_are_told_so_that_they_reload_at_once_and_never_deleted() -> None:
+    world = World()
+    world.pod("a", "old")
+    failed = {"phase": "Running", "reason": "SysctlForbidden", "message": 'forbidden sysctl: "a.b"'}
+    world.pod("refused", **failed)
+    await world.status()
+    before = world.cluster.found(POD, "a")["metadata"]["annotations"]["mailproxy.dev/config-hash"]
+    world.cluster.put(sidecar_body(workerConnections=7))
+    await world.status()
+    after = world.cluster.found(POD, "a")["metadata"]["annotations"]["mailproxy.dev/config-hash"]
+    assert before != after == made(workerConnections=7).config_hash
+    assert not [call for call in world.cluster.calls if call[0] == "delete"]
+
+
+async def test_a_secret_that_is_missing_is_found_by_the_pods() -> None:
+    world = World(
+        mail={"authHttp": "http://127.0.0.1:9000/auth", "sslCertificate": [{"secretName": "mail-tls"}]},
+        servers=[{"name": "imap", "protocol": "imap", "listen": [{"port": 993, "ssl": True}]}],
+    )
+    waiting = {"reason": "PodInitializing", "message": ""}
+    container = {"name": "mailproxy", "ready": False, "state": {"waiting": waiting}}
+    world.pod("a", initContainerStatuses=[container])
+    world.cluster.mounts = {"a": 'MountVolume.SetUp failed: secret "mail-tls" not found'}
+    await world.status()
+    assert world.condition("ResolvedRefs")[:2] == ("False", "SecretNotFound")
+    assert ConditionCause(**waiting).reason == "PodInitializing"
+
+
+async def test_an_invalid_resource_leaves_pods_and_configuration_as_they_are() -> None:
+    world = World()
+    world.pod("a", made().config_hash)
+    await world.status()
+    before = world.cluster.found(CONFIG_MAP, "edge-config")
+    world.cluster.put(sidecar_body(servers=[]))
+    assert (await world.numbers())[0] == 1
+    assert world.condition("Ready")[:2] == ("False", "InvalidSpec")
+    assert world.cluster.found(CONFIG_MAP, "edge-config") == before
+
+
+async def test_from_a_deployment_to_a_sidecar_the_workload_goes() -> None:
+    world = World(mode="Deployment", replicas=0)
+    await world.status()
+    assert {kind.name for kind, _ in world.cluster.objects} > {"Deployment", "Service"}
+    world.cluster.put(sidecar_body())
+    await world.status()
+    assert {kind.name for kind, _ in world.cluster.objects} == {"MailProxy", "ConfigMap"}
+
+
+async def test_running_pods_get_the_label_of_their_proxy() -> None:
+    """Pods that an older operator has injected lack it; a pod is labelled without being made anew."""
+    world = World()
+    older = world.pod("a", made().config_hash)
+    del older["metadata"]["labels"]["mailproxy.dev/proxy"]
+    world.cluster.put(older)
+    await world.status()
+    assert world.cluster.found(POD, "a")["metadata"]["labels"]["mailproxy.dev/proxy"] == "edge"
+    world.cluster.calls.clear()
+    await world.status()
+    assert world.cluster.calls == []
+
+
+async def test_label_that_names_another_proxy_stays() -> None:
+    world = World()
+    one = world.pod("a", made().config_hash)
+    one["metadata"]["labels"]["mailproxy.dev/proxy"] = "other"
+    world.cluster.put(one)
+    await world.status()
+    assert world.cluster.found(POD, "a")["metadata"]["labels"]["mailproxy.dev/proxy"] == "other"

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API server's answers mean, beyond what the requests' own tests show."""
+
+from __future__ import annotations
+
+import pytest
+
+from mailproxy_operator.api.api_errors import Answer, error_from, is_port_drift, warnings
+from mailproxy_operator.api.kinds import CONFIG_MAP, DEPLOYMENT
+from mailproxy_operator.errors import KindMissing, NotFoundOrConflict, TerminalError, TransientError
+
+STATUS = {"kind": "Status"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Answer(404), KindMissing),
+        (Answer(404, {**STATUS, "message": 'namespaces "x" not found'}), NotFoundOrConflict),
+        (Answer(400, STATUS), TerminalError),
+        (Answer(500, {**STATUS, "message": "expected string, got &value"}), TerminalError),
+        (Answer(504), TransientError),
+    ],
+)
+def test_error_froms(answer: Answer, error: type[Exception]) -> None:
+    assert type(error_from(answer, DEPLOYMENT, "Deployment edge")) is error
+
+
+def test_a_message_is_bounded() -> None:
+    assert len(Answer(500, {"message": "x" * 10_000}).message) == 2000
+    assert str(error_from(Answer(503), CONFIG_MAP, "ConfigMap a")) == "ConfigMap a: HTTP 503"
+
+
+@pytest.mark.parametrize(
+    ("status", "cause", "is_drift"),
+    [
+        (422, {"reason": "FieldValueDuplicate", "field": "spec.ports[1].name"}, True),
+        (422, {"reason": "FieldValueDuplicate", "field": "spec.template.spec.volumes[1].name"}, False),
+        (422, {"reason": "FieldValueInvalid", "field": "spec.ports[1].name"}, False),
+        (500, {"reason": "FieldValueDuplicate", "field": "spec.ports[1].name"}, False),
+    ],
+)
+def test_port_drift(status: int, cause: dict[str, str], is_drift: bool) -> None:
+    assert is_port_drift(Answer(status, {"details": {"causes": [cause]}})) is is_drift
+
+
+@pytest.mark.parametrize(
+    ("headers", "texts"),
+    [
+        (['299 - "unknown field \\"spec.x\\""'], ('unknown field "spec.x"',)),
+        (["nonsense"], ()),
+        ([], ()),
+    ],
+)
+def test_warnings(headers: list[str], texts: tuple[str, ...]) -> None:
+    assert warnings(headers) == texts

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's metrics: what moves when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mailproxy_operator import metrics as meters_module
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.controller.reconciler import Outcome
+from mailproxy_operator.errors import ConditionCause, TransientError
+from mailproxy_operator.metrics import Metrics
+
+EDGE = Key("mail", "edge")
+
+
+def value(meters: Metrics, name: str, /, **labels: str) -> float | None:
+    return meters.registry.get_sample_value(f"mailproxy_operator_{name}", labels)
+
+
+def status(ready: str, stalled: str = "NotStalled") -> dict[str, Any]:
+    return {"conditions": [{"type": "Ready", "status": ready}, {"type": "Stalled", "reason": stalled}]}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "result"),
+    [
+        (Outcome(), "ok"),
+        (Outcome(failed=TransientError("busy")), "retry"),
+        (Outcome(refused=ConditionCause("InvalidSpec", "no")), "hopeless"),
+        (None, "error"),
+    ],
+)
+def test_results_are_counted(outcome: Outcome | None, result: str) -> None:
+    meters = Metrics()
+    meters.reconciled(EDGE, outcome, 0.2)
+    for one in ("ok", "retry", "hopeless", "error"):
+        assert value(meters, "reconciles_total", result=one) == (1.0 if one == result else 0.0)
+    assert value(meters, "reconcile_duration_seconds_count") == 1.0
+    assert bool(value(meters, "last_success_timestamp_seconds")) is (result in {"ok", "hopeless"})
+
+
+def test_resources_are_counted_by_their_condition_and_forgotten_with_it() -> None:
+    meters = Metrics()
+    meters.reconciled(EDGE, Outcome(status=status("True")), 0.1)
+    meters.reconciled(Key("mail", "b"), Outcome(status=status("Unknown", "SysctlForbidden")), 0.1)
+    assert value(meters, "resources", ready="true") == 1.0
+    assert value(meters, "resources", ready="unknown") == 1.0
+    assert value(meters, "circuit_breakers_open", reason="sysctl_forbidden") == 1.0
+    meters.reconciled(EDGE, Outcome(is_gone=True), 0.1)
+    meters.reconciled(Key("mail", "b"), Outcome(status=status("False")), 0.1)
+    assert value(meters, "resources", ready="true") == 0.0
+    assert value(meters, "resources", ready="false") == 1.0
+    assert value(meters, "circuit_breakers_open", reason="sysctl_forbidden") == 0.0
+
+
+def test_a_refusal_counts_once_until_it_is_over() -> None:
+    meters = Metrics()
+    refused = Outcome(refused=ConditionCause("ListenerConflict", "no"))
+    for outcome in (refused, refused, Outcome(), refused):
+        meters.reconciled(EDGE, outcome, 0.1)
+    assert value(meters, "config_errors_total", reason="listener_conflict") == 2.0
+
+
+def test_repairs_and_prunes_are_counted_by_kind() -> None:
+    meters = Metrics()
+    meters.reconciled(EDGE, Outcome(drifted=("Service",), pruned=("PodMonitor",)), 0.1)
+    assert value(meters, "drift_repairs_total", kind="Service") == 1.0
+    assert value(meters, "prunes_total", kind="PodMonitor") == 1.0
+
+
+def test_requests_are_counted() -> None:
+    meters = Metrics()
+    meters.requested("apply", "2xx", 0.01)
+    meters.watch_queue(lambda: 3)
+    assert value(meters, "api_requests_total", verb="apply", code="2xx") == 1.0
+    assert value(meters, "api_request_duration_seconds_count", verb="apply") == 1.0
+    assert value(meters, "queue_depth") == 3.0
+
+
+CATALOGUE = {
+    "reconciles_total": ("counter", {"result": {"ok", "retry", "hopeless", "error"}}),
+    "reconcile_duration_seconds": ("histogram", {}),
+    "queue_depth": ("gauge", {}),
+    "last_success_timestamp_seconds": ("gauge", {}),
+    "resources": ("gauge", {"ready": {"true", "false", "unknown"}}),
+    "config_errors_total": (
+        "counter",
+        {
+            "reason": {
+                "invalid_spec",
+                "listener_conflict",
+                "name_conflict",
+                "invalid_pod_fields",
+                "forbidden",
+            }
+        },
+    ),
+    "drift_repairs_total": ("counter", {"kind": set()}),
+    "prunes_total": ("counter", {"kind": set()}),
+    "circuit_breakers_open": ("gauge", {"reason": {"sysctl_forbidden"}}),
+    "api_requests_total": ("counter", {"verb": set(), "code": set()}),
+    "api_request_duration_seconds": ("histogram", {"verb": set()}),
+    "watch_restarts_total": ("counter", {"reason": {"expired", "closed", "error", "inactive"}}),
+    "leader": ("gauge", {}),
+    "condition": ("gauge", {"namespace": set(), "name": set(), "type": set(), "status": set()}),
+    "condition_resources_omitted": ("gauge", {}),
+    "build_info": (
+        "gauge",
+        {"version": None, "revision": None, "python_version": None, "kopf_version": None},
+    ),
+    "sidecar_admissions_total": (
+        "counter",
+        {"result": {"injected", "present", "ignored", "refused", "error"}},
+    ),
+}
+"""Name, kind, and of each label what it may say: nothing before something happens, ``None`` for anything."""
+
+
+def test_the_catalogue_is_whole_from_the_start() -> None:
+    text, _ = Metrics().exposition()
+    families = {family.name: family for family in text_string_to_metric_families(text.decode())}
+    told = {f"mailproxy_operator_{name.removesuffix('_total')}" for name in CATALOGUE}
+    assert {name for name in families if not name.endswith("_created")} == told
+    for name, (kind, labels) in CATALOGUE.items():
+        family = families[f"mailproxy_operator_{name.removesuffix('_total')}"]
+        assert family.type == kind, name
+        samples = [one for one in family.samples if not one.name.endswith(("_created", "_bucket"))]
+        for label, values in labels.items():
+            seen = {sample.labels[label] for sample in samples}
+            assert values is None or seen == values, (name, label)
+        assert all(sample.labels.keys() == labels.keys() for sample in samples), name
+
+
+@pytest.mark.parametrize(
+    ("known", "revision"), [("1.2.0+abc1234", "abc1234"), ("1.2.0", "unknown"), ("unknown", "unknown")]
+)
+def test_the_revision_is_the_local_part_of_the_version(
+    monkeypatch: pytest.MonkeyPatch, known: str, revision: str
+) -> None:
+    monkeypatch.setattr(meters_module, "version", lambda _: known)
+    text, _ = Metrics().exposition()
+    assert f'revision="{revision}",version="{known}"' in text.decode()
+
+
+def test_how_long_a_watch_lasts_is_no_duration_of_a_request() -> None:
+    meters = Metrics()
+    meters.requested("watch", "2xx", 300.0)
+    assert value(meters, "api_requests_total", verb="watch", code="2xx") == 1.0
+    assert value(meters, "api_request_duration_seconds_count", verb="watch") is None
+
+
+def test_conditions_name_their_resource() -> None:
+    meters = Metrics()
+    where = {"namespace": "mail", "name": "edge"}
+    for ready in ("True", "False"):
+        meters.reconciled(EDGE, Outcome(status=status(ready)), 0.1)
+        for one in ("True", "False", "Unknown"):
+            found = value(meters, "condition", **where, type="Ready", status=one)
+            assert found == (1.0 if one == ready else 0.0)
+    meters.reconciled(EDGE, Outcome(is_gone=True), 0.1)
+    assert value(meters, "condition", **where, type="Ready", status="False") is None
+    assert b"edge" not in meters.exposition()[0]
+
+
+def test_series_of_conditions_are_limited_and_the_resources_that_are_not_ready_come_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(meters_module, "MAX_RESOURCES", 3)
+    meters = Metrics()
+    for number in range(5):
+        meters.reconciled(Key("mail", f"good-{number}"), Outcome(status=status("True")), 0.1)
+    meters.reconciled(Key("mail", "sick"), Outcome(status=status("False")), 0.1)
+    families = {one.name: one for one in meters.registry.collect()}
+    samples = families["mailproxy_operator_condition"].samples
+    assert {one.labels["name"] for one in samples} == {"sick", "good-0", "good-1"}
+    assert value(meters, "condition_resources_omitted") == 3.0
+
+
+def test_an_invalid_resource_is_no_fault_of_the_operator() -> None:
+    meters = Metrics()
+    meters.reconciled(EDGE, Outcome(refused=ConditionCause("InvalidSpec", "no"), status=status("False")), 0.1)
+    assert value(meters, "reconciles_total", result="error") == 0.0
+    assert value(meters, "last_success_timestamp_seconds")
+    assert value(meters, "condition", namespace="mail", name="edge", type="Ready", status="False") == 1.0

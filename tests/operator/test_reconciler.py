@@ -1,0 +1,591 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A resource becomes objects and a status, whatever state the cluster is in."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import (
+    AUTOSCALER,
+    CONFIG_MAP,
+    DAEMON_SET,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    MAIL_PROXY,
+    NETWORK_POLICY,
+    POD,
+    POD_MONITOR,
+    SERVICE,
+)
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.controller.reconciler import Outcome, Reconciler
+from mailproxy_operator.errors import KindMissing, NotFoundOrConflict, TerminalError, TransientError
+from mailproxy_operator.settings import Platform
+from support.operator_bodies import body, server
+from support.operator_cluster import MemoryCluster
+
+EDGE = Key("mail", "edge")
+PLATFORM = Platform(kube_version=KubeVersion(1, 36))
+
+
+class World:
+    """A cluster and a reconciler that works on it."""
+
+    def __init__(self) -> None:
+        self.cluster = MemoryCluster()
+        self.reconciler = Reconciler(self.cluster, PLATFORM, now=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+
+    def put(self, **spec: Any) -> None:
+        self.cluster.put({**(self.cluster.find(MAIL_PROXY, "edge") or {}), **body(**spec)})
+
+    async def reconcile(self) -> Outcome:
+        return await self.reconciler.reconcile(EDGE)
+
+    async def settle(self) -> Outcome:
+        """Reconcile, let the controllers and the pods do their part, and reconcile again."""
+        for _ in range(2):  # an unsafe sysctl is tried with one pod first
+            await self.reconcile()
+            self.cluster.roll_out("edge")
+        outcome = await self.reconcile()
+        self.cluster.answer(outcome.status["configHash"])
+        return await self.reconcile()
+
+    def writes(self) -> list[tuple[str, str, str]]:
+        done = list(self.cluster.calls)
+        self.cluster.calls.clear()
+        return done
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_resource_becomes_a_serving_proxy(world: World) -> None:
+    world.put()
+    outcome = await world.reconcile()
+    assert outcome.again_after == 5.0
+    assert world.cluster.condition("edge", "Accepted") == ("True", "Accepted")
+    assert world.cluster.condition("edge") == ("False", "PodsNotReady")
+    outcome = await world.settle()
+    assert outcome.again_after is None
+    assert world.cluster.condition("edge") == ("True", "Ready")
+    status = world.cluster.found(MAIL_PROXY, "edge")["status"]
+    assert (status["replicas"], status["readyReplicas"], status["podsSynced"]) == (2, 2, 2)
+    assert status["selector"] == "app.kubernetes.io/instance=edge,app.kubernetes.io/name=mailproxy"
+    assert status["listeners"] == [
+        {
+            "server": "imap",
+            "protocol": "imap",
+            "address": "*",
+            "tls": False,
+            "port": 143,
+            "containerPort": 143,
+            "servicePort": 143,
+        }
+    ]
+    assert status["sysctls"] == [
+        {
+            "name": "net.ipv4.ip_unprivileged_port_start",
+            "value": "143",
+            "safe": True,
+            "applied": True,
+            "reason": "PrivilegedPort",
+        }
+    ]
+
+
+async def test_a_second_reconcile_writes_nothing(world: World) -> None:
+    world.put()
+    await world.settle()
+    world.writes()
+    await world.reconcile()
+    assert world.writes() == []
+    fresh = Reconciler(world.cluster, PLATFORM)
+    before = {at: one["metadata"]["resourceVersion"] for at, one in world.cluster.objects.items()}
+    await fresh.reconcile(EDGE)
+    assert {at: one["metadata"]["resourceVersion"] for at, one in world.cluster.objects.items()} == before
+
+
+async def test_a_first_look_that_was_broken_off_is_made_good(world: World) -> None:
+    """It left objects and no status; by then the user wants something else."""
+    world.put(networkPolicy={"enabled": True})
+    await world.reconcile()
+    del world.cluster.found(MAIL_PROXY, "edge")["status"]
+    world.put()
+    world.reconciler = Reconciler(world.cluster, PLATFORM)
+    assert (await world.reconcile()).pruned == ("NetworkPolicy",)
+    assert world.cluster.find(NETWORK_POLICY, "edge") is None
+
+
+async def test_every_object_has_an_owner(world: World) -> None:
+    world.put()
+    await world.reconcile()
+    uid = world.cluster.found(MAIL_PROXY, "edge")["metadata"]["uid"]
+    owned = [one for (kind, _), one in world.cluster.objects.items() if kind is not MAIL_PROXY]
+    assert len(owned) == 6
+    assert all(one["metadata"]["ownerReferences"][0]["uid"] == uid for one in owned)
+
+
+@pytest.mark.parametrize("kind", [CONFIG_MAP, DEPLOYMENT, SERVICE, DISRUPTION_BUDGET])
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_drift_is_repaired(world: World, kind: Any, deleted: bool) -> None:
+    world.put()
+    await world.settle()
+    name = "edge-config" if kind is CONFIG_MAP else "edge"
+    before = world.cluster.found(kind, name)
+    content = "data" if kind is CONFIG_MAP else "spec"
+    if deleted:
+        del world.cluster.objects[kind, Key("mail", name)]
+    else:
+        world.cluster.put({**before, content: {"edited": "by hand"}})
+    outcome = await world.reconcile()
+    assert world.cluster.found(kind, name)[content] == before[content]
+    assert outcome.drifted == (kind.name,)
+
+
+@pytest.mark.parametrize("kind", [DEPLOYMENT, SERVICE])
+async def test_a_label_of_ours_that_was_edited_is_restored(world: World, kind: Any) -> None:
+    world.put()
+    await world.settle()
+    before = world.cluster.found(kind, "edge")["metadata"]["labels"]
+    world.cluster.found(kind, "edge")["metadata"]["labels"] = {**before, "app.kubernetes.io/name": "other"}
+    outcome = await world.reconcile()
+    assert world.cluster.found(kind, "edge")["metadata"]["labels"] == before
+    assert outcome.drifted == (kind.name,)
+
+
+async def test_a_change_of_configuration_leaves_the_template_alone(world: World) -> None:
+    world.put()
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    world.put(mail={"authHttp": "http://auth.mail.svc:9000/auth", "timeout": "30s"})
+    outcome = await world.reconcile()
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"] == template
+    assert world.cluster.condition("edge") == ("False", "ConfigPropagating")
+    pod = world.cluster.found(POD, "edge-0")
+    assert pod["metadata"]["annotations"][names.CONFIG_HASH] == outcome.status["configHash"]
+    world.cluster.answer(outcome.status["configHash"])
+    await world.reconcile()
+    assert world.cluster.condition("edge") == ("True", "Ready")
+
+
+async def test_a_new_port_changes_the_template(world: World) -> None:
+    world.put()
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    world.put(servers=[server("imap", "imap", 143, 1143)])
+    await world.reconcile()
+    changed = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    assert changed["metadata"]["annotations"] != template["metadata"]["annotations"]
+
+
+async def test_an_invalid_resource_keeps_what_runs(world: World) -> None:
+    world.put()
+    good = await world.settle()
+    world.writes()
+    world.put(mail={"authHttp": "http://auth.mail.svc:9000/auth", "timeout": "soon"})
+    outcome = await world.reconcile()
+    assert world.writes() == [("status", "MailProxy", "edge")]
+    assert outcome.refused is not None
+    assert "spec.mail.timeout" in outcome.refused.message
+    assert world.cluster.condition("edge") == ("False", "InvalidSpec")
+    assert world.cluster.condition("edge", "Available") == ("True", "MinimumReplicasAvailable")
+    assert world.cluster.condition("edge", "ConfigSynced") == ("True", "AllPodsSynced")
+    assert outcome.status["configHash"] == good.status["configHash"]
+    assert outcome.again_after is None
+    restarted = Reconciler(world.cluster, PLATFORM)
+    await restarted.reconcile(EDGE)
+    assert world.writes() == []
+
+
+async def test_duplicate_listeners_have_a_reason_of_their_own(world: World) -> None:
+    world.put(servers=[server("a", "imap", 143), server("b", "imap", 143)])
+    await world.reconcile()
+    assert world.cluster.condition("edge") == ("False", "ListenerConflict")
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        ({"autoscaling": {"maxReplicas": 3}}, AUTOSCALER),
+        ({"monitoring": {"podMonitor": {"enabled": True}}}, POD_MONITOR),
+    ],
+)
+async def test_what_is_no_longer_wanted_is_pruned(world: World, spec: dict[str, Any], kind: Any) -> None:
+    world.put(**spec)
+    await world.settle()
+    assert world.cluster.find(kind, "edge")
+    world.put()
+    outcome = await world.settle()
+    assert world.cluster.find(kind, "edge") is None
+    assert outcome.pruned == () or kind.name in outcome.pruned
+
+
+@pytest.mark.parametrize("is_deleted_first", [False, True])
+async def test_what_is_switched_off_and_on_again_was_not_tampered_with(
+    world: World, is_deleted_first: bool
+) -> None:
+    for enabled in (True, False, True):
+        world.put(networkPolicy={"enabled": enabled})
+        if is_deleted_first and not enabled:
+            del world.cluster.objects[NETWORK_POLICY, EDGE]
+        assert (await world.reconcile()).drifted == ()
+    del world.cluster.objects[NETWORK_POLICY, EDGE]
+    assert (await world.reconcile()).drifted == ("NetworkPolicy",)
+
+
+async def test_another_mode_keeps_the_old_pods_until_the_new_ones_serve(world: World) -> None:
+    world.put()
+    await world.settle()
+    world.put(mode="DaemonSet")
+    await world.reconcile()
+    assert world.cluster.find(DEPLOYMENT, "edge")
+    assert world.cluster.find(DAEMON_SET, "edge")
+    world.cluster.roll_out("edge")
+    await world.reconcile()
+    assert world.cluster.find(DEPLOYMENT, "edge") is None
+    assert world.cluster.find(DISRUPTION_BUDGET, "edge") is None
+
+
+async def test_another_mode_keeps_the_old_pods_while_no_node_takes_the_new_ones(world: World) -> None:
+    """A node selector that no node has must not end the proxy that serves."""
+    world.put()
+    await world.settle()
+    world.put(mode="DaemonSet", pod={"nodeSelector": {"mail": "edge"}})
+    await world.reconcile()
+    made = world.cluster.found(DAEMON_SET, "edge")
+    made["status"] = {
+        "observedGeneration": made["metadata"].get("generation", 1),
+        "desiredNumberScheduled": 0,
+    }
+    outcome = await world.reconcile()
+    assert world.cluster.condition("edge") == ("False", "NoNodes")
+    assert outcome.pruned == ()
+    assert world.cluster.find(DEPLOYMENT, "edge")
+
+
+PROXY = "mailproxy.dev/proxy"
+
+
+def _as_before_the_label(world: World) -> None:
+    """Leave everything as an operator that did not know the label has made it."""
+    for (kind, _), one in world.cluster.objects.items():
+        if kind is not MAIL_PROXY:
+            one["metadata"].get("labels", {}).pop(PROXY, None)
+    deployment = world.cluster.found(DEPLOYMENT, "edge")
+    deployment["spec"]["template"]["metadata"]["labels"].pop(PROXY)
+    world.reconciler = Reconciler(world.cluster, PLATFORM)
+
+
+async def test_upgrade_labels_every_object_and_every_running_pod(world: World) -> None:
+    world.put(networkPolicy={"enabled": True})
+    await world.settle()
+    selector = world.cluster.found(DEPLOYMENT, "edge")["spec"]["selector"]
+    _as_before_the_label(world)
+    await world.reconcile()
+    for (kind, key), one in world.cluster.objects.items():
+        if kind is not MAIL_PROXY:
+            assert one["metadata"]["labels"][PROXY] == "edge", key
+    # The selector of a workload cannot be changed.
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"]["selector"] == selector
+    assert PROXY not in selector["matchLabels"]
+
+
+async def test_objects_without_the_label_are_still_pruned(world: World) -> None:
+    """Between the two releases the user no longer wants one of them."""
+    world.put(networkPolicy={"enabled": True})
+    await world.settle()
+    _as_before_the_label(world)
+    world.put()
+    await world.settle()
+    assert world.cluster.find(NETWORK_POLICY, "edge") is None
+
+
+@pytest.mark.parametrize("kind", [SERVICE, CONFIG_MAP])
+async def test_what_belongs_to_somebody_else_is_never_touched(world: World, kind: Any) -> None:
+    name = "edge-config" if kind is CONFIG_MAP else "edge"
+    theirs = world.cluster.put(
+        {"apiVersion": "v1", "kind": kind.name, "metadata": {"name": name, "namespace": "mail"}, "data": {}}
+    )
+    world.put()
+    outcome = await world.reconcile()
+    assert world.cluster.found(kind, name) == theirs
+    assert world.cluster.condition("edge") == ("False", "NameConflict")
+    assert outcome.refused is not None
+    assert f"{kind.name} {name}" in outcome.refused.message
+    assert [call for call in world.writes() if call[0] == "apply"] == []
+
+
+async def test_a_paused_resource_gets_only_its_status(world: World) -> None:
+    world.put()
+    await world.settle()
+    world.writes()
+    world.put(paused=True, servers=[server("imap", "imap", 1143)])
+    del world.cluster.objects[SERVICE, EDGE]
+    outcome = await world.reconcile()
+    assert {call[0] for call in world.writes()} == {"status"}
+    assert world.cluster.condition("edge", "Reconciling") == ("False", "Paused")
+    assert outcome.again_after is None
+
+
+async def test_a_refused_sysctl_trips_the_breaker(world: World) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    _refuse_pod(world.cluster, template, "net.core.somaxconn")
+    await world.reconcile()
+    left = world.cluster.found(DEPLOYMENT, "edge")
+    asked = [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]]
+    assert asked == ["net.ipv4.ip_unprivileged_port_start"]
+    note = json.loads(left["metadata"]["annotations"][names.REFUSED_SYSCTLS])
+    assert note == {"generation": 1, "names": ["net.core.somaxconn"]}
+    assert world.cluster.find(POD, "edge-refused") is None
+    assert world.cluster.condition("edge") == ("False", "SysctlForbidden")
+    assert world.cluster.condition("edge", "Available") == ("True", "MinimumReplicasAvailable")
+    status = world.cluster.found(MAIL_PROXY, "edge")["status"]
+    assert (status["sysctls"][0]["applied"], status["sysctls"][0]["reason"]) == (False, "SysctlForbidden")
+    await Reconciler(world.cluster, PLATFORM).reconcile(EDGE)
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == left["spec"]
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()], replicas=3)
+    await world.reconcile()
+    retried = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]["spec"]["securityContext"][
+        "sysctls"
+    ]
+    assert retried[0]["name"] == "net.core.somaxconn"
+
+
+async def test_a_refused_port_start_is_left_out_too(world: World) -> None:
+    """Pods that cannot listen are started again with pauses; pods that nodes refuse are replaced at once."""
+    world.put()
+    await world.settle()
+    before = world.cluster.found(DEPLOYMENT, "edge")["spec"]
+    _refuse_pod(world.cluster, before["template"], "net.ipv4.ip_unprivileged_port_start")
+    outcome = await world.reconcile()
+    left = world.cluster.found(DEPLOYMENT, "edge")["spec"]
+    assert "sysctls" not in left["template"]["spec"]["securityContext"]
+    stalled = next(one for one in outcome.status["conditions"] if one["type"] == "Stalled")
+    assert "portStrategy: HighPort" in stalled["message"]
+    await world.reconcile()
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == left
+
+
+async def test_a_refused_pod_is_acted_upon_before_anything_else(world: World) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    _refuse_pod(world.cluster, template, "net.core.somaxconn")
+    world.cluster.calls.clear()
+    refused = world.cluster.found(POD, "edge-refused")
+    assert await world.reconciler.remove_forbidden_sysctls(EDGE, refused)
+    assert world.cluster.calls == [("apply", "Deployment", "edge")], "one write, and no pod is asked"
+    left = world.cluster.found(DEPLOYMENT, "edge")
+    assert [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]] == [
+        "net.ipv4.ip_unprivileged_port_start"
+    ]
+    world.cluster.calls.clear()
+    assert not await world.reconciler.remove_forbidden_sysctls(EDGE, refused), (
+        "it is not of the newest template any more"
+    )
+    assert world.cluster.calls == []
+    await world.reconcile()
+    assert world.cluster.condition("edge") == ("False", "SysctlForbidden")
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == left["spec"]
+
+
+async def test_the_workload_is_changed_before_refused_pods_are_deleted(world: World) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    _refuse_pod(world.cluster, template, "net.core.somaxconn")
+    world.cluster.calls.clear()
+    await world.reconcile()
+    calls = [call for call in world.cluster.calls if call[0] in {"apply", "delete"}]
+    assert calls == [("apply", "Deployment", "edge"), ("delete", "Pod", "edge-refused")]
+
+
+@pytest.mark.parametrize("owner", [[], [{"kind": "ReplicaSet", "name": "other-1", "controller": True}]])
+async def test_a_refused_pod_of_somebody_else_changes_nothing(
+    world: World, owner: list[dict[str, Any]]
+) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    _refuse_pod(world.cluster, template, "net.core.somaxconn")
+    refused = world.cluster.found(POD, "edge-refused")
+    refused["metadata"]["ownerReferences"] = owner
+    assert not await world.reconciler.remove_forbidden_sysctls(EDGE, refused)
+
+
+async def test_an_unsafe_sysctl_is_tried_with_one_pod_first(world: World) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()], replicas=20)
+    await world.reconcile()
+    spec = world.cluster.found(DEPLOYMENT, "edge")["spec"]
+    assert (spec["replicas"], spec["strategy"]["rollingUpdate"]["maxSurge"]) == (1, 1)
+    world.cluster.roll_out("edge")
+    await world.reconcile()
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"]["replicas"] == 20
+    await world.settle()
+    world.cluster.found(DEPLOYMENT, "edge")["status"]["readyReplicas"] = 0
+    await Reconciler(world.cluster, PLATFORM).reconcile(EDGE)
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"]["replicas"] == 20, "an outage is no trial"
+
+
+def _deep_backlog() -> dict[str, Any]:
+    return {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
+
+
+def _refuse_pod(cluster: MemoryCluster, template: dict[str, Any], sysctl: str) -> None:
+    message = f'Pod was rejected: forbidden sysctl: "{sysctl}" not allowlisted'
+    cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "edge-refused",
+                "namespace": "mail",
+                "of": "edge",
+                "ownerReferences": [
+                    {"kind": "ReplicaSet", "name": "edge-1", "uid": "rs", "controller": True}
+                ],
+                **template["metadata"],
+            },
+            "status": {"phase": "Failed", "reason": "SysctlForbidden", "message": message},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("failure", "condition", "expected"),
+    [
+        (TerminalError("quota", "Forbidden"), "Ready", ("False", "Forbidden")),
+        (TerminalError("field not declared", "InvalidPodFields"), "Stalled", ("True", "InvalidPodFields")),
+        (TransientError("500"), "Reconciling", ("True", "Retrying")),
+        (NotFoundOrConflict("replaced"), "Reconciling", ("True", "Retrying")),
+    ],
+)
+async def test_an_apply_that_fails(
+    world: World, failure: Exception, condition: str, expected: tuple[str, str]
+) -> None:
+    world.put()
+    world.cluster.failures["Deployment"] = failure
+    outcome = await world.reconcile()
+    assert world.cluster.condition("edge", condition) == expected
+    assert (outcome.failed is not None) is (expected[1] == "Retrying")
+    world.cluster.failures.clear()
+    await world.settle()
+    assert world.cluster.condition("edge") == ("True", "Ready")
+
+
+async def test_what_is_forbidden_is_looked_at_again(world: World) -> None:
+    world.put()
+    world.cluster.failures["Deployment"] = TerminalError("exceeded quota", "Forbidden")
+    assert (await world.reconcile()).again_after == 60.0
+
+
+async def test_a_failure_with_the_pods_stands_in_the_status(world: World) -> None:
+    world.put()
+    world.cluster.failures["annotate"] = TerminalError("pods is forbidden", "Forbidden")
+    await world.reconcile()
+    world.cluster.roll_out("edge")
+    outcome = await world.reconcile()
+    assert outcome.failed is not None
+    assert world.cluster.condition("edge", "Reconciling") == ("True", "Retrying")
+    assert world.cluster.condition("edge", "Accepted") == ("True", "Accepted")
+
+
+async def test_a_missing_kind_is_skipped(world: World) -> None:
+    world.put(monitoring={"podMonitor": {"enabled": True}})
+    world.cluster.failures["PodMonitor"] = KindMissing("monitoring.coreos.com/v1")
+    outcome = await world.settle()
+    assert world.cluster.condition("edge") == ("True", "Ready")
+    accepted = next(one for one in outcome.status["conditions"] if one["type"] == "Accepted")
+    assert "no PodMonitor until its definition is installed" in accepted["message"]
+
+
+async def test_a_deleted_resource_is_left_to_the_garbage_collector(world: World) -> None:
+    assert (await world.reconcile()).is_gone
+    stored = world.cluster.put(body())
+    stored["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert (await world.reconcile()).is_gone
+    assert world.writes() == []
+
+
+async def test_events_tell_transitions_and_nothing_twice(world: World) -> None:
+    world.put()
+    await world.settle()
+    await world.reconcile()
+    told = [(event["type"], event["reason"]) for event in world.cluster.events]
+    assert told == [("Normal", "PodsNotReady"), ("Warning", "PodsUnreachable"), ("Normal", "Ready")]
+    world.put(servers=[])
+    await world.reconcile()
+    await world.reconcile()
+    assert [(event["type"], event["reason"]) for event in world.cluster.events][len(told) :] == [
+        ("Warning", "InvalidSpec")
+    ]
+
+
+async def test_an_autoscaler_takes_over_the_number_of_pods(world: World) -> None:
+    world.put(replicas=4)
+    await world.settle()
+    live = world.cluster.found(DEPLOYMENT, "edge")
+    live["metadata"]["managedFields"] = [
+        {"manager": names.FIELD_MANAGER, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    ]
+    world.writes()
+    world.put(autoscaling={"maxReplicas": 9})
+    await world.reconcile()
+    handed_over = [call for call in world.writes() if call[1] == "Deployment"]
+    assert handed_over == [(names.HANDOVER_MANAGER, "Deployment", "edge"), ("apply", "Deployment", "edge")]
+    accepted = world.cluster.found(MAIL_PROXY, "edge")["status"]["conditions"][1]
+    assert (accepted["type"], accepted["status"]) == ("Accepted", "True")
+    assert "spec.replicas is not used" in accepted["message"]
+
+
+_SPECS: tuple[dict[str, Any], ...] = (
+    {},
+    {"mode": "DaemonSet"},
+    {"mode": "Sidecar"},
+    {"autoscaling": {"maxReplicas": 3}},
+    {"servers": []},
+    {"monitoring": {"podMonitor": {"enabled": True}}, "networkPolicy": {"enabled": True}},
+    {"servers": [server("smtp", "smtp", 25, 587)], "portStrategy": "HighPort"},
+)
+
+
+@given(history=st.lists(st.sampled_from(_SPECS), max_size=4), final=st.sampled_from(_SPECS[:4] + _SPECS[5:]))
+async def test_whatever_happened_before_the_end_is_the_same(
+    history: list[dict[str, Any]], final: dict[str, Any]
+) -> None:
+    travelled, direct = World(), World()
+    for spec in history:
+        travelled.put(**spec)
+        await travelled.reconcile()
+    for world in (travelled, direct):
+        world.put(**final)
+        await world.settle()
+        await world.reconcile()
+    assert _content(travelled.cluster) == _content(direct.cluster)
+
+
+def _content(cluster: MemoryCluster) -> dict[str, Any]:
+    def plain(manifest: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in manifest.items() if key not in {"metadata", "status"}}
+        if manifest["kind"] == "ConfigMap":
+            document = json.loads(manifest["data"]["mailproxy.json"])
+            kept["data"] = {**document, "generation": 0}
+        return kept
+
+    return {
+        f"{kind.name} {key.name}": plain(one)
+        for (kind, key), one in cluster.objects.items()
+        if kind not in {MAIL_PROXY, POD}
+    }

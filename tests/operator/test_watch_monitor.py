@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches: whatever ends one, it begins again, is counted by its reason, and nothing is missed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator
+
+import kopf
+import pytest
+
+from mailproxy_operator import main as main_module
+from mailproxy_operator.api import watch_monitor
+from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY, POD_MONITOR, PROMETHEUS_RULE, SERVICE
+from mailproxy_operator.api.watch_monitor import WatchMonitor
+from mailproxy_operator.controller import resync as resync_module
+from support.kube_faults import HANGS, Fault, is_list, is_watch, tell_watches, watched, watches
+from support.operator_bodies import body
+from support.operator_fakekube import FakeKube
+from support.operator_running import until
+
+
+@pytest.fixture
+async def kube() -> AsyncIterator[FakeKube]:
+    async with FakeKube() as fake:
+        yield fake
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_module, "BACK_OFFS", (0.02, 0.02))
+    monkeypatch.setattr(watch_monitor, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(resync_module, "SETTLE_SECONDS", 0.05)
+
+
+async def works(kube: FakeKube, name: str) -> None:
+    """See that a new resource is noticed, long before a resync would.
+
+    This server replays nothing to a watch that begins, so the resource is edited until it is seen.
+    """
+    async with asyncio.timeout(60):
+        for workers in itertools.count(1):
+            kube.put({**body(workers=workers), "metadata": {"name": name, "namespace": "mail"}})
+            await asyncio.sleep(0.2)
+            if kube.find(DEPLOYMENT, name):
+                return
+
+
+async def test_a_watch_that_the_server_ends(kube: FakeKube) -> None:
+    async with watched(kube) as operator:
+        await until(lambda: watches(kube))
+        assert await operator.metric("watch_restarts_total") == 0
+        kube.end_watches()
+        await operator.counts("watch_restarts_total", reason="closed")
+        await works(kube, "edge")
+        assert await operator.metric("api_requests_total", verb="watch", code="2xx") > 10
+        assert await operator.metric("api_request_duration_seconds_count", verb="watch") == 0
+
+
+async def test_watch_that_has_expired_is_listed_again(kube: FakeKube) -> None:
+    async with watched(kube) as operator:
+        await until(lambda: watches(kube))
+        tell_watches(kube, 410)
+        await operator.counts("watch_restarts_total", reason="expired")
+        await until(lambda: watches(kube))
+        await works(kube, "edge")
+
+
+@pytest.mark.parametrize("code", [429, 500])
+async def test_other_error_in_a_watch_ends_the_process(kube: FakeKube, code: int) -> None:
+    async with watched(kube, restarts=False) as operator:
+        await until(lambda: watches(kube))
+        tell_watches(kube, code)
+        async with asyncio.timeout(60):
+            assert await operator.task == 1
+    async with watched(kube):
+        await works(kube, "edge")
+
+
+async def test_what_changes_while_a_watch_is_listed_anew_is_noticed(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A status has no part in what we compare objects by: the list's versions tell."""
+    monkeypatch.setattr("mailproxy_operator.controller.reconciler.LOOK_AGAIN_SECONDS", 3600.0)
+    monkeypatch.setattr("mailproxy_operator.controller.work_queue.LONGEST_LOOK", 3600.0)
+    kube.put(body())
+    async with watched(kube, resync_seconds=3600.0) as operator:
+        await until(lambda: watches(kube))
+        await until(lambda: kube.find(DEPLOYMENT, "edge"))
+        await until(lambda: kube.found(MAIL_PROXY, "edge").get("status"))
+        await works(kube, "second")  # the watches are at work
+        listed, kube._watches = list(kube._watches), []  # nothing is told of what follows
+        live = kube.found(DEPLOYMENT, "edge")
+        status = {"observedGeneration": live["metadata"]["generation"], "replicas": 1, "availableReplicas": 7}
+        kube.put({**live, "status": status})
+        kube.remove(SERVICE, "second")
+        kube._watches = listed
+        tell_watches(kube, 410)
+        await operator.counts("watch_restarts_total", reason="expired")
+        await until(lambda: "7 of 2 pods are available" in available(kube, "edge"))
+        await until(lambda: kube.find(SERVICE, "second"))
+
+
+def available(kube: FakeKube, name: str) -> str:
+    found = kube.found(MAIL_PROXY, name)["status"]["conditions"]
+    return next(str(one["message"]) for one in found if one["type"] == "Available")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(401, "4xx"), (403, "4xx"), (429, "429"), (500, "5xx"), (504, "5xx")]
+)
+async def test_watch_that_is_refused_is_retried(kube: FakeKube, status: int, code: str) -> None:
+    fault = Fault(is_watch, status, {"Retry-After": "0"} if status == 429 else {}, left=None)
+    kube.faults.append(fault)
+    async with watched(kube, restarts=False) as operator:
+        await operator.counts("watch_restarts_total", reason="error")
+        await operator.counts("api_requests_total", verb="watch", code=code)
+        assert (await operator.get("/healthz"))[0] == 200, "a restart would not help"
+        if status == 401:
+            assert (await operator.get("/readyz"))[0] == 503
+        fault.lift()
+        await works(kube, "edge")
+        assert not operator.task.done()
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 410, 422])
+async def test_watch_that_is_refused_for_good_ends_the_process(kube: FakeKube, status: int) -> None:
+    fault = Fault(is_watch, status, left=1)
+    kube.faults.append(fault)
+    async with watched(kube, restarts=False) as operator:
+        async with asyncio.timeout(60):
+            assert await operator.task == 1
+    async with watched(kube):
+        await works(kube, "edge")
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+async def test_a_list_that_is_refused(kube: FakeKube, status: int) -> None:
+    fault = Fault(lambda one: is_list(one) or one.path.endswith("/mailproxies"), status, left=None)
+    kube.faults.append(fault)
+    async with watched(kube) as operator:
+        await until(lambda: fault.met > 20)
+        assert (await operator.get("/readyz"))[0] == 503
+        fault.lift()
+        await works(kube, "edge")
+        assert not operator.task.done()
+
+
+async def test_watch_that_is_silent_ends_the_process(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The API server asks for a pause of an hour, and kopf keeps to it: nothing fails, nothing is seen."""
+    monkeypatch.setattr(main_module, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(watch_monitor, "STALLED_SECONDS", 3.0)
+    fault = Fault(
+        lambda one: is_watch(one) and one.path.endswith("/mailproxies"), 429, {"Retry-After": "3600"}, left=1
+    )
+    kube.faults.append(fault)
+    async with watched(kube, restarts=False) as operator:
+        await until(lambda: fault.met)
+        async with asyncio.timeout(60):
+            assert await operator.task == 1
+    assert "has made no request for" in caplog.text
+    monkeypatch.setattr(watch_monitor, "STALLED_SECONDS", 480.0)
+    async with watched(kube):
+        await works(kube, "edge")
+
+
+@pytest.mark.parametrize("before_the_answer", [True, False])
+async def test_a_watch_from_which_nothing_comes(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch, before_the_answer: bool
+) -> None:
+    monkeypatch.setattr(watch_monitor, "INACTIVE_SECONDS", 0.5)
+    if before_the_answer:
+        kube.faults.append(Fault(is_watch, HANGS, left=20))
+    async with watched(kube) as operator:
+        await operator.counts("watch_restarts_total", reason="inactive")
+        await works(kube, "edge")
+
+
+async def test_kinds_that_are_installed_later_and_go_again(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main_module, "KINDS_SECONDS", 0.1)
+    kube.missing |= {POD_MONITOR, PROMETHEUS_RULE}
+    kube.put(body(monitoring={"podMonitor": {"enabled": True}}))
+    async with watched(kube) as operator:
+        await until(lambda: kube.find(DEPLOYMENT, "edge"))
+        kube.missing.clear()
+        await until(lambda: kube.find(POD_MONITOR, "edge"))
+        await until(lambda: [one for one in kube._watches if one[0] is POD_MONITOR])
+        kube.remove(POD_MONITOR, "edge")
+        await until(lambda: kube.find(POD_MONITOR, "edge"))
+        kube.missing |= {POD_MONITOR, PROMETHEUS_RULE}
+        kube.requests.clear()
+        kube.end_watches()
+        await until(lambda: ("watch", "MailProxy", "") in kube.requests)
+        await works(kube, "second")
+        assert not operator.task.done()
+
+
+async def test_login_is_tried_again_until_there_are_credentials(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    answers: list[kopf.ConnectionInfo | Exception | None] = [None, OSError("half written")]
+    known = kopf.ConnectionInfo(server="http://x", token="secret")
+
+    def login(**_: object) -> kopf.ConnectionInfo | None:
+        found = answers.pop(0) if answers else known
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monitor = WatchMonitor(_Recorder(), login)
+    one, other = await monitor.session(), await monitor.session()
+    assert one != other, "kopf would end if it got refused credentials back"
+    assert "does not accept our credentials" in caplog.text
+    assert "secret" not in caplog.text + repr(one)
+    for session in (one, other):
+        await session.aiohttp_session.close()
+
+
+class _Recorder:
+    def requested(self, *_: object) -> None:
+        pass
+
+    def watch_restarted(self, *_: object) -> None:
+        pass
