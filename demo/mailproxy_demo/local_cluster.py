@@ -230,12 +230,13 @@ class LocalCluster:
             self.refresh_volumes()
         return Applied(self._observed(after))
 
-    async def delete(self, manifest: Manifest) -> None:
+    async def delete(self, manifest: Manifest) -> bool:
         """Remove an object; the process of a workload is drained."""
         kind, key = kind_of(manifest), _key(manifest)
-        self._objects.pop((kind, key), None)
+        removed = self._objects.pop((kind, key), None)
         if kind in WORKLOADS and not any((other, key) in self._objects for other in WORKLOADS):
             self._stop(key)
+        return removed is not None
 
     async def apply_status(self, manifest: Manifest) -> None:
         """Store the status of the resource."""

@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -198,3 +200,17 @@ async def test_cancelled_start_leaves_no_worker(bench: Bench) -> None:
     bench.launcher.close()
     with pytest.raises(OSError, match="the fork server has ended"):
         await bench.launcher.start(lambda *_: None)
+
+
+def test_fork_server_that_ends_during_a_fork_leaves_no_traceback() -> None:
+    """The pipe to the fork server has no reader any more, as when it is killed while a worker starts."""
+    code = (
+        "import os, signal, socket\n"
+        "from mailproxy.supervisor.fork_server import _fork_again\n"
+        "read, write = os.pipe()\n"
+        "os.close(read)\n"
+        "one, other = socket.socketpair()\n"
+        "raise SystemExit(_fork_again(write, one, other, lambda fd: 0))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")

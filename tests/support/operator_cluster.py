@@ -141,10 +141,10 @@ class MemoryCluster:
             self.objects[kind, key] = after
         return Applied(copy.deepcopy(self.objects[kind, key]))
 
-    async def delete(self, manifest: Manifest) -> None:
+    async def delete(self, manifest: Manifest) -> bool:
         kind, key = kind_of(manifest), key_of(manifest)
         self.calls.append(("delete", kind.name, key.name))
-        self.objects.pop((kind, key), None)
+        return self.objects.pop((kind, key), None) is not None
 
     async def apply_status(self, manifest: Manifest) -> None:
         self.calls.append(("status", manifest["kind"], manifest["metadata"]["name"]))

@@ -207,13 +207,19 @@ class KubeClient:
             return None
         return dict(self._good(answer, MAIL_PROXY, f"the status of {_key(manifest)}").body)
 
-    async def delete(self, manifest: Manifest) -> None:
-        """Delete this very object; somebody else's of the same name stays."""
+    async def delete(self, manifest: Manifest) -> bool:
+        """Delete this very object; somebody else's of the same name stays.
+
+        Returns:
+            Whether it was deleted: it may be gone already, or another object has its name.
+        """
         kind, key = kind_of(manifest), _key(manifest)
         options = {"preconditions": {"uid": uid_of(manifest)}, "propagationPolicy": "Background"}
         answer = await self._request("delete", "DELETE", kind.path(key.namespace, key.name), body=options)
-        if answer.status not in {404, 409}:
-            self._good(answer, kind, f"{kind.name} {key}")
+        if answer.status in {404, 409}:
+            return False
+        self._good(answer, kind, f"{kind.name} {key}")
+        return True
 
     async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS

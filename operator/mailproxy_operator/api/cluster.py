@@ -78,8 +78,8 @@ class Cluster(Protocol):
             KindMissing: The cluster does not have this kind.
         """
 
-    async def delete(self, manifest: Manifest) -> None:
-        """Delete this very object, if it is still there."""
+    async def delete(self, manifest: Manifest) -> bool:
+        """Delete this very object; returns whether it was there."""
 
     async def apply_status(self, manifest: Manifest) -> Manifest | None:
         """Write the status of a MailProxy.

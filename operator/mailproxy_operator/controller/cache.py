@@ -198,10 +198,12 @@ class Cache:
             self.remember(applied)
         return applied
 
-    async def delete(self, manifest: Manifest) -> None:
+    async def delete(self, manifest: Manifest) -> bool:
         """Delete this very object."""
-        await self._cluster.delete(manifest)
-        self.deleted(manifest)
+        is_deleted = await self._cluster.delete(manifest)
+        if is_deleted:  # otherwise the watch brings what there is
+            self.deleted(manifest)
+        return is_deleted
 
     async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS

@@ -227,7 +227,8 @@ def _fork_again(pipe: int, control: socket.socket, end: socket.socket, work: Cal
         return 1
     if pid == 0:
         _run_and_exit(lambda: _work(pipe, control, end, work))
-    os.write(pipe, _RESULT.pack(pid))
+    with suppress(BrokenPipeError):  # the fork server has ended; the worker ends when it finds no supervisor
+        os.write(pipe, _RESULT.pack(pid))
     return 0
 
 

@@ -276,7 +276,8 @@ class WorkerPool:
         try:
             worker = await self._launcher.start(self._on_snapshot)
         except OSError as error:
-            self._log_event(LogLevel.ERROR, "worker_not_started", reason=error.strerror or "")
+            if not self._ending.is_set():
+                self._log_event(LogLevel.ERROR, "worker_not_started", reason=error.strerror or "")
             return RestartReason.CRASH
         self._alive.add(worker)
         self._tasks.create_task(self._wait_for_exit(worker))

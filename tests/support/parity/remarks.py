@@ -61,7 +61,11 @@ REMARKS: Final = {
     "error_log": Remark(
         OTHERWISE,
         "targets and levels as in nginx; lines are our own; a manifest has standard error alone",
-        ("test_logs_are_written_to_the_configured_files", "test_each_log_takes_events_from_its_level", "Q-09"),
+        (
+            "test_logs_are_written_to_the_configured_files",
+            "test_each_log_takes_events_from_its_level",
+            "Q-09",
+        ),
     ),
     "listen": Remark(
         BETTER,
