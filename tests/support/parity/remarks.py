@@ -43,7 +43,7 @@ REMARKS: Final = {
     "worker_processes": Remark(
         BETTER,
         "`auto` counts the processors that the process may use; 0 is refused",
-        ("test_affinity_and_quota_bound_it", "test_errors_have_file_and_line"),
+        ("test_cpus_are_limited_by_affinity_and_quota", "test_errors_have_file_and_line"),
     ),
     "worker_connections": Remark(
         BETTER,
@@ -61,7 +61,7 @@ REMARKS: Final = {
     "error_log": Remark(
         OTHERWISE,
         "targets and levels as in nginx; lines are our own; a manifest has standard error alone",
-        ("test_logs_are_written_where_the_file_says", "test_each_log_takes_what_its_level_says", "Q-09"),
+        ("test_logs_are_written_to_the_configured_files", "test_each_log_takes_events_from_its_level", "Q-09"),
     ),
     "listen": Remark(
         BETTER,
