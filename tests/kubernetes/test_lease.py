@@ -56,7 +56,7 @@ def test_one_works_and_the_other_takes_over_when_it_leaves(
     world.put()
     world.until(lambda: world.condition()[0], "work")
     assert (is_leader(first), is_leader(second)) == (True, False)
-    assert second.admin.ask("GET", "/readyz").status == 200, "it stands by"
+    world.until(lambda: second.admin.ask("GET", "/readyz").status == 200, "the other one stands by")
     first.stop()
     assert first.process.returncode == 0
     assert not holds(world, first), "it was given back"
