@@ -99,21 +99,21 @@ def _head() -> Iterator[str]:
         "",
         "<!-- Made by `python -m support.parity.conformance` from what the tests show. Do not edit. -->",
         "",
-        f"{len(DIALOGUES)} dialogues are played to nginx and to the proxy, with one `nginx.conf`, one authorization service and",
-        "one upstream. What leaves is compared: bytes to the client, to the service and to the upstream, questions to",
-        "the name server, TLS handshakes, and how connections end. More dialogues are generated. What is neither the same",
-        "nor declared below is a fault, and fails the tests. Any nginx with the mail module can be asked: `NGINX=/path`.",
+        f"{len(DIALOGUES)} dialogues are played to nginx and to the proxy, with one `nginx.conf`, one authentication service and",
+        "one upstream. Compared are the bytes to the client, to the service and to the upstream, the DNS queries, the",
+        "TLS handshakes, and how connections end. More dialogues are generated. A difference that is not declared below",
+        "is a fault and fails the tests. `NGINX=/path` compares with another nginx that has the mail module.",
         "",
-        f"{refused} configurations are refused by both, for the same directive or line, and {accepted} are taken by both.",
+        f"{refused} configurations are refused by both, for the same directive or line, and {accepted} are accepted by both.",
         "",
         "Left out of the comparison: the minor version of HTTP in the request line, the random part of challenges,",
-        "addresses and ports. Where nginx 1.31 does otherwise than an older one, the proxy does as 1.31.",
+        "addresses and ports. Where nginx 1.31 differs from an older version, the proxy behaves as 1.31.",
         "",
     )
 
 
 def _areas() -> Iterator[str]:
-    yield from ("## Behaviour", "", "| Area | Dialogues | Differ as meant |", "|---|---|---|")
+    yield from ("## Behaviour", "", "| Area | Dialogues | Declared differences |", "|---|---|---|")
     for area in dict.fromkeys(dialogue.area for dialogue in DIALOGUES):
         here = [dialogue for dialogue in DIALOGUES if dialogue.area == area]
         yield f"| {area} | {len(here)} | {_differing(here)} |"
@@ -155,7 +155,7 @@ def _differences() -> Iterator[str]:
 
 
 def _services() -> Iterator[str]:
-    yield from ("## What authorization services expect", "", "| Expectation | Dialogues |", "|---|---|")
+    yield from ("## What authentication services expect", "", "| Expectation | Dialogues |", "|---|---|")
     known = {dialogue.name for dialogue in DIALOGUES}
     for expectation, names in EXPECTED.items():
         missing = [name for name in names if name not in known]
@@ -182,7 +182,7 @@ def _directives() -> Iterator[str]:
         yield from (
             f"### {title}",
             "",
-            "| Directive | Dialogues | Differ as meant | Refusals | | |",
+            "| Directive | Dialogues | Declared differences | Refusals | | |",
             "|---|---|---|---|---|---|",
         )
         for name in [name for name, home in named if home == module]:
