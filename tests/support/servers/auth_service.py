@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An authentication service for ``auth_http``: tables of users, and of the upstream of each path."""
+"""An authentication service for ``auth_http``: a table of users, and the upstream of each path."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Headers = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Backend:
-    """The upstream of the clients of one path, and how the service replies to them.
+    """The upstream for the clients of one path, and the responses of the service for that path.
 
     Attributes:
-        port: Of 127.0.0.1.
-        delay: Seconds before each answer.
-        wait: ``Auth-Wait`` of a denial, if any.
-        extra: Further headers of a grant.
+        port: The port on 127.0.0.1.
+        delay: Seconds before each response.
+        wait: ``Auth-Wait`` of a response that denies the login, if any.
+        extra: Additional headers of a response that allows the login.
     """
 
     port: int
@@ -53,7 +53,7 @@ class Asked:
 
 @dataclass
 class AuthService:
-    """The running service; ``requests`` are in the order of their arrival."""
+    """The running service; ``requests`` holds the requests in order of arrival."""
 
     passwords: dict[str, str]
     backends: dict[str, Backend] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class AuthService:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def asked(self, path: str) -> Asked:
-        """The latest request for a path."""
+        """Return the latest request for a path."""
         return [request for request in self.requests if request.path == path][-1]
 
     def decide(self, asked: Asked) -> Headers:
@@ -82,7 +82,7 @@ class AuthService:
         return [*grant, *backend.extra]
 
     def _authenticated(self, asked: Asked) -> str | None:
-        """Return the authenticated user, by the rules of each method; empty for ``none``."""
+        """Return the authenticated user, by the rules of each method; an empty string for ``none``."""
         method = asked["auth-method"]
         if method == "none":
             return ""
@@ -130,7 +130,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore errors of a proxy that closes within a response."""
+        """Ignore errors of a proxy that closes the connection during a response."""
 
 
 def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler]:
@@ -148,7 +148,7 @@ def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Log nothing: ``requests`` has all requests."""
+            """Log nothing: ``requests`` holds all requests."""
 
     return Handler
 
@@ -157,7 +157,7 @@ def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler
 def auth_service(
     passwords: dict[str, str], *, port: int = 0, protocol: str = "HTTP/1.1"
 ) -> Iterator[AuthService]:
-    """Serve on a port of 127.0.0.1, in threads; ``HTTP/1.0`` closes after each response."""
+    """Serve on a port of 127.0.0.1, in threads; with ``HTTP/1.0`` it closes after each response."""
     service = AuthService(passwords)
     with _Server(("127.0.0.1", port), _handler(service, protocol)) as server:
         service.port = server.server_address[1]

@@ -13,7 +13,7 @@ from support.tls_authority import Authority
 
 @dataclass(frozen=True)
 class Certificates:
-    """An authority, certificates of the proxy and of alice signed by it, and a self-signed one."""
+    """A CA, certificates of the proxy and of alice signed by it, and a self-signed certificate."""
 
     authority: str
     proxy: CertificateFiles
@@ -21,16 +21,16 @@ class Certificates:
     stranger: CertificateFiles
 
     def client(self, own: CertificateFiles | None = None) -> ssl.SSLContext:
-        """Return a client's context, which trusts the authority and may have a certificate."""
+        """Return a client's context, which trusts the CA and may have a certificate."""
         context = ssl.create_default_context(cafile=self.authority)
-        context.check_hostname = False  # it is called localhost; tests connect to 127.0.0.1
+        context.check_hostname = False  # the name is localhost; tests connect to 127.0.0.1
         if own is not None:
             context.load_cert_chain(own.certificate, own.key)
         return context
 
 
 def certificates(folder: Path) -> Certificates:
-    """Create all of them."""
+    """Create all certificates."""
     authority = Authority(folder)
     return Certificates(
         authority=authority.file,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The standard library's mail clients, and a raw one, connected to a proxy's listeners."""
+"""The standard library's mail clients and a raw client, connected to a proxy's listeners."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Listeners(Protocol):
 
     @property
     def ports(self) -> dict[str, int]:
-        """The port of each."""
+        """The port of each listener."""
 
 
 @contextmanager
 def imap(
     front: Listeners, tls: Certificates, way: str = "plain", name: str = "imap"
 ) -> Iterator[imaplib.IMAP4]:
-    """Connect to a listener: ``plain``, with ``starttls``, or its neighbour for ``implicit`` TLS."""
+    """Connect to a listener: plain, with ``starttls``, or with ``implicit`` TLS on its own listener."""
     if way == "implicit":
         client: imaplib.IMAP4 = imaplib.IMAP4_SSL(
             HOST, front.ports["imaps"], ssl_context=tls.client(), timeout=PATIENCE
@@ -45,7 +45,7 @@ def imap(
             client.starttls(tls.client())
         yield client
     finally:
-        with suppress(OSError):  # it has been closed already by a LOGOUT
+        with suppress(OSError):  # LOGOUT has already closed the connection
             client.shutdown()
 
 
@@ -97,7 +97,7 @@ def _connected(where: int | Path) -> socket.socket:
 
 
 class Raw:
-    """A client that sends given bytes, and reads lines."""
+    """A client that sends given bytes and reads lines."""
 
     def __init__(
         self, where: int | Path, context: ssl.SSLContext | None = None, *, preface: bytes = b""
@@ -120,38 +120,38 @@ class Raw:
 
     @property
     def port(self) -> int:
-        """Its own port."""
+        """The client's own port."""
         port: int = self._socket.getsockname()[1]
         return port
 
     def say(self, data: bytes) -> None:
-        """Send."""
+        """Send bytes."""
         self._socket.sendall(data)
 
     def line(self) -> bytes:
-        """Read a line; returns it without its line end."""
+        """Read a line; return it without its line end."""
         line = self._file.readline()
         assert line.endswith(b"\r\n"), line
         return line[:-2]
 
     def ask(self, data: bytes) -> bytes:
-        """Send a line, and read one."""
+        """Send a line, and read one line."""
         self.say(data + b"\r\n")
         return self.line()
 
     def until(self, start: bytes) -> list[bytes]:
-        """Read lines up to one with this prefix."""
+        """Read lines up to the first one with this prefix."""
         lines = [self.line()]
         while not lines[-1].startswith(start):
             lines.append(self.line())
         return lines
 
     def data(self, count: int) -> bytes:
-        """Read exactly so many bytes."""
+        """Read exactly ``count`` bytes."""
         return self._file.read(count)
 
     def rest(self) -> bytes:
-        """Read up to the end of the connection."""
+        """Read until the end of the connection."""
         return self._file.read()
 
     def reset(self) -> None:

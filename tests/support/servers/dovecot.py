@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dovecot: IMAP, POP3, LMTP, submission, and its passwords for Postfix, in a folder of a test's own."""
+"""Dovecot with IMAP, POP3, LMTP, submission and authentication for Postfix, in a folder of one test."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class Dovecot:
     """A running Dovecot.
 
     Attributes:
-        ports: Where it listens, by the names of ``LISTENERS``.
-        passwords: Its users.
+        ports: The ports of its listeners, by the names of ``LISTENERS``.
+        passwords: The password of each user.
     """
 
     folder: Path
@@ -140,23 +140,23 @@ class Dovecot:
     running: Running = field(init=False)
 
     def log(self) -> str:
-        """Its log."""
+        """Return its log."""
         return (self.folder / "log").read_text(errors="replace")
 
     def says(self, *words: str) -> list[str]:
-        """Lines of the log with all these words."""
+        """Return the lines of the log that contain all these words."""
         return [line for line in self.log().splitlines() if all(word in line for word in words)]
 
 
 def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], relay_port: int) -> Dovecot:
-    """Start it.
+    """Start Dovecot.
 
     Args:
-        path: The program.
+        path: The path of the program.
         folder: An empty folder that every user may enter.
-        ports: Where to get ports from.
+        ports: The allocator of ports.
         passwords: Users and their passwords.
-        relay_port: The SMTP server on loopback to which submission hands its messages.
+        relay_port: The SMTP server on loopback to which submission relays its messages.
     """
     dovecot = Dovecot(folder, ports.takes(*LISTENERS), passwords)
     identities = _identities()
@@ -178,7 +178,7 @@ def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], rela
 
 
 def _identities() -> dict[str, str]:
-    """Return the users of its processes: those of the package for root, else the current user."""
+    """Return the users of its processes: the users of the package for root, else the current user."""
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         return {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One proxy with a server for every case that the tests against real peers ask for.
+"""One proxy with a server block for every case of the tests against real mail servers.
 
-Starting a proxy takes longer than most tests; so they share one, and each
-server of it has a name, listeners, and a path at the authorization service.
+Starting a proxy takes longer than most tests, so they share one.  Each server
+block has a name, listeners, and a path at the authentication service.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _METHODS: Final[dict[str, dict[str, Any]]] = {
 def server(
     name: str, protocol: str, service: AuthService, *listen: Mapping[str, Any], **directives: Any
 ) -> dict[str, Any]:
-    """One server with all methods that need no certificate, and its own path of the service."""
+    """Return a server block with all methods that need no certificate, and its own ``auth_http`` path."""
     return {
         "name": name,
         "protocol": protocol,
@@ -39,7 +39,7 @@ def server(
 
 
 def files(own: CertificateFiles) -> dict[str, str]:
-    """An element of ``sslCertificate``."""
+    """Return an element of ``sslCertificate``."""
     return {"certificateFile": own.certificate, "keyFile": own.key}
 
 
@@ -52,7 +52,7 @@ class Front:
 
 
 class Plan:
-    """The servers and their ports."""
+    """The server blocks and their ports."""
 
     def __init__(self, service: AuthService, ports: Ports) -> None:
         self._service = service
@@ -61,7 +61,7 @@ class Plan:
         self.servers: list[dict[str, Any]] = []
 
     def add(self, name: str, protocol: str, *, implicit: str = "", **directives: Any) -> None:
-        """Add a server with a listener of its name; ``implicit`` names another that begins with TLS."""
+        """Add a server block and its listener; ``implicit`` names a second listener with implicit TLS."""
         proxied = {"proxyProtocol": True} if directives.pop("behind_proxy", False) else {}
         listen: list[dict[str, Any]] = [{"port": self._port(name), **proxied}]
         if implicit:
@@ -74,7 +74,7 @@ class Plan:
 
 
 def planned(plan: Plan, certificates: Certificates) -> dict[str, Any]:
-    """Plan the shared proxy; gives its manifest."""
+    """Plan the shared proxy; return its manifest."""
     for protocol in ("imap", "pop3", "smtp"):
         plan.add(protocol, protocol, implicit=f"{protocol}s", starttls="Enabled")
     plan.add("smtp-bare", "smtp", xclient=False)

@@ -42,7 +42,7 @@ _SERVERS: Final = {
     "submission-x": ("smtp", "xclient on; proxy_smtp_auth on;"),
     "mx": ("smtp", "xclient on; smtp_auth none;"),
 }
-"""Servers as in ``front``, with the same names."""
+"""Server blocks as in ``front``, with the same names."""
 
 
 @dataclass
@@ -57,14 +57,14 @@ class Nginx:
 def start_mail(
     program: Program, folder: Path, service: AuthService, certificates: Certificates, ports: Ports
 ) -> Nginx:
-    """Start it as a mail proxy.
+    """Start nginx as a mail proxy.
 
     Args:
         program: nginx with its mail module.
         folder: An empty folder.
-        service: Whom it asks.
-        certificates: For its servers with TLS.
-        ports: Where to get ports from.
+        service: The authentication service.
+        certificates: The certificates of its server blocks with TLS.
+        ports: The allocator of ports.
     """
     own = certificates.proxy
     blocks = [_METHODS.format(certificate=f'"{own.certificate}"', key=f'"{own.key}"')]
@@ -80,7 +80,7 @@ def start_mail(
 
 
 def start_http(path: str, folder: Path, server: str, ports: Ports) -> Nginx:
-    """Start it as a web server with one ``server`` block; its port is called ``http``."""
+    """Start nginx as a web server with one ``server`` block; the name of its port is ``http``."""
     taken: dict[str, int] = {}
     listen = _listen(taken, "http", ports)
     paths = "".join(
@@ -91,7 +91,7 @@ def start_http(path: str, folder: Path, server: str, ports: Ports) -> Nginx:
 
 
 def _start(path: str, folder: Path, block: str, taken: dict[str, int], load_module: str = "") -> Nginx:
-    """Start it, and wait until it listens."""
+    """Start nginx, and wait until it listens."""
     configuration = _CONFIGURATION.format(
         load_module=load_module,
         folder=folder,

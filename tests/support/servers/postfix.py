@@ -15,7 +15,7 @@ from typing import Final
 from support.servers.programs import Ports, Running
 
 DOMAIN: Final = "example.org"
-"""The domain whose mail it delivers; other mail is discarded or rejected."""
+"""The domain whose mail Postfix delivers; it discards or rejects other mail."""
 
 _MAIN: Final = """
 compatibility_level = 3.6
@@ -95,11 +95,11 @@ class Postfix:
     running: Running = field(init=False)
 
     def log(self) -> str:
-        """Its log."""
+        """Return its log."""
         return (self.folder / "log/mail").read_text(errors="replace")
 
     def stop(self) -> None:
-        """End its daemon, which has left the group of the command that started it; then that."""
+        """Stop the daemon, which has left the process group of its start command; then stop that command."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             daemon = int((self.folder / "queue/pid/master.pid").read_text())
             os.kill(daemon, signal.SIGTERM)
@@ -107,7 +107,7 @@ class Postfix:
         self.running.stop()
 
     def says(self, *words: str) -> list[str]:
-        """Lines of the log with all these words."""
+        """Return the lines of the log that contain all these words."""
         return [line for line in self.log().splitlines() if all(word in line for word in words)]
 
 
@@ -122,13 +122,13 @@ class Neighbours:
 def start(
     path: str, folder: Path, ports: dict[str, int], neighbours: Neighbours, users: Iterable[str]
 ) -> Postfix:
-    """Start it, as root, with a mailbox for each user.
+    """Start Postfix, as root, with a mailbox for each user.
 
     Args:
-        path: The program ``postfix``.
+        path: The path of the program ``postfix``.
         folder: An empty folder that every user may enter.
-        ports: ``smtp`` and ``smtp_haproxy``.
-        neighbours: Where messages and passwords go.
+        ports: The ports ``smtp`` and ``smtp_haproxy``.
+        neighbours: The ports of Dovecot for delivery and authentication.
         users: Local parts at ``DOMAIN``.
     """
     postfix = Postfix(folder, ports)
@@ -156,5 +156,5 @@ def start(
 
 
 def take_ports(ports: Ports) -> dict[str, int]:
-    """Its ports, which Dovecot needs before its start."""
+    """Return its ports, which Dovecot needs before its own start."""
     return ports.takes("smtp", "smtp_haproxy")

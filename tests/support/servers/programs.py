@@ -17,10 +17,10 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 PATIENCE: Final = 60.0
-"""Timeout in seconds of what a test waits for."""
+"""Timeout in seconds for every condition that a test waits for."""
 
 _PORTS: Final[tuple[int, ...]] = (*range(12000, 24000), *range(24100, 32000))
-"""All ports but the fixed ones of the benchmarks, which a test runs."""
+"""All ports except the fixed ports of the benchmarks, which one test runs."""
 _WORKERS: Final = 32
 _SHARE: Final[tuple[int, ...]] = _PORTS[
     int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS :: _WORKERS
@@ -30,9 +30,9 @@ _SHARE: Final[tuple[int, ...]] = _PORTS[
 class Ports:
     """Allocates free ports of 127.0.0.1.
 
-    They lie below the range from which the system takes those of outgoing
-    connections, so that none is taken away before its server has started.
-    Each of several processes that run tests has its own share of the range.
+    They are below the kernel's range for outgoing connections, so that no
+    outgoing connection takes a port before its server has started.
+    Each process that runs tests has its own part of the range.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Ports:
         self._given: set[int] = set()
 
     def take(self) -> int:
-        """Return a port, never the same twice."""
+        """Return a port; no port is returned twice."""
         while True:
             port = self._random.choice(_SHARE)
             if port not in self._given and _is_free(port):
@@ -63,10 +63,10 @@ def _is_free(port: int) -> bool:
 
 
 def eventually(found: Callable[[], T], what: str, *, patience: float = PATIENCE) -> T:
-    """Poll a function until its result is true, and return it.
+    """Poll a function until its result is true, and return the result.
 
     Raises:
-        AssertionError: It was not within ``patience`` seconds.
+        AssertionError: The result was not true within ``patience`` seconds.
     """
     end = time.monotonic() + patience
     while not (answer := found()):
@@ -99,11 +99,11 @@ class Running:
 
     @property
     def pid(self) -> int:
-        """Its process, which leads the group of all its children."""
+        """The process id of the program, which leads the process group of all its children."""
         return self.process.pid
 
     def said(self) -> str:
-        """Its output."""
+        """Return its output."""
         return self.output.read_text(errors="replace")
 
     def answers(self, *ports: int) -> None:
@@ -112,7 +112,7 @@ class Running:
             self.eventually(lambda port=port: answers(port), f"port {port}")  # type: ignore[misc]
 
     def eventually(self, found: Callable[[], T], what: str) -> T:
-        """Like the function, but fails at once if the program has exited."""
+        """Poll like the function ``eventually``, but fail at once if the program has exited."""
 
         def alive_and_found() -> T:
             assert self.process.poll() is None, f"{self.process.args!r} ended:\n{self.said()}"
@@ -124,14 +124,14 @@ class Running:
             raise AssertionError(f"{error}\n{self.said()}") from None
 
     def ended(self, patience: float = PATIENCE) -> int:
-        """Wait until it has exited; returns the exit code."""
+        """Wait until the program has exited; return its exit code."""
         return self.process.wait(patience)
 
     def stop(self, patience: float = PATIENCE) -> None:
-        """Send SIGTERM, then kill what is left of its process group.
+        """Send SIGTERM, then kill the remaining processes of its process group.
 
-        The group is killed while the process is still there to be waited for,
-        for after that its number may be somebody else's.
+        The group is killed before the process is reaped, because after that
+        another process may get the same process id.
         """
         if self.process.returncode is not None:
             return
@@ -143,13 +143,13 @@ class Running:
         self.process.wait(PATIENCE)
 
     def has_ended(self) -> bool:
-        """Whether it has exited."""
+        """Return whether the program has exited."""
         state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         return state is not None
 
 
 def output_of(args: Sequence[str], *, stdin: str = "", patience: float = PATIENCE) -> str:
-    """Run a program, and return its output, whatever its exit code is."""
+    """Run a program, and return its output for any exit code."""
     done = subprocess.run(
         args,
         input=stdin,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prometheus, scraping one target every half second."""
+"""Prometheus, which scrapes one target every half second."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prometheus:
     running: Running
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the instant vector of an expression: each with ``metric`` (labels) and ``value``."""
+        """Return the instant vector of an expression: each item has ``metric`` (labels) and ``value``."""
         question = urllib.parse.urlencode({"query": expression})
         url = f"http://127.0.0.1:{self.port}/api/v1/query?{question}"
         with urllib.request.urlopen(url, timeout=PATIENCE) as response:
@@ -42,7 +42,7 @@ class Prometheus:
 
 
 def start(path: str, folder: Path, port: int, target: str) -> Prometheus:
-    """Start it, and wait until it answers queries."""
+    """Start Prometheus, and wait until it answers queries."""
     (folder / "prometheus.yml").write_text(_CONFIGURATION.format(target=target))
     command = [
         path,

@@ -25,7 +25,7 @@ _SOURCES: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "operator")])
 
 
 def manifest(servers: Sequence[Mapping[str, Any]], mail: Mapping[str, Any], **spec: Any) -> dict[str, Any]:
-    """Return a ``MailProxy`` with these servers, and without a drain delay."""
+    """Return a ``MailProxy`` with these server blocks, and without a drain delay."""
     defaults = {"errorLog": {"level": "info"}, "drain": {"delay": "0s", "timeout": "20s"}}
     return {
         "apiVersion": "mailproxy.dev/v1alpha1",
@@ -40,7 +40,7 @@ class Proxy:
     """A running proxy.
 
     Attributes:
-        file: Its configuration; write another there, then ``reload``.
+        file: Its configuration file; to change it, write to the file and call ``reload``.
         admin: Its admin endpoint, as ``address:port``.
     """
 
@@ -49,13 +49,13 @@ class Proxy:
     admin: str = field(init=False)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Events of its log with this name, ``session`` among them."""
+        """Return the events of its log with this name, including ``session``."""
         lines = self.running.said().splitlines()
         events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         return [event for event in events if event["event"] == name]
 
     def event(self, name: str, **fields: Any) -> dict[str, Any]:
-        """Wait for an event with these fields; returns the last one."""
+        """Wait for an event with these fields; return the last one."""
 
         def found() -> dict[str, Any] | None:
             fitting = [event for event in self.events(name) if fields.items() <= event.items()]
@@ -66,7 +66,7 @@ class Proxy:
         return event
 
     def get(self, path: str) -> tuple[int, str]:
-        """Request a path of the admin endpoint; returns status and body."""
+        """Request a path of the admin endpoint; return status and body."""
         try:
             with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=PATIENCE) as response:
                 return response.status, response.read().decode()
@@ -75,7 +75,7 @@ class Proxy:
                 return error.code, error.read().decode()
 
     def value(self, sample: str, **labels: str) -> float:
-        """The sum of all series of a metric with these labels."""
+        """Return the sum of all series of a metric with these labels."""
         _, page = self.get("/metrics")
         return sum(
             found.value
@@ -85,7 +85,7 @@ class Proxy:
         )
 
     def reload(self, body: Mapping[str, Any]) -> None:
-        """Write another configuration, and wait until it is applied."""
+        """Write another configuration, and wait until the proxy has applied it."""
         before = len(self.events("configuration_loaded"))
         written = self.file.with_suffix(".new")
         written.write_text(yaml.safe_dump(body))
@@ -94,11 +94,11 @@ class Proxy:
         eventually(lambda: len(self.events("configuration_loaded")) > before, "the new configuration")
 
     def signal(self, signum: signal.Signals) -> None:
-        """Send its first process a signal."""
+        """Send a signal to the first process of the proxy."""
         os.kill(self.running.pid, signum)
 
     def stop(self) -> None:
-        """Terminate it; with a second signal if it drains for too long."""
+        """Terminate the proxy; send a second signal if draining takes too long."""
         if self.running.process.poll() is None:
             self.signal(signal.SIGTERM)
             with contextlib.suppress(AssertionError):
@@ -107,7 +107,7 @@ class Proxy:
 
 
 def start(folder: Path, body: Mapping[str, Any] | str, *options: str) -> Proxy:
-    """Start it with a manifest, or with the text of an ``nginx.conf``, and wait until it is ready."""
+    """Start the proxy with a manifest or the text of an ``nginx.conf``, and wait until it is ready."""
     folder.mkdir(exist_ok=True)
     file = folder / ("nginx.conf" if isinstance(body, str) else "manifest.yaml")
     file.write_text(body if isinstance(body, str) else yaml.safe_dump(body))

@@ -19,7 +19,7 @@ _LITERAL: Final = re.compile(rb"\{\d+\}\r\n$")
 
 
 class TinyMail(socketserver.ThreadingTCPServer):
-    """A mail server for one protocol; ``lines`` has what all its clients sent, line ends removed."""
+    """A mail server for one protocol; ``lines`` holds what all clients sent, without line ends."""
 
     daemon_threads = True
     block_on_close = False

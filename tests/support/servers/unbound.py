@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unbound, with the records of a test only."""
+"""Unbound, with only the records of one test."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ remote-control:
 
 @dataclass
 class Unbound:
-    """A running Unbound; ``address`` is what ``resolver`` calls it."""
+    """A running Unbound; ``address`` is its value for the directive ``resolver``."""
 
     port: int
     running: Running
 
     @property
     def address(self) -> str:
-        """Its address for ``resolver``."""
+        """Return its address for ``resolver``."""
         return f"127.0.0.1:{self.port}"
 
 
 def start(path: str, folder: Path, port: int, zones: Iterable[str], records: Iterable[str]) -> Unbound:
-    """Start it.
+    """Start Unbound.
 
     Args:
-        path: The program.
+        path: The path of the program.
         folder: An empty folder.
-        port: Of 127.0.0.1, for UDP and TCP.
-        zones: Of which it knows everything; questions about others are refused.
-        records: What it knows, as lines of a zone file with whole names.
+        port: The port on 127.0.0.1, for UDP and TCP.
+        zones: The zones it serves completely; it refuses queries for other zones.
+        records: Its records, as lines of a zone file with fully qualified names.
     """
     configuration = _CONFIGURATION.format(
         folder=folder,
