@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nginx and the proxy side by side, started once; what they showed is told at the end."""
+"""nginx and the proxy side by side, started once; the summary at the end reports their differences."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _LEDGER = pytest.StashKey[Ledger]()
 
 @pytest.fixture(scope="session")
 def nginx() -> Nginx:
-    """The nginx to compare with; the one reason for which these tests are left out."""
+    """The nginx to compare with; without it, these tests are skipped."""
     return require_nginx()
 
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Files of certificates, by the names that configurations and dialogues use."""
+    """Certificate files, by the names that configurations and dialogues use."""
     return make(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session")
 def ledger(nginx: Nginx, certificates: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Ledger]:
-    """Both, running, and what is known of them; all dialogues of this run are played at once."""
+    """Run nginx and the proxy, play all dialogues of this run at once, and return the results."""
     with Kit(nginx, (*BLOCKS, *grammar.BLOCKS), certificates) as kit:
         made = request.config.stash[_LEDGER] = Ledger(kit)
         made.play(_wanted(request.session.items))
@@ -56,7 +56,7 @@ def _wanted(items: list[pytest.Item]) -> Iterator[Dialogue]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keep what was compared; a process of several sends it to the one that prints the summary."""
+    """Keep the results; a process of several sends them to the one that prints the summary."""
     ledger = session.config.stash.get(_LEDGER, None)
     if ledger is None:
         return

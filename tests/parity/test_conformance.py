@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conformance page says what the tests show."""
+"""The conformance page matches the results of the tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.interop
 
 
 def test_the_page_is_fresh(ledger: Ledger) -> None:
-    """Exactly with the nginx that it names; with another one in all that does not depend on the version."""
+    """With the nginx that the page names, all of it matches; with another, all that is version-independent."""
     kept, made = PAGE.read_text(), page(ledger)
     if f"## With {ledger.kit.nginx.name}\n" in kept:
         assert made == kept

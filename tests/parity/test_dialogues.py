@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every dialogue that is written down: nginx and the proxy answer alike, or differ as declared."""
+"""In every written dialogue, nginx and the proxy send the same, or differ as declared."""
 
 from __future__ import annotations
 

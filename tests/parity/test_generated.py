@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dialogues made of a grammar: whatever a client says, nginx and the proxy answer alike."""
+"""Dialogues generated from a grammar: for any input of a client, nginx and the proxy send the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.parity.ledger import Ledger
 
 pytestmark = [
     pytest.mark.interop,
-    # Long reprs of dialogues, and the random numbers that other code draws meanwhile, do not matter here.
+    # Long reprs of dialogues, and random numbers that other code draws meanwhile, do not matter here.
     pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning"),
 ]
 
@@ -29,7 +29,7 @@ bounded = settings(
     derandomize=True,
     deadline=None,
     database=None,
-    phases=(Phase.generate,),  # the first dialogue that differs is told; a smaller batch would tell no more
+    phases=(Phase.generate,),  # the first dialogue that differs is reported; shrinking the batch adds nothing
     suppress_health_check=[
         HealthCheck.too_slow,
         HealthCheck.data_too_large,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is declared as a meant difference stands in docs/quirks.md, and the other way round."""
+"""Every declared intended difference is in docs/quirks.md, and every one there is declared."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ELSEWHERE: Final = {
     "Q-30": "the end of the process; own tests",
     "Q-34": "what is remembered is not asked again; own tests",
 }
-"""Oddities that are not copied, and that no dialogue shows: why not."""
+"""Quirks that are not copied and that no dialogue shows, each with the reason."""
 
 
 def test_every_declared_difference_has_its_row() -> None:

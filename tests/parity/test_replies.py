@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line that a client may hear before its login is heard from both."""
+"""Every line that a client may receive before its login is received from both programs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nginx refuses when it reads its configuration, the proxy refuses too, and blames the same directive."""
+"""What nginx rejects when it reads its configuration, the proxy rejects too, for the same directive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LINE: Final = re.compile(r" in \S*nginx\.conf:([0-9]+)$", re.MULTILINE)
 
 
 class Judges:
-    """nginx and the proxy, asked about the same text."""
+    """nginx and the proxy, run with the same text."""
 
     def __init__(self, nginx: Nginx, folder: Path, certificates: dict[str, str]) -> None:
         self._nginx, self._folder, self._certificates = nginx, folder, certificates
@@ -39,7 +39,7 @@ class Judges:
         return file
 
     def theirs(self, text: str) -> str:
-        """What nginx says against it; empty if nothing."""
+        """Return the error of nginx for a text; empty if it accepts the text."""
         command = [
             self._nginx.path,
             "-t",
@@ -55,7 +55,7 @@ class Judges:
         return told.stderr if told.returncode else ""
 
     def ours(self, text: str) -> str:
-        """What ``mailproxy check`` says against it."""
+        """Return the error of ``mailproxy check`` for a text; empty if it accepts the text."""
         told = io.StringIO()
         with contextlib.redirect_stderr(told):
             code = main(["check", "-f", str(self.write(text))])
@@ -68,7 +68,7 @@ def judges(nginx: Nginx, folder: Path, certificates: dict[str, str]) -> Judges:
 
 
 def _both_blame(judges: Judges, word: str, text: str) -> None:
-    """Both refuse it; the proxy names the directive, and nginx does, or else the same line."""
+    """Assert that both reject it; the proxy names the directive, nginx names the directive or that line."""
     theirs, ours = judges.theirs(text), judges.ours(text)
     assert theirs
     assert word in ours
