@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a test asks of an API server, real or emulated: plain requests, without any of the product's code."""
+"""Plain requests of a test to an API server, real or emulated, without any of the product's code."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ CHILDREN: Final = (
     "DaemonSet",
     "HorizontalPodAutoscaler",
 )
-"""The kinds a MailProxy may own that every cluster has."""
+"""The kinds a MailProxy may own and that every cluster has."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, and whether it was a good one."""
+    """A response: its status, its body and its warnings."""
 
     status: int
     body: Object
@@ -68,26 +68,26 @@ class Answer:
 
     @property
     def good(self) -> Object:
-        """Its body, of an answer that has to be good."""
+        """The body of a response whose status must be 2xx."""
         assert 200 <= self.status < 300, f"{self.status}: {self.body.get('message', self.body)}"
         return self.body
 
     @property
     def message(self) -> str:
-        """What the server says about it."""
+        """The message of the response's body."""
         return str(self.body.get("message", ""))
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Sends requests as somebody."""
+    """Sends requests as one user."""
 
     url: str
     token: str = field(default="", repr=False)
     authority: Path | None = None
 
     def ask(self, method: str, path: str, body: object = None, content: str = "application/json") -> Answer:
-        """Send one request on a connection of its own."""
+        """Send one request on a new connection."""
         connection = self._connection()
         headers = {"Accept": "application/json", "Content-Type": content}
         if self.token:
@@ -106,7 +106,7 @@ class Asker:
         if parts.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=_SECONDS)
         context = ssl.create_default_context(cafile=str(self.authority))
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as every client of Kubernetes but Python's
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as every Kubernetes client except Python's does
         return http.client.HTTPSConnection(host, port, timeout=_SECONDS, context=context)
 
 
@@ -119,7 +119,7 @@ def _parsed(text: bytes) -> Object:
 
 
 def path_of(kind: str, namespace: str = "", name: str = "", **query: str) -> str:
-    """The path of one object, or of a namespace's, or of all of a kind."""
+    """Return the path of one object, of a namespace's objects of a kind, or of all objects of a kind."""
     version, plural = PLURALS[kind]
     root = f"/api/{version}" if version == "v1" else f"/apis/{version}"
     middle = f"/namespaces/{namespace}" if namespace and kind not in _CLUSTER_WIDE else ""
@@ -128,17 +128,17 @@ def path_of(kind: str, namespace: str = "", name: str = "", **query: str) -> str
 
 
 class Api:
-    """An API server as somebody sees it."""
+    """An API server, with requests sent as one user."""
 
     def __init__(self, asker: Asker) -> None:
         self.asker = asker
 
     def get(self, path: str) -> Answer:
-        """Ask for whatever stands at a path."""
+        """Read the path."""
         return self.asker.ask("GET", path)
 
     def post(self, path: str, body: Object) -> Answer:
-        """Post to a path."""
+        """Post an object to a path."""
         return self.asker.ask("POST", path, body)
 
     def create(self, manifest: Object, **query: str) -> Answer:
@@ -147,7 +147,7 @@ class Api:
         return self.post(path_of(manifest["kind"], metadata.get("namespace", ""), **query), manifest)
 
     def apply(self, manifest: Object, manager: str = "kubectl", **query: str) -> Answer:
-        """Apply an object server-side, by force."""
+        """Apply an object server-side, with force."""
         path = _path(manifest, fieldManager=manager, force="true", **query)
         return self.asker.ask("PATCH", path, manifest, APPLY)
 
@@ -156,12 +156,12 @@ class Api:
         return self.asker.ask("PATCH", path_of(kind, namespace, name, **query), change, MERGE)
 
     def patch_status(self, kind: str, namespace: str, name: str, status: Object) -> Answer:
-        """Merge a change into an object's status, as its controller would."""
+        """Merge a change into an object's status, as its controller does."""
         path = f"{path_of(kind, namespace, name)}/status"
         return self.asker.ask("PATCH", path, {"status": status}, MERGE)
 
     def replace(self, manifest: Object) -> Answer:
-        """Replace an object, as an editor would."""
+        """Replace an object, as an editor does."""
         return self.asker.ask("PUT", _path(manifest), manifest)
 
     def delete(self, kind: str, namespace: str, name: str) -> Answer:
@@ -169,16 +169,16 @@ class Api:
         return self.asker.ask("DELETE", path_of(kind, namespace, name), {"gracePeriodSeconds": 0})
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
-        """An object, or ``None``."""
+        """Return an object, or ``None``."""
         answer = self.get(path_of(kind, namespace, name))
         return None if answer.status == 404 else answer.good
 
     def found(self, kind: str, namespace: str, name: str) -> Object:
-        """An object that has to be there."""
+        """Return an object that must exist."""
         return self.get(path_of(kind, namespace, name)).good
 
     def list(self, kind: str, namespace: str = "", **query: str) -> list[Object]:
-        """The objects of a kind."""
+        """Return the objects of a kind."""
         return list(self.get(path_of(kind, namespace, **query)).good["items"])
 
 

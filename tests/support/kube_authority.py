@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authorities as many clusters have them: without key usage, and without key identifiers."""
+"""Certificate authorities as in many clusters: without key usage and without key identifiers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _PEM: Final = serialization.Encoding.PEM
 
 
 class PlainAuthority:
-    """An authority whose certificates have no extension but the basic constraints.
+    """A CA whose certificates have no extension except the basic constraints.
 
     ``VERIFY_X509_STRICT``, which Python sets since 3.13, refuses them.
 
-    Attributes:
+    certificate: The CA certificate, as PEM.
         certificate: As PEM.
     """
 
@@ -35,7 +35,7 @@ class PlainAuthority:
         self.certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
 
     def issue(self) -> tuple[bytes, bytes]:
-        """Make a certificate for this machine's loopback addresses, and its key, as PEM."""
+        """Create a certificate for this machine's loopback addresses, and its key, as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         hosts = x509.SubjectAlternativeName(
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
@@ -47,13 +47,13 @@ class PlainAuthority:
         return certificate, private
 
     def serving(self, folder: Path) -> ssl.SSLContext:
-        """Make the context of a server with such a certificate."""
+        """Create the TLS context of a server with such a certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.load(context, folder)
         return context
 
     def load(self, context: ssl.SSLContext, folder: Path) -> None:
-        """Have a server answer with a certificate of this authority from now on."""
+        """Load a new certificate of this CA into a server's context; new connections use it."""
         path = folder / "server.pem"
         path.write_bytes(b"".join(self.issue()))
         context.load_cert_chain(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two API servers that the operator's tests run against, behind one face."""
+"""The two API servers for the operator's tests, with the same interface."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ USER: Final = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
 
 REAL: Final = "kube-apiserver"
 EMULATED: Final = "emulated"
-"""The two API servers, as the fixture ``cluster`` names them."""
+"""The names of the two API servers, as used by the fixture ``cluster``."""
 
 _SOURCES: Final = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "proxy")])
 _PORTS: Final = Ports()
 
 
 def manifests(*parts: str) -> list[Object]:
-    """The documents of a file of ``deploy/``."""
+    """Return the documents of a file of ``deploy/``."""
     text = ROOT.joinpath("deploy", *parts).read_text(encoding="utf-8")
     return [document for document in yaml.safe_load_all(text) if document]
 
@@ -45,9 +45,9 @@ class Cluster:
     """An API server and how to reach it.
 
     Attributes:
-        api: Asks as somebody who may do everything.
-        folder: For whatever has to be a file.
-        server: The real one; ``None`` where it is emulated.
+        api: Sends requests as a user with all rights.
+        folder: The folder for files that a test needs.
+        server: The real API server; ``None`` if it is emulated.
     """
 
     api: Api
@@ -61,19 +61,19 @@ class Cluster:
         return self.server is not None
 
     def operator_token(self) -> str:
-        """A token of the service account that has the rights of ``deploy/rbac.yaml`` and no others."""
+        """Return a token of the service account that has exactly the rights of ``deploy/rbac.yaml``."""
         if self.server is None:
             return "emulated"
         self._token = self._token or self.server.token(SYSTEM, ACCOUNT)
         return self._token
 
     def new_operator_token(self) -> str:
-        """Another one, after the service account was made anew."""
+        """Return another token, for use after the service account was created again."""
         self._token = ""
         return self.operator_token()
 
     def kubeconfig(self, name: str, token: str) -> Path:
-        """Write a kubeconfig of somebody with this token."""
+        """Write a kubeconfig with this token."""
         where: dict[str, str] = {"server": self.api.asker.url}
         if self.api.asker.authority is not None:
             where["certificate-authority"] = str(self.api.asker.authority)
@@ -96,7 +96,7 @@ class Cluster:
 
 @contextmanager
 def real_cluster(found: Programs, folder: Path) -> Iterator[Cluster]:
-    """A real API server on which ``deploy/crd.yaml`` and ``deploy/rbac.yaml`` are installed."""
+    """Run a real API server on which ``deploy/crd.yaml`` and ``deploy/rbac.yaml`` are installed."""
     with kube_server(found, folder) as server:
         api = server.admin
         _ = api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}}).good
@@ -109,7 +109,7 @@ def real_cluster(found: Programs, folder: Path) -> Iterator[Cluster]:
 
 @contextmanager
 def emulated_cluster(folder: Path) -> Iterator[Cluster]:
-    """The emulated API server, in a thread of its own."""
+    """Run the emulated API server in a thread of its own."""
     fake, started, loop = FakeKube(), Event(), asyncio.new_event_loop()
 
     async def serve(stop: asyncio.Event) -> None:
@@ -133,10 +133,10 @@ class Operator(Running):
     """``mailproxy-operator run`` as a process with a kubeconfig.
 
     Attributes:
-        admin: Answers ``/metrics``, ``/healthz`` and ``/readyz`` on loopback.
+        admin: The admin endpoint on loopback, with ``/metrics``, ``/healthz`` and ``/readyz``.
 
     Args:
-        modules: Folders that Python looks into before the product's.
+        modules: Folders that Python searches before the product's.
     """
 
     def __init__(
@@ -177,5 +177,5 @@ class Operator(Running):
         return self
 
     def lines(self) -> list[Mapping[str, str]]:
-        """What it has logged, one mapping a line."""
+        """Return its log, one mapping per line."""
         return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]

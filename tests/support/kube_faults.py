@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults for the emulated API server, and a look at an operator's own metrics."""
+"""Faults for the emulated API server, and access to an operator's own metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.operator_running import running
 from support.servers.programs import Ports
 
 HANGS: Final = 0
-"""Instead of a status: there is no answer at all."""
+"""Used in place of a status: the server sends no response."""
 
 _PORTS: Final = Ports()
 
@@ -27,7 +27,7 @@ Matching = Callable[[web.Request], bool]
 
 
 class _Hanging(web.Response):
-    """An answer that never begins."""
+    """A response that never starts."""
 
     async def prepare(self, request: web.BaseRequest) -> Any:
         del request
@@ -36,14 +36,14 @@ class _Hanging(web.Response):
 
 @dataclass
 class Fault:
-    """Answers requests of some sort with a status, until it is lifted.
+    """Answers matching requests with a status until it is removed.
 
     Attributes:
-        matching: Which requests.
-        status: With what; ``HANGS`` for no answer.
-        headers: Headers of the answer.
-        left: How many more requests; ``None`` for all of them.
-        met: How many it has answered.
+        matching: Selects the requests.
+        status: The status of the response; ``HANGS`` for no response.
+        headers: Headers of the response.
+        left: How many more requests it answers; ``None`` for no limit.
+        met: How many requests it has answered.
     """
 
     matching: Matching
@@ -74,13 +74,13 @@ def is_watch(request: web.Request) -> bool:
 
 
 def is_list(request: web.Request) -> bool:
-    """Match lists of whole clusters, which are the resync's and kopf's."""
+    """Match lists of whole clusters, which the resync and kopf send."""
     is_named = "/namespaces/" in request.path or request.path.count("/") < 3
     return request.method == "GET" and not is_watch(request) and not is_named and "limit" in request.query
 
 
 def tell_watches(kube: FakeKube, code: int) -> None:
-    """Have every watch told of an error, as a server does in the middle of a stream."""
+    """Send an error event on every watch, as a server does in the middle of a stream."""
     status = {"kind": "Status", "metadata": {"labels": _EVERYBODYS}, "code": code, "message": "too old"}
     for _, _, queue in list(kube._watches):
         queue.put_nowait({"type": "ERROR", "object": status})
@@ -90,16 +90,16 @@ _EVERYBODYS: Final = {"mailproxy.dev/proxy": "edge"}
 
 
 def watches(kube: FakeKube) -> int:
-    """How many watches of MailProxies there are."""
+    """Return the number of open watches of MailProxies."""
     return sum(kind is MAIL_PROXY for kind, _, _ in kube._watches)
 
 
 class Running:
-    """An operator at work in this process.
+    """An operator that runs in this process.
 
     Attributes:
-        task: Ends with its exit code.
-        port: Of its admin endpoint, on loopback.
+        task: The task of the operator; its result is the exit code.
+        port: The port of its admin endpoint, on loopback.
     """
 
     def __init__(self, port: int, task: asyncio.Task[int], session: aiohttp.ClientSession) -> None:
@@ -109,12 +109,12 @@ class Running:
         self._session = session
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Ask its admin endpoint."""
+        """Request a path of its admin endpoint; return status and body."""
         async with self._session.get(self._base + path) as answer:
             return answer.status, await answer.text()
 
     async def metric(self, name: str, **labels: str) -> float:
-        """Add up the samples of a metric that have these labels."""
+        """Return the sum of the samples of a metric that have these labels."""
         _, text = await self.get("/metrics")
         return sum(
             sample.value
@@ -132,7 +132,7 @@ class Running:
 
 @asynccontextmanager
 async def watched(kube: FakeKube, **settings: Any) -> AsyncIterator[Running]:
-    """An operator at work, whose metrics can be seen."""
+    """Run an operator whose metrics the test can read."""
     port = _PORTS.take()
     async with (
         running(kube, admin_port=port, **settings) as task,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real API server with its etcd on loopback, where their programs are installed.
+"""A real API server with its etcd on loopback, if their programs are installed.
 
-They are found as ``envtest`` finds them: in ``$KUBEBUILDER_ASSETS``, else in
-``/usr/local/kubebuilder/bin``.  There are no controllers and no nodes beside
-it; what those would do, tests do.
+The programs are searched where ``envtest`` searches them: in ``$KUBEBUILDER_ASSETS``,
+else in ``/usr/local/kubebuilder/bin``.  There are no controllers and no nodes;
+tests do their work.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ABSENT: Final = (
     f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}: "
     "https://book.kubebuilder.io/reference/envtest.html"
 )
-"""Why a test against a real API server is skipped."""
+"""The reason for skipping a test against a real API server."""
 PATIENCE: Final = 90.0
-"""Seconds until the API server is ready; it takes about five where nothing else runs."""
+"""Timeout in seconds until the API server is ready; on an idle machine it takes about five."""
 
 _ISSUER: Final = "https://kubernetes.default.svc"
 _ADMIN: Final = "admin-token-of-a-test"
@@ -50,14 +50,14 @@ _POLICY: Final = {
 
 @dataclass(frozen=True)
 class Programs:
-    """Where the two programs are."""
+    """The paths of the two programs."""
 
     etcd: Path
     apiserver: Path
 
 
 def programs() -> Programs | None:
-    """Find the two programs; ``None`` where one of them is missing."""
+    """Find the two programs; return ``None`` if one of them is missing."""
     folder = Path(os.environ.get(ASSETS) or USUAL_ASSETS)
     found = Programs(folder / "etcd", folder / "kube-apiserver")
     is_there = all(os.access(path, os.X_OK) for path in (found.etcd, found.apiserver))
@@ -66,11 +66,11 @@ def programs() -> Programs | None:
 
 @dataclass(frozen=True)
 class Request:
-    """One request as the API server's audit log has it.
+    """One request from the API server's audit log.
 
     Attributes:
-        verb: As RBAC has it: ``patch`` is ``patch``, whatever its content.
-        created: A patch that made the object, which needs the right to create it too.
+        verb: The verb as in RBAC: ``patch`` is ``patch``, whatever its content.
+        created: Whether a patch created the object, which requires the right to create it too.
     """
 
     user: str
@@ -85,13 +85,13 @@ class Request:
 
 
 class KubeServer:
-    """An API server that is running.
+    """A running API server.
 
     Attributes:
-        url: Where.
-        authority: The file that holds its certificate's authority.
-        arguments: How it is started.
-        admin: Asks as somebody who may do everything.
+        url: The URL of the API server.
+        authority: The file with the CA certificate of the API server.
+        arguments: The arguments of its command line.
+        admin: Sends requests as a user with all rights.
     """
 
     def __init__(self, folder: Path, url: str, key: rsa.RSAPrivateKey) -> None:
@@ -105,28 +105,28 @@ class KubeServer:
         self.admin = Api(self.as_bearer(_ADMIN))
 
     def start(self) -> None:
-        """Start it, or start it again with all that it knew."""
+        """Start it, or start it again with all objects it had."""
         running = Running(self.arguments, output=self._folder / "apiserver.log")
         self._running = running
         eventually(lambda: _is_ready(running, self), "the API server", patience=PATIENCE)
 
     def stop(self) -> None:
-        """End it; its etcd goes on."""
+        """Stop it; its etcd continues to run."""
         if self._running is not None:
             self._running.stop()
 
     def as_bearer(self, token: str) -> Asker:
-        """Ask with a token."""
+        """Return a sender of requests with a token."""
         return Asker(self.url, token=token, authority=self.authority)
 
     def token(self, namespace: str, account: str) -> str:
-        """Have the API server make a token of a service account."""
+        """Request a token of a service account from the API server."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
         asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
         return str(self.admin.post(path, asked).good["status"]["token"])
 
     def expired_token(self, namespace: str, account: str) -> str:
-        """Make a token of a service account that was good until an hour ago."""
+        """Create a token of a service account that expired an hour ago."""
         found = self.admin.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}").good
         now = int(time.time())
         identity = {
@@ -146,13 +146,13 @@ class KubeServer:
         )
 
     def _signed(self, claims: dict[str, Any]) -> str:
-        """A JSON Web Token (RFC 7519) signed as the API server signs its own."""
+        """Return a JSON Web Token (RFC 7519), signed as the API server signs its own."""
         text = f"{_part({'alg': 'RS256', 'typ': 'JWT'})}.{_part(claims)}"
         signature = self._key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256())
         return f"{text}.{_encoded(signature)}"
 
     def requests(self, user: str = "") -> list[Request]:
-        """Every request so far, or those of one user."""
+        """Return all requests so far, or those of one user."""
         with self._audit.open(encoding="utf-8") as log:
             found = [_request(json.loads(line)) for line in log if line.endswith("\n")]
         return [one for one in found if user in {"", one.user}]
@@ -185,7 +185,7 @@ def _request(event: dict[str, Any]) -> Request:
 
 @contextmanager
 def kube_server(found: Programs, folder: Path) -> Iterator[KubeServer]:
-    """Run both programs for as long as the context lasts."""
+    """Run both programs until the context ends."""
     ports = Ports()
     etcd_port, peer_port, port = ports.take(), ports.take(), ports.take()
     etcd_url = f"http://127.0.0.1:{etcd_port}"
@@ -194,7 +194,7 @@ def kube_server(found: Programs, folder: Path) -> Iterator[KubeServer]:
         etcd = Running(_etcd(found.etcd, folder, etcd_url, peer_port), output=folder / "etcd.log")
         stack.callback(etcd.stop)
         etcd.answers(etcd_port)
-        stack.callback(server.stop)  # the API server first: without etcd it would not end
+        stack.callback(server.stop)  # the API server first: without etcd it would not exit
         server.arguments = _apiserver(found.apiserver, folder, etcd_url, port)
         server.start()
         yield server
@@ -230,7 +230,7 @@ def _apiserver(program: Path, folder: Path, etcd: str, port: int) -> list[str]:
         f"--tls-private-key-file={folder / 'server.key'}",
         f"--token-auth-file={folder / 'people.csv'}",
         "--authorization-mode=RBAC",
-        # What OpenShift switches on: whoever writes owner references must be allowed to.
+        # OpenShift enables this: a user who writes owner references needs a right to do so.
         "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
         f"--service-account-issuer={_ISSUER}",
         f"--service-account-signing-key-file={folder / 'accounts.key'}",
@@ -244,8 +244,8 @@ def _apiserver(program: Path, folder: Path, etcd: str, port: int) -> list[str]:
 
 
 def _identity(folder: Path) -> rsa.RSAPrivateKey:
-    """Write its certificate, the key it signs tokens with, its users and its audit policy."""
-    authority = PlainAuthority()  # as of many clusters: no key usage, no key identifiers
+    """Write its certificate, the key that signs tokens, its users and its audit policy."""
+    authority = PlainAuthority()  # as in many clusters: no key usage, no key identifiers
     certificate, private_key = authority.issue()
     (folder / "ca.crt").write_bytes(authority.certificate)
     (folder / "server.crt").write_bytes(certificate)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One namespace on an API server, and in it what controllers, kubelets and pods would do."""
+"""One namespace on an API server, with the work of controllers, kubelets and pods done by tests."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _network = random.SystemRandom()
 
 
 class Addresses:
-    """Gives out addresses of this machine's loopback network, never the same twice."""
+    """Allocates addresses of this machine's loopback network; no address is allocated twice."""
 
     def __init__(self) -> None:
         self._prefix = f"127.{_network.randint(16, 250)}.{_network.randint(0, 250)}"
         self._last = itertools.count(1)
 
     def take(self) -> str:
-        """Give an address."""
+        """Return an address."""
         return f"{self._prefix}.{next(self._last)}"
 
 
@@ -46,8 +46,8 @@ class Endpoint:
     """The admin endpoint of a pod, at the pod's own address.
 
     Attributes:
-        hash: The configuration it says it runs.
-        last_error: Why it did not take the newest.
+        hash: The configuration hash it reports.
+        last_error: Why it rejected the newest configuration.
     """
 
     def __init__(self, address: str) -> None:
@@ -70,17 +70,17 @@ class Endpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
 
 class World:
-    """A namespace with whatever a test puts there.
+    """A namespace for one test.
 
     Attributes:
-        endpoints: The admin endpoints of pods that answer, by pod name.
+        endpoints: The admin endpoints of the pods that answer, by pod name.
     """
 
     def __init__(self, cluster: Cluster, operator: Operator | None, addresses: Addresses) -> None:
@@ -91,11 +91,11 @@ class World:
         self.endpoints: dict[str, Endpoint] = {}
         self._addresses = addresses
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
-        # A server that has just come back puts requests off for a moment (429).
+        # A server that has just restarted rejects requests for a short time (429).
         eventually(lambda: self.api.create(namespace).status in {201, 409}, "a namespace")
 
     def close(self) -> None:
-        """Leave nothing behind that keeps an operator busy."""
+        """Delete everything that would cause work for an operator."""
         for kind in ("MailProxy", *CHILDREN, "Pod"):
             for one in self.api.list(kind, self.namespace):
                 self.api.delete(kind, self.namespace, one["metadata"]["name"])
@@ -105,26 +105,26 @@ class World:
     # -- the resource -------------------------------------------------------
 
     def body(self, name: str = "edge", **spec: Any) -> Object:
-        """A MailProxy of this namespace."""
+        """Return the manifest of a MailProxy in this namespace."""
         made = body(**spec)
         made["metadata"] = {"name": name, "namespace": self.namespace}
         return made
 
     def put(self, name: str = "edge", **spec: Any) -> Object:
-        """Apply a MailProxy as a person would, and give it as it is then."""
+        """Apply a MailProxy as a user does, and return the stored object."""
         return self.api.apply(self.body(name, **spec)).good
 
     def mail_proxy(self, name: str = "edge") -> Object:
-        """The MailProxy as it is."""
+        """Return the MailProxy as stored."""
         return self.api.found("MailProxy", self.namespace, name)
 
     def status(self, name: str = "edge") -> Object:
-        """Its status; empty before it has one."""
+        """Return its status; empty if it has none yet."""
         status: Object = self.mail_proxy(name).get("status") or {}
         return status
 
     def condition(self, kind: str = "Ready", name: str = "edge") -> tuple[str, str]:
-        """A condition's status and reason, once it is about the newest generation."""
+        """Return a condition's status and reason, once it is for the newest generation."""
         found = self.mail_proxy(name)
         for one in (found.get("status") or {}).get("conditions") or []:
             if one["type"] == kind and one["observedGeneration"] == found["metadata"]["generation"]:
@@ -132,22 +132,22 @@ class World:
         return "", ""
 
     def message(self, kind: str = "Ready", name: str = "edge") -> str:
-        """A condition's message."""
+        """Return a condition's message."""
         conditions = self.status(name).get("conditions") or []
         return next((one["message"] for one in conditions if one["type"] == kind), "")
 
     # -- children -----------------------------------------------------------
 
     def find(self, kind: str, name: str = "edge") -> Object | None:
-        """An object of this namespace, or ``None``."""
+        """Return an object of this namespace, or ``None``."""
         return self.api.find(kind, self.namespace, name)
 
     def found(self, kind: str, name: str = "edge") -> Object:
-        """An object of this namespace that has to be there."""
+        """Return an object of this namespace that must exist."""
         return self.api.found(kind, self.namespace, name)
 
     def children(self) -> dict[tuple[str, str], Object]:
-        """Everything the operator has made here, by kind and name."""
+        """Return everything the operator has created here, by kind and name."""
         selector = ",".join(f"{key}={value}" for key, value in OWN_LABELS.items())
         return {
             (kind, one["metadata"]["name"]): one
@@ -156,14 +156,14 @@ class World:
         }
 
     def versions(self) -> dict[tuple[str, str], str]:
-        """The resource versions of the MailProxies and of everything made of them."""
+        """Return the resource versions of the MailProxies and of all their children."""
         mail = {
             ("MailProxy", one["metadata"]["name"]): one for one in self.api.list("MailProxy", self.namespace)
         }
         return {at: one["metadata"]["resourceVersion"] for at, one in {**mail, **self.children()}.items()}
 
     def collect_garbage(self) -> None:
-        """Be the garbage collector: delete what belongs to somebody who is no more."""
+        """Do the garbage collector's work: delete the children whose owner no longer exists."""
         owners = {one["metadata"]["uid"] for one in self.api.list("MailProxy", self.namespace)}
         for (kind, name), one in self.children().items():
             if not owners & {owner["uid"] for owner in one["metadata"].get("ownerReferences") or []}:
@@ -172,15 +172,15 @@ class World:
     # -- controllers, kubelets and pods ----------------------------------------
 
     def pods(self, name: str = "edge") -> list[Object]:
-        """The pods of a MailProxy."""
+        """Return the pods of a MailProxy."""
         return self.api.list("Pod", self.namespace, labelSelector=f"app.kubernetes.io/instance={name}")
 
     def roll_out(
         self, name: str = "edge", *, kind: str = "Deployment", count: int | None = None
     ) -> list[str]:
-        """Be the workload's controller and the kubelet: ready pods of the newest template, and no others.
+        """Do the work of the workload's controller and the kubelet: only ready pods of the newest template.
 
-        Pods of that template stay as they are.
+        Existing pods of that template are not changed.
 
         Returns:
             The pods' names.
@@ -221,7 +221,7 @@ class World:
         _ = self.api.create(made).good
 
     def run_pod(self, pod: str, *, answers: bool = True) -> None:
-        """Be the kubelet: the pod runs and is ready; its admin endpoint may answer."""
+        """Do the kubelet's work: set the pod to running and ready; its admin endpoint may answer."""
         address = self._addresses.take()
         if answers:
             self.endpoints[pod] = Endpoint(address)
@@ -247,18 +247,18 @@ class World:
         )
 
     def set_pod_status(self, pod: str, status: Object) -> None:
-        """Be the kubelet."""
+        """Set the status of a pod, as the kubelet does."""
         _ = self.api.patch_status("Pod", self.namespace, pod, status).good
 
     def remove_pod(self, pod: str) -> None:
-        """Delete a pod; without a node nobody has to be waited for."""
+        """Delete a pod; there is no node whose kubelet would have to confirm it."""
         self.api.delete("Pod", self.namespace, pod)
         endpoint = self.endpoints.pop(pod, None)
         if endpoint is not None:
             endpoint.close()
 
     def report(self, workload: Object, count: int, **more: Any) -> None:
-        """Be the workload's controller: all pods are there, current and available."""
+        """Do the work of the workload's controller: report all pods as present, current and available."""
         names: tuple[str, ...] = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
         if workload["kind"] == "DaemonSet":
             names = (
@@ -275,13 +275,13 @@ class World:
         _ = self.api.patch_status(workload["kind"], self.namespace, name, status).good
 
     def answer(self, config_hash: str, error: str | None = None, *, pods: tuple[str, ...] = ()) -> None:
-        """Have pods say that they run a configuration, all of them or some."""
+        """Set the configuration hash that pods report, for all pods or some."""
         for name, endpoint in self.endpoints.items():
             if not pods or name in pods:
                 endpoint.hash, endpoint.last_error = config_hash, error
 
     def settle(self, name: str = "edge", *, kind: str = "Deployment", count: int | None = None) -> Object:
-        """Have the pods run what is wanted, and wait until the operator says so.
+        """Let the pods run the desired configuration, and wait until the operator reports it as ready.
 
         Returns:
             The MailProxy.
@@ -296,7 +296,7 @@ class World:
     # -- waiting ----------------------------------------------------------------
 
     def until(self, found: Callable[[], T], what: str, *, patience: float = PATIENCE) -> T:
-        """Wait for something; if it does not come, say how things stand."""
+        """Wait for a condition; on failure, raise an error that shows the statuses and the operator's log."""
         try:
             return eventually(found, what, patience=patience)
         except AssertionError as error:
@@ -305,7 +305,7 @@ class World:
             raise AssertionError(f"{error}\n{stand[:4000]}\n{said}") from None
 
     def events(self) -> list[Object]:
-        """What the operator has told about resources of this namespace."""
+        """Return the events that the operator has created about resources of this namespace."""
         return [
             one
             for one in self.api.list("Event", self.namespace)
@@ -313,5 +313,5 @@ class World:
         ]
 
     def path(self, kind: str, name: str = "edge") -> str:
-        """The path of an object of this namespace."""
+        """Return the path of an object of this namespace."""
         return path_of(kind, self.namespace, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MailProxy bodies for tests: a small one, and what to change in it."""
+"""MailProxy manifests for tests: a small one, and functions that change it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BODY: dict[str, Any] = {
 
 
 def body(**spec: Any) -> dict[str, Any]:
-    """A MailProxy ``mail/edge`` that listens on 143, with these fields of its spec replaced."""
+    """Return a MailProxy ``mail/edge`` that listens on 143, with these fields of its spec replaced."""
     made = copy.deepcopy(_BODY)
     made["spec"].update(copy.deepcopy(spec))
     return made
 
 
 def server(name: str, protocol: str, *ports: int, **more: Any) -> dict[str, Any]:
-    """One entry of ``spec.servers``."""
+    """Return one entry of ``spec.servers``."""
     return {"name": name, "protocol": protocol, "listen": [{"port": port} for port in ports], **more}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster port in memory: applies, remembers who asked for what, and fails on request."""
+"""The operator's cluster interface in memory: applies objects, records calls, and fails on request."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def key_of(manifest: Mapping[str, Any]) -> Key:
 
 
 class MemoryCluster:
-    """A cluster whose controllers do what a test tells them to.
+    """A cluster whose controllers are controlled by a test.
 
     Attributes:
         calls: Every call that changes something: (verb, kind, name).
-        failures: What applying a kind raises, or what ``annotate`` does.
-        running: What the pods answer, by name; a missing one does not answer.
+        failures: The errors to raise: by kind for apply, and for ``annotate``.
+        running: The configuration that each pod reports, by name; a missing pod does not answer.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class MemoryCluster:
     # -- what tests do ----------------------------------------------------
 
     def put(self, manifest: Manifest) -> Manifest:
-        """Store an object as somebody else would."""
+        """Store an object as another client does."""
         kind, key = kind_of(manifest), key_of(manifest)
         before = self.objects.get((kind, key))
         stored = copy.deepcopy(manifest)
@@ -65,7 +65,7 @@ class MemoryCluster:
         return manifest
 
     def found_status(self, name: str) -> Manifest:
-        """The status of a MailProxy; empty before it has one."""
+        """Return the status of a MailProxy; empty if it has none yet."""
         status: Manifest = self.found(MAIL_PROXY, name).get("status") or {}
         return status
 
@@ -75,7 +75,7 @@ class MemoryCluster:
         return one["status"], one["reason"]
 
     def roll_out(self, name: str, namespace: str = "mail", *, count: int | None = None) -> None:
-        """Be the controllers: make ready pods of the newest template, which run the newest configuration."""
+        """Do the controllers' work: create ready pods of the newest template and configuration."""
         for kind in (DEPLOYMENT, DAEMON_SET):
             workload = self.find(kind, name, namespace)
             if workload is not None:
@@ -104,12 +104,12 @@ class MemoryCluster:
             }
 
     def answer(self, config_hash: str, error: str = "") -> None:
-        """Let every pod answer with this configuration."""
+        """Let every pod report this configuration."""
         for kind, key in self.objects:
             if kind is POD:
                 self.running[key.name] = RunningConfig(config_hash, error)
 
-    # -- the port ---------------------------------------------------------
+    # -- the interface ----------------------------------------------------
 
     async def version(self) -> KubeVersion:
         return KubeVersion(1, 36)
@@ -217,7 +217,7 @@ def _pod(owner: Key, name: str, template: Mapping[str, Any]) -> Manifest:
 
 
 def _merge(into: Manifest, manifest: Manifest) -> None:
-    """What is applied wins; of the rest only foreign annotations and labels stay."""
+    """Applied fields replace stored ones; of the rest only foreign annotations and labels remain."""
     metadata = manifest.pop("metadata")
     for field in ("labels", "annotations"):
         merged = {**into["metadata"].get(field, {}), **metadata.pop(field, {})}

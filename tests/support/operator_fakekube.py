@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An API server in one process: what the operator and kopf ask of one, with its surprises.
+"""An API server in one process, with everything that the operator and kopf request, and its special cases.
 
 Discovery, lists, watches, server-side apply with managers and conflicts, merge
-and JSON patches, ``/status``, generations, deletion with preconditions, and the
-collection of what an owner leaves behind.  Faults can be scripted; every
-request is noted.
+and JSON patches, ``/status``, generations, deletion with preconditions, and
+garbage collection of the children of a deleted owner.  Faults can be scripted;
+every request is recorded.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _IDENTITY = {
 
 @dataclass
 class Stored:
-    """One object with what each manager has set in it."""
+    """One object, and the fields that each manager has set in it."""
 
     object: Object
     managers: dict[tuple[str, str], Fields] = field(default_factory=dict)
 
 
 class Refusal(Exception):
-    """An answer that is not good."""
+    """An error response."""
 
     def __init__(self, status: int, message: str, causes: list[Object] | None = None) -> None:
         super().__init__(message)
@@ -69,11 +69,11 @@ Fault = Callable[[web.Request], web.Response | None]
 
 
 class FakeKube:
-    """The server on a loopback port, for as long as the context lasts.
+    """The server on a loopback port; it runs until the context ends.
 
     Attributes:
         requests: (verb, kind, subresource) of every request.
-        faults: Asked first about every request; an answer of theirs is the answer.
+        faults: Called first for every request; a response that one returns is sent.
         missing: Kinds that this cluster does not have.
     """
 
@@ -121,7 +121,7 @@ class FakeKube:
         return sorted(name for its, _, name in self._stored if its is kind)
 
     def put(self, manifest: Object, manager: str = "kubectl") -> Object:
-        """Create or replace an object as somebody else would."""
+        """Create or replace an object as another client does."""
         kind = next(
             one for one in KINDS if (one.api_version, one.name) == (manifest["apiVersion"], manifest["kind"])
         )
@@ -134,14 +134,14 @@ class FakeKube:
         self._delete((kind, namespace, name))
 
     def versions(self) -> dict[str, str]:
-        """Every object's resource version."""
+        """Return every object's resource version."""
         return {
             f"{kind.name} {namespace}/{name}": stored.object["metadata"]["resourceVersion"]
             for (kind, namespace, name), stored in self._stored.items()
         }
 
     def end_watches(self) -> None:
-        """End every watch, as a server does that restarts."""
+        """End every watch, as a restarting server does."""
         for _, _, queue in self._watches:
             queue.put_nowait(None)
 
@@ -423,14 +423,14 @@ class FakeKube:
 
 
 def _as_item(one: Object, kind: Kind) -> Object:
-    """An object as a list has it: of the kinds that a cluster always has, no item says what it is."""
+    """Return an object as an item of a list; items of built-in kinds have no ``apiVersion`` and ``kind``."""
     if kind is MAIL_PROXY or kind.optional:
         return one
     return {key: value for key, value in one.items() if key not in {"apiVersion", "kind"}}
 
 
 def _content(one: Object) -> Object:
-    """An object without what the server itself writes."""
+    """Return an object without the fields that the server itself writes."""
     content = {key: copy.deepcopy(value) for key, value in one.items() if key not in {"apiVersion", "kind"}}
     metadata = content.get("metadata", {})
     content["metadata"] = {
@@ -475,7 +475,7 @@ def _selected(one: Object, query: Any) -> bool:
 
 
 def _matches(labels: Object, requirement: str) -> bool:
-    """Whether labels meet ``key=value``, ``key`` or ``!key``."""
+    """Return whether labels match ``key=value``, ``key`` or ``!key``."""
     key, equals, value = requirement.partition("=")
     if equals:
         return bool(labels.get(key) == value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects as flat sets of fields, the way server-side apply sees them: lists with keys are maps."""
+"""Objects as flat sets of fields, as in server-side apply: lists with keys are maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EMPTY_MAP, _EMPTY_LIST = "{}", "[]"
 
 
 def keys_of(name: str, items: list[Any]) -> tuple[str, ...] | None:
-    """Tell by which fields the items of a list are told apart; ``None`` for a list that is one value."""
+    """Return the key fields of a list's items; ``None`` for an atomic list."""
     if name == "ports" and items and isinstance(items[0], dict):
         return (
             ("containerPort",)
@@ -34,7 +34,7 @@ def keys_of(name: str, items: list[Any]) -> tuple[str, ...] | None:
 
 
 def flatten(value: Any, path: Path = ()) -> Fields:
-    """Give every leaf of an object its path."""
+    """Return the leaves of an object by path."""
     if isinstance(value, dict) and value:
         return {
             at: leaf for name, inner in value.items() for at, leaf in flatten(inner, (*path, name)).items()
@@ -74,7 +74,7 @@ def _built(node: Any) -> Any:
 
 
 def managed(fields: Fields) -> dict[str, Any]:
-    """Write paths as ``fieldsV1`` does, near enough for a reader of ``f:spec``."""
+    """Write paths as ``fieldsV1`` does, sufficient for readers of ``f:spec``."""
     tree: dict[str, Any] = {}
     for path in fields:
         at = tree

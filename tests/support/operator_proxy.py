@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands in for the proxy's process where a test is about whoever runs it: an admin endpoint, and no mail.
+"""A substitute for the proxy's process in tests of its parent process: an admin endpoint, and no mail.
 
 ``python operator_proxy.py run -f FILE --admin HOST:PORT`` answers ``/readyz``
-and ``/config`` until SIGTERM; with ``--honest`` it tells the hash that the proxy would.
+and ``/config`` until SIGTERM; with ``--honest`` it reports the hash that the proxy would report.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def hash_of(file: Path) -> str:
-    """Compute the hash that the proxy would tell."""
+    """Compute the hash that the proxy would report."""
     from mailproxy_config.decode import parse_json
     from mailproxy_config.rendered import config_hash, parse_rendered
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An operator at work in a thread of this process, on an emulated API server."""
+"""An operator that runs in a thread of this process, with an emulated API server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESTART_SECONDS = 0.1
 
 
 class _Thread:
-    """Runs an operator in an event loop of its own: kopf cancels every task of its loop when it ends."""
+    """Runs an operator in an event loop of its own: kopf cancels all tasks of its loop when it ends."""
 
     def __init__(self, operating: Callable[[asyncio.Event], Any], *, restarts: bool) -> None:
         self._operating = operating
@@ -31,7 +31,7 @@ class _Thread:
         self._is_stopped = threading.Event()
 
     def run(self) -> int:
-        """Run the operator, and start it again as Kubernetes does, until it ends as asked."""
+        """Run the operator, and restart it as Kubernetes does, until it ends after ``stop``."""
         while True:
             code = asyncio.run(self._run())
             if code == 0 or self._is_stopped.is_set() or not self._restarts:
@@ -46,7 +46,7 @@ class _Thread:
         return code
 
     def stop(self) -> None:
-        """Ask it to end."""
+        """Request the operator to stop."""
         self._is_stopped.set()
         if self._loop is not None and self._stop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -61,13 +61,13 @@ async def running(
     restarts: bool = True,
     **settings: Any,
 ) -> AsyncIterator[asyncio.Task[int]]:
-    """An operator at work; ended at the end.
+    """Run an operator until the context ends.
 
     Args:
         kube: The API server.
-        configuration: How the operator reaches it.
-        login: How kopf reaches it.
-        restarts: Start it again when it ends by itself, as Kubernetes does.
+        configuration: The client configuration of the operator.
+        login: The login of kopf to the API server.
+        restarts: Whether to restart it when it ends by itself, as Kubernetes does.
         settings: Settings of the operator.
     """
     made = OperatorSettings(**{"admin_host": "127.0.0.1", "admin_port": 0, **settings})
