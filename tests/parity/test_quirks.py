@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every declared intended difference is in docs/quirks.md, and every one there is declared."""
+"""Every declared difference is in docs/quirks.md, and every difference there is declared."""
 
 from __future__ import annotations
 
