@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same bytes to nginx and to the proxy, and a comparison of everything that leaves.
+"""Sends the same bytes to nginx and to the proxy, and compares everything that they send.
 
-``dialogue`` says what is played, ``blocks`` on which servers, ``differences``
-what may differ and why; ``kit`` plays it.
+``dialogue`` defines a dialogue, ``blocks`` the server blocks, ``differences`` the
+declared differences and their reasons; ``kit`` plays the dialogues.
 """

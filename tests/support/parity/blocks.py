@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers that dialogues are played on, and the ``nginx.conf`` that has them all.
+"""The server blocks that dialogues are played on, and the ``nginx.conf`` that contains all of them.
 
-nginx and the proxy read the same text; only the addresses in it are their own.
+nginx and the proxy read the same text; only the addresses in it differ.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Block:
     """One ``server {}``.
 
     Attributes:
-        name: How dialogues call it.
+        name: Its name in dialogues.
         protocol: ``imap``, ``pop3`` or ``smtp``.
-        directives: What stands in it besides ``listen`` and ``protocol``.
+        directives: Its directives except ``listen`` and ``protocol``.
         listen: Parameters of ``listen``.
-        via: Where it listens: ``tcp``, ``ipv6`` or ``unix``.
-        since: The version of nginx that knows these directives; an older one does not get the block.
+        via: The kind of address it listens on: ``tcp``, ``ipv6`` or ``unix``.
+        since: The first version of nginx with these directives; an older one does not get the block.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a subject finds everything.
+    """The addresses, ports and folder of one program.
 
     Attributes:
-        here: The address that it listens on.
-        auth: The port of the authorization service there.
-        dead: A port there where nobody listens.
-        dns: The port of the name server there.
-        folder: For UNIX sockets, process numbers and logs.
-        ports: The ports of the blocks.
+        here: The address that the program listens on.
+        auth: The port of the authentication service at this address.
+        dead: A port at this address where nothing listens.
+        dns: The port of the name server at this address.
+        folder: The folder for UNIX sockets, process id files and logs.
+        ports: The port of each block.
     """
 
     here: str
@@ -73,7 +73,7 @@ mail {{
 
 
 def render(blocks: Sequence[Block], place: Place, *, load: str, certificates: dict[str, str]) -> str:
-    """Write the configuration."""
+    """Return the text of the configuration."""
     text = _HEAD.format(load=load, folder=place.folder, name=NAME, here=place.here, auth=place.auth)
     for block in blocks:
         directives = block.directives
@@ -88,7 +88,7 @@ def render(blocks: Sequence[Block], place: Place, *, load: str, certificates: di
 
 
 def listen_address(block: Block, place: Place) -> str:
-    """Where a block listens, as ``listen`` takes it."""
+    """Return the address of a block, as an argument of ``listen``."""
     if block.via == "unix":
         return f"unix:{place.folder}/{block.name}.sock"
     host = "[::1]" if block.via == "ipv6" else place.here

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates for servers and clients, good and bad, made once for a kit."""
+"""Valid and invalid certificates for servers and clients, created once for a kit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 
 
 def make(folder: Path) -> dict[str, str]:
-    """Make them, and give their files by name: ``ca``, ``crl``, and ``X_cert`` and ``X_key`` for each."""
+    """Create the certificates; return their files: ``ca``, ``crl``, and ``X_cert`` and ``X_key`` for each."""
     ours, others = folder / "ours", folder / "others"
     ours.mkdir()
     others.mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client that says exactly what it is told, in TLS or not, and notices how its connection ends."""
+"""A scripted client, with TLS or without, that records how its connection ends."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _CHUNK: Final = 65536
 
 @dataclass(frozen=True)
 class Session:
-    """A TLS session that a client kept, and the context that it belongs to."""
+    """A TLS session for resumption, and the context that it belongs to."""
 
     context: ssl.SSLContext
     session: ssl.SSLSession | None
 
 
 class Wire:
-    """One connection to a subject.
+    """One connection to a program.
 
     Attributes:
-        heard: All bytes so far, out of TLS where there is TLS.
-        ending: ``open``, ``eof``, ``notified`` (TLS said goodbye before the end) or ``reset``.
+        heard: All bytes received so far, decrypted if there is TLS.
+        ending: ``open``, ``eof``, ``notified`` (a TLS close_notify before the end) or ``reset``.
     """
 
     def __init__(self, sock: socket.socket, activity: Activity) -> None:
@@ -48,11 +48,11 @@ class Wire:
 
     @property
     def is_open(self) -> bool:
-        """Whether the other side has not ended it."""
+        """Whether the other side has not ended the connection."""
         return self.ending == "open"
 
     async def say(self, data: bytes) -> None:
-        """Send bytes; what the other side does not want any more is lost."""
+        """Send bytes; errors of a closed connection are ignored."""
         if self._tls is not None:
             with contextlib.suppress(ssl.SSLError):
                 self._tls.write(data)
@@ -60,7 +60,7 @@ class Wire:
         await self._send(data)
 
     async def say_in_pieces(self, pieces: tuple[bytes, ...]) -> None:
-        """Send bytes so that they probably arrive one piece at a time."""
+        """Send each piece separately, so that the pieces probably arrive separately."""
         for piece in pieces:
             if not self.is_open:
                 return
@@ -68,7 +68,7 @@ class Wire:
             await asyncio.sleep(_PAUSE)
 
     async def start_tls(self, how: Tls, context: ssl.SSLContext | Session, patience: float) -> str:
-        """Shake hands, and tell what was settled, or how it failed."""
+        """Perform a TLS handshake; return the negotiated parameters or the error."""
         if how.ahead:
             await self._send(how.ahead)
         if not self.is_open:
@@ -157,22 +157,22 @@ class Wire:
         self.activity.stir()
 
     def kept(self, context: ssl.SSLContext) -> Session:
-        """The session, for another connection."""
+        """Return the TLS session, for another connection."""
         return Session(context, self._tls.session if self._tls is not None else None)
 
     def shut(self) -> None:
-        """Say that nothing more comes."""
+        """Shut down the sending direction."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Break the connection off."""
+        """Reset the connection."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
         self.ending = "left"
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self.sock.fileno() >= 0:
             self._loop.remove_reader(self.sock)
             self.sock.close()
@@ -190,7 +190,7 @@ def _settled(tls: ssl.SSLObject) -> str:
 
 
 def context_of(how: Tls, certificates: dict[str, str]) -> ssl.SSLContext:
-    """What a client shakes hands with."""
+    """Return the TLS context of a client."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conformance page, made of what the comparisons show: ``python -m support.parity.conformance``.
+"""The conformance page, generated from the comparisons: ``python -m support.parity.conformance``.
 
-It is kept in ``docs/conformance.md``; a test makes it again and compares.
+The page is ``docs/conformance.md``; a test generates it again and compares.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from support.parity.subjects import find_nginx
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "conformance.md"
 _FIGURES: Final = "## With "
-"""How the one section begins that depends on nginx's version."""
+"""The heading prefix of the only section that depends on nginx's version."""
 
 _KINDS: Final = {
     "fixed": "better: a fault of nginx is not copied",
@@ -66,14 +66,14 @@ _BLOCKS: Final = (
 
 
 class NotConforming(Exception):
-    """Something differs that is not meant to, or is not shown; there is no page to write."""
+    """A difference is not declared, or nothing shows a statement; the page cannot be written."""
 
 
 def page(ledger: Ledger) -> str:
-    """Write the page.
+    """Return the text of the page.
 
     Raises:
-        NotConforming: A dialogue shows a difference that nobody declared, or nothing shows what is said.
+        NotConforming: A dialogue shows a difference that is not declared, or nothing shows a statement.
     """
     ledger.play(DIALOGUES)
     wrong = [str(dialogue) for dialogue in DIALOGUES if not ledger.verdicts[dialogue].is_fine]
@@ -84,7 +84,7 @@ def page(ledger: Ledger) -> str:
 
 
 def lasting(text: str) -> str:
-    """A page without what depends on nginx's version."""
+    """Return a page without the section that depends on nginx's version."""
     before, _, after = text.partition(_FIGURES)
     return before + after.partition("\n## ")[2]
 
@@ -204,7 +204,7 @@ def _directive(name: str, refused: int) -> str:
 
 
 def _see_to(name: str, remark: Remark) -> None:
-    """See that what a remark names is there."""
+    """Check that the tests that a remark names exist."""
     tests = [one for one in remark.shown if one not in DIFFERENCES]
     missing = [one for one in tests if pages.missing(f"`{one}`")]
     if missing:
@@ -224,7 +224,7 @@ def _parameters() -> Iterator[str]:
 
 
 def _played_with(directive: str, dialogues: Iterable[Dialogue]) -> Iterator[Dialogue]:
-    """The dialogues on servers that set a directive."""
+    """Return the dialogues on server blocks that set a directive."""
     blocks = {block.name for block in BLOCKS if directive in block.directives.replace(";", " ").split()}
     return (dialogue for dialogue in dialogues if dialogue.block in blocks)
 
@@ -236,7 +236,7 @@ def _unsupported() -> Iterator[str]:
 
 
 def _told(what: str, text: str) -> str:
-    """What the proxy says of an ``nginx.conf``, in its own words."""
+    """Return the proxy's messages for an ``nginx.conf``."""
     try:
         told = parse_nginx(text, source="/nginx.conf").notices
     except ConfigError as error:
@@ -247,7 +247,7 @@ def _told(what: str, text: str) -> str:
 
 
 def main() -> int:
-    """Write the page anew."""
+    """Generate the page and write it."""
     nginx = find_nginx()
     if isinstance(nginx, str):
         sys.stderr.write(f"{nginx}\n")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is played to both: data, and nothing else.
+"""Dialogues, which are played to both programs: only data.
 
-In bytes, ``@ip@`` stands for the client's address, which no other playing
-shares, and ``@port@`` for the upstream's port.  It listens at ``[::1]:@port6@``
-and ``unix:@socket@`` too, for dialogues that are played alone.
+In bytes, ``@ip@`` is replaced by the client's address, which no other dialogue
+uses, and ``@port@`` by the upstream's port.  The upstream also listens at
+``[::1]:@port6@`` and ``unix:@socket@``, for dialogues that are played alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from support.parity.record import Record
 
 
 class Special(Enum):
-    """What a peer does instead of saying something."""
+    """What a peer does instead of sending bytes."""
 
     SILENT = "says nothing, and waits"
     CLOSE = "closes"
@@ -29,9 +29,9 @@ class Special(Enum):
 SILENT, CLOSE, RESET = Special.SILENT, Special.CLOSE, Special.RESET
 
 Part = bytes | float | Special
-"""Bytes; a pause in seconds; or an end."""
+"""Bytes; a pause in seconds; or a special action."""
 Speech = bytes | Special | tuple[Part, ...]
-"""What a scripted peer says at one time."""
+"""What a scripted peer sends at one time."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Tls:
     """The client starts TLS.
 
     Attributes:
-        certificate: Which of the kit's certificates the client shows.
-        alpn: What it offers.
-        version: The one version that it speaks, such as ``TLSv1.2``.
-        ahead: Bytes in clear that it sends first, where the handshake should begin.
+        certificate: The name of the kit's certificate that the client presents.
+        alpn: The protocols that it offers.
+        version: The only TLS version that it offers, such as ``TLSv1.2``.
+        ahead: Bytes in clear text that it sends before the handshake.
         behind: Bytes in TLS that it sends together with the end of its handshake.
-        name: The server's name that it tells (SNI).
-        resumes: Where it got the session that it brings along: the name of a server,
-            on which it has been before; empty: it brings none.
-        later: How many seconds ago that was.
+        name: The server name that it sends (SNI).
+        resumes: The name of the server block of an earlier connection, whose session
+            the client resumes; empty for a new session.
+        later: How many seconds ago the earlier connection was.
     """
 
     certificate: str = ""
@@ -62,23 +62,23 @@ class Tls:
 
 @dataclass(frozen=True)
 class Await:
-    """The client waits for something to happen, at most so many seconds."""
+    """The client waits for a reaction, for up to ``seconds``."""
 
     seconds: float = 5.0
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The client says bytes in pieces, with a short pause after each."""
+    """The client sends bytes in pieces, with a short pause after each."""
 
     pieces: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class Leave:
-    """The client leaves: ``eof`` shuts its sending side, ``reset`` breaks the connection.
+    """The client disconnects: ``eof`` shuts down its sending direction, ``reset`` resets the connection.
 
-    ``saying`` goes just ahead of that.
+    ``saying`` is sent immediately before that.
     """
 
     how: str = "eof"
@@ -90,25 +90,25 @@ Step = bytes | Cut | Tls | Await | Leave
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dialogue:
-    """One playing.
+    """One dialogue, played once to each program.
 
     Attributes:
-        name: What is shown.
-        block: The server, by its name in ``blocks``.
-        area: Which row of the conformance page it belongs to.
-        steps: What the client does, one after the other, each when things have settled.
-        auth: What the authorization service answers to each request.
-        upstream: What the upstream says: at first, and after each line it hears.
-        header: Whether a PROXY header comes before the first line it hears: 0, 1 or 2.
-        reachable: Whether there is an upstream at all.
-        dns: What the name server knows of the client: by ``PTR``, and by names and types.
-        via: ``tcp``, ``ipv6`` or ``unix``.
-        differs: The name of the difference that is meant, if one is.
-        ours: What must be so of the proxy's record; empty: only what the difference says.
-        theirs: What must be so of nginx's.
-        rest_differs: Whether a meant difference may show in what ``ours`` and ``theirs`` do not mention.
-        is_generated: Whether nobody wrote it down, so that nobody could declare a difference.
-        since: The version of nginx from which on both must be the same.
+        name: What the dialogue shows.
+        block: The server block, by its name in ``blocks``.
+        area: Its row of the conformance page.
+        steps: What the client does; each step starts when the previous one is complete.
+        auth: The response of the authentication service to each request.
+        upstream: What the upstream sends: its greeting, and after each line it receives.
+        header: The version of the PROXY header before the first line the upstream receives; 0 for none.
+        reachable: Whether an upstream is running.
+        dns: The name server's records for the client, by name and type (``PTR`` among them).
+        via: The kind of address: ``tcp``, ``ipv6`` or ``unix``.
+        differs: The name of the declared difference, if there is one.
+        ours: The expected fields of the proxy's record; empty: only what the difference requires.
+        theirs: The expected fields of nginx's record.
+        rest_differs: Whether the declared difference may affect fields not in ``ours`` and ``theirs``.
+        is_generated: Whether it was generated, so that it has no declared difference.
+        since: The first version of nginx with which both must be the same.
     """
 
     name: str
@@ -129,30 +129,30 @@ class Dialogue:
     since: tuple[int, ...] = ()
     is_generated: bool = False
     check: Callable[[Record], str] | None = None
-    """Finds fault with a record, where both being the same is not enough."""
+    """Returns an error about the proxy's record, for requirements beyond equality; empty if it is correct."""
 
     def __str__(self) -> str:
         return f"{self.area}: {self.name}"
 
 
 def b64(text: bytes | str) -> bytes:
-    """Base64, as SASL writes it."""
+    """Return base64 as used by SASL."""
     return b64encode(text.encode() if isinstance(text, str) else text)
 
 
 def answer(*lines: str | bytes, status: bytes = b"HTTP/1.0 200 OK\r\n") -> bytes:
-    """The head of an answer of the authorization service."""
+    """Return the head of a response of the authentication service."""
     data = [line.encode() if isinstance(line, str) else line for line in lines]
     return status + b"".join(line + b"\r\n" for line in data) + b"\r\n"
 
 
 def grant(*more: str | bytes) -> bytes:
-    """An answer that lets the client in."""
+    """Return a response that allows the login."""
     return answer("Auth-Status: OK", *more, "Auth-Server: @ip@", "Auth-Port: @port@")
 
 
 def deny(text: str = "Invalid login or password", *more: str) -> bytes:
-    """An answer that does not."""
+    """Return a response that denies the login."""
     return answer(f"Auth-Status: {text}", *more)
 
 

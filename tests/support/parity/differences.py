@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every difference from nginx that is meant.  What is not here is a fault."""
+"""Every declared difference from nginx.  Any other difference is a fault."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Difference:
     """One difference.
 
     Attributes:
-        name: The quirk's number, or a word.
+        name: The number of the quirk, or a word.
         nginx: What nginx does.
         proxy: What the proxy does.
-        reason: Why.
+        reason: Why the proxy differs.
         kind: ``fixed``, ``chosen``, ``stricter``, ``better``,
-            ``newer`` (what a newer nginx does) or ``extended``.
-        until: The version of nginx that does as the proxy does.
-        explains: Tells whether this is why nginx's record of a generated dialogue, the first, differs.
-        level: Makes both records equal in what this is about.
+            ``newer`` (the behaviour of a newer nginx) or ``extended``.
+        until: The first version of nginx that behaves as the proxy does.
+        explains: Returns whether it explains the records of a generated dialogue; nginx's is the first.
+        level: Makes both records equal in the fields that the difference affects.
     """
 
     name: str
@@ -41,7 +41,7 @@ HOW_TO_DECLARE: Final = (
     "If this difference is meant: add a Difference to tests/support/parity/differences.py, name it in the dialogue "
     "(differs=NAME, in tests/support/parity/cases), and give it a row **NAME** in docs/quirks.md."
 )
-"""What a test adds to a difference that nobody declared."""
+"""How to declare a difference; part of the message of a failed test."""
 RESET_IS_EOF: Final = "Q-25"
 GOODBYE: Final = "goodbye"
 _DIGEST: Final = re.compile(rb"(?<=Auth-Pass: )[0-9a-f]{32}(?=\r\n)")
@@ -56,7 +56,7 @@ _SALT: Final = re.compile(rb"(?<=\r\n)Auth-Salt: [^\r]*\r\n")
 
 
 def _without_salt(record: Record) -> Record:
-    """Only requests about methods without a challenge lose their salt."""
+    """Remove the salt only from requests about methods without a challenge."""
     return replace(
         record,
         requests=tuple(
@@ -78,7 +78,7 @@ def _without_xtext(record: Record) -> Record:
 
 
 def _whenever(record: Record) -> Record:
-    """The client hears the same, sooner or later."""
+    """Ignore in which steps the client receives its bytes."""
     return replace(record, turns=(record.client,))
 
 
@@ -385,7 +385,7 @@ DIFFERENCES: Final = {difference.name: difference for difference in _TABLE}
 
 
 def explaining(theirs: Record, ours: Record, version: tuple[int, ...]) -> Difference | None:
-    """Find the difference that explains why the records of a generated dialogue are not the same."""
+    """Return the difference that explains why the records of a generated dialogue differ."""
     for difference in _TABLE:
         is_over = bool(difference.until) and version >= difference.until
         if difference.explains is not None and not is_over and difference.explains(theirs, ours):

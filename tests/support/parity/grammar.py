@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dialogues that nobody wrote down: valid ones, nearly valid ones, and hostile ones.
+"""Generated dialogues: valid, nearly valid, and hostile ones.
 
-What would come upon a difference that is meant is left out: those have
-dialogues of their own.
+Input that causes a declared difference is left out; each declared difference
+has dialogues of its own.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ _UNTIDY: Final = {
         re.compile(rb'"[^"\r\n]*\r?\n'),  # Q-04
         re.compile(rb"(?:^|\n) "),  # Q-38
         re.compile(rb"\{0*\+?\}"),  # Q-03
-        re.compile(rb"\}\r?\n[^\r\n]*[^ \r\n]\{"),  # literals that touch, until nginx 1.29.6
-        re.compile(rb"(?i)LOGIN(?: +\S*)?\r?\n"),  # Q-05, where the name that follows is no base64
+        re.compile(rb"\}\r?\n[^\r\n]*[^ \r\n]\{"),  # adjacent literals, until nginx 1.29.6
+        re.compile(rb"(?i)LOGIN(?: +\S*)?\r?\n"),  # Q-05, where the name that follows is not base64
         re.compile(rb"(?i)EXTERNAL"),  # Q-12
     ),
     "pop3": (re.compile(rb"(?i)EXTERNAL"),),  # Q-07
@@ -175,7 +175,7 @@ _EXCHANGE: Final = re.compile(rb"(?i)AUTH")
 
 
 def _tidied(protocol: str, lines: list[bytes]) -> list[bytes]:
-    """Lines without what is a meant difference, which has a dialogue of its own."""
+    """Replace lines that cause a declared difference, which has a dialogue of its own."""
     tidy = [_NOOP if any(one.search(line) for one in _UNTIDY[protocol]) else line for line in lines]
     if protocol == "imap" and any(_EXCHANGE.search(line) for line in tidy):
         return [_NOOP if b"}" in line else line for line in tidy]  # sasl-literals
@@ -184,7 +184,7 @@ def _tidied(protocol: str, lines: list[bytes]) -> list[bytes]:
 
 @st.composite
 def dialogues(draw: st.DrawFn, protocol: str) -> Dialogue:
-    """Make one dialogue of a protocol."""
+    """Generate one dialogue of a protocol."""
     lines = _tidied(protocol, draw(st.lists(_LINES[protocol], min_size=1, max_size=6)))
     block = f"any-{protocol}"
     if protocol == "smtp" and draw(st.booleans()):

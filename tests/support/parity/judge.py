@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says whether two records are the same, and where they are not, whether that is meant."""
+"""Compares two records, and checks whether a difference between them is declared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.parity.record import Record
 
 
 class Outcome(Enum):
-    """What a comparison shows."""
+    """The result of a comparison."""
 
     SAME = "same"
     MEANT = "differs as declared"
@@ -23,12 +23,12 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one dialogue.
+    """The result of one dialogue.
 
     Attributes:
-        outcome: See there.
+        outcome: The result of the comparison.
         differences: The names of the declared differences that were seen.
-        faults: What is wrong, for people.
+        faults: The faults found, as text.
     """
 
     outcome: Outcome
@@ -37,7 +37,7 @@ class Verdict:
 
     @property
     def is_fine(self) -> bool:
-        """Whether this is as it should be."""
+        """Whether the outcome is not ``WRONG``."""
         return self.outcome is not Outcome.WRONG
 
 
@@ -47,10 +47,10 @@ def judge(  # noqa: C901 - one branch per way in which two records may differ
     """Compare two records of one dialogue.
 
     Args:
-        dialogue: What was played.
-        theirs: nginx's record, ``None`` where it is too old for the server.
-        ours: The proxy's.
-        version: nginx's.
+        dialogue: The dialogue that was played.
+        theirs: nginx's record; ``None`` if nginx is too old for the server block.
+        ours: The proxy's record.
+        version: The version of nginx.
     """
     faults = _unlike(ours, dialogue.ours, "the proxy")
     if dialogue.check is not None and (found := dialogue.check(ours)):
@@ -84,7 +84,7 @@ def judge(  # noqa: C901 - one branch per way in which two records may differ
 
 
 def _is_over(dialogue: Dialogue, version: tuple[int, ...]) -> bool:
-    """Whether this nginx does as the proxy does."""
+    """Return whether this version of nginx behaves as the proxy does."""
     until = DIFFERENCES[dialogue.differs].until
     return bool(until) and version >= until
 
@@ -92,7 +92,7 @@ def _is_over(dialogue: Dialogue, version: tuple[int, ...]) -> bool:
 def _levelled(
     dialogue: Dialogue, difference: Difference, theirs: Record, ours: Record
 ) -> tuple[Record, Record]:
-    """Make equal what was looked at already, or what the difference is about."""
+    """Make the fields equal that were already checked or that the difference affects."""
     if difference.level is not None:
         theirs, ours = difference.level(theirs), difference.level(ours)
     names = {_FIELDS.get(name, name) for name in (*dialogue.ours, *dialogue.theirs)}

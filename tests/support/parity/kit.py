@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays dialogues to nginx and to the proxy, many at a time, and says what differs.
+"""Plays dialogues to nginx and to the proxy, many at a time, and records what they send.
 
-nginx goes first: what it says in each step is awaited until it says no more.
-The proxy then has to say as much, however slow the machine is, and not more.
-What differs is played twice more, with ever more patience, before it counts.
+nginx is first: each step ends when nginx sends no more.  The proxy must then
+send as much, however slow the machine is, and no more.  A dialogue that differs
+is played twice more, with longer timeouts, before the difference counts.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ T = TypeVar("T")
 
 _AT_ONCE: Final = 96
 _SERVERS: Final = 30
-"""How many servers one configuration gets; the proxy takes 32."""
+"""The number of server blocks in one configuration; the proxy accepts 32."""
 _END_SECONDS: Final = 4.0
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait, in seconds.
+    """Timeouts in seconds.
 
     Attributes:
-        first: For nginx to begin to react.
-        quiet: For it to go on.
-        catch_up: For the proxy to have said as much.
+        first: Until nginx starts to react.
+        quiet: Until nginx continues.
+        catch_up: Until the proxy has sent as much as nginx.
     """
 
     first: float = 0.05
@@ -56,12 +56,12 @@ class Patience:
 _USUAL: Final = Patience()
 _MORE: Final = Patience(first=0.4, quiet=0.2, catch_up=8.0)
 _MOST: Final = Patience(first=1.5, quiet=0.8, catch_up=20.0)
-"""For a machine that has much else to do."""
+"""For a machine with a high load."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a playing had come at the end of a step."""
+    """The progress of a dialogue at the end of a step."""
 
     heard: int
     is_open: bool
@@ -71,7 +71,7 @@ class Progress:
 
 
 class Subject:
-    """One of the two, and everybody around it."""
+    """One of the two programs, with its scripted peers."""
 
     def __init__(self, place: Place, blocks: Sequence[Block]) -> None:
         self.place = place
@@ -82,17 +82,17 @@ class Subject:
         self._stack = contextlib.AsyncExitStack()
 
     async def start_peers(self) -> None:
-        """Have the peers listen."""
+        """Start the peers."""
         await self.peers.start(self.place.here, self.place.auth, self.place.folder)
         self.dns = await self._stack.enter_async_context(dns_server(self.place.here, self.place.dns))
 
     async def stop_peers(self) -> None:
-        """Have the peers go."""
+        """Stop the peers."""
         self.peers.stop()
         await self._stack.aclose()
 
     def text(self, load: str, certificates: dict[str, str]) -> str:
-        """Its configuration."""
+        """Return the text of its configuration."""
         return render(self.blocks, self.place, load=load, certificates=certificates)
 
 
@@ -105,12 +105,12 @@ class Pair:
 
 
 class Kit:
-    """nginx and the proxy, side by side, until the end of the block.
+    """nginx and the proxy, side by side, until the context ends.
 
     Args:
-        nginx: Which nginx.
-        blocks: The servers that both have; those that no dialogue needs may be left out.
-        certificates: Files, by the names that directives and dialogues use.
+        nginx: The nginx to compare with.
+        blocks: The server blocks of both programs; those that no dialogue uses may be omitted.
+        certificates: The certificate files, by the names that directives and dialogues use.
     """
 
     def __init__(self, nginx: Nginx, blocks: Iterable[Block], certificates: dict[str, str]) -> None:
@@ -187,12 +187,12 @@ class Kit:
         self._folder.cleanup()
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run something where the peers live."""
+        """Run a coroutine in the event loop of the peers."""
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return future.result(600)
 
     def place(self, subject: Subject, block: str) -> Place:
-        """Where a server of the same program as ``subject`` listens."""
+        """Return the place of a server block in the same program as ``subject``."""
         pair = self._pairs[block]
         is_ours = any(subject is one.ours for one in self._each())
         return (pair.ours if is_ours else pair.theirs).place
@@ -202,15 +202,15 @@ class Kit:
     def play(
         self, dialogues: Sequence[Dialogue], is_settled: Callable[[Dialogue, Record | None, Record], bool]
     ) -> list[tuple[Record | None, Record]]:
-        """Play dialogues to both.
+        """Play dialogues to both programs.
 
         Args:
-            dialogues: What to play.
-            is_settled: Tells whether two records need no second playing.
+            dialogues: The dialogues to play.
+            is_settled: Returns whether two records need no second run.
 
         Returns:
-            For each, nginx's record (``None`` where this nginx is too old to
-            have the server) and the proxy's.
+            For each dialogue, nginx's record (``None`` if this nginx is too old for
+            the server block) and the proxy's record.
         """
         return self.wait(self._play_all(dialogues, is_settled))
 
@@ -267,7 +267,7 @@ class Kit:
 
 
 class _Player:
-    """One dialogue with one subject."""
+    """Plays one dialogue to one program."""
 
     def __init__(
         self,
@@ -310,7 +310,7 @@ class _Player:
         return self._record(ending, afterwards)
 
     async def _rehearsed(self) -> Session | None:
-        """Get the session that the client brings along, where it does."""
+        """Return the TLS session that the client resumes, if there is one."""
         for number, step in enumerate(self._dialogue.steps):
             if isinstance(step, Tls) and step.resumes:
                 wire = Wire(await self._connect(step.resumes), self._playing.activity)
@@ -328,7 +328,7 @@ class _Player:
         await settle(self._patience.first, self._patience.quiet)
         context = context_of(how, self._kit.certificates)
         await wire.start_tls(replace(how, behind=b""), context, self._patience.catch_up)
-        await settle(self._patience.first, self._patience.quiet)  # tickets come behind a handshake
+        await settle(self._patience.first, self._patience.quiet)  # session tickets arrive after the handshake
         kept = wire.kept(context)
         wire.shut()
         await asyncio.sleep(how.later)
@@ -352,7 +352,7 @@ class _Player:
         return sock
 
     async def _take(self, wire: Wire, step: Step) -> float:
-        """Do one thing, and tell how long to wait for a reaction."""
+        """Perform one step; return how long to wait for a reaction."""
         playing, first = self._playing, self._patience.first
         match step:
             case bytes():
@@ -373,7 +373,7 @@ class _Player:
         return first
 
     async def _settle(self, wire: Wire, first: float) -> None:
-        """Wait until this step is over: when nginx is quiet, or the proxy is as far as nginx was."""
+        """Wait until the step ends: nginx sends no more, or the proxy has sent as much as nginx."""
         step = len(self.progress)
         activity = self._playing.activity
         if self._goals is None:
@@ -452,7 +452,7 @@ def _reaches(now: Progress, goal: Progress) -> bool:
 
 
 def _addresses() -> Iterable[str]:
-    """Addresses of clients, no two the same."""
+    """Yield addresses of clients, each one different."""
     start = random.randint(0, 1 << 20)
     for number in itertools.count(start):
         rest, last = divmod(number, 254)
@@ -461,7 +461,7 @@ def _addresses() -> Iterable[str]:
 
 
 def _free_port6() -> int:
-    """A port of ``::1`` that nobody has, and that the system gives to nobody who does not ask for it."""
+    """Return a free port of ``::1``, below the kernel's range of ephemeral ports."""
     for _ in range(100):
         port = random.randint(21000, 32000)
         with contextlib.suppress(OSError), socket.create_server(("::1", port), family=socket.AF_INET6):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what the comparisons of one run showed."""
+"""Keeps the results of the comparisons of one run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Ledger:
     """The verdicts of one run; each written dialogue is played once.
 
     Attributes:
-        kit: What plays them.
-        verdicts: Of those that were played.
-        outcomes: How often which outcome was seen, generated dialogues included.
-        differences: How often which declared difference was seen.
-        heard: The lines that clients heard from both, by protocol.
+        kit: The kit that plays the dialogues.
+        verdicts: The verdict on each dialogue that was played.
+        outcomes: The count of each outcome, including generated dialogues.
+        differences: The count of each declared difference that was seen.
+        heard: The lines that clients received from both programs, by protocol.
     """
 
     kit: Kit
@@ -32,17 +32,17 @@ class Ledger:
     heard: defaultdict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
 
     def verdict(self, dialogue: Dialogue) -> Verdict:
-        """The verdict on a dialogue, which is played if it was not."""
+        """Return the verdict on a dialogue; play it if it was not played yet."""
         self.play([dialogue])
         return self.verdicts[dialogue]
 
     def play(self, dialogues: Iterable[Dialogue]) -> None:
-        """Play those that were not played yet."""
+        """Play those dialogues that were not played yet."""
         wanted = [dialogue for dialogue in dialogues if dialogue not in self.verdicts]
         self.verdicts |= dict(zip(wanted, self.compare(wanted), strict=True))
 
     def compare(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
-        """Play dialogues, and count what they show."""
+        """Play dialogues, count their outcomes, and return their verdicts."""
         version = self.kit.nginx.version
 
         def is_settled(dialogue: Dialogue, theirs: Record | None, ours: Record) -> bool:
@@ -64,7 +64,7 @@ class Ledger:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The summary of the run, as one line."""
         total = sum(self.outcomes.values())
         parts = [f"{self.outcomes[outcome]} {outcome.value}" for outcome in Outcome if self.outcomes[outcome]]
         return f"{total} dialogues compared with {self.kit.nginx.name}: {', '.join(parts)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two proxies may differ in without differing: time, chance, and where they live."""
+"""Removes the differences that two proxies always have: times, random values and addresses."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PARTS_OF_SSL: Final = {0x21: "VERSION", 0x22: "CN", 0x23: "CIPHER", 0x24: "SIGN
 
 
 def spelled(data: bytes) -> tuple[bytes, bytes]:
-    """A PROXY header of version 2 in words, and what follows it.
+    """Return a PROXY header of version 2 as text, and the bytes after it.
 
-    Its sum depends on addresses and ports, so only whether it is right is told.
+    The checksum depends on addresses and ports, so the text only contains whether it is right.
     """
     if not data.startswith(_V2):
         return b"", data
@@ -73,7 +73,7 @@ def _parts_of_ssl(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _crc32c(data: bytes) -> int:
-    """Castagnoli's, bit by bit, as the specification of the header describes it."""
+    """Return the CRC-32C (Castagnoli), bit by bit, as in the specification of the header."""
     total = 0xFFFFFFFF
     for byte in data:
         total ^= byte
@@ -83,10 +83,10 @@ def _crc32c(data: bytes) -> int:
 
 
 class Names:
-    """Puts names in place of addresses and ports that only one playing has.
+    """Replaces addresses and ports that are different in each run with names.
 
     Args:
-        replaced: What is replaced, by what.
+        replaced: The name for each replaced text.
     """
 
     def __init__(self, replaced: dict[str, str]) -> None:
@@ -96,18 +96,18 @@ class Names:
         ]
 
     def said(self, data: bytes) -> bytes:
-        """What a client or an upstream heard."""
+        """Return normalised bytes that a client or an upstream received."""
         for old, new in self._replaced:
             data = old.sub(new, data)
         return _PROMPT.sub(_without_salt, _SALT.sub(b"<R.T@", data))
 
     def carried(self, data: bytes) -> bytes:
-        """What an upstream heard, a PROXY header of version 2 in words."""
+        """Return normalised bytes that an upstream received, a PROXY header of version 2 as text."""
         header, rest = spelled(data)
         return self.said(header + rest)
 
     def asked(self, request: bytes) -> bytes:
-        """What the authorization service was asked; of HTTP's version only the minor digit may differ."""
+        """Return a normalised request to the authentication service, without the minor version of HTTP."""
         line, end, rest = request.partition(b"\r\n")
         return self.said(_VERSION.sub(b"x", line + end) + rest)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who stands around a subject: the authorization service and the upstreams, both scripted, both recording.
+"""The scripted peers of a program, the authentication service and the upstreams, which record everything.
 
-A playing is told by the client's address: requests name it, and upstreams are
-found at it.  One that cannot be told this way is played alone.
+A run of a dialogue is identified by the client's address: requests contain it,
+and upstreams listen at it.  A dialogue that cannot be identified this way is played alone.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _PAUSE: Final = 0.004
 
 
 class Activity:
-    """Counts what happens in a playing, so that one can wait for it to settle."""
+    """Signals events of a run, so that a test can wait until there are no more."""
 
     def __init__(self) -> None:
         self._waiting: asyncio.Future[None] | None = None
         self.busy = 0
 
     def stir(self) -> None:
-        """Something happened."""
+        """Signal an event."""
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
     async def next(self, seconds: float) -> bool:
-        """Wait for the next thing to happen; whether it did in time."""
+        """Wait for the next event; return whether it occurred within the timeout."""
         waiting = self._waiting = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(seconds):
@@ -47,7 +47,7 @@ class Activity:
         return True
 
     async def settle(self, first: float, quiet: float) -> None:
-        """Wait until nothing happens any more."""
+        """Wait until there are no more events."""
         patience = first
         while await self.next(patience) or self.busy:
             patience = quiet
@@ -55,7 +55,7 @@ class Activity:
 
 @dataclass
 class Heard:
-    """What one upstream connection carried."""
+    """The bytes that one upstream connection received."""
 
     data: bytes = b""
     is_closed: bool = False
@@ -63,7 +63,7 @@ class Heard:
 
 @dataclass
 class Playing:
-    """One dialogue with one subject, as the peers see it."""
+    """One run of a dialogue with one program, as its peers use it."""
 
     ip: str
     port: int
@@ -78,20 +78,20 @@ class Playing:
     socket: str = ""
 
     def filled(self, data: bytes) -> bytes:
-        """Bytes with addresses in place of their names."""
+        """Return bytes with the placeholders replaced by addresses and ports."""
         words = {"ip": self.ip, "port": str(self.port), "port6": str(self.port6), "socket": self.socket}
         for word, value in words.items():
             data = data.replace(f"@{word}@".encode(), value.encode())
         return data
 
     def next_answer(self) -> Speech:
-        """The next thing that the authorization service says; it closes when there is none left."""
+        """Return the next response of the authentication service; ``CLOSE`` after the last one."""
         self.asked += 1
         return self.auth[self.asked - 1] if self.asked <= len(self.auth) else Special.CLOSE
 
 
 class Peers:
-    """The authorization service and the upstreams of one subject."""
+    """The authentication service and the upstreams of one program."""
 
     def __init__(self) -> None:
         self.playings: dict[str, Playing] = {}
@@ -103,7 +103,7 @@ class Peers:
         self.upstream_socket = ""
 
     async def start(self, here: str, auth: int, folder: Path) -> None:
-        """Listen: for requests at one address, as upstreams at all, at ``::1``, and at a UNIX socket."""
+        """Listen for requests at one address, and as upstreams at all, at ``::1``, and at a UNIX socket."""
         self.upstream_socket = f"{folder}/upstream.sock"
         self._servers = [
             await asyncio.start_server(self._serve_request, here, auth, limit=1 << 20),
@@ -119,7 +119,7 @@ class Peers:
         for server in self._servers:
             server.close()
 
-    # -- the authorization service
+    # -- the authentication service
 
     async def _serve_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What left a proxy while a dialogue was played."""
+"""Everything that a program sent while a dialogue was played."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Record:
-    """Everything that others got to see, normalised.
+    """Everything that a program sent, normalised.
 
     Attributes:
-        turns: What the client heard in each step, the first before it said anything.
-        ending: How the client's connection stood when the last step was played:
-            ``open``, ``eof``, ``notified`` (TLS said goodbye first) or ``reset``.
-        afterwards: How it ended when the client then left; empty where it had ended.
-        tls: What each handshake settled, or how it failed.
-        requests: What the authorization service was asked.
-        upstreams: What each connection to the upstream carried.
-        upstream_endings: Whether these were ``closed`` at the end.
-        questions: What the name server was asked.
+        turns: What the client received in each step; the first is before it sends anything.
+        ending: The state of the client's connection after the last step:
+            ``open``, ``eof``, ``notified`` (a TLS close_notify first) or ``reset``.
+        afterwards: How it ended when the client then disconnected; empty if it had already ended.
+        tls: The negotiated parameters of each handshake, or its error.
+        requests: The requests to the authentication service.
+        upstreams: What each connection to the upstream received.
+        upstream_endings: Whether each was ``closed`` or ``open`` at the end.
+        questions: The queries to the name server.
     """
 
     turns: tuple[bytes, ...]
@@ -33,5 +33,5 @@ class Record:
 
     @property
     def client(self) -> bytes:
-        """All that the client heard."""
+        """All bytes that the client received."""
         return b"".join(self.turns)

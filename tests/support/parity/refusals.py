@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations that are refused, and some that are not: by nginx and by the proxy alike.
+"""Configurations that nginx and the proxy both reject, and some that both accept.
 
 For every directive: a bad value, the wrong level, twice, too few and too many
-arguments.  What is asked of all comes from the table of directives.
+arguments.  The cases common to all directives come from the table of directives.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS: Final[dict[str, Directive]] = {
 }
 """Every directive of nginx."""
 
-# Values that are taken, for every directive.
+# A valid value for every directive.
 GOOD: Final = {
     "worker_processes": "2",
     "worker_connections": "64",
@@ -87,7 +87,7 @@ GOOD: Final = {
     "ssl_conf_command": "Options ServerPreference",
 }
 
-# Values that nobody takes when they read the file, by the directive that is to be blamed.
+# Values that both programs reject when they read the file, by the directive that is reported.
 BAD: Final[dict[str, tuple[str, ...]]] = {
     "error_log": ("stderr loud",),
     "protocol": ("lmtp", "IMAP"),
@@ -130,7 +130,7 @@ BAD: Final[dict[str, tuple[str, ...]]] = {
     "ssl_verify_depth": ("deep", "-1"),
 }
 
-# What is refused when TLS is put to work: the directive, what nginx says, and the lines.
+# Rejected when the TLS context is created: the directive, the message of nginx, and the lines.
 TLS: Final = (
     ("ssl_certificate", "ssl_certificate", "starttls on;"),
     ("ssl_certificate_key", "ssl_certificate_key", "starttls on; ssl_certificate '@server_cert@';"),
@@ -178,9 +178,9 @@ ANYTHING_GOES: Final = {
     "pop3_capabilities": "'any word' (x)",
     "smtp_capabilities": "'any word' (x)",
 }
-"""Directives whose values nginx does not look at, and one such value.
+"""Directives whose values nginx does not check, and one such value.
 
-Of these the proxy refuses what could not be sent; ``docs/quirks.md`` says what.
+The proxy rejects those values that cannot be sent; see ``docs/quirks.md``.
 """
 
 LISTENERS: Final = (
@@ -214,7 +214,7 @@ LISTENERS: Final = (
     "127.0.0.1:143 nonsense",
     "127.0.0.1:150-140",
 )
-# The word that is to be told, and the whole text.
+# The word that must be in the error, and the whole text.
 WHOLE: Final = (
     ("auth_http", "mail { server { listen 143; } }"),
     ("listen", "mail { auth_http 127.0.0.1; server { protocol imap; } }"),
@@ -275,7 +275,7 @@ ACCEPTED: Final = (
     "mail { auth_http 127.0.0.1; server { listen 127.0.0.1:10993; protocol imap; timeout 1m30; } }",
 )
 
-# What nginx takes and the proxy refuses, with the directive that it blames; docs/quirks.md says why.
+# What nginx accepts and the proxy rejects, with the directive in its error; docs/quirks.md has the reasons.
 HERE_ALONE: Final = (
     ("listen", LISTEN % "127.0.0.1"),
     ("listen", LISTEN % "127...1:10143"),
@@ -300,19 +300,19 @@ _AROUND: Final = frozenset(row.name for row in MAIN_DIRECTIVES)
 
 
 def may_repeat(row: Directive) -> bool:
-    """Whether a directive may stand twice on one level."""
+    """Return whether a directive may occur twice on one level."""
     return row.type.appends or row.name in _REPEATABLE
 
 
 def _placed(name: str, lines: str) -> str:
-    """A configuration with lines of a directive where it may stand."""
+    """Return a configuration with lines of a directive where it is allowed."""
     if name == "worker_connections":
         return f"events {{ {lines} }} " + LISTEN % "127.0.0.1:10143"
     return f"{lines} {LISTEN % '127.0.0.1:10143'}" if name in _AROUND - {"error_log"} else SERVER % lines
 
 
 def _misplaced(name: str, line: str) -> str:
-    """A configuration with a directive where it may not stand."""
+    """Return a configuration with a directive where it is not allowed."""
     if name in _SERVERS_ALONE:
         return MAIL % line
     if name == "error_log":
@@ -323,7 +323,7 @@ def _misplaced(name: str, line: str) -> str:
 
 
 def generated() -> Iterator[tuple[str, str, str]]:
-    """The directive that is to be blamed, what is wrong with it, and the whole text."""
+    """Yield the directive that must be reported, what is wrong with it, and the whole text."""
     for name, row in ROWS.items():
         value, most = GOOD[name], row.type.arity[1]
         yield name, "nothing", _placed(name, f"{name};")
@@ -339,7 +339,7 @@ def generated() -> Iterator[tuple[str, str, str]]:
 
 
 def repeated() -> Iterator[tuple[str, str]]:
-    """A directive that may stand twice, and a text where it does."""
+    """Yield a directive that may occur twice, and a text in which it does."""
     for name, row in ROWS.items():
         if may_repeat(row) and name != "listen":
             yield name, _placed(name, f"{name} {GOOD[name]}; {name} {GOOD[name]};")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the conformance page says beyond what dialogues show: each with what shows it instead."""
+"""Statements of the conformance page beyond the dialogues, and the tests or differences that show them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ OTHERWISE: Final = "a choice"
 
 @dataclass(frozen=True)
 class Remark:
-    """What is to be said about a directive.
+    """A statement about a directive.
 
     Attributes:
-        verdict: One of the words above.
-        text: How.
+        verdict: One of the constants above.
+        text: The statement.
         shown: Names of tests, or of declared differences.
     """
 
@@ -201,7 +201,7 @@ EXPECTED: Final[dict[str, tuple[str, ...]]] = {
     "whole MAIL and RCPT lines with method none": ("MAIL and RCPT accepted",),
     "an answer of more than 1024 bytes": ("an answer of more than 1024 bytes",),
 }
-"""What services that are in use rely on, and the dialogues that show it."""
+"""The behaviour that existing services rely on, and the dialogues that show it."""
 
 _SERVERS: Final = "mail { auth_http 127.0.0.1:9; server { listen 143; %s } }"
 UNSUPPORTED: Final = (
@@ -250,4 +250,4 @@ UNSUPPORTED: Final = (
         "mail { auth_http 127.0.0.1:9; server { listen 2000-2100; protocol imap; } }",
     ),
 )
-"""What nginx takes and the proxy does not: what, why, and an ``nginx.conf`` that asks for it."""
+"""What nginx accepts and the proxy does not: what, why, and an ``nginx.conf`` that uses it."""

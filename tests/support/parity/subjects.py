@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two that are compared: nginx, and the proxy; each a process of its own with the same configuration."""
+"""The two programs that are compared, nginx and the proxy; each is a process with the same configuration."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from support.processes import PYTHONPATH
 
 _VERSION: Final = re.compile(r"nginx version: \S*/([0-9.]+)")
 _SOCKETS: Final = "NGINX"
-"""Where nginx itself looks for sockets that another nginx left to it."""
+"""The variable in which nginx looks for the listening sockets of an earlier nginx process."""
 _START_SECONDS: Final = 600.0
 
 
 class CannotStart(Exception):
-    """A subject ended at once; its words are why."""
+    """A program exited at its start; the message is its output."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Nginx:
     """An nginx that has the mail module.
 
     Attributes:
-        path: The program.
-        version: Such as ``(1, 22, 1)``.
-        load: What its configuration must begin with.
+        path: The path of the program.
+        version: The version, such as ``(1, 22, 1)``.
+        load: The first line of its configuration, if it must load the module.
     """
 
     path: str
@@ -44,12 +44,12 @@ class Nginx:
 
     @property
     def name(self) -> str:
-        """How to speak of it."""
+        """The name and version, as text."""
         return "nginx " + ".".join(map(str, self.version))
 
 
 def find_nginx() -> Nginx | str:
-    """Find nginx: the program that ``NGINX`` names, else the installed one; or say why there is none."""
+    """Find nginx: the program in ``NGINX``, else the installed one; return the reason if there is none."""
     path = os.environ.get("NGINX") or find_program("nginx")
     if path is None:
         return reason(["nginx", MAIL_MODULE])
@@ -79,13 +79,13 @@ def require_nginx() -> Nginx:
 
 
 class Process:
-    """A subject that runs until it is stopped.
+    """A program that runs until it is stopped.
 
     Args:
-        command: How it is called.
-        folder: Where its words go.
-        ready: The file there, and what stands in it once it is ready.
-        environment: Variables that it needs.
+        command: Its command line.
+        folder: The folder for its output.
+        ready: A file in the folder, and the text it contains once the program is ready.
+        environment: Additional environment variables.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class Process:
             )
 
     def wait_until_ready(self) -> None:
-        """Wait until a file says that it is ready.
+        """Wait until the file contains the text.
 
         Raises:
-            CannotStart: It ended instead, or takes longer than any machine needs.
+            CannotStart: The program exited, or was not ready within the timeout.
         """
         path, sign = self._ready
         deadline = time.monotonic() + _START_SECONDS
@@ -119,12 +119,12 @@ class Process:
             time.sleep(0.02)
 
     def ask_to_stop(self) -> None:
-        """Tell it to end, which both do at once for SIGINT; ``stop`` waits for that."""
+        """Send SIGINT, after which both programs exit at once; ``stop`` waits for the exit."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
 
     def stop(self) -> None:
-        """Wait for it to end, which it was asked to."""
+        """Wait until the program exits after ``ask_to_stop``; send SIGTERM if it takes too long."""
         if self._process.poll() is None:
             try:
                 self._process.wait(10)
@@ -134,7 +134,7 @@ class Process:
 
 
 def start_nginx(nginx: Nginx, text: str, folder: Path) -> Process:
-    """Run nginx, which is soon ready."""
+    """Start nginx."""
     file = folder / "nginx.conf"
     file.write_text(("user root;\n" if os.geteuid() == 0 else "") + text)
     command = [nginx.path, "-p", str(folder), "-e", str(folder / "early.log"), "-c", str(file)]
@@ -142,7 +142,7 @@ def start_nginx(nginx: Nginx, text: str, folder: Path) -> Process:
 
 
 def start_proxy(text: str, folder: Path) -> Process:
-    """Run the proxy, which is soon ready."""
+    """Start the proxy."""
     file = folder / "nginx.conf"
     file.write_text(text)
     command = [sys.executable, "-m", "mailproxy", "run", "-f", str(file), "--workers", "1"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says at its end about the comparison with nginx."""
+"""The lines about the comparison with nginx at the end of a run."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from typing import Final
 import pytest
 
 SUMMARY: Final = pytest.StashKey[list[str]]()
-"""Where the configuration of a run keeps the lines; absent where nothing was compared."""
+"""The key of these lines in the configuration of a run; absent if nothing was compared."""
