@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real servers for these tests, each started once and only where it is installed."""
+"""Fixtures of real servers; each is started once, and only where it is installed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from support.servers.postfix import Neighbours, Postfix
 from support.servers.programs import Ports
 
 PASSWORDS: Final = {"alice": "wonder land%21", "bob": 'buil"der\\', "carol": "christmas", "dave": "davy"}
-"""With a space, a percent sign, a quote and a backslash, all of which somebody must escape."""
+"""They contain a space, a percent sign, a quote and a backslash, which protocols have to escape."""
 
 _BOUND_SECONDS: Final = 60
 
 
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
-    """Break off a test that hangs."""
+    """Abort a test that hangs."""
 
     def expired(*_: object) -> None:
         raise TimeoutError(f"the test was still running after {_BOUND_SECONDS} s")
@@ -49,7 +49,7 @@ def bounded() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """A folder that every user may enter, which pytest's own are not: servers change to other users."""
+    """Create a folder that every user may enter: pytest's own are private, and servers change their user."""
     made = Path(tempfile.mkdtemp(prefix="mailproxy-interop-"))
     made.chmod(0o755)
     yield made
@@ -58,7 +58,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def new_folder(folder: Path) -> Callable[[str], Path]:
-    """Makes further folders of that kind."""
+    """Create more folders like ``folder``."""
 
     def new(name: str) -> Path:
         made = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
@@ -70,26 +70,26 @@ def new_folder(folder: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def ports() -> Ports:
-    """Gives out ports."""
+    """Allocate ports."""
     return Ports()
 
 
 @pytest.fixture(scope="session")
 def postfix_ports(ports: Ports) -> dict[str, int]:
-    """Where Postfix will listen; Dovecot must know before Postfix is started."""
+    """Ports of Postfix; allocated before Dovecot starts, because its configuration needs them."""
     return postfixes.take_ports(ports)
 
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[AuthService]:
-    """The authorization service; it is told where paths lead by the fixtures of those servers."""
+    """The authentication service; the fixtures of the servers set the upstream of each path."""
     with auth_service(dict(PASSWORDS)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def tls(new_folder: Callable[[str], Path]) -> Certificates:
-    """Certificates for everybody."""
+    """Certificates of the servers and clients."""
     return certificates(new_folder("tls"))
 
 
@@ -101,7 +101,7 @@ def dovecot(
     postfix_ports: dict[str, int],
     service: AuthService,
 ) -> Iterator[Dovecot]:
-    """Dovecot, with Postfix behind its submission."""
+    """Dovecot, with Postfix as the relay of its submission service."""
     path = needs("dovecot")
     running = dovecots.start(path, new_folder("dovecot"), ports, PASSWORDS, postfix_ports["smtp"])
     for protocol in ("imap", "pop3"):
@@ -125,7 +125,7 @@ def postfix(
     dovecot: Dovecot,
     service: AuthService,
 ) -> Iterator[Postfix]:
-    """Postfix, which delivers to Dovecot, and asks it about passwords."""
+    """Postfix, which delivers to Dovecot and verifies passwords with Dovecot."""
     path = needs("postfix", by_root=True)
     neighbours = Neighbours(dovecot.ports["lmtp"], dovecot.ports["sasl"])
     running = postfixes.start(path, new_folder("postfix"), postfix_ports, neighbours, PASSWORDS)
@@ -141,7 +141,7 @@ def postfix(
 def front(
     service: AuthService, tls: Certificates, ports: Ports, new_folder: Callable[[str], Path]
 ) -> Iterator[Front]:
-    """The proxy that most tests share."""
+    """The proxy that most tests use."""
     plan = Plan(service, ports)
     service.backends["/imap-dead"] = Backend(ports.take())
     proxy = proxies.start(new_folder("front"), planned(plan, tls))
@@ -156,7 +156,7 @@ def nginx(
     ports: Ports,
     new_folder: Callable[[str], Path],
 ) -> Iterator[Nginx]:
-    """nginx with servers of the same names."""
+    """nginx with server blocks of the same names."""
     running = nginxes.start_mail(require_nginx(), new_folder("nginx"), service, tls, ports)
     yield running
     running.running.stop()
@@ -164,14 +164,14 @@ def nginx(
 
 @pytest.fixture(scope="session", params=["mailproxy", "nginx"])
 def either(request: pytest.FixtureRequest) -> Listeners:
-    """The proxy, and nginx in its place: what holds for both is expected of the right things."""
+    """The proxy, and nginx in its place: a test that passes with both expects what nginx does."""
     found: Listeners = request.getfixturevalue("front" if request.param == "mailproxy" else "nginx")
     return found
 
 
 @pytest.fixture
 def new_proxy(new_folder: Callable[[str], Path]) -> Iterator[Callable[..., proxies.Proxy]]:
-    """Starts proxies of a test's own: a manifest or the text of an ``nginx.conf``, and options."""
+    """Start proxies for one test, from a manifest or the text of an ``nginx.conf``, and options."""
     started: list[proxies.Proxy] = []
 
     def new(body: dict[str, object] | str, *options: str) -> proxies.Proxy:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark runs beside a real nginx and says what it measured; what the figures are is not tested."""
+"""The benchmark runs beside a real nginx and reports its results; their values are not tested."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _bench(*words: str, environ: Mapping[str, str] = os.environ) -> subprocess.C
 
 
 def _measured(name: str, *words: str) -> list[str]:
-    """Run one measurement, as short as can be, and give its lines, each with figures of both proxies."""
+    """Run one short measurement, and return its lines, each with the values of both proxies."""
     ran = _bench(name, "--rounds", "1", "--seconds", "0.05", *words)
     assert ran.returncode == 0, ran.stderr
     lines = [line for line in ran.stdout.splitlines() if line.startswith("  ")]

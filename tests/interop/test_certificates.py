@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates that are renewed while the proxy runs, as cert-manager and certbot do."""
+"""Certificates are renewed while the proxy runs, as by cert-manager and certbot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.interop
 
 
 def shown(port: int) -> bytes:
-    """The certificate that a listener shows."""
+    """Return the certificate that a listener presents."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -35,7 +35,7 @@ def shown(port: int) -> bytes:
 
 
 def der(file: str) -> bytes:
-    """The first certificate of a file."""
+    """Return the first certificate of a file."""
     return ssl.PEM_cert_to_DER_cert(Path(file).read_text())
 
 
@@ -46,7 +46,7 @@ def test_a_renewed_certificate_is_shown_without_a_signal(
     new_folder: Callable[[str], Path],
     new_proxy: Callable[..., Proxy],
 ) -> None:
-    """Sessions under the old one go on."""
+    """Sessions that use the old certificate continue."""
     folder = new_folder("renewed")
     own = CertificateFiles(certificate=str(folder / "tls.crt"), key=str(folder / "tls.key"))
     install(tls.proxy, own)
@@ -63,7 +63,7 @@ def test_a_renewed_certificate_is_shown_without_a_signal(
 
 
 def install(source: CertificateFiles, target: CertificateFiles) -> None:
-    """Put a certificate and its key where the proxy looks, one after the other as everybody does."""
+    """Replace the configured key and certificate files, one after the other, as renewal tools do."""
     for old, new in ((source.key, target.key), (source.certificate, target.certificate)):
         shutil.copy(old, f"{new}.new")
         Path(f"{new}.new").replace(new)

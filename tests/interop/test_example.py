@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documented example of nginx's mail module, on ports that we may have: it greets as nginx does."""
+"""The documented example of nginx's mail module, on unprivileged ports: the greetings equal nginx's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SMTP_GREETING: Final = rb"220 mail\.example\.com ESMTP ready"
 
 @dataclass
 class Example:
-    """The running example; ``ports`` by the well-known ones that they stand for."""
+    """The running example; ``ports`` maps each well-known port to the port that replaces it."""
 
     proxy: Proxy
     ports: dict[int, int]
@@ -61,7 +61,7 @@ class Example:
 def example(
     request: pytest.FixtureRequest, new_folder: Callable[[str], Path], ports: Ports, service: AuthService
 ) -> Iterator[Example]:
-    """The example as shipped, and nginx's own text of it, changed only where this machine needs it."""
+    """The shipped example and nginx's own configuration, changed only where this machine requires it."""
     taken = {known: ports.take() for known in (25, 110, 143, 587)}
     body = moved_manifest(taken, service) if request.param == "manifest" else moved_conf(taken, service)
     proxy = proxies.start(new_folder("example"), body)
@@ -70,7 +70,7 @@ def example(
 
 
 def moved_manifest(taken: dict[int, int], service: AuthService) -> dict[str, Any]:
-    """The manifest, its ports moved to loopback, its service to ours, its worker and drain made quick."""
+    """Return the manifest with loopback ports, the tests' authentication service, and no drain delay."""
     body: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
     spec = body["spec"]
     assert spec["mail"]["authHttp"] == "localhost:9000/cgi-bin/nginxauth.cgi"
@@ -83,7 +83,7 @@ def moved_manifest(taken: dict[int, int], service: AuthService) -> dict[str, Any
 
 
 def moved_conf(taken: dict[int, int], service: AuthService) -> str:
-    """The same for nginx's text."""
+    """Return nginx's configuration with the same changes."""
     text = CONF.read_text().replace("localhost:9000", f"localhost:{service.port}")
     return re.sub(r"(listen\s+)(\d+);", lambda match: f"{match[1]}127.0.0.1:{taken[int(match[2])]};", text)
 

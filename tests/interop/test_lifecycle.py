@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reload, drain, several workers, a service that is slow or gone, all while real sessions are open."""
+"""Reload, drain, several workers, and a slow or missing authentication service, with real open sessions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOGIN: Final = b"a LOGIN dave davy\r\n"
 
 
 def imap_plan(service: AuthService, ports: Ports, backend: Backend, **directives: Any) -> Plan:
-    """One IMAP server that leads to a backend."""
+    """Return a plan of one IMAP server block with one upstream."""
     plan = Plan(service, ports)
     plan.add("own", "imap", **directives)
     service.backends["/own"] = backend
@@ -42,7 +42,7 @@ def imap_plan(service: AuthService, ports: Ports, backend: Backend, **directives
 def test_two_workers_count_as_one(
     dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
-    """Every session is counted once, whoever carried it."""
+    """Each session is counted once, in whichever worker it runs."""
     plan = imap_plan(service, ports, Backend(dovecot.ports["imap"]))
     proxy = new_proxy(manifest(plan.servers, MAIL, workers=2))
     with ExitStack() as stack:
@@ -70,7 +70,7 @@ def test_two_workers_count_as_one(
 def test_a_reload_leaves_sessions_alone(
     dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
-    """Those before login and those after it go on; new ones find what is new, another port among it."""
+    """Sessions before and after login continue; new ones use the new configuration, a new port included."""
     plan = imap_plan(service, ports, Backend(dovecot.ports["imap"]))
     proxy = new_proxy(manifest(plan.servers, MAIL, workers=2))
     before = proxy.get("/config")
@@ -101,7 +101,7 @@ def test_a_reload_leaves_sessions_alone(
 def test_nobody_is_lost_over_many_reloads(
     dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
-    """Clients keep coming while the configuration changes ten times; all of them are logged in."""
+    """Clients connect without pause while the configuration changes ten times; each of them is logged in."""
     plan = imap_plan(service, ports, Backend(dovecot.ports["imap"]))
     proxy = new_proxy(manifest(plan.servers, MAIL, workers=2))
     done = threading.Event()
@@ -144,7 +144,7 @@ def test_a_wrong_configuration_changes_nothing(
 def test_a_drain_waits_for_a_transfer(
     dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
-    """SIGTERM in the middle of an APPEND and of a FETCH: both are finished, then the proxy ends by itself."""
+    """SIGTERM during an APPEND and a FETCH: both transfers complete, then the proxy exits."""
     plan = imap_plan(service, ports, Backend(dovecot.ports["imap"]))
     proxy = new_proxy(manifest(plan.servers, MAIL))
     sent = b"Subject: slow\r\n\r\n" + encodebytes(os.urandom(6_000_000)).replace(b"\n", b"\r\n")
@@ -171,7 +171,7 @@ def test_a_drain_waits_for_a_transfer(
 
 
 def refuses(port: int) -> bool:
-    """Whether nobody listens any more."""
+    """Return whether no process listens on the port any more."""
     try:
         with Raw(port):
             return False
@@ -198,7 +198,7 @@ def test_a_second_signal_ends_it_at_once(
 def test_a_slow_service_delays_only_those_who_ask(
     dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
-    """While fifty wait for their answers, somebody else is served at once; in the end all are in."""
+    """While fifty clients wait, another client is served at once; in the end all are logged in."""
     plan = imap_plan(service, ports, Backend(dovecot.ports["imap"], delay=2.0))
     plan.add("quick", "imap")
     service.backends["/quick"] = Backend(dovecot.ports["imap"])
@@ -254,7 +254,7 @@ def test_a_denial_with_a_pause_lets_the_client_try_again(
 def test_a_worker_that_is_killed_is_replaced(
     dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
-    """Its sessions end with it, what it had counted stays, and clients soon find another."""
+    """Its sessions end, its counters are kept, and clients soon reach a new worker."""
     plan = imap_plan(service, ports, Backend(dovecot.ports["imap"]))
     proxy = new_proxy(manifest(plan.servers, MAIL))
     accepted = "mailproxy_connections_accepted_total"
@@ -274,7 +274,7 @@ def test_a_worker_that_is_killed_is_replaced(
 
 
 def workers(pid: int) -> list[int]:
-    """The worker processes of a supervisor."""
+    """Return the worker processes of a supervisor."""
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         children = [int(child) for child in file.read().split()]
     return [child for child in children if process_name(child) == WORKER_NAME]

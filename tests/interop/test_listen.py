@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listeners other than a port of an address: sockets of the file system, and a host name."""
+"""Listeners other than a port of an IP address: UNIX sockets and host names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_sockets_of_the_file_system(
     new_folder: Callable[[str], Path],
     new_proxy: Callable[..., Proxy],
 ) -> None:
-    """A client there has no address; mail goes on all the same."""
+    """A client of a UNIX socket has no address; it is served all the same."""
     folder = new_folder("unix")
     servers = [
         {
@@ -55,7 +55,7 @@ def test_sockets_of_the_file_system(
 def test_a_host_name(
     dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: Callable[..., Proxy]
 ) -> None:
-    """All the addresses of ``localhost``, whichever this machine has."""
+    """The proxy listens on each address of ``localhost`` on this machine."""
     port = ports.take()
     listen = [{"address": "localhost", "port": port}]
     servers = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way to log in, by the standard library's clients, at Dovecot and Postfix; and so through nginx."""
+"""All login methods, with the standard library's clients, Dovecot and Postfix; the same through nginx."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_smtp_wrong_password(postfix: Postfix, either: Listeners, tls: Certifica
 def test_a_password_that_only_the_upstream_refuses(
     dovecot: Dovecot, front: Front, service: AuthService, tls: Certificates
 ) -> None:
-    """The upstream's own words reach the client, as ``proxy_pass_error_message`` has it."""
+    """With ``proxy_pass_error_message`` the client receives the upstream's own error message."""
     service.passwords["eve"] = "unknown to Dovecot"
     with imap(front, tls) as client, pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"):
         client.login("eve", service.passwords["eve"])

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.interop
 
 
 def message(recipient: str) -> EmailMessage:
-    """A message with a subject that no other has."""
+    """Return a message with a unique subject."""
     made = EmailMessage()
     made["From"] = "sender@elsewhere.example"
     made["To"] = recipient
@@ -32,7 +32,7 @@ def message(recipient: str) -> EmailMessage:
 
 
 def fetched(front: Listeners, tls: Certificates, service: AuthService, user: str, subject: str) -> Message:
-    """Find a message by IMAP as soon as it has been delivered, and fetch it."""
+    """Wait until a message is delivered, find it by IMAP, and fetch it."""
 
     def found() -> bytes:
         client.noop()
@@ -50,7 +50,7 @@ def fetched(front: Listeners, tls: Certificates, service: AuthService, user: str
 
 
 def retrieved(front: Listeners, tls: Certificates, service: AuthService, user: str, subject: str) -> Message:
-    """Find a message by POP3."""
+    """Find a message by POP3, and retrieve it."""
     with pop3(front, tls, "implicit") as client:
         client.apop(user, service.passwords[user])
         count = client.stat()[0]
@@ -62,7 +62,7 @@ def retrieved(front: Listeners, tls: Certificates, service: AuthService, user: s
 
 
 def received_from(read: Message, by: str) -> str:
-    """The ``Received`` header that a server added to what it got by SMTP, in one line."""
+    """Return the ``Received`` header that a server added to a message it got by SMTP, as one line."""
     fields = [" ".join(field.split()) for field in read.get_all("Received", [])]
     found = [field for field in fields if f" by {by}" in field and " with ESMTP" in field]
     assert len(found) == 1, fields
@@ -75,11 +75,11 @@ POSTFIX, DOVECOT = "mx.example.org", "dovecot.example.org"
 @pytest.mark.parametrize(
     ("listener", "by", "words"),
     [
-        # with xclient: the client's address and name, and its login, are the proxy's word
+        # With xclient: the client's address, name and login are those that the proxy sends.
         ("smtp", POSTFIX, ["from client.example.org (unknown [127.0.0.1]", "(Authenticated sender: carol)"]),
-        # without: Postfix sees a proxy that calls itself by its own name
+        # Without xclient: Postfix sees the proxy's address, and the name in the proxy's EHLO.
         ("smtp-bare", POSTFIX, ["from front.example.org (unknown [127.0.0.1]"]),
-        # Dovecot learns who it is by AUTH, and what it calls itself only by XCLIENT
+        # Dovecot gets the login by AUTH, and the client's EHLO name only by XCLIENT.
         ("submission", DOVECOT, ["from front.example.org ([127.0.0.1])"]),
         ("submission-x", DOVECOT, ["from client.example.org ([127.0.0.1])"]),
     ],
@@ -111,7 +111,7 @@ def test_a_message_travels(
 def test_the_client_address_comes_from_xclient(
     postfix: Postfix, front: Front, tls: Certificates, service: AuthService
 ) -> None:
-    """A client whose address is another than the proxy's: it came by a PROXY header."""
+    """The client's address differs from the proxy's: it came by PROXY header."""
     sent = message("dave@example.org")
     with Raw(front.ports["smtp-behind"]) as raw:
         raw.say(b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 25\r\n")
@@ -156,7 +156,7 @@ def test_an_inbound_message_without_authentication(
 def test_a_recipient_that_postfix_refuses(
     postfix: Postfix, either: Listeners, tls: Certificates, recipient: str, code: int, text: bytes
 ) -> None:
-    """The refusal is Postfix's own; the next recipient may be fine (RFC 5321 section 3.3)."""
+    """The reply is Postfix's own; the next recipient may be valid (RFC 5321 section 3.3)."""
     with smtp(either, tls, name="mx") as client:
         client.ehlo("other-mx.example.net")
         client.mail("sender@elsewhere.example")
@@ -170,7 +170,7 @@ def test_a_recipient_that_postfix_refuses(
 def test_the_login_by_xclient_may_relay(
     postfix: Postfix, either: Listeners, tls: Certificates, service: AuthService
 ) -> None:
-    """Postfix takes mail for other domains from whom the proxy vouches for, and from nobody else."""
+    """Postfix relays mail to other domains only for clients whose login the proxy sends by XCLIENT."""
     outside = "someone@elsewhere.example"
     with smtp(either, tls, name="smtp") as client:
         client.login("alice", service.passwords["alice"])
@@ -202,7 +202,7 @@ def test_swaks(
 def test_swaks_without_authentication(
     needs: Needs, postfix: Postfix, front: Front, tls: Certificates, service: AuthService
 ) -> None:
-    """Mail from another server, its commands pipelined, one of its recipients unknown."""
+    """Mail from another server, with pipelined commands and one unknown recipient."""
     subject = uuid.uuid4().hex
     said = output_of(
         [

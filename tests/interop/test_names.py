@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of clients, asked of a real Unbound: in the authorization request, and in what Postfix is told."""
+"""Client names from a real Unbound, in the request to the authentication service and in XCLIENT."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RECORDS: Final = (
 
 @dataclass
 class Named:
-    """A proxy that looks clients' names up."""
+    """A proxy that looks up the names of its clients."""
 
     proxy: Proxy
     ports: dict[str, int]
@@ -46,7 +46,7 @@ class Named:
 
 @pytest.fixture(scope="module")
 def silent_port() -> Iterator[int]:
-    """A name server that takes questions and never answers."""
+    """The port of a DNS server that receives queries and sends no response."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -61,7 +61,7 @@ def named(
     service: AuthService,
     silent_port: int,
 ) -> Iterator[Named]:
-    """The proxy, with one server that asks Unbound, and one that asks nobody who would answer."""
+    """The proxy, with one server block that uses Unbound, and one whose DNS server never responds."""
     unbound = unbounds.start(needs("unbound"), new_folder("unbound"), ports.take(), ZONES, RECORDS)
     plan = Plan(service, ports)
     trusting: dict[str, Any] = {
@@ -82,7 +82,7 @@ def named(
 
 
 def offer(port: int, address: str) -> None:
-    """Offer a message, coming from an address."""
+    """Offer a message from a client with this address."""
     family = "TCP6" if ":" in address else "TCP4"
     own = "::1" if ":" in address else "127.0.0.1"
     with Raw(port) as raw:
@@ -100,8 +100,8 @@ def offer(port: int, address: str) -> None:
     [
         ("203.0.113.9", "far.example.net", "far.example.net[203.0.113.9]"),
         ("2001:db8::9", "six.example.net", "six.example.net[2001:db8::9]"),
-        ("203.0.113.10", "[UNAVAILABLE]", "unknown[203.0.113.10]"),  # its name is another's
-        ("203.0.113.11", "[UNAVAILABLE]", "unknown[203.0.113.11]"),  # there is a record, but no PTR
+        ("203.0.113.10", "[UNAVAILABLE]", "unknown[203.0.113.10]"),  # its name has another address
+        ("203.0.113.11", "[UNAVAILABLE]", "unknown[203.0.113.11]"),  # there is a record, but no PTR record
         ("11.22.33.44", "[TEMPUNAVAIL]", "unknown[11.22.33.44]"),  # REFUSED
     ],
 )

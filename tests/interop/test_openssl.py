@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``openssl s_client`` and ``curl``: STARTTLS, ALPN and client certificates by other people's code."""
+"""``openssl s_client`` and ``curl``: STARTTLS, ALPN and client certificates with independent code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def s_client(
     says: str = "",
     own: CertificateFiles | None = None,
 ) -> str:
-    """Connect, say lines, and give everything that was shown until the other side closed."""
+    """Connect, send lines, and return all output until the server closes the connection."""
     certificate = [] if own is None else ["-cert", own.certificate, "-key", own.key]
     return output_of(
         [
@@ -73,7 +73,7 @@ def test_alpn_for_something_else(needs: Needs, front: Front, tls: Certificates, 
 
 
 def test_a_session_is_resumed(needs: Needs, front: Front, tls: Certificates) -> None:
-    """By its ticket; ``-reconnect`` does so five times."""
+    """``-reconnect`` resumes the session five times, with its ticket."""
     said = s_client(needs, tls, front.ports["pop3s"], "-tls1_2", "-reconnect", says="QUIT\n")
     assert said.count("Reused, TLSv1.2") == 5
 
@@ -120,7 +120,7 @@ def test_external(
     says: str,
     verdict: str,
 ) -> None:
-    """The certificate that was shown after STARTTLS is all that it takes."""
+    """The client certificate of the handshake after STARTTLS is the only credential."""
     said = s_client(needs, tls, front.ports[listener], "-starttls", protocol, says=says, own=tls.alice)
     assert LOGGED_IN[protocol] in said
     asked = service.asked(f"/{listener}")
@@ -132,7 +132,7 @@ def test_external(
 def test_a_stranger_certificate_that_is_tolerated(
     needs: Needs, postfix: Postfix, front: Front, tls: Certificates, service: AuthService
 ) -> None:
-    """It says who is there, but proves nothing; the service judges."""
+    """Verification fails; the authentication service gets the result and the subject, and decides."""
     says = "EHLO x\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\nQUIT\n"
     said = s_client(needs, tls, front.ports["smtp-no-ca-tls"], says=says, own=tls.stranger)
     assert LOGGED_IN["smtp"] in said
@@ -142,7 +142,7 @@ def test_a_stranger_certificate_that_is_tolerated(
 
 
 def curl(needs: Needs, tls: Certificates, user: str, url: str, *options: str, says: str = "") -> str:
-    """Run curl; ``--ssl-reqd`` where it must not do without TLS."""
+    """Run curl; ``--ssl-reqd`` makes it fail where TLS is not available."""
     command = [
         needs("curl"), "--silent", "--show-error", "--max-time", "20", "--cacert", tls.authority,
         "--user", user, *options, url,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prometheus scrapes the proxy, and answers for the three families that matter most."""
+"""Prometheus scrapes the proxy, and evaluates queries for the three most important metric families."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FAMILIES: Final = (
 def watched(
     new_folder: Callable[[str], Path], ports: Ports, service: AuthService
 ) -> Iterator[tuple[Proxy, dict[str, int]]]:
-    """A proxy with two workers, to which everything bad that is counted has happened."""
+    """A proxy with two workers, after each kind of failure that is counted."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         resolver = {"addresses": [f"127.0.0.1:{silent.getsockname()[1]}"]}
@@ -54,7 +54,7 @@ def watched(
 
 
 def provoke(ports: dict[str, int]) -> None:
-    """Break the protocols, be refused, wait for a slow service and for a silent name server."""
+    """Cause invalid commands, failed logins, a slow authentication service and a silent DNS server."""
     with Raw(ports["watched-imap"]) as raw:
         raw.line()
         assert raw.ask(b"a EAT") == b"a BAD invalid command"
@@ -73,7 +73,7 @@ def provoke(ports: dict[str, int]) -> None:
 def prometheus(
     needs: Needs, new_folder: Callable[[str], Path], ports: Ports, watched: tuple[Proxy, dict[str, int]]
 ) -> Iterator[Prometheus]:
-    """Prometheus, scraping that proxy."""
+    """A Prometheus that scrapes this proxy."""
     path = needs("prometheus")
     running = prometheuses.start(path, new_folder("prometheus"), ports.take(), watched[0].admin)
     yield running
@@ -86,13 +86,13 @@ def test_the_target_is_up(prometheus: Prometheus) -> None:
 
 @pytest.mark.parametrize("series", FAMILIES)
 def test_what_was_provoked_is_counted(prometheus: Prometheus, series: str) -> None:
-    """Each as the sum over both workers."""
+    """The value of each metric is the sum over both workers."""
     found = eventually(lambda: prometheus.query(f"{series} > 0"), series)
     assert len(found) == 1
 
 
 def test_the_latency_has_quantiles(prometheus: Prometheus) -> None:
-    """The slow service's answer was given up after 0.3 s."""
+    """The request to the slow authentication service timed out after 0.3 s."""
     buckets = 'mailproxy_auth_request_duration_seconds_bucket{protocol="imap",outcome="timeout"}'
     found = eventually(lambda: prometheus.query(f"histogram_quantile(0.9, {buckets}) > 0.25"), buckets)
     assert float(found[0]["value"][1]) <= 1.0

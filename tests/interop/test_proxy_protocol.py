@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PROXY header: what we write is believed by Dovecot and Postfix, what others write by us."""
+"""The PROXY header: Dovecot and Postfix accept what the proxy writes; the proxy accepts what others write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAR6, NEAR6 = "2001:db8::9", "2001:db8::7"
 
 
 def v2(source: str, destination: str, ports: tuple[int, int], tlvs: bytes = b"") -> bytes:
-    """A version 2 header."""
+    """Return a PROXY header of version 2."""
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     addresses = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
     body = addresses + struct.pack("!HH", *ports) + tlvs
@@ -38,7 +38,7 @@ V2_LOCAL: Final = SIGNATURE + b"\x20\x00\x00\x00"
 
 
 def log_in(raw: Raw, protocol: str) -> bytes:
-    """Log carol in; gives the reply."""
+    """Log carol in, and return the reply."""
     if protocol == "imap":
         raw.say(b"a LOGIN carol christmas\r\n")
         return raw.until(b"a ")[-1]
@@ -61,7 +61,7 @@ WELCOME: Final = {"imap": b"a OK", "pop3": b"+OK Logged in.", "smtp": b"235 2.0.
 def test_dovecot_learns_who_the_client_is(
     dovecot: Dovecot, front: Front, tls: Certificates, protocol: str, version: str, with_tls: bool
 ) -> None:
-    """By its port, since here everybody's address is the same; under TLS version 2 tells about that, too."""
+    """The port identifies the client: all have one address. Over TLS, version 2 also reports TLS."""
     listener = f"{protocol}-{version}" + ("-tls" if with_tls else "")
     context = tls.client() if with_tls else None
     if context is not None:
@@ -102,8 +102,8 @@ def test_an_address_goes_all_the_way(
     port: int,
     sent: bytes,
 ) -> None:
-    """From a balancer's header through the authorization request into Dovecot's log, as a header again."""
-    port += 100 * len(sent)  # tells the two from each other
+    """It is in the balancer's header, in the authentication request and, by header, in Dovecot's log."""
+    port += 100 * len(sent)  # so that the two cases have different ports
     with Raw(front.ports["imap-behind"]) as raw:
         raw.say(build(port) + sent)
         assert log_in(raw, "imap").startswith(b"a OK")
@@ -120,7 +120,7 @@ def test_an_address_goes_all_the_way(
 def test_a_header_ahead_of_tls(
     dovecot: Dovecot, front: Front, service: AuthService, tls: Certificates, header: bytes
 ) -> None:
-    """The balancer's header is in clear text, and everything behind it is the client's TLS."""
+    """The balancer's header is sent in clear; all bytes after it are the client's TLS."""
     with Raw(front.ports["imap-behind-tls"], tls.client(), preface=header) as raw:
         assert log_in(raw, "imap").startswith(b"a OK")
     asked = service.asked("/imap-behind")
@@ -140,7 +140,7 @@ def test_a_header_without_an_address(
 
 
 def test_an_address_from_whom_we_do_not_trust(dovecot: Dovecot, front: Front, service: AuthService) -> None:
-    """Without ``set_real_ip_from`` the header is told to the service, and changes nothing."""
+    """Without ``set_real_ip_from`` the header's address is sent to the authentication service only."""
     with Raw(front.ports["imap-untrusting"]) as raw:
         raw.say(f"PROXY TCP4 {FAR} {NEAR} 4711 143\r\n".encode())
         assert log_in(raw, "imap").startswith(b"a OK")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After login: what was sent ahead, IDLE, tens of megabytes each way, and many sessions at once."""
+"""After login: commands sent ahead, IDLE, tens of megabytes in each direction, and many sessions at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SESSIONS: Final = 200
 
 
 def test_imap_commands_sent_ahead(dovecot: Dovecot, front: Front) -> None:
-    """Everything in one segment: what follows the login is Dovecot's to answer, once and in order."""
+    """All commands in one segment: those after the login are answered by Dovecot, once and in order."""
     with Raw(front.ports["imap"]) as raw:
         raw.say(b"a CAPABILITY\r\nb LOGIN carol christmas\r\nc SELECT INBOX\r\nd NOOP\r\ne LOGOUT\r\n")
         lines = raw.rest().splitlines()
@@ -62,7 +62,7 @@ def test_smtp_commands_sent_ahead(postfix: Postfix, front: Front) -> None:
 
 @pytest.mark.parametrize("way", ["plain", "implicit"])
 def test_idle(dovecot: Dovecot, front: Front, tls: Certificates, service: AuthService, way: str) -> None:
-    """News reach a client that waits for them, while it says nothing itself."""
+    """A client in IDLE receives updates while it sends nothing."""
     with ExitStack() as stack:
         port, context = (
             (front.ports["imap"], None) if way == "plain" else (front.ports["imaps"], tls.client())
@@ -79,7 +79,7 @@ def test_idle(dovecot: Dovecot, front: Front, tls: Certificates, service: AuthSe
 
 
 def large_message(size: int) -> bytes:
-    """A message whose every line differs, of about this size."""
+    """Return a message of about this size in which every line is different."""
     body = encodebytes(os.urandom(size * 3 // 4)).replace(b"\n", b"\r\n")
     return b"From: alice@example.org\r\nSubject: large\r\n\r\n" + body
 
@@ -106,7 +106,7 @@ def test_append_and_fetch_tens_of_megabytes(
 def test_send_and_retrieve_megabytes(
     postfix: Postfix, front: Front, tls: Certificates, service: AuthService
 ) -> None:
-    """The same by SMTP and POP3, each byte after lines with dots at their start have been put right."""
+    """Send and receive it by SMTP and POP3, and compare all bytes after dot-stuffing is removed."""
     sent = large_message(10 * MEGABYTE).replace(b"\r\nA", b"\r\n.")
     with smtp(front, tls, "starttls") as client:
         client.login("carol", service.passwords["carol"])
@@ -125,17 +125,17 @@ def test_send_and_retrieve_megabytes(
 
 
 def sizes(listing: list[bytes]) -> list[tuple[int, int]]:
-    """Sizes with numbers, of ``LIST``."""
+    """Return the message numbers and sizes of a ``LIST`` reply."""
     return [(int(size), int(number)) for number, size in (line.split() for line in listing)]
 
 
 def largest(listing: list[bytes]) -> int:
-    """The number of the largest message."""
+    """Return the number of the largest message."""
     return max(sizes(listing))[1]
 
 
 def dovecot_has(front: Front, tls: Certificates, service: AuthService) -> bool:
-    """Whether carol's mailbox holds a message of megabytes."""
+    """Return whether carol's mailbox contains a message of several megabytes."""
     with pop3(front, tls) as client:
         client.user("carol")
         client.pass_(service.passwords["carol"])
@@ -145,7 +145,7 @@ def dovecot_has(front: Front, tls: Certificates, service: AuthService) -> bool:
 
 
 def test_many_sessions_at_once(dovecot: Dovecot, front: Front) -> None:
-    """All of them are logged in together; each gets its own answers."""
+    """All sessions are logged in at the same time; each gets its own responses."""
     active = "mailproxy_sessions_active"
     before = front.proxy.value("mailproxy_logins_total", protocol="imap", result="success")
     with ExitStack() as stack:
@@ -168,7 +168,7 @@ def test_many_sessions_at_once(dovecot: Dovecot, front: Front) -> None:
 
 
 def test_two_hundred_that_are_refused(dovecot: Dovecot, front: Front) -> None:
-    """A flood of wrong passwords is answered, each by its refusal, and leaves nothing behind."""
+    """Each of many logins with a wrong password is refused, and no session remains afterwards."""
     with ExitStack() as stack:
         clients = [stack.enter_context(Raw(front.ports["pop3"])) for _ in range(SESSIONS)]
         for client in clients:
@@ -181,7 +181,7 @@ def test_two_hundred_that_are_refused(dovecot: Dovecot, front: Front) -> None:
 def test_a_large_message_that_postfix_refuses(
     postfix: Postfix, front: Front, tls: Certificates, service: AuthService
 ) -> None:
-    """Postfix says no to the announced size; its words and the session survive."""
+    """Postfix refuses the declared size; the client gets Postfix's reply, and the session continues."""
     with smtp(front, tls) as client:
         client.ehlo("client.example.org")
         client.login("carol", service.passwords["carol"])

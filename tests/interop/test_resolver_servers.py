@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client names, asked of real name servers."""
+"""Client names, looked up at real DNS servers."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ async def test_names_are_confirmed_by_real_servers(needs: Needs, server: str, tm
     assert names == [
         b"mail.example.test",
         b"mail.example.test",
-        UNAVAILABLE,  # the name leads elsewhere
-        UNAVAILABLE,  # the name leads nowhere
-        TEMPUNAVAIL,  # that is no host name
-        UNAVAILABLE,  # no name at all
+        UNAVAILABLE,  # the name resolves to another address
+        UNAVAILABLE,  # the name does not resolve
+        TEMPUNAVAIL,  # the PTR record's value is not a host name
+        UNAVAILABLE,  # there is no PTR record
     ]

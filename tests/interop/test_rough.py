@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peers that do not behave: that leave early, read late, break off, or say everything at once."""
+"""Badly behaved clients and upstreams: early close, slow reads, resets, and all commands at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCRIPTS: Final = {
 
 @pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
 def test_everything_at_once_and_nothing_more(postfix: Postfix, front: Front, protocol: str) -> None:
-    """As ``printf ... | nc`` does: the client's side is closed before its first answer has come."""
+    """As ``printf ... | nc`` does: the client's side is closed before the first reply arrives."""
     script, goodbye = SCRIPTS[protocol]
     with Raw(front.ports[protocol]) as raw:
         raw.say(script)
@@ -44,25 +44,25 @@ def test_everything_at_once_and_nothing_more(postfix: Postfix, front: Front, pro
 
 @pytest.mark.parametrize("pieces", [1, 7])
 def test_byte_by_byte(dovecot: Dovecot, front: Front, pieces: int) -> None:
-    """However the segments are cut."""
+    """The result does not depend on how the bytes are divided into segments."""
     script, goodbye = SCRIPTS["imap"]
     with Raw(front.ports["imap"]) as raw:
         body, end = script[:-2], script[-2:]
         for start in range(0, len(body), pieces):
             raw.say(body[start : start + pieces])
             time.sleep(0.001)
-        raw.say(end)  # in one piece: Dovecot logs out at CR, and LF alone would meet a closed connection
+        raw.say(end)  # in one piece: Dovecot logs out at CR, and LF alone would arrive at a closed connection
         assert goodbye in raw.rest().splitlines()[-1]
 
 
 def text(size: int) -> bytes:
-    """A message of about this size, no two lines of which are the same."""
+    """Return a message of about this size in which no two lines are equal."""
     return b"Subject: rough\r\n\r\n" + encodebytes(os.urandom(size * 3 // 4)).replace(b"\n", b"\r\n")
 
 
 @pytest.mark.parametrize("way", ["plain", "implicit"])
 def test_a_megabyte_behind_the_login(dovecot: Dovecot, front: Front, tls: Certificates, way: str) -> None:
-    """An APPEND that starts in the login's segment, and is far larger than any buffer."""
+    """An APPEND that begins in the segment of the login and is far larger than any buffer."""
     sent = text(1_000_000)
     box = f"Ahead-{way}".encode()
     where, context = ("imap", None) if way == "plain" else ("imaps", tls.client())
@@ -80,7 +80,7 @@ def test_a_megabyte_behind_the_login(dovecot: Dovecot, front: Front, tls: Certif
 
 @pytest.mark.parametrize("way", ["plain", "implicit"])
 def test_a_client_that_reads_late(dovecot: Dovecot, front: Front, tls: Certificates, way: str) -> None:
-    """Twenty megabytes wait in Dovecot, not in us, until the client takes them."""
+    """Twenty megabytes wait in Dovecot, and not in the proxy, until the client reads them."""
     sent = text(4_000_000)
     box = f"Late-{way}".encode()
     where, context = ("imap", None) if way == "plain" else ("imaps", tls.client())
@@ -100,7 +100,7 @@ def test_a_client_that_reads_late(dovecot: Dovecot, front: Front, tls: Certifica
 @pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
 @pytest.mark.parametrize("stage", ["greeted", "relaying"])
 def test_a_client_that_breaks_off(postfix: Postfix, front: Front, protocol: str, stage: str) -> None:
-    """With a reset, where others say goodbye: nothing of it stays."""
+    """The client resets the connection instead of logging out; no session remains."""
     active = "mailproxy_sessions_active"
     with ExitStack() as stack:
         clients = [stack.enter_context(Raw(front.ports[protocol])) for _ in range(20)]
@@ -116,12 +116,12 @@ def test_a_client_that_breaks_off(postfix: Postfix, front: Front, protocol: str,
 
 
 def without_goodbye(script: bytes) -> bytes:
-    """All lines but the last."""
+    """Return all lines but the last."""
     return b"".join(script.splitlines(keepends=True)[:-1])
 
 
 def test_an_upstream_that_says_nothing(front: Front, service: AuthService) -> None:
-    """It accepts and is silent; ``timeout`` is the client's to wait, but others do not wait for it."""
+    """It accepts and sends nothing: this client waits for up to ``timeout``; others are not delayed."""
     with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
         service.backends["/imap-dead"] = Backend(silent.getsockname()[1])
         waiting = stack.enter_context(Raw(front.ports["imap-dead"]))
@@ -137,7 +137,7 @@ def test_an_upstream_that_says_nothing(front: Front, service: AuthService) -> No
 
 
 def test_many_at_once_under_tls(dovecot: Dovecot, front: Front, tls: Certificates) -> None:
-    """A hundred handshakes and logins, each with news of its own."""
+    """A hundred TLS handshakes and logins at the same time; each client sends a different command."""
     context = tls.client()
     with ExitStack() as stack:
         clients = [stack.enter_context(Raw(front.ports["imaps"], context)) for _ in range(100)]
@@ -158,7 +158,7 @@ def test_many_at_once_under_tls(dovecot: Dovecot, front: Front, tls: Certificate
     ],
 )
 def test_what_is_not_mail_at_all(front: Front, protocol: str, says: bytes, answer: bytes) -> None:
-    """HTTP, TLS without a port for it, telnet's signals, endless lines and literals: answered, then over."""
+    """HTTP, TLS on a plain port, telnet options, endless lines and literals: a reply, then close."""
     with Raw(front.ports[protocol]) as raw:
         raw.line()
         raw.say(says)

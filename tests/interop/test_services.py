@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authorization services of other makes, and ours in its other moods: whatever HTTP they speak."""
+"""Other authentication services, and the tests' own in other modes: any valid HTTP works."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PATHS: Final = (
 
 
 def log_in(port: int) -> bytes:
-    """Log carol in; gives the last reply."""
+    """Log carol in, and return the last reply."""
     with Raw(port) as raw:
         raw.line()
         raw.say(b"a LOGIN carol christmas\r\n")
@@ -62,7 +62,7 @@ def log_in(port: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def web(needs: Needs, dovecot: Dovecot, new_folder: Callable[[str], Path], ports: Ports) -> Iterator[Nginx]:
-    """nginx as a web server that says yes in every way it knows."""
+    """nginx as a web server that accepts logins with each form of response that it supports."""
     folder = new_folder("web")
     for name in ("chunked.html", "file.html"):
         (folder / name).write_text("<p>" + "a body that nobody reads " * 1000)
@@ -75,7 +75,7 @@ def web(needs: Needs, dovecot: Dovecot, new_folder: Callable[[str], Path], ports
 def test_nginx_answers_in_every_way(
     web: Nginx, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
-    """Any status, any framing of the body, any habit of closing: every login of each comes through."""
+    """Logins succeed with any status, any framing of the body, and any way to close the connection."""
     plan = Plan(service, ports)
     for path in PATHS:
         where = f"http://127.0.0.1:{web.ports['http']}/{path}"
@@ -89,7 +89,7 @@ def test_nginx_answers_in_every_way(
 
 
 def own(service: AuthService, dovecot: Dovecot, ports: Ports) -> dict[str, Any]:
-    """A manifest that asks this service."""
+    """Return a manifest that uses this authentication service."""
     plan = Plan(service, ports)
     plan.add("own", "imap")
     service.backends["/own"] = Backend(dovecot.ports["imap"])
@@ -107,7 +107,7 @@ def test_a_service_of_http_1_0(dovecot: Dovecot, ports: Ports, new_proxy: NewPro
 
 
 def test_a_service_that_is_started_anew(dovecot: Dovecot, ports: Ports, new_proxy: NewProxy) -> None:
-    """Connections that were kept from before are of no use, and no login fails for that."""
+    """Idle connections from before the restart cannot be used any more; no login fails because of that."""
     at = ports.take()
     with auth_service(dict(dovecot.passwords), port=at) as service:
         body = own(service, dovecot, ports)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar's example as shipped, beside a real Dovecot: its service and settings, on ports of ours."""
+"""The shipped sidecar example with Dovecot: its authentication service and settings, other ports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Pod:
 def pod(
     new_folder: Callable[[str], Path], ports: Ports, dovecot: Dovecot, tls: Certificates
 ) -> Iterator[Pod]:
-    """The example's proxy and its authorization service; Dovecot's listener stands for the one in the pod."""
+    """The example's proxy and authentication service; Dovecot's listener replaces the server in the pod."""
     folder = new_folder("sidecar")
     taken = {known: ports.take() for known in (143, 993, 9000, CHAINED, CHAINING)}
     path = folder / "imap.sock"
@@ -62,7 +62,7 @@ def pod(
 
 
 def started(file: Path, text: str, port: int) -> Running:
-    """An authorization service at work."""
+    """Start an authentication service."""
     file.write_text(text)
     running = Running([sys.executable, str(file)], output=file.with_suffix(".log"))
     running.answers(port)
@@ -70,7 +70,7 @@ def started(file: Path, text: str, port: int) -> Running:
 
 
 def script(port: int, backend: int) -> str:
-    """The service of the example, which says that the server is Dovecot."""
+    """Return the example's authentication service, changed to return Dovecot's port."""
     [text] = [one["data"]["auth.py"] for one in DOCUMENTS if one["metadata"]["name"] == "dovecot-auth"]
     assert '"31143"' in text
     assert '("127.0.0.1", 9000)' in text
@@ -78,7 +78,7 @@ def script(port: int, backend: int) -> str:
 
 
 def moved(taken: dict[int, int], tls: Certificates, path: Path) -> dict[str, Any]:
-    """The example's MailProxy on loopback, with a certificate in files, and a UNIX socket beside."""
+    """Return the example's MailProxy on loopback, with certificate files, and a UNIX socket in addition."""
     [body] = [one for one in DOCUMENTS if one["kind"] == "MailProxy"]
     spec = body["spec"]
     spec["mail"]["authHttp"] = spec["mail"]["authHttp"].replace("9000", str(taken[9000]))
