@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every transcript is played over sockets, through a whole worker."""
+"""Play each transcript over sockets, through a whole worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEFT_OUT: Final = {
     "pop3/upstream_substitutes": "a header's value does not begin with a space",
     "imap/postponed_for_ever": "it takes a day, and a quarter of an hour even here",
 }
-"""Transcripts of what an authorization service cannot say over HTTP, or not within a test, and why."""
+"""Transcripts that are impossible over HTTP, or take too long for a test, with the reason."""
 
 ALL: Final = transcripts.every()
 LOGIN: Final = transcripts.load(transcripts.ROOT / "pop3" / "user_pass.dialogue")
