@@ -35,20 +35,20 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session", params=[EMULATED, REAL])
 def cluster(request: pytest.FixtureRequest) -> Cluster:
-    """Either: where they disagree, the emulated one is wrong."""
+    """Both API servers: where they differ, the emulated one is wrong."""
     found: Cluster = request.getfixturevalue("real" if request.param == REAL else "emulated")
     return found
 
 
 @pytest.fixture(scope="session")
 def addresses() -> Addresses:
-    """For pods."""
+    """Addresses for pods."""
     return Addresses()
 
 
 @pytest.fixture(scope="module")
 def operator(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Operator]:
-    """The operator at work on the whole cluster, with the rights of ``deploy/rbac.yaml`` and no others."""
+    """The operator for the whole cluster, with the rights of ``deploy/rbac.yaml`` and no others."""
     kubeconfig = cluster.kubeconfig("operator", cluster.operator_token())
     name = request.module.__name__.rpartition(".")[2]
     running = Operator(cluster, f"operator-{name}", kubeconfig, ["--resync=30"])
@@ -60,7 +60,7 @@ def operator(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Opera
 
 @pytest.fixture
 def world(cluster: Cluster, operator: Operator, addresses: Addresses) -> Iterator[World]:
-    """A namespace that the operator looks after."""
+    """A namespace that the operator watches."""
     made = World(cluster, operator, addresses)
     yield made
     made.close()
@@ -68,7 +68,7 @@ def world(cluster: Cluster, operator: Operator, addresses: Addresses) -> Iterato
 
 @pytest.fixture
 def idle_world(cluster: Cluster, addresses: Addresses) -> Iterator[World]:
-    """A namespace for operators of the test's own."""
+    """A namespace for operators that a test starts itself."""
     made = World(cluster, None, addresses)
     yield made
     made.close()
@@ -76,7 +76,7 @@ def idle_world(cluster: Cluster, addresses: Addresses) -> Iterator[World]:
 
 @pytest.fixture
 def new_operator(cluster: Cluster) -> Iterator[NewOperator]:
-    """Starts operators of a test's own: a name, and options."""
+    """Start operators for one test, by name and options."""
     started: list[Operator] = []
 
     def new(
@@ -94,7 +94,7 @@ def new_operator(cluster: Cluster) -> Iterator[NewOperator]:
 
 @pytest.fixture(scope="session")
 def kubectl(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
-    """kubectl on the real API server, as somebody who may do everything."""
+    """kubectl on the real API server, with all rights."""
     program = find_kubectl(tmp_path_factory.mktemp("kubectl"))
     if program is None:
         pytest.skip(NO_KUBECTL)

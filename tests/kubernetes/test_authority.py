@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cluster whose authority has neither key usage nor key identifiers, as on EKS."""
+"""A cluster whose certificate authority has neither key usage nor key identifiers, as on EKS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def create_default_context(*arguments, **more):
 
 ssl.create_default_context = create_default_context
 """
-"""What Python does by itself since 3.13."""
+"""This is the default of Python since 3.13."""
 
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator makes of a resource, and that it stays so."""
+"""The objects that the operator creates for a resource, and the repair of drift."""
 
 from __future__ import annotations
 

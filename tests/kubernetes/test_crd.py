@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The custom resource definition on a real API server, as kubectl and others see it."""
+"""The custom resource definition on a real API server, with kubectl and other clients."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ LISTEN: Final = [
 
 @pytest.fixture
 def place(real: Cluster) -> Any:
-    """A namespace of the real API server that no operator looks after."""
+    """A namespace of the real API server that no operator watches."""
     made = World(real, None, Addresses())
     yield made
     made.close()
 
 
 def largest(servers: int = 32, listeners: int = 16) -> Object:
-    """A spec that is as large as its bounds allow, as far as rules look at it."""
+    """Return a spec with the maximum size of every field that rules read."""
     return {
         "mail": {"authHttp": "http://auth/" + "a" * 1000, "imapCapabilities": ["X" * 256] * 32},
         "servers": [
@@ -168,7 +168,7 @@ def test_kubectl_selects_by_mode_and_waits_for_conditions(place: World, kubectl:
 
 
 def explained(kubectl: Kubectl, path: str) -> str:
-    """What ``kubectl explain`` says of a field: its description alone."""
+    """Return the description of a field in the output of ``kubectl explain``."""
     said = kubectl("explain", path)
     assert "DESCRIPTION:" in said, said
     description = said.partition("DESCRIPTION:")[2].partition("FIELDS:")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in ``deploy/`` does what it says: every example is accepted and settles."""
+"""The files in ``deploy/`` work: every example is accepted and settles."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An API server that refuses, ends and comes back; credentials that expire; objects that vanish."""
+"""An API server that refuses requests, or is restarted; credentials that expire; objects that disappear."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from support.servers.programs import eventually
 pytestmark = pytest.mark.kubernetes
 
 LONG = 90.0
-"""Seconds: the API server remembers for ten that it knew a token, and pauses after failures add to that."""
+"""Seconds: the API server caches a valid token for ten, and the back-off after failures adds to that."""
 
 
 @pytest.fixture(scope="module")
 def own(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """An API server that may be ended without disturbing anybody."""
+    """An API server that a test may stop without effect on other tests."""
     found = programs()
     assert found is not None, "there is one already"
     del real
@@ -32,7 +32,7 @@ def own(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clu
 
 @pytest.fixture
 def site(own: Cluster, request: pytest.FixtureRequest) -> Iterator[World]:
-    """A namespace and an operator of the test's own, which looks at everything every few seconds."""
+    """A namespace and an operator for these tests; the operator resyncs every few seconds."""
     kubeconfig = own.kubeconfig("operator", own.operator_token())
     operator = Operator(own, request.node.name, kubeconfig, ["--resync=5"])
     world = World(own, operator, Addresses())
@@ -112,7 +112,7 @@ def test_credentials_that_expire_on_the_way_are_read_again(site: World) -> None:
     operator = working(site)
     site.api.delete("ServiceAccount", SYSTEM, ACCOUNT)
     kube(site).stop()
-    kube(site).start()  # watches end, and begin again with the old token
+    kube(site).start()  # watches end, and start again with the old token
     site.operator.eventually(lambda: "watching: the API server" in site.operator.said(), "to be told")  # type: ignore[union-attr]
     assert not is_ready(site.operator)
     account = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several operators, of which one works: whoever holds the Lease."""
+"""Several operators, of which only the holder of the Lease works."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.kubernetes
 
 LEASE = "mailproxy-operator"
 EXPIRY = 40.0
-"""Seconds: a Lease lasts 15, and is looked at every two."""
+"""Seconds: a Lease is valid for 15, and is read every two."""
 
 NewOperator = Callable[..., Operator]
 
 
 def holder(world: World) -> str:
-    """Who holds the Lease: host name and process id; empty when nobody does."""
+    """Return the holder of the Lease, as host name and process id; empty without a holder."""
     lease = world.api.find("Lease", SYSTEM, LEASE)
     return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
 
@@ -36,7 +36,7 @@ def is_leader(operator: Operator) -> bool:
 
 @pytest.fixture
 def start(idle_world: World, new_operator: NewOperator) -> Callable[[str], Operator]:
-    """Starts an operator of this world's namespace that wants the Lease."""
+    """Start an operator for this world's namespace that takes part in leader election."""
     idle_world.api.delete("Lease", SYSTEM, LEASE)
 
     def started(name: str) -> Operator:
@@ -98,7 +98,7 @@ def test_one_that_loses_the_lease_stops(idle_world: World, start: Callable[[str]
 
 
 def test_the_lease_belongs_to_the_pod_of_its_holder(idle_world: World, new_operator: NewOperator) -> None:
-    """With the rights that are granted: OpenShift's admission asks for one to change an owner."""
+    """Only granted rights are used: OpenShift's admission requires one to change an owner reference."""
     world = idle_world
     world.api.delete("Lease", SYSTEM, LEASE)
     for number in (0, 1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hundreds of resources at once: all settle, for a bounded number of requests, and then there is rest."""
+"""Hundreds of resources at once: all settle with a limited number of requests, and then requests stop."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.kubernetes
 COUNT: Final = 300
 PATIENCE: Final = 300.0
 MOST_REQUESTS: Final = 40
-"""For each resource, from nothing until it is ready: first 6 gets and 6 applies, later 9 lists a look."""
+"""For each resource, from creation until ready: first 6 gets and 6 applies, later 9 lists a reconcile."""
 
 
 @pytest.fixture
 def crowd(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """An API server and an operator that have nothing else to do."""
+    """An API server and an operator that are used for nothing else."""
     found = programs()
     assert found is not None, "there is one already"
     del real
@@ -42,7 +42,7 @@ def requests(world: World) -> list[Request]:
 
 
 def all_settled(world: World, waiting: list[str]) -> bool:
-    """Strike out those that have settled, from the end."""
+    """Remove settled resources from the end of the list, and return whether none is left."""
     while waiting and world.condition("Reconciling", waiting[-1]) == ("False", "Settled"):
         waiting.pop()
     return not waiting

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only running pods know reaches the status without an event and long before a resync."""
+"""State that only running pods have reaches the status without an event and long before a resync."""
 
 from __future__ import annotations
 

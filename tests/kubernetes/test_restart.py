@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An operator that begins anew: it remembers nothing, and has nothing to change."""
+"""A restarted operator: it keeps no state in memory, and finds nothing to change."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ EVERYTHING = {
 
 @dataclass
 class Restarts:
-    """Begins operators anew in one namespace."""
+    """Restarts operators in one namespace."""
 
     world: World
     new: NewOperator
 
     def again(self) -> Operator:
-        """End the one that works, begin another, and wait until it has looked at everything."""
+        """Stop the running operator, start another, and wait until it has reconciled all resources."""
         if self.world.operator is not None:
             self.world.operator.stop()
         begun = self.new("anew", f"--namespace={self.world.namespace}").started()
@@ -44,7 +44,7 @@ class Restarts:
         return begun
 
     def at_rest(self) -> dict[tuple[str, str], str]:
-        """The versions of all objects, when the operator has not changed any for two seconds."""
+        """Return the versions of all objects, after two seconds without a change by the operator."""
 
         def unchanged() -> dict[tuple[str, str], str] | None:
             before = self.world.versions()
@@ -56,7 +56,7 @@ class Restarts:
         return found
 
     def after_a_look(self) -> None:
-        """Begin anew, and wait for the first reconcile of every resource."""
+        """Restart the operator, and wait for the first reconcile of every resource."""
         count = len(self.world.api.list("MailProxy", self.world.namespace))
         operator = self.again()
         self.world.until(lambda: reconciles(operator) >= count, "the first look")
@@ -106,7 +106,7 @@ def test_the_last_good_state_outlives_the_operator(restarts: Restarts) -> None:
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
 def test_what_was_refused_is_remembered(restarts: Restarts) -> None:
-    """Otherwise every start of the operator would be another storm of pods."""
+    """Otherwise each start of the operator would create many pods that are refused."""
     world = restarts.world
     backlog = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
     world.put(servers=[backlog], sysctls={"unsafe": "Allow"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Least privilege: what ``deploy/rbac.yaml`` grants is what a real API server has seen asked for."""
+"""Least privilege: ``deploy/rbac.yaml`` grants exactly the rights that a real API server has seen used."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ ASKED_BY_ADMISSION: Final[set[Right]] = {
     ("mailproxy.dev", "mailproxies/finalizers", "update"),
     ("coordination.k8s.io", "leases", "delete"),
 }
-"""No request needs it, but OwnerReferencesPermissionEnforcement, which the API server of these tests has."""
+"""Required by OwnerReferencesPermissionEnforcement, which this API server enables, and by no request."""
 
 
 @dataclass
 class Life:
-    """An API server on which an operator has met everything that can happen."""
+    """An API server on which an operator has been through every kind of event."""
 
     cluster: Cluster
     world: World
 
     def requests(self) -> list[Request]:
-        """What the operator has asked for."""
+        """Return the requests of the operator."""
         assert self.cluster.server is not None
         return self.cluster.server.requests(USER)
 
 
 def kind_of_its_own(name: str, plural: str) -> Object:
-    """A definition as the Prometheus operator brings it, without its schema."""
+    """Return a definition like those of the Prometheus operator, without its schema."""
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
     return {
@@ -66,7 +66,7 @@ def kind_of_its_own(name: str, plural: str) -> Object:
 
 @pytest.fixture(scope="module")
 def life(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
-    """An API server of its own: what others ask of theirs does not count."""
+    """A separate API server, so that the requests of other tests are not counted."""
     found = programs()
     assert found is not None, "there is one already"
     del real
@@ -91,7 +91,7 @@ def life(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
 
 
 def _without_monitoring(world: World) -> None:
-    """A cluster without the kinds that another product brings: they are left out, the rest is there."""
+    """A cluster without the kinds of the Prometheus operator: those are skipped, the others are created."""
     world.put(monitoring=MONITORING)
     world.settle()
     for name, plural in (("PodMonitor", "podmonitors"), ("PrometheusRule", "prometheusrules")):
@@ -101,7 +101,7 @@ def _without_monitoring(world: World) -> None:
 
 
 def _with_everything(world: World) -> None:
-    """One resource uses every kind, drops it again, and meets every sort of pod."""
+    """One resource uses every kind, stops using them, and gets pods in every state."""
     world.put(**EVERYTHING)
     kinds = ("HorizontalPodAutoscaler", "NetworkPolicy", "PodMonitor", "PrometheusRule")
     world.until(lambda: all(world.find(kind) for kind in kinds), "every kind")
@@ -135,7 +135,7 @@ def _meet_pods(world: World) -> None:
 
 
 def granted() -> dict[str, set[Right]]:
-    """The rights of ``deploy/rbac.yaml``, by what grants them: everywhere, or where the operator lives."""
+    """Return the rights in ``deploy/rbac.yaml``, by scope: the whole cluster, or the operator's namespace."""
     documents = manifests("rbac.yaml")
     bound = {
         (one["roleRef"]["kind"], one["roleRef"]["name"])
@@ -157,7 +157,7 @@ def _rights(rule: dict[str, Any]) -> Iterator[Right]:
 
 
 def used(requests: list[Request]) -> set[Right]:
-    """The rights that these requests needed."""
+    """Return the rights that these requests needed."""
     found = {(one.group, one.resource, one.verb) for one in requests if one.resource}
     return found | {(one.group, one.resource, "create") for one in requests if one.created}
 
@@ -168,7 +168,7 @@ def test_no_request_is_refused(life: Life) -> None:
 
 def test_the_rights_are_exactly_those_that_are_used(life: Life) -> None:
     rights = granted()
-    # An object that exists and that the cache lacks is read by name; the webhook reads MailProxies.
+    # An object that exists but is not in the cache is read by name; the webhook reads MailProxies.
     by_name = {(kind.api_version.rpartition("/")[0], kind.plural, "get") for kind in (*OWNED, MAIL_PROXY)}
     by_name = {("" if group == "v1" else group, plural, verb) for group, plural, verb in by_name}
     assert used(life.requests()) | ASKED_BY_ADMISSION | by_name == rights["ClusterRole"] | rights["Role"]
@@ -203,7 +203,7 @@ def test_the_service_account_can_do_nothing_else(life: Life) -> None:
 
 
 def test_owner_references_need_the_right_on_finalizers(life: Life) -> None:
-    """Proof that the one right that no request shows is needed."""
+    """This shows that the right is needed, although no request uses it."""
     owner = {
         "apiVersion": "mailproxy.dev/v1alpha1",
         "kind": "MailProxy",
@@ -224,7 +224,7 @@ def test_owner_references_need_the_right_on_finalizers(life: Life) -> None:
 
 
 def _as_somebody_with(life: Life, role: str) -> Any:
-    """Somebody with the operator's role, or with the same but for the right on finalizers."""
+    """Return a client with the operator's role, or with that role without the right on finalizers."""
     assert life.cluster.server is not None
     [rules] = [
         one["rules"]

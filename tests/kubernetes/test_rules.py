@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the custom resource definition: what a real API server refuses, how, and what it takes.
+"""The rules of the custom resource definition: what a real API server accepts and refuses, and its errors.
 
-The loader, which decides without a cluster, must come to the same decision.
+The configuration loader, which works without a cluster, must accept and refuse the same.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ EXPRESSIONS: Final = "In and NotIn need values; Exists and DoesNotExist take non
 
 
 def mail(**directives: Any) -> Object:
-    """A spec with these directives at the mail level."""
+    """Return a spec with these directives at the mail level."""
     return {"mail": {**AUTH, **directives}}
 
 
@@ -93,7 +93,7 @@ SECRET: Final = {"secretKeyRef": {"name": "a", "key": "b"}}
 CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 
 REFUSED: Final[list[tuple[Object, str, str]]] = [
-    # (spec, the field that is named, what is said of it)
+    # (spec, the field that the error names, text of the error)
     ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server"),
     (listen(ssl=True), "spec", NEEDS_TLS),
     (mail(starttls="Enabled"), "spec", NEEDS_TLS),
@@ -296,7 +296,7 @@ MISTYPED: Final[list[tuple[Object, str, str]]] = [
     ({"mode": "StatefulSet"}, "spec.mode", "Unsupported value"),
     (extra("net/ipv4/tcp_fin_timeout", "1"), "spec.sysctls.extra[0].name", "should match"),
 ]
-"""What the types alone refuse: no rule is asked then."""
+"""Refused by types alone: no rule is evaluated."""
 
 TAKEN: Final[list[Object]] = [
     {},
@@ -364,7 +364,7 @@ def api(real: Cluster) -> Api:
 
 
 def asked(api: Api, spec: Object, name: str = "edge") -> tuple[list[Object], str]:
-    """What the API server says of a resource: the causes of its refusal, and the message."""
+    """Create a resource; return the causes of the API server's refusal, and its message."""
     made = {**body(**spec), "metadata": {"name": name, "namespace": "mail"}}
     answer = api.create(made, dryRun="All", fieldValidation="Strict")
     if answer.status == 201:

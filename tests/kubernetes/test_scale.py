@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many pods there are: by the resource, by its scale, by an autoscaler of ours or of the user's own."""
+"""The number of pods: set by the resource, by its scale, by our autoscaler or by the user's own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scale_of(world: World) -> Object:
 
 
 def scale_deployment(world: World, count: int) -> None:
-    """Be the autoscaler's controller."""
+    """Act as the controller of the autoscaler."""
     path = world.path("Deployment") + "/scale"
     asked = {"spec": {"replicas": count}}
     _ = world.api.asker.ask("PATCH", path, asked, "application/merge-patch+json").good

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sidecars on a real API server: pods are created through the webhook, and the server judges the result."""
+"""Sidecars on a real API server: pods are created through the webhook, and the result is validated."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SPEC: Final[dict[str, Any]] = {
 
 @dataclass
 class Site:
-    """An API server that calls a webhook, and the operator that answers it."""
+    """An API server that calls a webhook, and the operator that serves it."""
 
     cluster: Cluster
     operator: Operator
@@ -65,7 +65,7 @@ def site(real: Cluster) -> Iterator[Site]:
     for manifest in manifests("webhook", "rbac.yaml"):
         _ = real.api.apply(manifest).good
     [configuration] = [one for one in manifests("webhook", "webhook.yaml") if one["kind"] == WEBHOOK]
-    # The API server of a test reaches no Services.
+    # The API server of a test cannot connect to Services.
     configuration["webhooks"][0]["clientConfig"] = {"url": f"https://127.0.0.1:{port}/inject"}
     configuration["metadata"]["namespace"] = ""
     _ = real.api.apply(configuration).good
@@ -83,7 +83,7 @@ def site(real: Cluster) -> Iterator[Site]:
 
 @pytest.fixture
 def place(site: Site, addresses: Addresses) -> Iterator[World]:
-    """A namespace that enforces Pod Security *restricted*."""
+    """A namespace that enforces the *restricted* Pod Security standard."""
     world = World(site.cluster, site.operator, addresses)
     _ = world.api.patch("Namespace", "", world.namespace, {"metadata": {"labels": RESTRICTED}}).good
     account = {"metadata": {"name": "default", "namespace": world.namespace}}
@@ -231,12 +231,12 @@ def test_the_status_counts_who_carries_it_and_who_runs_what(place: World) -> Non
 
 
 def numbers(world: World) -> tuple[int | None, ...]:
-    """Pods that carry the sidecar, that are ready, that run the wanted configuration."""
+    """Return the counts of pods with the sidecar, of ready pods, and of pods with the new configuration."""
     return tuple(world.status().get(name) for name in ("replicas", "readyReplicas", "podsSynced"))
 
 
 def run(world: World, name: str) -> None:
-    """Be the kubelet: the proxy runs and is ready in its init container."""
+    """Act as the kubelet: the proxy runs and is ready in its init container."""
     world.run_pod(name)
     status = world.found("Pod", name)["status"]
     [running] = status["containerStatuses"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a MailProxy says of itself while pods come, lag behind, refuse and fail."""
+"""The status of a MailProxy while pods are created, run an old configuration, are refused and fail."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from support.operator_bodies import server
 pytestmark = pytest.mark.kubernetes
 
 only_real = pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
-"""For what the emulated API server leaves out."""
+"""For features that the emulated API server does not have."""
 
 PACE: Final = 0.23
-"""Seconds between two pods that a ReplicaSet makes while a kubelet refuses them: 77 in 18 seconds."""
+"""Seconds between two pods that a ReplicaSet creates while a kubelet refuses them: 77 in 18 seconds."""
 AUTH: Final = {"authHttp": "http://auth.mail.svc:9000/auth"}
 TYPES: Final = ["Ready", "Accepted", "ResolvedRefs", "Available", "ConfigSynced", "Reconciling", "Stalled"]
 BACKLOG: Final = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
@@ -46,7 +46,7 @@ def sysctls_of(deployment: Object) -> list[str]:
 
 
 def fail(world: World, pod: str, name: str) -> None:
-    """Be a kubelet that does not allow a sysctl."""
+    """Act as a kubelet that does not allow a sysctl."""
     message = f'Pod was rejected: forbidden sysctl: "{name}" not allowlisted'
     world.set_pod_status(pod, {"phase": "Failed", "reason": "SysctlForbidden", "message": message})
 
@@ -346,7 +346,7 @@ def test_a_refused_port_start_is_left_out_too(world: World) -> None:
 
 
 def test_a_refused_sysctl_makes_few_pods(world: World) -> None:
-    """A ReplicaSet replaces a refused pod at once: four a second, 77 before anything was done about it."""
+    """A ReplicaSet replaces a refused pod at once: four a second, and 77 without the operator's limit."""
     world.put(replicas=4)
     world.settle()
     world.put(**UNSAFE, replicas=4)
