@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's admin endpoint under clients that send nothing, or read nothing."""
+"""The operator's admin endpoint with clients that send nothing, or read nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS = 60
 
 
 class Site:
-    """An endpoint at work, and its clients."""
+    """A running endpoint, and its clients."""
 
     def __init__(self, endpoint: AdminEndpoint) -> None:
         self.endpoint = endpoint
@@ -77,7 +77,7 @@ async def closed(reader: asyncio.StreamReader) -> None:
 
 
 async def test_quiet_connections_do_not_pile_up(site: Site) -> None:
-    """They make room for a probe: the one that has been idle longest is closed."""
+    """A new probe is served: the connection that has been idle longest is closed."""
     quiet = [await site.connect() for _ in range(admin.MAX_CONNECTIONS + 8)]
     for reader in quiet[:8]:
         await closed(reader)
@@ -101,12 +101,12 @@ async def test_a_connection_that_was_used_lately_stays(site: Site) -> None:
 
 
 async def test_a_client_that_reads_nothing_is_closed_with_what_it_was_to_get(site: Site) -> None:
-    """Closing would wait for it to read: sockets and what they are to get would pile up all the same."""
+    """A normal close waits until the client reads, so sockets and their buffers would accumulate."""
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", site.endpoint.port))
         transport = await opened(site)
-        transport.write(b"x" * 16_000_000)  # more than the kernel takes
+        transport.write(b"x" * 16_000_000)  # more than the kernel's buffers hold
         assert transport.get_write_buffer_size() > 0
         for _ in range(admin.MAX_CONNECTIONS):
             await site.connect()

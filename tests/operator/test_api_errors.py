@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API server's answers mean, beyond what the requests' own tests show."""
+"""The meaning of the API server's errors, in addition to the tests of requests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS to the API server: authorities that Python 3.13 refuses, authorities that are renewed."""
+"""TLS to the API server: certificate authorities that Python 3.13 rejects, and renewed ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.operator_running import until
 
 @pytest.fixture(autouse=True)
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verify as Python 3.13 does, on every Python."""
+    """Verify as Python 3.13 does, with any version of Python."""
     plain = ssl.create_default_context
 
     def create_default_context(*arguments: Any, **more: Any) -> ssl.SSLContext:
@@ -72,7 +72,7 @@ def operator(kube: FakeKube, ca: Path) -> AbstractAsyncContextManager[Running]:
 
 
 def renew(ca: Path, authority: PlainAuthority) -> None:
-    """Replace the file as the kubelet does: another one takes its place."""
+    """Replace the file as the kubelet does: by renaming another file."""
     other = ca.with_suffix(".new")
     other.write_bytes(authority.certificate)
     other.replace(ca)
@@ -132,7 +132,7 @@ async def test_an_authority_inside_a_renewed_kubeconfig_is_used_too(
     kube: FakeKube, authority: PlainAuthority, serving: ssl.SSLContext, tmp_path: Path, ca: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """There is no file to look at: the kubeconfig is read again when a certificate is not accepted."""
+    """There is no file to watch: the kubeconfig is read again when a certificate is rejected."""
     monkeypatch.setattr("mailproxy_operator.api.watch_monitor.RENEW_SECONDS", 0.0)
     known = {"ca": authority.certificate}
     login = lambda **_: kopf.ConnectionInfo(server=kube.url, ca_data=known["ca"])  # noqa: E731

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads from kopf's indexes, own writes that the watch has not brought yet, and objects that are gone."""
+"""Reads from kopf's indexes, own writes that the watch has not delivered yet, and deleted objects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config_map(version: int, uid: str = "one", *, data: str = "", owner: str = "
 
 
 class Server(MemoryCluster):
-    """Answers applies that create as an API server does."""
+    """Responds to applies that create objects as an API server does."""
 
     live: Manifest | None = None
 

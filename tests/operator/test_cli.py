@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: what it prints, and how it ends."""
+"""The command: its output, and its exit codes."""
 
 from __future__ import annotations
 

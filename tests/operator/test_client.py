@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster port on an API server: what is sent, and what answers mean."""
+"""The client and an API server: the requests, and the meaning of the responses."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mailproxy-operator run`` as a process: it finds the API server, works, and ends when told to."""
+"""``mailproxy-operator run`` as a process: it connects to the API server, works, and exits on a signal."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was seen becomes conditions: each row is a situation, and what it is called."""
+"""Observations become conditions: each row is a situation and one of its conditions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def failing(kind: str, message: str, **more: Any) -> Workload:
 
 
 def carried(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
-    """A sidecar, with the pods that carry it and those that ask and run without."""
+    """A sidecar with these injected pods; ``without`` are pods that request it and run without it."""
     return facts(mode="Sidecar", observed=Observed(pods=pods, without_sidecar=without))
 
 
@@ -60,7 +60,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         (facts(refused=REFUSAL), "Ready", "False", "InvalidSpec"),
         (facts(refused=REFUSAL), "Stalled", "True", "InvalidSpec"),
         (facts(refused=REFUSAL), "Available", "True", "MinimumReplicasAvailable"),
-        # what is referred to
+        # ResolvedRefs
         (facts(), "ResolvedRefs", "True", "ResolvedRefs"),
         (facts(STARTING, WAITING, has_references=True), "ResolvedRefs", "Unknown", "NotYetMounted"),
         (facts(STARTING, WAITING), "ResolvedRefs", "True", "ResolvedRefs"),
@@ -98,7 +98,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
             "False",
             "SecretNotFound",
         ),
-        # whether clients are served
+        # Available
         (facts(mode="Sidecar"), "Available", "True", "SidecarMode"),
         (carried(), "Ready", "True", "Ready"),
         (carried(pod(), without=("b",)), "Available", "False", "SidecarMissing"),
@@ -126,7 +126,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
             "True",
             "MinimumReplicasAvailable",
         ),
-        # which configuration runs
+        # ConfigSynced
         (facts(), "ConfigSynced", "True", "AllPodsSynced"),
         (facts(EMPTY), "ConfigSynced", "True", "AllPodsSynced"),
         (facts(SERVING, pod(running=RunningConfig("old"))), "ConfigSynced", "False", "ConfigPropagating"),
@@ -139,7 +139,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         ),
         (facts(STARTING, WAITING), "ConfigSynced", "False", "ConfigPropagating"),
         (facts(SERVING, pod(), LEAVING), "ConfigSynced", "True", "AllPodsSynced"),
-        # what is going on
+        # Reconciling
         (facts(), "Reconciling", "False", "Settled"),
         (facts(paused=True), "Reconciling", "False", "Paused"),
         (facts(ROLLING), "Reconciling", "True", "RollingOut"),
@@ -147,7 +147,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         (facts(retrying=ConditionCause("Retrying", "500")), "Reconciling", "True", "Retrying"),
         (facts(SERVING, pod(running=RunningConfig("old"))), "Reconciling", "True", "ConfigPropagating"),
         (facts(mode="Sidecar"), "Reconciling", "False", "Settled"),
-        # what waiting does not help with
+        # Stalled
         (facts(), "Stalled", "False", "NotStalled"),
         (facts(sysctl_refused=SYSCTL), "Stalled", "True", "SysctlForbidden"),
         (facts(sysctl_refused=SYSCTL), "Ready", "False", "SysctlForbidden"),

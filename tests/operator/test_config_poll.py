@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running pods are asked regularly: what only they know reaches the status."""
+"""Running pods are polled: state that only they have reaches the status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pod(name: str) -> dict[str, Any]:
 
 
 class Pods:
-    """Pods that answer what a test wants, and count how often they are asked."""
+    """Pods with responses that a test sets; they count the requests."""
 
     def __init__(self) -> None:
         self.answers: dict[str, RunningConfig | None] = {}
@@ -114,7 +114,7 @@ async def test_only_so_many_are_asked_at_once(
 
 
 async def test_a_certificate_that_does_not_load_reaches_the_status(quick: None) -> None:
-    """Nothing happens at the API server: neither an event nor a resync tells of it."""
+    """The API server sees no change: neither an event nor a resync reports it."""
     del quick
     cluster = MemoryCluster()
     cluster.put(body(replicas=1))

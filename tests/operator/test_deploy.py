@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifests that are shipped: the examples are valid, and the rights are those that are used."""
+"""The shipped manifests: the examples are valid, and the rights are exactly those that are used."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _documents(name: str) -> list[dict[str, Any]]:
 
 def _granted() -> set[Right]:
     documents = _documents("rbac.yaml")
-    # Those for people are bound to nobody: the cluster's own roles take them in.
+    # The roles for users have no binding: they are aggregated into the cluster's own roles.
     bound = {one["roleRef"]["name"] for one in documents if "roleRef" in one}
     roles = [one for one in documents if one["metadata"]["name"] in bound]
     return {
@@ -110,16 +110,16 @@ async def test_the_rights_are_exactly_those_that_are_used(monkeypatch: pytest.Mo
         async with running(kube, lease_namespace="mail", identity="test"):
             await _live_through_everything(kube)
         used = {right for verb, kind, sub in kube.requests for right in _rights(verb, kind, sub)}
-    # Asked for by an admission plugin of OpenShift, not by a request of ours.
+    # Required by an admission plugin of OpenShift, not by a request of the operator.
     used.add(("mailproxy.dev", "mailproxies/finalizers", "update"))
     used.add(("coordination.k8s.io", "leases", "delete"))
-    # An object that exists and that the cache lacks is read by name; the webhook reads MailProxies.
+    # An object that exists but is not in the cache is read by name; the webhook reads MailProxies.
     used |= {right for kind in (*OWNED, MAIL_PROXY) for right in _rights("get", kind.name, "")}
     assert used == _granted()
 
 
 async def _live_through_everything(kube: FakeKube) -> None:
-    """Have one resource use every kind, drop it again, and meet every sort of pod."""
+    """One resource uses every kind, stops using them, and gets pods in every state."""
     everything = {
         "autoscaling": {"maxReplicas": 3},
         "networkPolicy": {"enabled": True},
@@ -176,7 +176,7 @@ def _rights(verb: str, kind_name: str, sub: str) -> set[Right]:
     kind: Kind = kinds[kind_name]
     group = kind.api_version.rpartition("/")[0]
     resource = f"{kind.plural}/{sub}" if sub else kind.plural
-    # An apply may create, unless it goes to a subresource; then the right to create is asked for as well.
+    # An apply may create, except for a subresource; the right to create is then required as well.
     verbs = ("patch",) if sub else _VERBS.get(verb, (verb,))
     assert kind in {*OWNED, MAIL_PROXY, POD, LEASE}
     return {(group, resource, one) for one in verbs}

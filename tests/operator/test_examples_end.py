@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples' programs end when their pods do, though process 1 of a container ignores most signals."""
+"""The examples' programs exit with their pods, although process 1 of a container ignores most signals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PORT: Final = f":{9000:04X} "
 
 
 def programs() -> Iterator[tuple[str, str]]:
-    """Every Python program in a ConfigMap of an example."""
+    """Return each Python program in a ConfigMap of an example."""
     for path in sorted(EXAMPLES.glob("*.yaml")):
         for one in yaml.safe_load_all(path.read_text()):
             if one and one["kind"] == "ConfigMap":
@@ -38,7 +38,7 @@ def test_there_are_programs() -> None:
 
 @contextlib.contextmanager
 def as_process_1(file: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Run it as the first process of its own namespace; gives its number here, and what waits for its end."""
+    """Run it as process 1 of a PID namespace; return its id here, and the process to wait for."""
     command = ["unshare", "--pid", "--net", "--fork", "--kill-child", sys.executable, str(file)]
     env = {**os.environ, "MAIL_SERVER": "localhost:143"}
     with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as outer:
@@ -56,7 +56,7 @@ def as_process_1(file: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
 
 @pytest.mark.parametrize("program", [text for _, text in PROGRAMS], ids=[name for name, _ in PROGRAMS])
 def test_it_ends_with_its_pod(program: str, tmp_path: Path) -> None:
-    """Not only when the grace period is over."""
+    """It exits at once, and not at the end of the grace period."""
     file = tmp_path / "auth.py"
     file.write_text(program)
     with as_process_1(file) as (inner, outer):

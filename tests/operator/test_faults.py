@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every refusal of the API server on every verb: it is counted, said where it can be, and survived."""
+"""Every error of the API server on every verb: it is counted, reported where possible, and not fatal."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def given_up_soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for no answer for less than usual, where none will come."""
+    """Reduce the timeout of requests to a server that does not respond."""
     if request.getfixturevalue("status") == HANGS:
         monkeypatch.setattr(kube_module, "REQUEST_SECONDS", 0.5)
 
@@ -89,7 +89,7 @@ def condition(kube: FakeKube, name: str, kind: str) -> dict[str, Any]:
 
 
 def pod(kube: FakeKube) -> None:
-    """Put a pod that does not know yet which configuration it should run."""
+    """Create a pod without the annotation of the wanted configuration."""
     template = kube.found(DEPLOYMENT, "edge")["spec"]["template"]["metadata"]
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "edge-1", "uid": "r", "controller": True}
     metadata = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The circuit breaker's memory, and what it says."""
+"""The state of the circuit breaker for sysctls, and its messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def workload(annotation: str | None) -> dict[str, Any]:
     ("annotation", "remembered"),
     [
         ('{"generation": 3, "names": ["a.b", "c.d"]}', {"a.b", "c.d"}),
-        ('{"generation": 2, "names": ["a.b"]}', set()),  # a newer resource starts afresh
+        ('{"generation": 2, "names": ["a.b"]}', set()),  # a newer generation starts with no refused sysctls
         ('{"generation": 3, "names": [1]}', set()),
         ("[]", set()),
         ("edited by hand", set()),

@@ -32,7 +32,7 @@ class World:
         )
 
     def is_enqueued(self) -> bool:
-        """Whether anything was enqueued since the last time."""
+        """Return whether anything was enqueued since the last call."""
         found = bool(len(self.handlers.queue))
         self.handlers.queue._entries.clear()
         return found
@@ -70,8 +70,8 @@ async def test_resource_is_enqueued_when_created_edited_or_deleted_but_not_for_i
 @pytest.mark.parametrize(
     ("kind", "name", "is_enqueued"),
     [
-        (CONFIG_MAP, "edge-config", False),  # as the last apply left it
-        (DEPLOYMENT, "edge", True),  # its status counts
+        (CONFIG_MAP, "edge-config", False),  # equal to what was applied last
+        (DEPLOYMENT, "edge", True),  # its status is relevant
         (SERVICE, "edge", True),
     ],
 )

@@ -35,7 +35,7 @@ async def kube() -> AsyncIterator[FakeKube]:
 
 
 class Source(MemoryCluster):
-    """A cluster whose lists take as long, or fail as often, as a test wants."""
+    """A cluster whose lists have the delay or the number of failures that a test sets."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who works: the Lease is won, kept, lost, given back and taken over."""
+"""Leader election: the Lease is acquired, renewed, lost, released and taken over."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "op-0", "uid": "u-0"}
 
 
 async def test_lease_belongs_to_the_pod_of_its_holder() -> None:
-    """Kubernetes deletes what belongs to a pod that is gone, so a Lease does not outlive its operators."""
+    """Kubernetes deletes objects whose owner is gone, so the Lease is deleted with the operator's pod."""
     store = Store()
     first = LeaderElector(store, KEY, "a", owner=OWNER)
     await first.acquire()

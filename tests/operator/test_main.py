@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole operator in this process, on an emulated API server: kopf, queue, reconcile and all."""
+"""The whole operator in this process, on an emulated API server: kopf, work queue and reconciler."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ async def test_the_admin_endpoint(kube: FakeKube, monkeypatch: pytest.MonkeyPatc
             assert (answer.status, await answer.text()) == (200, "ok\n")
         async with session.get(f"{base}/readyz") as answer:
             assert answer.status == 200
-        async with asyncio.timeout(60):  # the status is there before the reconcile has ended and is counted
+        async with asyncio.timeout(60):  # the status is written before the reconcile has ended and is counted
             text = ""
             while 'mailproxy_operator_resources{ready="false"} 1.0' not in text:
                 async with session.get(f"{base}/metrics") as answer:

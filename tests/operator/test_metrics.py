@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's metrics: what moves when."""
+"""The operator's metrics, and the events that change them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ CATALOGUE = {
         {"result": {"injected", "present", "ignored", "refused", "error"}},
     ),
 }
-"""Name, kind, and of each label what it may say: nothing before something happens, ``None`` for anything."""
+"""Name, type, and the values of each label: empty before the first event, ``None`` for any value."""
 
 
 def test_the_catalogue_is_whole_from_the_start() -> None:

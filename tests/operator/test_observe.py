@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read from a cluster becomes one value."""
+"""Objects that are read from a cluster become one value."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_workloads(live: dict[str, Any], expected: Workload) -> None:
 
 
 async def test_a_deployment_whose_pods_take_node_ports_may_lack_one_while_it_rolls() -> None:
-    """As a DaemonSet: the old pod goes first, so a rollout is no outage."""
+    """As with a DaemonSet: the old pod is deleted first, so a rollout is not an outage."""
     live = deployment({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 1})
     live["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
     observed, _ = await observe(MemoryCluster(), EDGE, live, None)
@@ -151,7 +151,7 @@ async def test_pods_that_leave_are_not_asked() -> None:
 
 @pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
 async def test_pods_that_have_ended_are_not_asked(phase: str) -> None:
-    """An evicted pod keeps its address in its status, and another pod may have it by now."""
+    """An evicted pod keeps its address in its status, and another pod may have that address now."""
     cluster = MemoryCluster()
     cluster.put(pod({}, phase=phase, reason="Evicted", message="m"))
     cluster.running["a"] = RunningConfig("h", "another pod's error about a certificate")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A resource becomes objects and a status, whatever state the cluster is in."""
+"""A resource becomes objects and a status, in every state of the cluster."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class World:
         return await self.reconciler.reconcile(EDGE)
 
     async def settle(self) -> Outcome:
-        """Reconcile, let the controllers and the pods do their part, and reconcile again."""
+        """Reconcile, run the controllers and pods, and reconcile again."""
         for _ in range(2):  # an unsafe sysctl is tried with one pod first
             await self.reconcile()
             self.cluster.roll_out("edge")
@@ -116,7 +116,7 @@ async def test_a_second_reconcile_writes_nothing(world: World) -> None:
 
 
 async def test_a_first_look_that_was_broken_off_is_made_good(world: World) -> None:
-    """It left objects and no status; by then the user wants something else."""
+    """The first reconcile wrote objects and no status; then the spec changed."""
     world.put(networkPolicy={"enabled": True})
     await world.reconcile()
     del world.cluster.found(MAIL_PROXY, "edge")["status"]
@@ -257,7 +257,7 @@ async def test_another_mode_keeps_the_old_pods_until_the_new_ones_serve(world: W
 
 
 async def test_another_mode_keeps_the_old_pods_while_no_node_takes_the_new_ones(world: World) -> None:
-    """A node selector that no node has must not end the proxy that serves."""
+    """A node selector that matches no node must not end the running proxy."""
     world.put()
     await world.settle()
     world.put(mode="DaemonSet", pod={"nodeSelector": {"mail": "edge"}})
@@ -277,7 +277,7 @@ PROXY = "mailproxy.dev/proxy"
 
 
 def _as_before_the_label(world: World) -> None:
-    """Leave everything as an operator that did not know the label has made it."""
+    """Change all objects to what an operator of the release before the label made."""
     for (kind, _), one in world.cluster.objects.items():
         if kind is not MAIL_PROXY:
             one["metadata"].get("labels", {}).pop(PROXY, None)
@@ -301,7 +301,7 @@ async def test_upgrade_labels_every_object_and_every_running_pod(world: World) -
 
 
 async def test_objects_without_the_label_are_still_pruned(world: World) -> None:
-    """Between the two releases the user no longer wants one of them."""
+    """With the update from that release, the spec stops using one of them."""
     world.put(networkPolicy={"enabled": True})
     await world.settle()
     _as_before_the_label(world)
@@ -364,7 +364,7 @@ async def test_a_refused_sysctl_trips_the_breaker(world: World) -> None:
 
 
 async def test_a_refused_port_start_is_left_out_too(world: World) -> None:
-    """Pods that cannot listen are started again with pauses; pods that nodes refuse are replaced at once."""
+    """A container that cannot listen is restarted with back-off; a refused pod is replaced at once."""
     world.put()
     await world.settle()
     before = world.cluster.found(DEPLOYMENT, "edge")["spec"]

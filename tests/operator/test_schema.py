@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The custom resource definition: fresh, without defaults of directives, and readable."""
+"""The custom resource definition: up to date, without defaults of directives, and readable."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_file_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_definition_is_valid_on_every_supported_version(version: str) -> None:
-    """Strictly, as ``kubectl apply`` has it: a field that a version does not know is an error."""
+    """Validation is strict, as with ``kubectl apply``: a field that a version does not have is an error."""
     assert schema_errors(custom_resource_definition(KubeVersion.parse(version)), version) == []
     shipped = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
     assert schema_errors(shipped, version) == [], "deploy/crd.yaml is for all of them"
@@ -115,13 +115,13 @@ def test_every_field_has_a_description() -> None:
         for path, schema in nodes(SCHEMA)
         for name, inner in schema.get("properties", {}).items()
         if not inner.get("description")
-        and (path, name) != ("", "metadata")  # the API server allows none there
+        and (path, name) != ("", "metadata")  # the API server does not allow one there
     ]
     assert missing == []
 
 
 def test_message_of_every_rule_names_a_field() -> None:
-    """Clients show the message; the path before it is that of the object that holds the rule."""
+    """Clients show the message; the path before it is that of the object that has the rule."""
     unnamed = [
         (path, rule["message"])
         for path, schema in nodes(SCHEMA)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions of Kubernetes, as people and providers write them."""
+"""Versions of Kubernetes, as users and providers write them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status as a whole, and the events that tell of its changes."""
+"""The whole status, and the events about its changes."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_two_transitions_within_a_second_are_two_events() -> None:
     [
         (conditions("True", "Ready"), False),
         (conditions("False", "PodsNotReady"), True),
-        # The watches report a node that takes a pod, and pods that are made anew.
+        # The watches report a node that accepts a pod, and pods that are created again.
         (conditions("False", "NoNodes"), False),
         (conditions("False", "SidecarMissing"), False),
         ({"conditions": [{"type": "Stalled", "status": "True"}]}, False),

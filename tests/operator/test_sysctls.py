@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sysctls a pod gets, and what the status says about the others."""
+"""Which sysctls a pod gets, and the status messages about the others."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ SOMAXCONN, RMEM, WMEM = "net.core.somaxconn", "net.ipv4.tcp_rmem", "net.ipv4.tcp
         ),
         ([listen(143, so_keepalive=KeepAlive(enabled=False)), SEED], None, None),
         ([listen(25, backlog=16384)], None, {}),
-        ([listen(143, rcvbuf=ByteCount(4096))], None, {}),  # would lower the default of every other socket
+        ([listen(143, rcvbuf=ByteCount(4096))], None, {}),  # would reduce the default of all other sockets
         ([listen(None, backlog=65535, rcvbuf=ByteCount(1 << 20), so_keepalive=IDLE_30)], None, {}),
         ([listen(143, rcvbuf=ByteCount(33554432))], None, {RMEM: "4096 67108864 67108864"}),
     ],

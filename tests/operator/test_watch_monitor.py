@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches: whatever ends one, it begins again, is counted by its reason, and nothing is missed."""
+"""Watches: each one that ends is started again and counted by its reason, and no change is missed."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def works(kube: FakeKube, name: str) -> None:
-    """See that a new resource is noticed, long before a resync would.
+    """Check that a new resource is reconciled by its event, long before the resync.
 
-    This server replays nothing to a watch that begins, so the resource is edited until it is seen.
+    This server does not replay events to a new watch, so the resource is changed until it is reconciled.
     """
     async with asyncio.timeout(60):
         for workers in itertools.count(1):
@@ -82,7 +82,7 @@ async def test_other_error_in_a_watch_ends_the_process(kube: FakeKube, code: int
 async def test_what_changes_while_a_watch_is_listed_anew_is_noticed(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A status has no part in what we compare objects by: the list's versions tell."""
+    """The comparison of objects ignores the status: the list's resource versions show the change."""
     monkeypatch.setattr("mailproxy_operator.controller.reconciler.LOOK_AGAIN_SECONDS", 3600.0)
     monkeypatch.setattr("mailproxy_operator.controller.work_queue.LONGEST_LOOK", 3600.0)
     kube.put(body())
@@ -90,8 +90,8 @@ async def test_what_changes_while_a_watch_is_listed_anew_is_noticed(
         await until(lambda: watches(kube))
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
         await until(lambda: kube.found(MAIL_PROXY, "edge").get("status"))
-        await works(kube, "second")  # the watches are at work
-        listed, kube._watches = list(kube._watches), []  # nothing is told of what follows
+        await works(kube, "second")  # the watches are running
+        listed, kube._watches = list(kube._watches), []  # the next changes are not reported to them
         live = kube.found(DEPLOYMENT, "edge")
         status = {"observedGeneration": live["metadata"]["generation"], "replicas": 1, "availableReplicas": 7}
         kube.put({**live, "status": status})
@@ -151,7 +151,7 @@ async def test_a_list_that_is_refused(kube: FakeKube, status: int) -> None:
 async def test_watch_that_is_silent_ends_the_process(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The API server asks for a pause of an hour, and kopf keeps to it: nothing fails, nothing is seen."""
+    """The API server requests a pause of an hour, and kopf obeys: there is no error, and no event arrives."""
     monkeypatch.setattr(main_module, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(watch_monitor, "STALLED_SECONDS", 3.0)
     fault = Fault(

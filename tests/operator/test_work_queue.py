@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is reconciled when."""
+"""Which resource is reconciled when."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ A, B = Key("mail", "a"), Key("mail", "b")
 
 
 class Work:
-    """Reconciles that a test decides about."""
+    """Reconciles whose results a test sets."""
 
     def __init__(self) -> None:
         self.done: list[Key] = []

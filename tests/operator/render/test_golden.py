@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole renderings, compared with files that a reviewer reads.
+"""The complete rendered objects are compared with golden files.
 
-Set ``UPDATE_GOLDEN=1`` to write them anew; then look at the difference.
+Set ``UPDATE_GOLDEN=1`` to write the files again, and review the difference.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ports of nodes, and how pods that take them are rolled out and spread."""
+"""Ports of nodes (``hostPort``, ``hostNetwork``): how pods that use them are rolled out and spread."""
 
 from __future__ import annotations
 

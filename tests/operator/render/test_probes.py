@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The probes of a pod: a start that goes well leaves no warning, and a slow one is waited for."""
+"""The probes of a pod: a normal start causes no warning event, and a slow start is not ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.servers.programs import Ports
 
 ROOT: Final = Path(__file__).parents[3]
 SLOW_START_SECONDS: Final = 600
-"""A start on a node that is busy, or with a small CPU limit, takes minutes and succeeds."""
+"""A start on a busy node, or with a small CPU limit, takes minutes and succeeds."""
 
 
 def startup_probe() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def startup_probe() -> dict[str, Any]:
 
 
 def test_the_first_probe_comes_after_a_start_that_goes_well(tmp_path: Path) -> None:
-    """Each probe that fails is a warning event of the pod. Measured is processor time, whatever else runs."""
+    """A failed probe is a warning event of the pod. CPU time is measured, so other load does not matter."""
     listen = [{"address": "127.0.0.1", "port": Ports().take()}]
     server = {"name": "imap", "protocol": "imap", "listen": listen}
     started = proxies.start(
@@ -57,7 +57,7 @@ def test_a_slow_start_is_waited_for() -> None:
     "file", ["deploy/operator.yaml", "charts/mailproxy-operator/templates/deployment.yaml"]
 )
 def test_the_operator_has_time_to_start_as_well(file: str) -> None:
-    """It imports two clients of Kubernetes before it can answer."""
+    """It imports two Kubernetes client libraries before it can respond."""
     text = (ROOT / file).read_text()
     probe = yaml.safe_load(text[text.index("startupProbe:") : text.index("livenessProbe:")])["startupProbe"]
     assert probe["initialDelaySeconds"] >= 5

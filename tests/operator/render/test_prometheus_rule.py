@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alerts: Prometheus reads them, and each fires on the data it is for."""
+"""The alerts: Prometheus accepts them, and each fires on the data it is for."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_alert_fires_on_the_data_it_is_for(needs: Needs, rules: Path, aler
     file.write_text(yaml.safe_dump(case))
     command = [needs("promtool"), "test", "rules", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    # Nothing is expected, so promtool tells what fires instead.
+    # No alert is expected, so promtool prints those that fire.
     assert done.returncode == 1, done.stdout + done.stderr
     said = done.stdout + done.stderr
     assert f'alertname="{alert.name}"' in said, said

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``render`` prints is what the operator applies: the very objects."""
+"""``render`` prints exactly the objects that the operator applies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = sorted((Path(__file__).parent / "golden").glob("*.in.yaml"), key=lambda 
 
 
 class Recording(MemoryCluster):
-    """Remembers what it was asked to apply."""
+    """Records the objects that are applied."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a pod that asks for a sidecar."""
+"""Admission of pods that request a sidecar."""
 
 from __future__ import annotations
 

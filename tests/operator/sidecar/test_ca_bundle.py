@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The webhook's configuration trusts every operator process, and none forgets the others."""
+"""The webhook's configuration trusts every operator process; none removes another's certificate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SERVICE = {"service": {"name": "hook", "namespace": "system", "path": "/inject"}
 
 
 class Store:
-    """The one configuration, with somebody else who may be faster."""
+    """The only webhook configuration; another process may write it first."""
 
     def __init__(self, *clients: Mapping[str, Any]) -> None:
         self.version = 1
@@ -195,7 +195,7 @@ def test_the_names_are_those_of_the_configuration(clients: list[Any], names: set
     assert called_as({"webhooks": [{"clientConfig": client} for client in clients]}) == names
 
 
-# --- somebody else's -------------------------------------------------------------
+# --- certificates that are given -------------------------------------------------
 
 
 def write(folder: Path, holder: str) -> None:
@@ -231,7 +231,7 @@ def test_a_broken_successor_changes_nothing(tmp_path: Path, caplog: pytest.LogCa
 
 
 def lasting_authority(name: str = "company") -> str:
-    """A certificate of an authority as companies have it, for ten years."""
+    """A certificate of a corporate certificate authority, valid for ten years."""
     ca = trustme.CA(organization_name=name)
     return ca.cert_pem.bytes().decode()
 
@@ -262,7 +262,7 @@ async def test_a_mounted_certificate_is_ready_when_its_authority_is_trusted(tmp_
 
 
 async def test_another_certificate_is_switched_to_while_both_are_trusted(tmp_path: Path) -> None:
-    """A rollout: operators with their own certificate answer until those with the Secret's are ready."""
+    """In a rollout, operators with their own certificate serve until those with the Secret's are ready."""
     store, authority = Store(SERVICE), lasting_authority()
     own = keeper(store)
     await own.refresh()
@@ -270,7 +270,7 @@ async def test_another_certificate_is_switched_to_while_both_are_trusted(tmp_pat
     assert await refreshed(given(store, authority, tmp_path))
     assert trusts(store.bundle(), current(own))
     assert trusts(store.bundle(), authority)
-    # and back
+    # and the same in reverse
     again = keeper(store, "pod-2")
     await again.refresh()
     assert trusts(store.bundle(), authority)
@@ -290,7 +290,7 @@ async def test_an_authority_that_was_switched_from_goes_with_the_next_renewal() 
 
 
 async def test_several_given_authorities_are_trusted_together(tmp_path: Path) -> None:
-    """As while an authority is renewed."""
+    """As during the renewal of a certificate authority."""
     store, both = Store(SERVICE), lasting_authority() + lasting_authority("next")
     write(tmp_path, "a")
     assert await refreshed(given(store, both, tmp_path))

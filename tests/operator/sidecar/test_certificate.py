@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates that an operator makes for itself."""
+"""Certificates that an operator issues itself."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_it_answers_with_what_it_was_given_last() -> None:
 
 
 def strict_context(authority: str) -> ssl.SSLContext:
-    """What verifies as Python 3.13 and Go do."""
+    """Return a context that verifies as strictly as Python 3.13 and Go do."""
     context = ssl.create_default_context(cadata=authority)
     context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

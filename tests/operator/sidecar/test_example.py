@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar's example as a pod: what it mounts leaves the image's own settings where they are."""
+"""The sidecar's example as a pod: its mounts do not hide settings of the image."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def test_dovecots_settings_are_one_file_more_and_the_last_to_be_read() -> None:
     (mount,) = (one for one in dovecot["volumeMounts"] if one["name"] == "settings")
     assert mount["subPath"] == "proxied.conf"
     folder, _, name = mount["mountPath"].rpartition("/")
-    assert folder == "/etc/dovecot/conf.d"  # where auth.conf of the image has the password database
+    assert folder == "/etc/dovecot/conf.d"  # where auth.conf of the image expects the password database
     assert name > "ssl.conf"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy is put into pods, and into no pod that could not live with it."""
+"""The proxy is injected into pods, except into pods that it is not compatible with."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_pod_gets_the_label_of_its_proxy() -> None:
 
 
 def test_pod_that_carries_the_sidecar_without_the_label_gets_it() -> None:
-    """As one that an older release, or `render --sidecar` of one, has made."""
+    """For example a pod that an older release, or its ``render --sidecar``, has made."""
     older = put(inject(made(), pod()))
     del older["metadata"]["labels"][PROXY]
     before = copy.deepcopy(older)
@@ -112,7 +112,7 @@ def test_pod_that_carries_the_sidecar_without_the_label_gets_it() -> None:
 
 @pytest.mark.parametrize("label", ["mailproxy.dev/proxy", "mailproxy.dev/inject"])
 def test_pod_with_the_label_of_another_proxy_is_not_injected(label: str) -> None:
-    """A changed label could be one that the workload's selector finds its pods by."""
+    """The label may be part of the selector of the workload, so it must not be changed."""
     asking = pod()
     asking["metadata"]["labels"][label] = "other"
     reason, message = why_not(inject(made(), asking))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the status of a sidecar says: who carries it, and who runs what."""
+"""The status of a sidecar: which pods have it, and which configuration each runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EDGE = Key("mail", "edge")
 
 
 class World:
-    """A sidecar's resource, and pods of other people."""
+    """A sidecar's resource, and pods of other owners."""
 
     def __init__(self, **spec: Any) -> None:
         self.cluster = MemoryCluster()
@@ -35,7 +35,7 @@ class World:
         return status["replicas"], status["readyReplicas"], status["podsSynced"]
 
     def pod(self, name: str, runs: str | None = None, *, is_ready: bool = True, **status: Any) -> Manifest:
-        """A pod that was injected, as its kubelet sees it."""
+        """Return an injected pod, as its kubelet reports it."""
         found = inject(made(**self.spec), pod())
         assert isinstance(found, Injected)
         one = found.pod
@@ -183,7 +183,7 @@ async def test_from_a_deployment_to_a_sidecar_the_workload_goes() -> None:
 
 
 async def test_running_pods_get_the_label_of_their_proxy() -> None:
-    """Pods that an older operator has injected lack it; a pod is labelled without being made anew."""
+    """Pods that an older operator injected do not have it; the label is added without a new pod."""
     world = World()
     older = world.pod("a", made().config_hash)
     del older["metadata"]["labels"]["mailproxy.dev/proxy"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's pods are watched by the label by which they ask."""
+"""Pods of other owners are watched by the label that requests injection."""
 
 from __future__ import annotations
 

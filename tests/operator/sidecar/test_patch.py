@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches for a pod template: what they say, and that applying them gives what the webhook gives."""
+"""Patches for a pod template: their content, and that applying them has the same result as the webhook."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RESOURCE, WORKLOAD = HERE / "mailproxy.yaml", HERE / "workload.yaml"
 
 
 def applied(document: Any, operations: JsonPatch) -> Any:
-    """Do what RFC 6902 says, as far as we make use of it."""
+    """Apply a patch by RFC 6902, as far as it is used here."""
     found = {"": copy.deepcopy(document)}
     for one in operations:
         steps = [step.replace("~1", "/").replace("~0", "~") for step in one["path"].split("/")]
@@ -142,7 +142,7 @@ def test_of_several_workloads_those_that_ask_are_filled() -> None:
     assert [before == after for before, after in pairs] == [True, False]
 
 
-# --- what the command prints -----------------------------------------------------
+# --- the output of the command ---------------------------------------------------
 
 
 @pytest.mark.parametrize(

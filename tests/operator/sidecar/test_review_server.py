@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The webhook's server under clients that send slowly, or nothing at all."""
+"""The webhook's server with clients that send slowly, or send nothing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ HEAD = b"POST /inject HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No deadline ends what these tests look at."""
+    """Set the deadline so high that it does not end a test."""
     monkeypatch.setattr(review_server, "READ_SECONDS", 3600.0)
 
 
 class Site:
-    """A server at work, and its clients."""
+    """A running server, and its clients."""
 
     def __init__(self, server: ReviewServer, authority: str) -> None:
         self.server = server
@@ -76,7 +76,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def test_slow_bodies_do_not_delay_a_review(site: Site) -> None:
-    """The old gate was held while a body was read: sixteen such clients kept everybody waiting."""
+    """Earlier the semaphore was held while a body was read: sixteen such clients delayed all others."""
     slow = [await site.connect(HEAD % 1000, b"{") for _ in range(review_server.MAX_READ_AT_ONCE)]
     await until(lambda: len(site.server._reading) == review_server.MAX_READ_AT_ONCE)
     assert await site.review() == b"HTTP/1.1 200 OK\r\n"
@@ -98,7 +98,7 @@ async def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
     size = review_server.MAX_REVIEW_BYTES + 1
     reader = await site.connect(HEAD % size, b" " * size)
     async with asyncio.timeout(60):
-        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")  # its phrase is Python's
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")  # the reason phrase comes from Python
 
 
 async def test_idle_connections_make_room_for_a_review(site: Site) -> None:
@@ -124,7 +124,7 @@ async def open_idle_connections(site: Site) -> None:
 async def test_connections_that_do_not_finish_their_handshake_are_limited(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They have no transport that could be closed, so the next ones are refused for some seconds."""
+    """They have no transport that could be closed, so new ones are refused for some seconds."""
     site.server._connections.maximum = 2
     monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 3600.0)
     waiting = [await asyncio.open_connection("127.0.0.1", site.server.port) for _ in range(40)]

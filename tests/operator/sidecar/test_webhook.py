@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The webhook over HTTPS: what a real API server sends, and what it must not be sent."""
+"""The webhook over HTTPS: requests that a real API server sends, and requests that are refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Caller:
             return answer.status, json.loads(text) if answer.status == 200 else text
 
     async def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Have a review answered, and give the answer."""
+        """Request a review, and return the response."""
         status, body = await self.post(json.dumps(asked).encode())
         assert status == 200, body
         assert (body["apiVersion"], body["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
@@ -83,7 +83,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def calling() -> AsyncIterator[Caller]:
-    """A webhook that is trusted, on a cluster without any MailProxy."""
+    """A webhook with a trusted certificate, in a cluster without a MailProxy."""
     async with FakeKube() as kube:
         kube.put(CONFIGURATION)
         async with webhook(kube) as found:
@@ -104,7 +104,7 @@ async def until_answered(caller: Caller) -> None:
 
 
 def patched(asked: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
-    """Do what the answer says, as the API server does."""
+    """Apply the patch of the response, as the API server does."""
     import jsonpatch
 
     assert response["patchType"] == "JSONPatch"
