@@ -26,7 +26,7 @@ async def attempt(w: World, protocol: Protocol) -> bytes:
     return said
 
 
-# Control characters, in every header that is passed on.  LF and CRLF begin a header of their own.
+# Control characters, in every header whose value is sent on.  LF and CRLF begin a new header.
 
 CONTROLS = [*(bytes([byte]) for byte in range(0x20) if byte not in b"\t\n\r"), b"\t", b"\r", b"\r\0\n"]
 
@@ -84,7 +84,7 @@ def test_line_injected_into_a_header_is_only_a_header(protocol: Protocol, end: s
     run(play)
 
 
-# Responses without an end, or with a wrong one.
+# Responses without an end, or with an invalid one.
 
 ENDLESS = {
     "headers": (OK.encode(), b"X-Endless: yes\r\n" * 1000),
@@ -320,7 +320,7 @@ def _after(seconds: float, data: bytes) -> Response:
 
 @each
 def test_request_of_a_client_that_left_is_not_resent(protocol: Protocol) -> None:
-    """The connection breaks just after the client left: the credentials are not sent again."""
+    """The connection breaks just after the client disconnected: the credentials are not sent again."""
     requests: list[bytes] = []
 
     async def counting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any mix of clients, services and upstreams: no resources are left, and the metrics add up."""
+"""Random combinations of clients, services and upstreams: no resources are leaked, and the metrics add up."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ END: Final = st.sampled_from(["close", "reset", "shut", "stay"])
 
 @dataclass(frozen=True)
 class Visit:
-    """One client: what it does, how it ends, and how its upstream behaves."""
+    """One client: its actions, how it ends, and how its upstream behaves."""
 
     acts: list[str]
     end: str
@@ -123,7 +123,7 @@ async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities:
             await asyncio.sleep(0)
     elif act == "start tls":
         client.writer.write(STARTS[protocol])
-        w.writers.remove(client.writer)  # asyncio waits for ever for one whose handshake failed
+        w.writers.remove(client.writer)  # asyncio waits without a limit for a writer whose handshake failed
         await client.writer.start_tls(identities.client(), ssl_handshake_timeout=0.2)
     elif act == "read":
         await client.line()
@@ -131,7 +131,7 @@ async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities:
 
 
 def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
-    """An authentication service that behaves differently every time."""
+    """Return an authentication service that behaves differently each time."""
     responses: dict[str, Callable[[], bytes]] = {
         "grant": lambda: http_response(GRANT.format(port=port())),
         "deny": lambda: http_response("Auth-Status: no\r\n"),
@@ -148,7 +148,7 @@ def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
             await reader.readuntil(b"\r\n\r\n")
             behaviour = behaviours[count % len(behaviours)]
             if behaviour == "ask again" and count % 8 == 7:
-                behaviour = "deny"  # a client that left unnoticed must not be deferred for ever
+                behaviour = "deny"  # or a lost client would be deferred without a limit
             count += 1
             if behaviour in responses:
                 writer.write(responses[behaviour]())
@@ -163,7 +163,7 @@ def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
 
 
 async def be_upstreams(w: World, behaviours: list[str], protocol: Protocol) -> None:
-    """Serve one connection after the other, each in another way."""
+    """Serve one connection after another, each with a different behaviour."""
     count = 0
     async with asyncio.TaskGroup() as group:
         while True:

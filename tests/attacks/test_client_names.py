@@ -92,7 +92,7 @@ def test_client_socket_path_does_not_reach_xclient(tmp_path: Path) -> None:
 
 
 def texts(value: object, path: str = "") -> Iterator[tuple[object, str, type]]:
-    """Every field of text within a value, as its owner, its name and its type."""
+    """Return each text field of a value, as its owner, its name and its type."""
     if is_dataclass(value):
         for field in fields(value):
             inner = getattr(value, field.name)
@@ -116,8 +116,8 @@ def request() -> AuthRequest:
 
 CHOSEN = sorted({(type(owner).__name__, name) for owner, name, _ in texts(request())})
 NOT_CHOSEN = {
-    ("Client", "address"),  # the kernel's, or one that a PROXY header was parsed into: never a path
-    ("TlsInfo", "version"),  # text of OpenSSL
+    ("Client", "address"),  # from the kernel, or parsed from a PROXY header: never a path
+    ("TlsInfo", "version"),  # a string constant of OpenSSL
     ("TlsInfo", "cipher"),
     ("ClientCertificate", "serial"),  # hexadecimal digits
     ("ClientCertificate", "fingerprint"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control characters in credentials reach neither the service nor an upstream, by any mechanism."""
+"""With any mechanism, control characters in credentials are sent to no authentication service or upstream."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ place = pytest.mark.parametrize("place", PLACES)
 
 
 def spoiled(word: bytes, data: bytes, place: str) -> bytes:
-    """A value with the given bytes in it, and a command after them that must not be executed."""
+    """Return a value that contains the given bytes, then a command that must not be executed."""
     parts = {"front": (b"", word), "middle": (word, word), "end": (word, b"")}[place]
     return (data + MARK).join(parts) if place != "end" else word + MARK + data
 
@@ -45,7 +45,7 @@ def server_for(protocol: Protocol) -> Builder:
 
 
 async def converse(w: World, protocol: Protocol, lines: list[bytes]) -> bytes:
-    """Send line after line, each after the reply to the one before; return all replies."""
+    """Send line after line, each after the reply to the previous one; return all replies."""
     client = await w.client()
     said = await client.line()
     for line in lines:
@@ -55,7 +55,7 @@ async def converse(w: World, protocol: Protocol, lines: list[bytes]) -> bytes:
 
 
 async def nobody_heard(w: World) -> None:
-    """Check that nothing was sent to the service or an upstream."""
+    """Check that nothing was sent to the authentication service or an upstream."""
     await run_iterations(8)
     assert w.auth.connections == 0
     assert w.auth.requests == []
@@ -63,7 +63,7 @@ async def nobody_heard(w: World) -> None:
 
 
 def sasl(protocol: Protocol, mechanism: bytes, *responses: bytes, initial: bool) -> list[bytes]:
-    """The lines of an exchange; ``initial`` sends the first response with the command."""
+    """Return the lines of a SASL exchange; ``initial`` sends the first response with the command."""
     verb = b"a AUTHENTICATE " if protocol is Protocol.IMAP else b"AUTH "
     encoded = [b64encode(response) for response in responses]
     if initial:
@@ -82,7 +82,7 @@ def test_control_characters_in_base64_of_plain(
     bad = spoiled(b"alice", data, place)
     user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
     if which == "user" and b"\0" in data:
-        bad = user = b""  # NUL ends the name there; what follows is the password's first half
+        bad = user = b""  # NUL ends the name there; the bytes after it are the first part of the password
         password = b"\0" + MARK
 
     async def play() -> None:
@@ -214,7 +214,7 @@ def test_control_characters_in_a_command(protocol: Protocol, lines: list[bytes],
     "data", [bytes([byte]) for byte in (*range(1, 10), 11, 12, *range(14, 32), 127)], ids=repr
 )
 def test_control_characters_in_an_smtp_transaction_are_refused(data: bytes) -> None:
-    """SMTP repeats these values to the service and the upstream without escaping."""
+    """The proxy sends these values to the authentication service and the upstream without escaping."""
 
     async def play() -> None:
         async with checked_world(server_for(Protocol.SMTP), http_response(GRANT)) as w:
@@ -225,7 +225,7 @@ def test_control_characters_in_an_smtp_transaction_are_refused(data: bytes) -> N
     run(play)
 
 
-# Valid credentials arrive unchanged.
+# Valid credentials are sent on unchanged.
 
 ODD: Final = b'\x01\x7f\t "\\%{5}\xff\xfe+='
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More input than there is room for: lines, literals, pipelines; memory and time are limited."""
+"""More input than the buffers hold: lines, literals, pipelines; memory and time are limited."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_memory_for_unsent_replies_is_limited(protocol: Protocol) -> None:
 
 @each
 def test_reading_replies_slowly_does_not_extend_the_timeout(protocol: Protocol) -> None:
-    """Progress in writing must not extend ``timeout``."""
+    """Progress in sending replies must not extend ``timeout``."""
 
     async def play() -> None:
         build = serving(protocol, None, **{f"{protocol.value}_capabilities": MANY}, timeout=Seconds(0.5))

@@ -22,7 +22,7 @@ CHALLENGED = frozenset({AuthMethod.PLAIN, AuthMethod.CRAM_MD5, AuthMethod.APOP})
 
 
 def test_repeated_smtp_transaction_sends_only_its_own_envelope() -> None:
-    """CVE-2025-53859: with ``smtp_auth none`` and ``Auth-Wait``, nginx sent memory to the service."""
+    """CVE-2025-53859: with ``smtp_auth none`` and ``Auth-Wait``, nginx sent memory to auth_http."""
 
     async def play() -> None:
         build = serving(Protocol.SMTP, smtp_auth=frozenset({AuthMethod.NONE}))
@@ -55,7 +55,7 @@ async def cram_md5(protocol: Protocol, client: Peer) -> bytes:
 
 @pytest.mark.parametrize("protocol", Protocol)
 def test_cram_md5_after_auth_wait(protocol: Protocol) -> None:
-    """CVE-2026-27651: the second attempt with CRAM-MD5 ended the worker of nginx."""
+    """CVE-2026-27651: the second login with CRAM-MD5 ended the worker of nginx."""
 
     async def play() -> None:
         methods = CHALLENGED if protocol is Protocol.POP3 else CHALLENGED - {AuthMethod.APOP}
@@ -92,7 +92,7 @@ def test_apop_after_auth_wait() -> None:
 def test_tls_session_is_not_resumed_at_a_server_with_client_certificates(
     tmp_path_factory: pytest.TempPathFactory, version: ssl.TLSVersion
 ) -> None:
-    """CVE-2025-23419: a session of one server block was good at another that asks for certificates."""
+    """CVE-2025-23419: a session of one server block was valid at another that requires certificates."""
     authority = Authority(tmp_path_factory.mktemp("ca"))
     ours = authority.issue()
     asking = {"ssl_verify_client": VerifyClient.REQUIRED, "ssl_client_certificate": authority.file}

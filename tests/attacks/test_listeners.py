@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many connections, missing descriptors, invalid PROXY headers."""
+"""Many connections, no free descriptors, invalid PROXY headers."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_accepting_pauses_without_descriptors_and_recovers() -> None:
 @contextlib.contextmanager
 def _no_more_descriptors() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Not zero: then poll(2) would fail in threads of other servers, which have nothing to do with it.
+    # Not zero: then poll(2) would fail in threads of other servers of the test.
     lowest_free = os.dup(0)
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))

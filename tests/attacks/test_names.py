@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host names that a client's owner publishes: invalid ones reach neither service nor upstream."""
+"""Host names from a client's DNS: invalid ones reach neither authentication service nor upstream."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HOSTILE: Final[dict[str, Sequence[bytes]]] = {
 
 
 async def introduced(w: World) -> tuple[bytes, Peer]:
-    """Log in, and return the request and the upstream's connection."""
+    """Log in, and return the request and the upstream connection."""
     client = await w.client()
     await client.line()
     await client.send(LOGINS[Protocol.SMTP])

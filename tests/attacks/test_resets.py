@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that break at any stage: no resources of the session are left."""
+"""Connections that break in any state: no resources of the session are leaked."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_client_breaks_off_during_auth_wait(protocol: Protocol, answered: str) -
 @each
 @pytest.mark.parametrize("how", ["close", "shut"])
 def test_deferred_request_ends_when_the_client_left(protocol: Protocol, how: str) -> None:
-    """The service may defer as often as it likes, but only while the client is connected."""
+    """The authentication service may defer again and again, but only while the client is connected."""
 
     async def play() -> None:
         async with checked_world(
@@ -364,7 +364,7 @@ def test_broken_upstream_with_a_client_that_does_not_read_times_out(
 
 @each
 def test_half_open_peers_time_out(protocol: Protocol) -> None:
-    """A client, service or upstream that connects and sends nothing any more."""
+    """A client, authentication service or upstream that connects and then sends nothing."""
 
     async def silent(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(60)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A marked password on every path: it is sent to the service and the upstream, and is nowhere else."""
+"""A marked password on every path: only the authentication service and the upstream get it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.world import GRANT, Response, World, http_response, run
 
 MARK: Final = b"HuNtEr2sEcReT"
 TRACES: Final = (MARK, b64encode(MARK)[:-2], b64encode(b"\0" + MARK)[2:-4], b64encode(b"a" + MARK)[2:-4])
-"""The password in clear, and the part of its base64 that is the same at any offset."""
+"""The password in plain text, and the part of its base64 that is the same at any offset."""
 METHODS: Final = {
     Protocol.IMAP: frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
     Protocol.POP3: frozenset({AuthMethod.PLAIN, AuthMethod.APOP, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
@@ -28,7 +28,7 @@ def b64(data: bytes) -> bytes:
 
 
 def lines(protocol: Protocol) -> list[bytes]:
-    """Every way to send a password, right and wrong."""
+    """Return each way to send a password, valid and invalid."""
     verb = b"a AUTHENTICATE " if protocol is Protocol.IMAP else b"AUTH "
     digest = (MARK * 3)[:32]
     shared = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes in clear around STARTTLS: dropped with it, or fatal to the handshake; never executed."""
+"""Bytes in plain text around STARTTLS: dropped, or fatal to the handshake; never executed."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ when = pytest.mark.parametrize("starttls", [StartTls.ENABLED, StartTls.ONLY], id
 
 
 def injections(protocol: Protocol) -> list[bytes]:
-    """Bytes that an attacker on the way could inject."""
+    """Return bytes that an attacker between client and proxy could inject."""
     whole = [LOGINS[protocol], HANDED_ON[protocol], PROBES[protocol][0], STARTS[protocol][0]]
     cut = [LOGINS[protocol][:-2], LOGINS[protocol][:7], b"\r\n", b"\0", b" "]
-    return [*whole, *cut, b"".join(whole)[:100]]  # all of it fits POP3's 128 bytes
+    return [*whole, *cut, b"".join(whole)[:100]]  # at most POP3's buffer of 128 bytes
 
 
 def started(protocol: Protocol, identities: Identities, starttls: StartTls, **more: Any) -> Builder:
@@ -58,7 +58,7 @@ def started(protocol: Protocol, identities: Identities, starttls: StartTls, **mo
 
 
 async def nothing_was_executed(w: World, client: Peer, protocol: Protocol) -> None:
-    """Check that inside TLS the session is at its start, and that no request was sent."""
+    """Check that the session inside TLS is in its initial state, and that no request was sent."""
     command, reply = PROBES[protocol]
     assert await client.exchange(command) == reply
     await run_iterations(8)
@@ -94,7 +94,7 @@ def test_commands_in_the_starttls_segment_are_not_executed(
 def test_more_than_the_buffer_in_the_starttls_segment_fails_the_handshake(
     protocol: Protocol, identities: Identities
 ) -> None:
-    """Bytes beyond the buffer are not read in clear; the TLS handshake reads them and fails (as in nginx)."""
+    """The proxy does not read bytes beyond the buffer; the TLS handshake reads them and fails, as in nginx."""
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
@@ -145,7 +145,7 @@ KINDS = ("not_tls", "other", "eof", "timeout", "unsupported_version")
 def test_plain_bytes_after_the_client_hello_are_not_executed(
     protocol: Protocol, identities: Identities
 ) -> None:
-    """Bytes in clear between the records of a handshake break it."""
+    """Plain text between the records of a handshake breaks it."""
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
@@ -190,7 +190,7 @@ def test_commands_with_the_last_handshake_bytes_are_executed(
                     tls.do_handshake()
                     break
             tls.write(probe)
-            await client.send(outgoing.read())  # the end of the handshake, and the command
+            await client.send(outgoing.read())  # the last bytes of the handshake, and the command
             said = b""
             while not said.endswith(reply):
                 incoming.write(await client.reader.read(1 << 16))

@@ -31,7 +31,7 @@ at_each_step = pytest.mark.parametrize(("protocol", "step"), STEPS, ids=str)
 
 
 async def come_to(w: World, protocol: Protocol, step: int) -> tuple[Peer, Peer]:
-    """Begin to log in; the upstream replies correctly for so many steps."""
+    """Start a login; the upstream replies correctly for this number of steps."""
     client = await w.client()
     await client.line()
     await client.send(LOGINS[protocol])
@@ -130,7 +130,7 @@ def test_slow_upstream_replies_do_not_extend_the_timeout(protocol: Protocol, ste
 
 @each
 def test_early_upstream_replies_complete_no_login(protocol: Protocol) -> None:
-    """A reply that is sent before its command is no reply to it."""
+    """A reply that is sent before its command does not count as the reply to it."""
     ahead = b"".join(says for says, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
 
     async def play() -> None:
@@ -145,7 +145,7 @@ def test_early_upstream_replies_complete_no_login(protocol: Protocol) -> None:
 
 @each
 def test_upstream_that_never_reads_times_out(protocol: Protocol) -> None:
-    """Only what fits the kernel's buffers is sent to it."""
+    """Only the bytes that fit the kernel's buffers are sent to it."""
 
     async def play() -> None:
         async with checked_world(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
