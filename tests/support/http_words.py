@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The authorization service's bytes, put together without the code that is being tested."""
+"""Requests and responses of the authentication service, built without the code under test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _METHODS: Final = {
 
 
 def request(asked: str, transcript: Transcript, tls: ssl.SSLObject | None, identities: Identities) -> bytes:
-    """The request that the words behind ``authorize`` stand for, whole."""
+    """Return the complete request that the words after ``authorize`` in a transcript describe."""
     user, password, *words = asked.split(" ")
     said = _clauses(words)
     method = said.get("by", "password")
@@ -66,7 +66,7 @@ def request(asked: str, transcript: Transcript, tls: ssl.SSLObject | None, ident
 
 
 def answer(text: str, port: int) -> bytes:
-    """The answer that the words behind ``->`` stand for; every upstream is at one port of this machine."""
+    """Return the response that the words after ``->`` describe; all upstreams have one loopback port."""
     head, _, reason = text.partition(":" if text.endswith(":") else ": ")
     verdict, *others = head.split(", ")
     verb, _, rest = verdict.partition(" ")
@@ -86,7 +86,7 @@ def answer(text: str, port: int) -> bytes:
 
 
 def word(text: str) -> bytes:
-    """The bytes that one word of a transcript stands for."""
+    """Return the bytes that one word of a transcript represents."""
     return b"" if text == '""' else unescaped(text)
 
 

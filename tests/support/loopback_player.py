@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a transcript over sockets, through a whole worker: client, service and upstream follow the script.
+"""Plays a transcript over sockets, through a whole worker: client, services and upstream are scripted.
 
-The steps are those of ``dialogue_player``.  What is compared: every byte that
-the client and the upstream get, every byte of the request to the
-authorization service, the reason for the end and, where the transcript tells
-of them, what was counted.  The client's address arrives by PROXY header.
+The steps are those of ``dialogue_player``.  These are compared: every byte
+that the client and the upstream get, every byte of the request to the
+authentication service, the reason for the end and, where the transcript
+contains them, the counters.  The client's address arrives by PROXY header.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _UPSTREAMS: Final = frozenset(
 
 
 class HurriedLoop(WorkerLoop):
-    """A worker's event loop in which the pauses of sessions, and nothing else, are fifty times shorter."""
+    """A worker's event loop in which only the delays of sessions are fifty times shorter."""
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
@@ -67,10 +67,10 @@ class HurriedLoop(WorkerLoop):
 
 
 def play(transcript: Transcript, identities: Identities, folder: Path) -> None:
-    """Play it from the first line to the last.
+    """Play a transcript from the first line to the last.
 
     Raises:
-        Differs: Something else was said, or done.
+        Differs: The bytes or the actions are not those of the transcript.
     """
 
     async def perform() -> None:
@@ -85,7 +85,7 @@ def play(transcript: Transcript, identities: Identities, folder: Path) -> None:
 
 @dataclass
 class _Arrivals:
-    """The connections to a port of the test."""
+    """The connections to one port of the test."""
 
     peers: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -120,7 +120,7 @@ class _Player:
     # ---- set-up ----
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
-        """Start the services and the worker, and connect."""
+        """Start the authentication service, the upstream and the worker, and connect."""
         ports = [
             await stack.enter_async_context(_serving(arrivals)) for arrivals in (self.service, self.upstreams)
         ]
@@ -139,7 +139,7 @@ class _Player:
         stack.callback(abort, self.client.writer)
 
     def _server(self, auth: AuthHttp) -> ServerConfig:
-        """The transcript's server with real addresses and files, and short timeouts."""
+        """Return the transcript's server block with real addresses and files, and short timeouts."""
         server = self.transcript.server
         changes: dict[str, Any] = {"auth_http": auth, "error_log": LogLevel.INFO}
         if any(step.text == "falls silent" for step in self.transcript.steps):
@@ -167,7 +167,7 @@ class _Player:
 
     @contextlib.asynccontextmanager
     async def _names(self) -> AsyncIterator[DnsServer]:
-        """A name server with the records that the transcript needs."""
+        """Start a DNS server with the records that the transcript needs."""
         name = next(
             step.text.partition(" -> ")[2] for step in self.transcript.steps if "resolve" in step.text
         )
@@ -204,7 +204,7 @@ class _Player:
     # ---- the steps ----
 
     async def play(self) -> None:
-        """Perform all steps, and compare what is left."""
+        """Perform all steps, then check the end."""
         for step in self.transcript.steps:
             try:
                 async with asyncio.timeout(PATIENCE):
@@ -236,7 +236,7 @@ class _Player:
         if step.is_joined:
             return
         await peer.writer.drain()
-        for _ in range(4):  # then the proxy has read it, if it reads at all
+        for _ in range(4):  # after this the proxy has read the bytes, if it reads at all
             await asyncio.sleep(0)
 
     async def _upstream(self) -> Peer:
@@ -292,7 +292,7 @@ class _Player:
     # ---- the end ----
 
     async def _end(self) -> None:
-        """Check that neither side sent more than the transcript has."""
+        """Check that neither the client nor the upstream gets more bytes than the transcript has."""
         last = self.transcript.steps[-1]
         async with asyncio.timeout(PATIENCE):
             if self.relays:
@@ -316,7 +316,7 @@ class _Player:
                 abort(writer)
 
     def _compare_accounts(self, log: str) -> None:
-        """Compare counters and log with the notes of the transcript, if it has any of the kind."""
+        """Compare counters and log with the notes of the transcript, if it has any of that kind."""
         steps = self.transcript.steps
         notes = [step.text for step in steps if step.text.startswith("note ")]
         erred = Counter(text.split()[2] for text in notes if text.startswith("note client_erred"))

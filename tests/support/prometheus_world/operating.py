@@ -18,11 +18,11 @@ _WRONG = {"servers": [{"name": "imap", "protocol": "imap", "listen": []}]}
 
 @asynccontextmanager
 async def operating(port: int, pause: Callable[[int], float] = lambda _: 0.5) -> AsyncIterator[FakeKube]:
-    """An operator on an emulated API server, with its metrics on a port of 127.0.0.1.
+    """Run an operator on an emulated API server, with its metrics on a port of 127.0.0.1.
 
     Args:
-        port: Where.
-        pause: Seconds between changes, by how many there have been.
+        port: Port of the metrics.
+        pause: Seconds until the next change, by the number of changes so far.
     """
     async with (
         FakeKube() as kube,

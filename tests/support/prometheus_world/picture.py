@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws the dashboards' pictures in ``docs/pictures``: ``python -m support.prometheus_world.picture``.
 
-For some minutes clients come to a proxy in waves, things break and are
-mended, a Prometheus watches; an operator beside it has its own troubles.  Then
-every query of both dashboards is asked, and drawn.
+For some minutes clients connect to a proxy in waves, failures begin and end,
+and a Prometheus scrapes; an operator runs at the same time, with failures of
+its own.  Then every query of both dashboards is evaluated and drawn.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _TROUBLE: Final = {
 
 
 def rhythm(visit: Visit, elapsed: float) -> float:
-    """Vary the traffic over time, with faults at some times."""
+    """Vary the traffic over time, with failures at some times."""
     if visit in _TROUBLE:
         share = _TROUBLE[visit]
         is_time = share - 0.15 < elapsed / SECONDS < share + 0.1
@@ -122,7 +122,7 @@ def _first_row(dashboard: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(series: Sequence[dict[str, Any]], legend: str) -> list[Line]:
-    """Return the series of one query, without those that are always 0 unless all are."""
+    """Return the series of one query, without those that are always 0, unless all are."""
     found = []
     for one in series:
         labels = one["metric"]

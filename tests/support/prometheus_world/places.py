@@ -31,8 +31,8 @@ class Places:
     """The running servers and their ports.
 
     Attributes:
-        proxies: One or more of the same configuration, as the pods of a Deployment are.
-        ports: Of each proxy, by server; ``imaps`` is the one with TLS.
+        proxies: One or more with the same configuration, as the pods of a Deployment.
+        ports: The ports of each proxy, by server block; ``imaps`` is the one with TLS.
     """
 
     mail: DemoServers
@@ -68,7 +68,7 @@ def places(folder: Path, pods: int = 1) -> Iterator[Places]:
 
 
 def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], dict[str, Any]]:
-    """Return one proxy's ports and manifest."""
+    """Return one proxy's ports and its manifest."""
     servers: list[dict[str, Any]] = []
     ports: dict[str, int] = {}
 
@@ -104,7 +104,7 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
 
 @contextmanager
 def _dns_in_background() -> Iterator[DnsServer]:
-    """A name server, in an event loop of a thread of its own."""
+    """Run a DNS server in an event loop in its own thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

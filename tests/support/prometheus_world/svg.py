@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws the panels of a dashboard as SVG, laid out as the dashboard lays them out.
 
-This is no Grafana: it is our own drawing, in its manner, of what its queries
-returned.
+This is not Grafana: the results of the queries are drawn in a similar style.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _TEXT, _DIM, _LINE, _PANEL, _PAGE = "#d8d9da", "#8e8e93", "#2c3235", "#181b1f", 
 _TIMES: Final = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3), ("µs", 1e-6))
 _SIZES: Final = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1))
 _NAME: Final = 26
-"""Letters of a name in a legend."""
+"""Maximum number of letters of a name in a legend."""
 
 Json = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -38,7 +37,7 @@ class Line:
 
 
 def number(value: float, unit: str) -> str:
-    """Write a value in Grafana's units."""
+    """Format a value in Grafana's units."""
     match unit:
         case "percentunit":
             return f"{value * 100:.3g} %"
@@ -67,9 +66,9 @@ def page(dashboard: Json, answers: Mapping[int, list[Line]], *, note: str) -> st
     """Draw a dashboard.
 
     Args:
-        dashboard: Its JSON.
+        dashboard: The dashboard's JSON.
         answers: The series of each panel, by the panel's number.
-        note: What stands at the bottom.
+        note: Text at the bottom of the page.
     """
     height = max(one["gridPos"]["y"] + one["gridPos"]["h"] for one in dashboard["panels"])
     width, total = 24 * CELL_X, height * CELL_Y + 80
@@ -181,7 +180,7 @@ def _bars(panel: Json, lines: list[Line], w: float, h: float) -> str:
 
 @dataclass(frozen=True)
 class _Axes:
-    """Where times and values are in a panel."""
+    """The scale of times and values in a panel."""
 
     left: float
     top: float
@@ -282,7 +281,7 @@ def _legend(names: Sequence[str], w: float, h: float) -> str:
 
 
 def _heat(panel: Json, lines: list[Line], w: float, h: float) -> str:
-    """Buckets are cumulative: what is drawn is the difference to the one below."""
+    """Buckets are cumulative: the drawing shows the difference to the next lower bucket."""
     bounds = sorted((math.inf if line.name == "+Inf" else float(line.name), line) for line in lines)
     if not bounds:
         return _nothing(w, h)

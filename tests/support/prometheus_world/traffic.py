@@ -32,7 +32,7 @@ def _user(places: Places) -> tuple[str, str]:
 
 
 def read_mail(places: Places, ports: Ports) -> None:
-    """IMAP, with and without TLS."""
+    """Use IMAP, with and without TLS."""
     for client in (
         imaplib.IMAP4(HOST, ports["imap"], timeout=_SECONDS),
         imaplib.IMAP4_SSL(HOST, ports["imaps"], ssl_context=places.tls.client(), timeout=_SECONDS),
@@ -46,7 +46,7 @@ def read_mail(places: Places, ports: Ports) -> None:
 
 
 def wait_for_mail(places: Places, ports: Ports) -> None:
-    """IMAP over TLS, for a while."""
+    """Use IMAP over TLS for some time."""
     context = places.tls.client()
     with imaplib.IMAP4_SSL(HOST, ports["imaps"], ssl_context=context, timeout=_SECONDS) as client:
         client.login(*_user(places))
@@ -57,7 +57,7 @@ def wait_for_mail(places: Places, ports: Ports) -> None:
 
 
 def prove_by_digest(places: Places, ports: Ports) -> None:
-    """CRAM-MD5 and APOP."""
+    """Log in with CRAM-MD5 and APOP."""
     with imaplib.IMAP4(HOST, ports["imap"], timeout=_SECONDS) as client:
         client.login_cram_md5(*_user(places))
     pop3 = poplib.POP3(HOST, ports["pop3"], timeout=_SECONDS)
@@ -66,7 +66,7 @@ def prove_by_digest(places: Places, ports: Ports) -> None:
 
 
 def fetch_mail(places: Places, ports: Ports) -> None:
-    """POP3 over TLS."""
+    """Use POP3 over TLS."""
     client = poplib.POP3_SSL(HOST, ports["pop3s"], context=places.tls.client(), timeout=_SECONDS)
     user, password = _user(places)
     client.user(user)
@@ -77,7 +77,7 @@ def fetch_mail(places: Places, ports: Ports) -> None:
 
 
 def send_mail(places: Places, ports: Ports) -> None:
-    """SMTP with STARTTLS; the client's name is looked up."""
+    """Use SMTP with STARTTLS; the proxy looks up the client's name."""
     with smtplib.SMTP(HOST, ports["smtp"], timeout=_SECONDS) as client:
         client.starttls(context=places.tls.client())
         client.login(*_user(places))
@@ -85,7 +85,7 @@ def send_mail(places: Places, ports: Ports) -> None:
 
 
 def guess_passwords(places: Places, ports: Ports) -> None:
-    """Wrong passwords, with and without ``Auth-Wait``."""
+    """Send wrong passwords, with and without ``Auth-Wait`` in the auth response."""
     with Raw(ports["imap"]) as raw:
         raw.line()
         raw.say(b"a LOGIN alice wrong\r\n")
@@ -97,7 +97,7 @@ def guess_passwords(places: Places, ports: Ports) -> None:
 
 
 def meet_broken_neighbours(places: Places, ports: Ports) -> None:
-    """A slow service, a missing service, a missing mail server, silent name servers."""
+    """A slow and a missing authentication service, a missing upstream, and silent DNS servers."""
     password = ACCOUNT.password.encode()
     for name, words in (
         ("slow", b"a LOGIN alice " + password),
@@ -115,7 +115,7 @@ def meet_broken_neighbours(places: Places, ports: Ports) -> None:
 
 
 def break_the_protocol(_: Places, ports: Ports) -> None:
-    """Invalid commands, long lines, HTTP requests, and invalid credentials."""
+    """Send invalid commands, long lines, HTTP requests, and invalid credentials."""
     for name, words in (
         ("imap", b"a EAT\r\n" * 7),
         ("pop3", b"USER " + b"x" * 600 + b"\r\n"),
@@ -131,7 +131,7 @@ def break_the_protocol(_: Places, ports: Ports) -> None:
 
 
 def fail_at_tls(_: Places, ports: Ports) -> None:
-    """Plain text to a TLS port, and a client with disabled TLS versions."""
+    """Send plain text to a TLS port, and a handshake with disabled TLS versions."""
     with socket.create_connection((HOST, ports["imaps"]), timeout=_SECONDS) as sock:
         sock.sendall(b"a LOGIN alice secret\r\n")
         with suppress(OSError):
@@ -139,7 +139,7 @@ def fail_at_tls(_: Places, ports: Ports) -> None:
 
 
 def resume_tls(places: Places, ports: Ports) -> None:
-    """The same client twice."""
+    """Connect twice as the same client."""
     context = places.tls.client()
     session: ssl.SSLSession | None = None
     for _ in range(2):
@@ -152,7 +152,7 @@ def resume_tls(places: Places, ports: Ports) -> None:
 
 
 def come_through_a_balancer(places: Places, ports: Ports) -> None:
-    """With a PROXY header, and without."""
+    """Connect with a PROXY header, and without."""
     header = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 143\r\n"
     with Raw(ports["balanced"], preface=header) as raw:
         raw.line()
@@ -185,11 +185,11 @@ def traffic(
     """Run clients until the context ends.
 
     Args:
-        places: Where to.
-        rhythm: Seconds until the same kind of visit comes again, by its kind and by the seconds so far.
+        places: The servers.
+        rhythm: Seconds until the next visit of a kind, by the kind and by the seconds so far.
 
     Yields:
-        What went wrong with clients that should not have met trouble.
+        The errors of clients that are expected to succeed.
     """
     stop, faults, begun = threading.Event(), list[BaseException](), time.monotonic()
 

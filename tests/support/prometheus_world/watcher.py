@@ -29,7 +29,7 @@ VARIABLES: Final = {
 
 
 def substituted(expression: str, variables: Mapping[str, str] = VARIABLES) -> str:
-    """Put values in place of a dashboard's variables."""
+    """Replace a dashboard's variables by values."""
     for name, value in variables.items():
         expression = re.sub(re.escape(name) + r"\b", value, expression)
     assert "$" not in expression, expression
@@ -44,7 +44,7 @@ class Watcher:
     running: Running
 
     def is_ready(self) -> bool:
-        """Whether it answers queries."""
+        """Return whether it responds to queries."""
         try:
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{self.port}/-/ready", timeout=PATIENCE
@@ -54,7 +54,7 @@ class Watcher:
             return False
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """Request its API; returns the data of the response."""
+        """Send a request to its API; return the data of the response."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             answer = json.load(response)
@@ -73,7 +73,7 @@ class Watcher:
         return found
 
     def over(self, expression: str, start: float, end: float, step: float) -> list[Json]:
-        """Return the series of an expression over a time."""
+        """Return the series of an expression over a time range."""
         window = {"start": str(start), "end": str(end), "step": str(step)}
         found: list[Json] = self.ask("query_range", query=expression, **window)["result"]
         return found
@@ -88,15 +88,15 @@ def watch(
     rules: Sequence[Path] = (),
     interval: str = "500ms",
 ) -> Watcher:
-    """Start it, and wait until it answers queries.
+    """Start Prometheus, and wait until it responds to queries.
 
     Args:
         path: The program.
         folder: An empty folder.
-        port: Where it answers.
+        port: Port of its API.
         scrapes: Elements of ``scrape_configs``.
         rules: Rule files.
-        interval: Between scrapes, and between evaluations of rules.
+        interval: Time between scrapes, and between evaluations of rules.
     """
     configuration = {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
@@ -120,7 +120,7 @@ def watch(
 
 
 def as_pods(job: str, namespace: str, targets: Mapping[str, str]) -> Json:
-    """Scrape targets, by the names of their pods, with the labels that a PodMonitor gives them."""
+    """Return scrape targets, by the names of their pods, with the labels that a PodMonitor sets."""
     return {
         "job_name": job,
         "static_configs": [
