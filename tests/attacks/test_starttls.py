@@ -94,7 +94,7 @@ def test_commands_in_the_starttls_segment_are_not_executed(
 def test_more_than_the_buffer_in_the_starttls_segment_fails_the_handshake(
     protocol: Protocol, identities: Identities
 ) -> None:
-    """The proxy does not read bytes beyond the buffer; the TLS handshake reads them and fails, as in nginx."""
+    """Bytes beyond the buffer are not read as commands; the handshake reads them and fails, as in nginx."""
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
