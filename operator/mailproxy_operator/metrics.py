@@ -51,7 +51,7 @@ class Conditions:
         self._known.pop(key, None)
 
     def describe(self) -> Sequence[Metric]:
-        """Return the names of the metrics, for the registry."""
+        """Return the metrics without series, for the registry."""
         return self._families()
 
     def collect(self) -> Iterator[Metric]:
