@@ -29,7 +29,7 @@ HANDLER = "inject"
 REVIEW_SECONDS = 3.0
 """Timeout of a decision; less than the timeout of the webhook, so that a response is always sent."""
 REVIEW_SHARE = 0.6
-"""The timeout of a decision as a fraction of the webhook's timeout, when that is not the default."""
+"""The timeout of a decision as a fraction of the configured timeout of the webhook."""
 FORBIDDEN = 403
 
 _log = logging.getLogger(__name__)
