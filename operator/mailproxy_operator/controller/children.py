@@ -186,7 +186,7 @@ class Children:
         return None
 
     async def _find_foreign(self, manifests: Iterable[Manifest]) -> None:
-        """Read the rendered objects that are not known yet by name.
+        """Read by name those rendered objects that were not found by their labels.
 
         Raises:
             NameConflict: The object has another owner; a forced apply would merge into it.

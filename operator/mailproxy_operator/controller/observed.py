@@ -42,7 +42,7 @@ class Workload:
 
     @property
     def is_rolled_out(self) -> bool:
-        """Whether every pod has the newest template."""
+        """Whether all desired pods have the newest template and are available, and there are no others."""
         settled = self.updated >= self.desired and self.replicas <= self.updated
         return self.is_current and settled and self.available >= self.desired
 
