@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator: MailProxy resources become Kubernetes objects, and say how they are."""
+"""The operator: reconciles MailProxy resources to Kubernetes objects and reports their status."""

@@ -14,23 +14,23 @@ from mailproxy_operator.http_log import LOGGER
 from mailproxy_operator.metrics import Metrics
 
 MAX_CONNECTIONS = 64
-"""One more closes the one that has been idle longest: probes must be answered, whoever else connects."""
+"""At this limit, a new connection closes the one with the longest idle time, so that probes are answered."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class AdminEndpoint:
-    """The endpoint, for as long as the context lasts.
+    """The endpoint, as an asynchronous context manager.
 
     Args:
-        host: Where to listen.
-        port: Where to listen; 0 for a free one.
-        metrics: What ``/metrics`` shows.
-        liveness_error: Returns why the operator is stuck; nothing when it is not.
-        readiness_error: Returns why it is not ready; nothing when it is, whether or not it leads.
+        host: The address to listen on.
+        port: The port to listen on; 0 for a free one.
+        metrics: The metrics for ``/metrics``.
+        liveness_error: Returns why the operator is stuck; empty when it is not.
+        readiness_error: Returns why the operator is not ready; empty when it is, leader or not.
 
     Attributes:
-        connections: Those that are open.
+        connections: The open connections.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class AdminEndpoint:
         app.router.add_get("/readyz", self._readyz)
         self._runner = web.AppRunner(app, access_log=None, logger=LOGGER, shutdown_timeout=1)
         await self._runner.setup()
-        handler = cast(web.Server, self._runner.server)  # there, once the runner is set up
-        # A kubelet may ask over either family: "::" takes both here, unlike in asyncio.
+        handler = cast(web.Server, self._runner.server)  # not None after runner.setup()
+        # A kubelet may probe over IPv4 or IPv6: "::" accepts both here, unlike in asyncio.
         opened = listening_socket(self._host.strip("[]"), self.port, self.connections)
         self.port = int(opened.getsockname()[1])
         self._server = await asyncio.get_running_loop().create_server(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts ``mailproxy-operator run``: environment, log, signals, exit code."""
+"""Starts ``mailproxy-operator run``: environment, logging, signals, exit code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_command(options: argparse.Namespace) -> int:
     """Run the operator in the foreground.
 
     Returns:
-        The exit code; 3 when it could not start.
+        The exit code; 3 when the operator could not start.
     """
     _log_to_standard_error(options.log_format, options.log_level)
     settings = settings_from(options, os.environ)
@@ -42,7 +42,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def settings_from(options: argparse.Namespace, environment: Mapping[str, str]) -> OperatorSettings:
-    """Combine arguments and environment; arguments win."""
+    """Combine arguments and environment; arguments take precedence."""
     host, port = options.admin
     lease = options.lease_namespace
     return OperatorSettings(
@@ -82,7 +82,7 @@ class JsonLines(logging.Formatter):
     """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record."""
+        """Format a record."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -99,5 +99,5 @@ def _log_to_standard_error(form: str, level: str) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else plain)
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # kopf tells about every event it sees; what matters is told by what the events wake.
+    # kopf logs every event; the reconciles that events enqueue log the relevant information.
     logging.getLogger("kopf").setLevel(logging.WARNING)

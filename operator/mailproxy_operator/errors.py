@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong when the operator acts: waiting helps, or it does not."""
+"""Errors of the operator: transient or terminal."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 
 class OperatorError(Exception):
-    """Something kept the operator from doing what it wanted."""
+    """Base class: an operation of the operator failed."""
 
 
 class TransientError(OperatorError):
-    """It may work a little later.
+    """A retry may succeed.
 
     Attributes:
-        delay: Seconds to wait before the next try; ``None`` leaves it to the back-off.
+        delay: Seconds to wait before the retry; ``None`` for the back-off of the queue.
     """
 
     def __init__(self, message: str, delay: float | None = None) -> None:
@@ -23,10 +23,10 @@ class TransientError(OperatorError):
 
 
 class TerminalError(OperatorError):
-    """It will not work before somebody changes something.
+    """A retry fails until a user changes something.
 
     Attributes:
-        reason: The CamelCase word for the condition.
+        reason: The reason of the condition, in CamelCase.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -35,20 +35,20 @@ class TerminalError(OperatorError):
 
 
 class NotFoundOrConflict(OperatorError):
-    """What we were about to change has vanished or been replaced."""
+    """The object to change was deleted or replaced."""
 
 
 class NameConflict(OperatorError):
-    """An object that we need exists and belongs to somebody else."""
+    """An object with the required name exists and has another owner."""
 
 
 class KindMissing(OperatorError):
-    """The cluster does not have this kind of object."""
+    """The cluster does not have this kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionCause:
-    """Why a condition does not hold: a word for programs, a sentence for people."""
+    """Why a condition is not met: a reason for programs, a message for people."""
 
     reason: str
     message: str

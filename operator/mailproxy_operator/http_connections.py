@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections of the operator's HTTP servers: their number is limited, since aiohttp does not limit it."""
+"""Limits the number of connections of the operator's HTTP servers; aiohttp has no such limit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from aiohttp import web
 
 HANDSHAKE_SECONDS = 3.0
-"""For TLS; also how long a connection that was accepted may be without a transport."""
+"""Timeout of a TLS handshake, and of an accepted connection without a transport."""
 HANDSHAKES_FACTOR = 4
-"""So many times the maximum may be in their handshakes: they cannot be closed before their deadline."""
+"""The limit of handshakes, as a multiple of the maximum: they cannot be closed before their deadline."""
 
 
 class Connections:
-    """The connections of a server: when there are too many, the one that has been idle longest is closed.
+    """The connections of a server: above the limit, the one with the longest idle time is closed.
 
     Args:
-        maximum: So many are open at once.
+        maximum: The maximum number of open connections.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -36,7 +36,7 @@ class Connections:
         return iter(self._idle_since)
 
     def admit(self, connection: web.RequestHandler) -> web.RequestHandler:
-        """Count one that was just accepted, and make room for it."""
+        """Add an accepted connection; close the one with the longest idle time if there are too many."""
         self._drop_closed()
         if len(self._idle_since) >= self.maximum:
             self._close_idlest()
@@ -44,11 +44,11 @@ class Connections:
         return connection
 
     def is_full(self) -> bool:
-        """Whether so many are in their handshakes that the next one is refused."""
+        """Whether the limit of handshakes is reached, so that the next connection is refused."""
         return len(self._idle_since) >= HANDSHAKES_FACTOR * self.maximum and not self._drop_closed()
 
     def _drop_closed(self) -> bool:
-        """Forget connections that are over; whether there were any."""
+        """Remove closed connections; return whether there were any."""
         now = asyncio.get_running_loop().time()
         over = [
             one
@@ -61,7 +61,7 @@ class Connections:
 
     @contextmanager
     def busy(self, connection: web.RequestHandler) -> Iterator[None]:
-        """Spare a connection while its request is handled; from then on it is idle."""
+        """Mark a connection as busy while its request is handled; afterwards it is idle."""
         self._busy.add(connection)
         try:
             yield
@@ -73,20 +73,20 @@ class Connections:
     def _close_idlest(self) -> None:
         for one in self._idle_since:
             transport = one.transport
-            # Without a transport it is in its handshake, which has a deadline, or closed already.
+            # Without a transport the connection is in its handshake, which has a deadline, or is closed.
             if transport is not None and one not in self._busy:
                 del self._idle_since[one]
                 one.force_close()
-                # A close alone waits until the client has read what is left, for ever if it does not read.
+                # close() waits until the client has read the remaining bytes, without a timeout.
                 transport.abort()
                 return
 
 
 class ListeningSocket(socket.socket):
-    """A socket that refuses connections while there are too many.
+    """A listening socket that refuses connections above the limit.
 
     Attributes:
-        connections: Those that were accepted.
+        connections: The accepted connections.
     """
 
     connections: Connections | None = None
@@ -95,8 +95,8 @@ class ListeningSocket(socket.socket):
         """Accept a connection.
 
         Raises:
-            ConnectionAbortedError: It was refused; asyncio goes on with the next one.
-            OSError: There is none.
+            ConnectionAbortedError: The connection was refused; asyncio accepts the next one.
+            OSError: There is no connection to accept.
         """
         accepted, address = super().accept()
         if self.connections is not None and self.connections.is_full():
@@ -106,7 +106,7 @@ class ListeningSocket(socket.socket):
 
 
 def listening_socket(host: str, port: int, connections: Connections) -> socket.socket:
-    """Listen at an address; ``::`` and the empty one take both families.
+    """Listen on an address; ``::`` and the empty string accept IPv4 and IPv6.
 
     Args:
         host: An address without brackets.
@@ -114,7 +114,7 @@ def listening_socket(host: str, port: int, connections: Connections) -> socket.s
         connections: Limits how many are accepted.
 
     Raises:
-        OSError: It cannot listen there.
+        OSError: The address cannot be bound.
     """
     opened = _opened(host, port)
     made = ListeningSocket(opened.family, opened.type, opened.proto, opened.detach())
@@ -128,4 +128,4 @@ def _opened(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     if socket.has_dualstack_ipv6():
         return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("0.0.0.0", port))  # noqa: S104  all there is, where there is no IPv6
+    return socket.create_server(("0.0.0.0", port))  # noqa: S104  a host without IPv6

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where aiohttp's servers log: faults of ours, and not what anybody who can connect may send."""
+"""The log of aiohttp's servers: errors of the operator, without malformed requests of clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a record is about more than a malformed request, which was answered with 400."""
+    """Return whether a record is about anything but a malformed request, which was answered with 400."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError)
 

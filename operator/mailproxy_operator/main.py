@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mailproxy-operator run``: one ``kopf.operator()``, and what runs beside it.
+"""``mailproxy-operator run``: one ``kopf.operator()`` and the tasks that run beside it.
 
-Every process watches, so its cache is warm and it can answer the webhook; only the one that holds
-the Lease reconciles.  Whatever cannot go on ends the process: Kubernetes starts it again.
+Every process watches, so its cache is complete and it can answer the webhook.  Only the process that
+holds the Lease reconciles.  An error that cannot be handled ends the process, and Kubernetes restarts it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from mailproxy_operator.sidecar.webhook import Webhook
 STUCK_SECONDS = RECONCILE_SECONDS + 60.0
 RETRY_SECONDS = 5.0
 KINDS_SECONDS = 60.0
-"""How often the operator looks whether the cluster has got or lost a kind of another product."""
+"""Interval of the check whether an optional kind was added to or removed from the cluster."""
 CHECK_SECONDS = 10.0
 EXIT_SECONDS = 8.0
-"""How long kopf may take to end after its clean-up; it waits five seconds for tasks that do not end."""
+"""Timeout for kopf to end after its clean-up; kopf waits five seconds for tasks that do not end."""
 BACK_OFFS = (1.0, 2.0, 4.0, 8.0, 15.0)
-"""Pauses of kopf after a request that failed; the last one again and again."""
+"""Back-off of kopf after a failed request, in seconds; the last value repeats."""
 
 NO_DEFINITION = "the custom resource definition is not installed: apply deploy/crd.yaml"
 
@@ -59,16 +59,16 @@ async def operate(
     configuration: Configuration | None = None,
     login: Login = from_environment,
 ) -> int:
-    """Run the operator until a signal comes, ``stop`` is set, or it cannot go on.
+    """Run the operator until it receives a signal, ``stop`` is set, or it fails.
 
     Args:
-        settings: What the command line asks for.
-        stop: Set from outside to end it; ``SIGTERM`` and ``SIGINT`` do the same.
-        configuration: How to reach the API server; read from the environment where not given.
-        login: How kopf reaches it.
+        settings: The settings from the command line.
+        stop: Set it to stop the operator; ``SIGTERM`` and ``SIGINT`` do the same.
+        configuration: How to reach the API server; read from the environment by default.
+        login: The login handler of kopf.
 
     Returns:
-        The exit code: 0 when it was stopped, 1 when it has to be started again.
+        The exit code: 0 when it was stopped, 1 when it has to be restarted.
 
     Raises:
         OSError: It cannot listen.
@@ -82,10 +82,10 @@ class Operator:
     """One operator process.
 
     Args:
-        settings: What the command line asks for.
-        stop: Ends it.
+        settings: The settings from the command line.
+        stop: Stops the operator when set.
         configuration: How to reach the API server.
-        login: How kopf reaches it.
+        login: The login handler of kopf.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Operator:
                 await asyncio.wait([running, cleaned, stopped], return_when=asyncio.FIRST_COMPLETED)
                 cleaned.cancel()
                 stopped.cancel()
-                # After an error kopf cancels its watches together with their helpers; some begin anew then.
+                # After an error kopf cancels its watches and their helper tasks; some watches then restart.
                 await asyncio.wait([running], timeout=EXIT_SECONDS)
                 if not running.done():
                     self._end("kopf does not end")
@@ -154,12 +154,12 @@ class Operator:
                 namespaces=self._settings.namespaces,
                 standalone=True,
             )
-        except Exception as error:  # kopf raises whatever it meets
+        except Exception as error:  # kopf raises any exception
             if self._failure is None:
                 self._end(f"kopf has ended: {type(error).__name__}: {error}")
 
     def _end(self, reason: str) -> None:
-        """End the process so that it is started again."""
+        """End the process so that Kubernetes restarts it."""
         _log.error("the operator ends, to be started again: %s", reason)
         self._code = 1
         self._stop.set()
@@ -167,7 +167,7 @@ class Operator:
     # -- kopf's activities ----------------------------------------------------
 
     async def _start(self, settings: kopf.OperatorSettings, **known: Any) -> None:  # noqa: ANN401  kopf's own
-        """Open what the operator needs, and wait until the API server has what it needs."""
+        """Open clients and servers, and wait until the API server is ready for the operator."""
         try:
             cluster = await self._open(settings)
         except Exception as error:
@@ -223,14 +223,14 @@ class Operator:
         return cluster
 
     async def _clean_up(self, **_: object) -> None:
-        """End what runs beside kopf, give the Lease back, close clients and servers."""
+        """Cancel the tasks beside kopf, release the Lease, close clients and servers."""
         await self._stack.aclose()
         self._cleaned.set()
 
-    # -- what the admin endpoint reports --------------------------------------
+    # -- reported by the admin endpoint --------------------------------------
 
     def readiness_error(self) -> str:
-        """Return why it is not ready; nothing when its cache is complete, whether or not it leads."""
+        """Return why the operator is not ready; empty when its cache is complete, leader or not."""
         cluster = self._cluster
         error = self._monitor.last_error or (cluster.last_error if cluster else "")
         if cluster is None or not cluster.is_authenticated:
@@ -242,17 +242,17 @@ class Operator:
         return "" if self._webhook is None else self._webhook.readiness_error()
 
     def liveness_error(self) -> str:
-        """Return why the operator is stuck; nothing when it is not."""
+        """Return why the operator is stuck; empty when it is not."""
         running = 0.0 if self._handlers is None else self._handlers.queue.longest_running()
         if running > STUCK_SECONDS:
             return f"a reconcile has been running for {running:.0f} seconds"
         is_leading = self._resync is not None and self._metrics.is_leader
         return self._resync.liveness_error() if self._resync is not None and is_leading else ""
 
-    # -- what runs beside kopf ------------------------------------------------
+    # -- tasks beside kopf ----------------------------------------------------
 
     async def _run_beside(self, cluster: KubeClient, kinds: tuple[Kind, ...]) -> None:
-        """Run everything beside kopf, until cancelled."""
+        """Run all tasks beside kopf until cancelled."""
         parts = [self._lead(cluster), self._watch_kinds(cluster, kinds), self._watch_watches()]
         if self._webhook is not None:
             parts.append(self._webhook.keep())
@@ -263,7 +263,7 @@ class Operator:
             self._end("a task has failed")
 
     async def _lead(self, cluster: KubeClient) -> None:
-        """Wait for the Lease, reconcile, give it back; losing it ends the process."""
+        """Acquire the Lease, reconcile, release the Lease; losing it ends the process."""
         settings = self._settings
         if not settings.lease_namespace:
             await self._reconcile()
@@ -278,7 +278,7 @@ class Operator:
             await leadership.release()
 
     async def _reconcile(self) -> None:
-        """Reconcile what events and resyncs put on the queue."""
+        """Reconcile the resources that events and resyncs enqueue."""
         if self._handlers is None or self._resync is None:
             raise RuntimeError("not started")
         self._metrics.set_leader(is_leader=True)
@@ -295,7 +295,7 @@ class Operator:
             self._metrics.set_leader(is_leader=False)
 
     async def _until_installed(self, cluster: KubeClient) -> None:
-        """Wait for the custom resource definition: kopf would not notice if it came later."""
+        """Wait for the custom resource definition: kopf would not detect it when it is added later."""
         while not await _retry_until_ok(lambda: cluster.has(MAIL_PROXY)):
             self._waiting = NO_DEFINITION
             _log.warning(NO_DEFINITION)
@@ -303,7 +303,7 @@ class Operator:
         self._waiting = ""
 
     async def _watch_kinds(self, cluster: KubeClient, kinds: tuple[Kind, ...]) -> None:
-        """End the process when the cluster has got or lost a kind: kopf reads them once."""
+        """End the process when a kind was added to or removed from the cluster: kopf reads kinds once."""
         while True:
             await asyncio.sleep(KINDS_SECONDS)
             found = await _retry_until_ok(lambda: _served(cluster))
@@ -313,7 +313,7 @@ class Operator:
                 return
 
     async def _watch_watches(self) -> None:
-        """End the process when a watch has fallen silent."""
+        """End the process when a watch has stalled."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             if stalled := self._monitor.stalled():
@@ -326,7 +326,7 @@ class Operator:
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """Make settings under which kopf only watches and answers webhooks."""
+    """Return settings with which kopf only watches and serves webhooks."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
@@ -339,7 +339,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.error_backoffs = _BackOffs()
     settings.execution.max_workers = 1
     settings.process.ultimate_exiting_timeout = None
-    # The API server sends ours only: a cluster has many pods and ConfigMaps that do not concern us.
+    # The selector limits watches to the operator's objects: a cluster has many other pods and ConfigMaps.
     settings.watching.label_selectors[_is_not_ours] = names.PROXY
     return settings
 
@@ -349,7 +349,7 @@ def _is_not_ours(resource: kopf.Resource) -> bool:
 
 
 class _BackOffs:
-    """Pauses without an end: kopf gives a watch up, and itself, when there are no more."""
+    """An endless sequence of back-offs: kopf stops a watch, and then itself, when the sequence ends."""
 
     def __iter__(self) -> Iterator[float]:
         yield from BACK_OFFS
@@ -372,7 +372,7 @@ async def _retry_until_ok(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _together(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines side by side; a failure of one cancels the others."""
+    """Run coroutines concurrently; a failure of one cancels the others."""
     async with asyncio.TaskGroup() as tasks:
         for part in parts:
             tasks.create_task(part)
@@ -388,7 +388,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 async def _until_first(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run coroutines side by side until the first of them ends; the others are cancelled."""
+    """Run coroutines concurrently until the first one ends; the others are cancelled."""
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(part) for part in parts]
         await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)

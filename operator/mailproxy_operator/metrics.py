@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's metrics: the only module of the operator that knows Prometheus.
+"""The operator's metrics: the only module that imports the Prometheus client.
 
-Labels take their values from closed sets, but for one metric: the conditions name their
-resource, and there are series of so many resources only.
+Label values come from closed sets, with one exception: the metric of conditions is labelled by
+resource, and the number of resources in it is limited.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _REASONS = {
 }
 _READY = {"True": "true", "False": "false"}
 MAX_RESOURCES = 200
-"""So many resources have their conditions shown: at most 4200 series."""
+"""The maximum number of resources with series for their conditions: up to 4200 series."""
 
 
 class Conditions:
-    """The conditions of resources as series, in the way of kube-state-metrics: 1 for the one that holds.
+    """The conditions of resources as series, as in kube-state-metrics: 1 for the current status.
 
-    Where there are more resources than may be shown, those that are not ready come first.
+    When there are more resources than the limit, resources that are not ready come first.
     """
 
     LABELS = ("namespace", "name", "type", "status")
@@ -43,19 +43,19 @@ class Conditions:
         self._known: dict[Key, dict[str, str]] = {}
 
     def note(self, key: Key, found: Mapping[str, Mapping[str, str]]) -> None:
-        """Remember the conditions of a resource."""
+        """Store the conditions of a resource."""
         self._known[key] = {name: str(one.get("status", "")) for name, one in found.items()}
 
     def forget(self, key: Key) -> None:
-        """Forget a resource."""
+        """Remove a resource."""
         self._known.pop(key, None)
 
     def describe(self) -> Sequence[Metric]:
-        """Name the metrics, for whoever registers this."""
+        """Return the metrics without series, for the registry."""
         return self._families()
 
     def collect(self) -> Iterator[Metric]:
-        """Write the series."""
+        """Yield the metrics with their series."""
         shown, omitted = self._families()
         keys = sorted(self._known, key=lambda key: (self._known[key].get("Ready") == "True", key))
         for key in keys[:MAX_RESOURCES]:
@@ -79,7 +79,7 @@ class Conditions:
 
 
 class Metrics:
-    """Everything that is counted, on a registry of its own."""
+    """All metrics of the operator, on a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -156,7 +156,7 @@ class Metrics:
         build.labels(known, revision, platform.python_version(), _version("kopf")).set(1)
 
     def _begin_at_zero(self) -> None:
-        """Make every series exist from the start, so that a first event is an increase."""
+        """Create every series at start, so that the first event is an increase."""
         for result in ("ok", "retry", "hopeless", "error"):
             self._reconciles.labels(result)
         for reason in _REASONS.values():
@@ -170,35 +170,35 @@ class Metrics:
         self._breakers.labels("sysctl_forbidden")
 
     def watch_queue(self, length: Callable[[], int]) -> None:
-        """Ask this for the number of resources that wait, whenever somebody looks."""
+        """Set the function that returns the number of resources in the queue at each scrape."""
         self._queue.set_function(length)
 
     def set_leader(self, *, is_leader: bool) -> None:
-        """Note whether this process reconciles."""
+        """Set whether this process is the leader."""
         self.is_leader = is_leader
         self._leader.set(is_leader)
 
     def admitted(self, result: str) -> None:
-        """Note what became of a pod that asked for a sidecar."""
+        """Count the result of the admission of a pod that requests a sidecar."""
         self._admissions.labels(result).inc()
 
     def requested(self, verb: str, code: str, seconds: float) -> None:
-        """Note a request to the API server."""
+        """Count a request to the API server."""
         self._requests.labels(verb, code).inc()
-        if verb != "watch":  # a watch lasts as long as it can
+        if verb != "watch":  # the duration of a watch is not a latency
             self._request_duration.labels(verb).observe(seconds)
 
     def watch_restarted(self, reason: str) -> None:
-        """Note that a watch begins anew: ``expired``, ``closed``, ``error`` or ``inactive``."""
+        """Count a restart of a watch: ``expired``, ``closed``, ``error`` or ``inactive``."""
         self._watch_restarts.labels(reason).inc()
 
     def reconciled(self, key: Key, outcome: Outcome | None, seconds: float) -> None:
-        """Note a reconcile; ``None`` for one that ended in a fault of ours."""
+        """Count a reconcile; ``None`` for one that ended with an unexpected exception."""
         self._reconciles.labels(_result(outcome)).inc()
         self._duration.observe(seconds)
         if outcome is None:
             return
-        # A resource that is refused is somebody's mistake; the operator has done what it should.
+        # A rejected resource is an error of its author; the reconcile itself has succeeded.
         if outcome.failed is None:
             self._last_success.set_to_current_time()
         for kind in outcome.drifted:
@@ -232,7 +232,7 @@ class Metrics:
         self._breakers.labels("sysctl_forbidden").set(len(self._tripped))
 
     def exposition(self) -> tuple[bytes, str]:
-        """Write everything as Prometheus reads it: the text, and its content type."""
+        """Return the Prometheus exposition: the text and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
 

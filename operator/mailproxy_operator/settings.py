@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's own settings: read once, where the program starts, and passed down."""
+"""The settings of the operator: read once at start and passed as arguments."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
-    """What rendering has to know besides the resource.
+    """The input of rendering besides the resource.
 
     Attributes:
         kube_version: The oldest version among the nodes that may run the pods.
-        image: The proxy's image where a resource names none.
-        image_pull_policy: When it is pulled where a resource does not say; ``None``: as Kubernetes does.
-        image_pull_secrets: Names of Secrets with which it is pulled where a resource names none.
+        image: The default image of the proxy, for resources that set none.
+        image_pull_policy: The default pull policy; ``None`` for the default of Kubernetes.
+        image_pull_secrets: The default names of image pull Secrets.
         config_dir: Where the configuration is mounted in the container.
-        refs_dir: Below it, what the resource refers to is mounted.
-        refused_sysctls: Names that nodes have refused for this generation.
-        operator_namespace: Where the operator's pods are, for NetworkPolicies; any namespace when empty.
+        refs_dir: The directory below which referenced Secrets and ConfigMaps are mounted.
+        refused_sysctls: Names of sysctls that nodes have refused for this generation.
+        operator_namespace: Namespace of the operator's pods, for NetworkPolicies; any namespace when empty.
     """
 
     kube_version: KubeVersion = OLDEST
@@ -40,16 +40,16 @@ class Platform:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookSettings:
-    """The webhook that puts sidecars into pods.
+    """The webhook that injects sidecars into pods.
 
     Attributes:
-        host: Where to listen.
-        port: Where to listen.
-        configuration: The MutatingWebhookConfiguration whose ``caBundle`` the operator keeps.
-        certificates: A folder with ``tls.crt`` and ``tls.key``, where somebody else makes them.
-        authorities: What the API server has to trust for those, as PEM; when empty, somebody
-            else keeps the ``caBundle``.
-        timeout_seconds: How long the API server waits for an answer.
+        host: The address to listen on.
+        port: The port to listen on.
+        configuration: The MutatingWebhookConfiguration whose ``caBundle`` the operator updates.
+        certificates: A directory with ``tls.crt`` and ``tls.key``, if the operator does not issue them.
+        authorities: The CA certificates for these, as PEM; when empty, the operator does not
+            write the ``caBundle``.
+        timeout_seconds: The timeout of the API server for a response.
     """
 
     host: str = "[::]"
@@ -65,21 +65,21 @@ class OperatorSettings:
     """The settings of ``mailproxy-operator run``.
 
     Attributes:
-        namespaces: Which to serve; all of them when empty.
-        image: The proxy's image where a resource names none.
-        image_pull_policy: When it is pulled where a resource does not say; ``None``: as Kubernetes does.
-        node_min_version: Of the oldest node, where that is older than the API server.
-        admin_host: Where metrics and probes are answered.
-        admin_port: Where metrics and probes are answered.
-        lease_namespace: Where the Lease lives; without one, this must be the only operator.
-        lease_name: Its name.
-        pod_namespace: Where this process's own pod is; empty outside of a cluster.
-        pod_name: That pod's name, where it is known.
-        pod_uid: That pod's uid, where it is known.
-        image_pull_secrets: Names of Secrets with which proxies are pulled where a resource names none.
-        identity: Who holds it.
-        resync_seconds: How often everything is looked at anew.
-        webhook: The webhook for sidecars; there is none unless asked for.
+        namespaces: The namespaces to watch; all namespaces when empty.
+        image: The default image of the proxy, for resources that set none.
+        image_pull_policy: The default pull policy; ``None`` for the default of Kubernetes.
+        node_min_version: The version of the oldest node, if it is older than the API server.
+        admin_host: The address for metrics and probes.
+        admin_port: The port for metrics and probes.
+        lease_namespace: The namespace of the Lease; without one, this must be the only operator.
+        lease_name: The name of the Lease.
+        pod_namespace: The namespace of this process's pod; empty outside of a cluster.
+        pod_name: The name of this process's pod, if known.
+        pod_uid: The uid of this process's pod, if known.
+        image_pull_secrets: The default names of image pull Secrets of proxies.
+        identity: The holder identity of this process in the Lease.
+        resync_seconds: The interval between two resyncs.
+        webhook: The webhook for sidecars; ``None`` when it is not enabled.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -99,10 +99,10 @@ class OperatorSettings:
     webhook: WebhookSettings | None = None
 
     def platform(self, version: KubeVersion) -> Platform:
-        """Give the settings that rendering needs.
+        """Return the settings for rendering.
 
         Args:
-            version: The oldest one among the nodes.
+            version: The version of the oldest node.
         """
         return Platform(
             kube_version=version,
@@ -113,9 +113,9 @@ class OperatorSettings:
         )
 
     def lease_owner(self) -> dict[str, object] | None:
-        """Refer to this process's own pod, if it is known and in the namespace of the Lease.
+        """Return an owner reference to this process's pod, if it is known and in the namespace of the Lease.
 
-        An owner in another namespace does not count: Kubernetes would delete the Lease at once.
+        An owner in another namespace is invalid: Kubernetes would delete the Lease immediately.
         """
         is_beside = bool(self.pod_namespace) and self.lease_namespace == self.pod_namespace
         if not (is_beside and self.pod_name and self.pod_uid):

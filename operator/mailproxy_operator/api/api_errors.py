@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API server's answers mean for the operator: pure."""
+"""Maps responses of the API server to errors of the operator, as pure functions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _WARNING = re.compile(r'^\d{3} \S+ "((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer of the API server.
+    """An HTTP response of the API server.
 
     Attributes:
-        body: Its JSON; empty where it is none.
+        body: The JSON body; empty when the body is not JSON.
     """
 
     status: int
@@ -38,12 +38,12 @@ class Answer:
 
     @property
     def is_good(self) -> bool:
-        """Whether the request did what it should."""
+        """Whether the request succeeded."""
         return 200 <= self.status < 300
 
     @property
     def message(self) -> str:
-        """What the API server says about it."""
+        """The message of the API server."""
         said = str(self.body.get("message") or f"HTTP {self.status}")[:2000]
         if self.status == 401:
             return f"{said}: the API server does not accept our credentials; they may have expired"
@@ -51,12 +51,12 @@ class Answer:
 
     @property
     def names_object(self) -> bool:
-        """Whether this is the API's own answer, rather than that of a path that does not exist."""
+        """Whether the response is about an object, and not about a path that does not exist."""
         return self.body.get("kind") == "Status"
 
 
 def code_class(status: int) -> str:
-    """Name a status for the metrics: its class, or itself where that tells more."""
+    """Return the metric label of a status code: its class, or the code itself for some codes."""
     return str(status) if status in {409, 410, 422, 429} else f"{status // 100}xx"
 
 
@@ -67,7 +67,7 @@ def warnings(headers: list[str]) -> tuple[str, ...]:
 
 
 def is_port_drift(answer: Answer) -> bool:
-    """Tell whether two ports share a name: somebody has edited a number and left the name."""
+    """Return whether two ports share a name: a user has edited the number of a port but not its name."""
     causes = (answer.body.get("details") or {}).get("causes") or []
     return answer.status == 422 and any(
         cause.get("reason") == "FieldValueDuplicate" and "ports" in str(cause.get("field"))
@@ -76,12 +76,12 @@ def is_port_drift(answer: Answer) -> bool:
 
 
 def error_from(answer: Answer, kind: Kind, what: str) -> OperatorError:
-    """Tell what an answer that is not good means.
+    """Return the error for an unsuccessful response.
 
     Args:
-        answer: The answer.
-        kind: The kind that was asked for.
-        what: The object, for people.
+        answer: The response.
+        kind: The requested kind.
+        what: The object, for the message.
     """
     text = f"{what}: {answer.message}"
     hopeless = _hopeless_reason(answer, kind)
@@ -99,7 +99,7 @@ def error_from(answer: Answer, kind: Kind, what: str) -> OperatorError:
 def _hopeless_reason(answer: Answer, kind: Kind) -> str:
     if answer.status == 403:
         return "Forbidden"
-    # The API server calls a body that does not fit the schema a fault of its own.
+    # The API server returns 500 for a body that does not match the schema.
     misfit = answer.status == 500 and _BAD_BODY.search(answer.message)
     if misfit or answer.status in {400, 422}:
         return "InvalidPodFields" if kind in WORKLOADS else "InvalidSpec"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS to the API server: which certificates are accepted, and what a failure is called.
+"""TLS to the API server: the verification of its certificate, and descriptions of failures.
 
-Python 3.13 verifies with ``VERIFY_X509_STRICT`` (RFC 5280): an authority without
-the extensions key usage or authority key identifier is refused.  Many clusters
-have one, EKS among them, and every other Kubernetes client accepts it.  The
-flag is cleared here, and only here.
+Python 3.13 verifies with ``VERIFY_X509_STRICT`` (RFC 5280): a CA certificate without
+the extensions key usage or authority key identifier is rejected.  Many clusters,
+for example on EKS, have such a CA, and all other Kubernetes clients accept it.  The
+flag is cleared only here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any, Self
 import aiohttp
 
 RENEW_SECONDS = 5.0
-"""Credentials that are refused are not read again more often than this."""
+"""Minimum interval between two reads of refused credentials."""
 
 _log = logging.getLogger(__name__)
 
 
 class ApiServerContext(ssl.SSLContext):
-    """A context that follows its files: a renewed authority holds from the next connection on.
+    """A context that reloads its files: a renewed CA is used from the next connection on.
 
-    asyncio asks it for the TLS object of each connection (``wrap_bio``); that is made by the
-    newest context, so an authority that was taken out of the file is no longer trusted either.
+    asyncio calls ``wrap_bio`` for the TLS object of each connection; the newest context creates
+    it, so a CA that was removed from the file is no longer trusted.
 
     Args:
-        make: Makes a context from the files as they are.
-        mark: Changes whenever ``make`` would give another one.
+        make: Creates a context from the current files.
+        mark: Returns a value that changes when ``make`` would create a different context.
 
     Raises:
         OSError: A file cannot be read (``ssl.SSLError`` is one of these).
@@ -43,18 +43,18 @@ class ApiServerContext(ssl.SSLContext):
     _newest: ssl.SSLContext
 
     def __new__(cls, make: Callable[[], ssl.SSLContext], mark: Callable[[], object]) -> Self:
-        """Make the context, and one from the files as they are now."""
+        """Create this context, and one from the current files."""
         made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         made._make, made._mark = make, mark
         made._observe, made._newest = mark(), accept_any_profile(make())
         return made
 
     def wrap_bio(self, *arguments: Any, **more: Any) -> ssl.SSLObject:  # noqa: ANN401  as in the class above
-        """Begin TLS on one connection."""
+        """Return the TLS object for one connection."""
         return self.current().wrap_bio(*arguments, **more)
 
     def current(self) -> ssl.SSLContext:
-        """The context made from the files as they are; the previous one while they cannot be used."""
+        """Return the context of the current files; the previous one while they cannot be used."""
         seen = self._mark()
         if seen != self._observe:
             try:
@@ -68,18 +68,18 @@ class ApiServerContext(ssl.SSLContext):
 
 
 def accept_any_profile(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Verify chain, dates and name, but not whether a certificate has every extension of RFC 5280."""
+    """Verify chain, validity and name, but do not require all extensions of RFC 5280."""
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 
 def files_mark(*paths: object) -> tuple[object, ...]:
-    """What changes with the content of files; paths that are not given do not count."""
+    """Return a value that changes with the content of files; empty paths are skipped."""
     return tuple((path, _file_mark(str(path))) for path in paths if path)
 
 
 def _file_mark(path: str) -> object:
-    # The kubelet swaps a link, and everybody else renames: it is another file each time.
+    # The kubelet replaces a symbolic link, other programs rename: the inode changes each time.
     try:
         found = os.stat(path)
     except OSError:
@@ -88,12 +88,12 @@ def _file_mark(path: str) -> object:
 
 
 def described(error: BaseException) -> str:
-    """Describe in a line why there is no connection, with the text of OpenSSL or of the system."""
+    """Describe in one line why there is no connection, with the message of OpenSSL or the system."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"the API server's certificate is not accepted: {_certificate_error(error)}"
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
-        # asyncio writes what it tried into the text; the number is the error of the system.
+        # asyncio puts its own message into the text; errno is the error of the system.
         number = cause.errno or 0
         text = os.strerror(number) if number > 0 else cause.strerror or str(cause)
         return f"{error.host}:{error.port}: {text}"[:300]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster port on a real API server; with ``credentials`` the only module that knows the client.
+"""The cluster port for an API server; only this module and ``credentials`` use the Kubernetes client.
 
-It goes through the client's lowest layer with paths from a static table:
-authentication, TLS and connections are the library's, the meaning of every
-answer is ours (see ``answers``).
+It uses the lowest layer of the client with paths from a static table.  The
+library provides authentication, TLS and connections; ``api_errors`` interprets
+the responses.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _APPLY, _MERGE, _JSON_PATCH = (
 ApiClient = client.ApiClient
 
 Meter = Callable[[str, str, float], None]
-"""Told about every request: verb, class of status code, seconds."""
+"""Called for every request: verb, class of status code, seconds."""
 
 
 @asynccontextmanager
 async def api_client(configuration: Configuration) -> AsyncIterator[client.ApiClient]:
-    """Open a client with these credentials."""
+    """Open a client with the credentials of a configuration."""
     async with client.ApiClient(configuration) as opened:
         opened.rest_client.ssl_context = client_context(configuration)
         yield opened
@@ -65,15 +65,15 @@ class KubeClient:
     """Objects on an API server.
 
     Args:
-        api: Where and as whom.
-        pods: For asking pods themselves.
-        meter: Told about every request.
-        node_version: Of the oldest node, where that is older than the API server.
+        api: The client with address and credentials.
+        pods: The HTTP session for requests to pods.
+        meter: Called for every request.
+        node_version: The version of the oldest node, if it is older than the API server.
         credentials: Read again when the API server refuses them.
 
     Attributes:
-        is_let_in: Whether the API server has accepted the credentials, and still does.
-        trouble: Why the last request got no answer, or was not let in; empty when it was answered.
+        is_authenticated: Whether the API server accepts the credentials.
+        last_error: Why the last request got no response or was not authenticated; empty otherwise.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class KubeClient:
         self._missing: frozenset[Kind] = frozenset()
 
     async def version(self) -> KubeVersion:
-        """Ask for the API server's version, unless the nodes' is given."""
+        """Return the version of the nodes if set, otherwise request the version of the API server."""
         if self._node_version is not None:
             return self._node_version
         answer = await self._request("get", "GET", "/version")
@@ -111,15 +111,15 @@ class KubeClient:
         return dict(self._good(answer, kind, f"{kind.name} {key}").body)
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """Read the objects of a namespace that carry these labels."""
+        """Read the objects of a namespace with these labels."""
         return await self.list_all(kind, (namespace,), names.label_selector(labels))
 
     async def has(self, kind: Kind) -> bool:
-        """Tell whether the cluster has a kind at all."""
+        """Return whether the cluster has a kind."""
         return kind.name in await self._names_in(kind)
 
     async def _names_in(self, kind: Kind) -> frozenset[str]:
-        """Name the kinds of a kind's group and version."""
+        """Return the names of all kinds in the group and version of a kind."""
         path = kind.path(None).rpartition("/")[0]
         answer = await self._request("get", "GET", path)
         if answer.status == 404:
@@ -128,7 +128,7 @@ class KubeClient:
         return frozenset(str(one.get("kind")) for one in listed)
 
     async def served(self, kinds: Iterable[Kind]) -> frozenset[Kind]:
-        """Tell which of some kinds the cluster has; the others are not listed until asked again."""
+        """Return which kinds the cluster has; the others are not listed until the next call."""
         kinds = frozenset(kinds)
         by_version = {kind.api_version: kind for kind in kinds}
         named = {version: await self._names_in(kind) for version, kind in by_version.items()}
@@ -142,9 +142,9 @@ class KubeClient:
         """Read the objects of a kind that match a label selector.
 
         Args:
-            kind: Which.
-            namespaces: In these; in all where there are none.
-            selector: A label selector; all objects where it is empty.
+            kind: The kind.
+            namespaces: The namespaces; all namespaces when empty.
+            selector: A label selector; all objects when empty.
             moved: Called for each page.
         """
         query = {"labelSelector": selector} if selector else {}
@@ -170,7 +170,7 @@ class KubeClient:
             if answer.status == 404 and kind.optional:
                 break
             body = self._good(answer, kind, f"the list of {kind.plural}").body
-            # The API server does not say of each item what it is.
+            # Items of a list have no apiVersion and kind.
             what = {"apiVersion": kind.api_version, "kind": kind.name}
             items += [{**what, **one} for one in body.get("items") or []]
             position = (body.get("metadata") or {}).get("continue") or ""
@@ -181,7 +181,7 @@ class KubeClient:
     async def apply(
         self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
     ) -> Applied:
-        """Apply server-side; the corner in which a hand-edited port makes that impossible is repaired."""
+        """Apply server-side; a manually edited port that prevents the apply is repaired."""
         answer = await self._apply(manifest, manager, force=force)
         if is_port_drift(answer):
             await self._repair_ports(manifest)
@@ -197,10 +197,10 @@ class KubeClient:
         return await self._request("apply", "PATCH", path, query=query, body=manifest, content_type=_APPLY)
 
     async def apply_status(self, manifest: Manifest) -> Manifest | None:
-        """Apply the status of a MailProxy through its own path.
+        """Apply the status subresource of a MailProxy.
 
         Returns:
-            The MailProxy as it is now; ``None`` where it is gone.
+            The current MailProxy; ``None`` when it was deleted.
         """
         answer = await self._apply(manifest, names.FIELD_MANAGER, force=True, status=True)
         if answer.status == 404:
@@ -208,10 +208,10 @@ class KubeClient:
         return dict(self._good(answer, MAIL_PROXY, f"the status of {_key(manifest)}").body)
 
     async def delete(self, manifest: Manifest) -> bool:
-        """Delete this very object; somebody else's of the same name stays.
+        """Delete the object with this uid; another object with the same name is kept.
 
         Returns:
-            Whether it was deleted: it may be gone already, or another object has its name.
+            Whether it was deleted; false when it was already deleted or another object has its name.
         """
         kind, key = kind_of(manifest), _key(manifest)
         options = {"preconditions": {"uid": uid_of(manifest)}, "propagationPolicy": "Background"}
@@ -224,10 +224,10 @@ class KubeClient:
     async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> Manifest | None:
-        """Set both by a merge patch: an apply would try to create an object that has vanished.
+        """Set annotations and labels by a merge patch: an apply would create a deleted object again.
 
         Returns:
-            The object as it is now; ``None`` where it is gone.
+            The current object; ``None`` when it was deleted.
         """
         metadata = {"annotations": dict(annotations), **({"labels": dict(labels)} if labels else {})}
         answer = await self._request(
@@ -240,7 +240,7 @@ class KubeClient:
         return dict(self._good(answer, kind, f"{kind.name} {key}").body)
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
-        """Ask a pod's admin endpoint."""
+        """Request ``/config`` from the admin endpoint of a pod."""
         address = str(pod["status"]["podIP"])
         host = f"[{address}]" if ":" in address else address
         try:
@@ -254,7 +254,7 @@ class KubeClient:
         return RunningConfig(str(told.get("hash") or "")[:64], str(told.get("last_error") or "")[:1000])
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
-        """Read the kubelet's events about volumes; without the right to, nothing is known."""
+        """Read the kubelet's events about volumes; empty without permission to read them."""
         answer = await self._request(
             "list", "GET", f"/api/v1/namespaces/{namespace}/events",
             query={"fieldSelector": "reason=FailedMount", "limit": str(PAGE)},
@@ -264,7 +264,7 @@ class KubeClient:
         return {one["involvedObject"]["name"]: str(one.get("message", "")) for one in items}
 
     async def create_event(self, manifest: Manifest) -> None:
-        """Create an event; nobody waits for it to succeed."""
+        """Create an event; a failure is ignored."""
         with suppress(OperatorError):
             await self._request(
                 "create", "POST", EVENT.path(manifest["metadata"]["namespace"]), body=manifest
@@ -277,10 +277,10 @@ class KubeClient:
         return await self.get(LEASE, key)
 
     async def write_lease(self, manifest: Manifest) -> bool:
-        """Create or replace a Lease; its resource version decides who was first.
+        """Create or replace a Lease; the resource version detects a concurrent write.
 
         Returns:
-            Whether it is ours now.
+            Whether the write succeeded.
         """
         key = _key(manifest)
         if "resourceVersion" in manifest["metadata"]:
@@ -294,7 +294,7 @@ class KubeClient:
     # -- the webhook ------------------------------------------------------
 
     async def patch_json(self, kind: Kind, key: Key, operations: Sequence[Mapping[str, Any]]) -> bool:
-        """Patch an object (RFC 6902); false where it is gone, or not as the patch expects."""
+        """Patch an object (RFC 6902); false when it was deleted or a ``test`` operation failed."""
         answer = await self._request(
             "patch", "PATCH", kind.path(key.namespace, key.name),
             query={"fieldManager": names.FIELD_MANAGER}, body=list(operations), content_type=_JSON_PATCH,
@@ -303,14 +303,14 @@ class KubeClient:
             return False
         return self._good(answer, kind, f"{kind.name} {key.name}").is_good
 
-    # -- how --------------------------------------------------------------
+    # -- requests --------------------------------------------------------------
 
     async def _repair_ports(self, manifest: Manifest) -> None:
-        """Replace an edited list of ports, and leave no trace of having done so.
+        """Replace an edited list of ports without keeping ownership of it.
 
-        The replacement is made under another manager's name, whose entry is
-        removed afterwards; otherwise we would own the list twice, and a port
-        that we drop later would stay.
+        The replacement uses a separate field manager, whose entry is removed
+        afterwards.  Otherwise two managers would own the list, and a port that
+        is later removed from the manifest would remain in the object.
         """
         kind, key = kind_of(manifest), _key(manifest)
         path = kind.path(key.namespace, key.name)
@@ -353,7 +353,7 @@ class KubeClient:
         """Send one request.
 
         Raises:
-            TransientError: There was no answer.
+            TransientError: There was no response.
         """
         clock = asyncio.get_running_loop().time
         begun, code = clock(), "error"
@@ -372,7 +372,7 @@ class KubeClient:
         return answer
 
     async def _renewing(self, exchange: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Send a request; once more with what is in the files now, where that is something else."""
+        """Send a request; once more if credentials or certificate were refused and new credentials exist."""
         try:
             answer = await exchange()
         except aiohttp.ClientConnectorCertificateError:
@@ -427,7 +427,7 @@ def _key(manifest: Manifest) -> Key:
 
 
 def _ports_of(manifest: Manifest, live: Manifest) -> tuple[str, object]:
-    """Tell where an object's ports stand, and what should."""
+    """Return the JSON pointer of an object's ports, and the ports from the manifest."""
     if kind_of(manifest) is SERVICE:
         return "/spec/ports", manifest["spec"]["ports"]
     wanted = manifest["spec"]["template"]["spec"]["containers"][0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port to where objects live: an API server, or the local machine.
+"""The cluster port: the interface to an API server or to the local machine.
 
-Everything above it is told in dictionaries and in the errors of ``errors``;
-what a status code means is the business of whoever implements this.
+Its callers use dictionaries and the exceptions of ``errors``; the implementation
+interprets status codes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Which MailProxy: its namespace and name."""
+    """The namespace and name of a MailProxy."""
 
     namespace: str
     name: str
@@ -32,7 +32,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class RunningConfig:
-    """What a pod says about its configuration: the answer of ``/config``."""
+    """The running configuration of a pod: the response of ``/config``."""
 
     hash: str
     last_error: str = ""
@@ -40,11 +40,11 @@ class RunningConfig:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What came of an apply.
+    """The result of an apply.
 
     Attributes:
-        manifest: The object as it is now.
-        warnings: What the other side had to say about it, such as a violation of Pod Security.
+        manifest: The current object.
+        warnings: Warnings of the API server, such as a violation of Pod Security.
     """
 
     manifest: Manifest
@@ -52,59 +52,59 @@ class Applied:
 
 
 class Cluster(Protocol):
-    """Where objects live.
+    """The interface to a cluster.
 
-    Every method keeps its own deadline and raises ``TransientError`` when waiting
-    may help, ``TerminalError`` when it will not.
+    Every method has its own deadline.  It raises ``TransientError`` when a retry may
+    succeed, and ``TerminalError`` otherwise.
     """
 
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
-        """Read one object; ``None`` when there is none, or the cluster lacks the kind."""
+        """Read one object; ``None`` when it does not exist or the cluster does not have the kind."""
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """Read the objects of a namespace that carry these labels; none where the cluster lacks the kind."""
+        """Read the objects of a namespace with these labels; empty if the cluster does not have the kind."""
 
     async def version(self) -> KubeVersion:
-        """Tell how old the oldest node may be."""
+        """Return the version of the oldest node."""
 
     async def apply(
         self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
     ) -> Applied:
-        """Make an object hold what the manifest says, and leave everything else in it alone.
+        """Apply a manifest; fields that are not in the manifest are not changed.
 
         Raises:
-            NameConflict: An object of this name belongs to somebody else.
-            NotFoundOrConflict: The manifest names a uid that the object no longer has.
+            NameConflict: An object of this name has another owner.
+            NotFoundOrConflict: The uid in the manifest is not that of the object.
             KindMissing: The cluster does not have this kind.
         """
 
     async def delete(self, manifest: Manifest) -> bool:
-        """Delete this very object; returns whether it was there."""
+        """Delete the object with this uid; return whether it existed."""
 
     async def apply_status(self, manifest: Manifest) -> Manifest | None:
         """Write the status of a MailProxy.
 
         Args:
-            manifest: Its identity and its whole status.
+            manifest: Its identity and its complete status.
 
         Returns:
-            The MailProxy as it is now, where that is known.
+            The current MailProxy, if known.
         """
 
     async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> Manifest | None:
-        """Set annotations, and labels, on an object, if it is still there.
+        """Set annotations and labels on an object, if it exists.
 
         Returns:
-            The object as it is now, where that is known.
+            The current object, if known.
         """
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
-        """Ask a pod which configuration it runs; ``None`` when it does not answer."""
+        """Request the running configuration of a pod; ``None`` when it does not respond."""
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
-        """Tell what could not be mounted lately: pod name to message."""
+        """Return recent mount failures: pod name to message."""
 
     async def create_event(self, manifest: Manifest) -> None:
-        """Publish an event about a MailProxy; failing to do so is not an error."""
+        """Create an event about a MailProxy; a failure is not an error."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the operator gets in at the API server: a service account in a pod, the kubeconfig elsewhere."""
+"""Credentials for the API server: the service account in a pod, the kubeconfig elsewhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CannotConfigure = config.ConfigException
 
 
 class Credentials:
-    """Address and credentials, read where they stand.
+    """Address and credentials of the API server, read from their files.
 
     Args:
-        configuration: Uses these and reads nothing.
-        file: A kubeconfig; the usual one where not given.
+        configuration: A configuration to use instead of files.
+        file: A kubeconfig; the default one if not set.
     """
 
     def __init__(self, configuration: Configuration | None = None, *, file: str | None = None) -> None:
@@ -31,10 +31,10 @@ class Credentials:
         self._read_at = 0.0
 
     async def read(self) -> Configuration:
-        """Read them.
+        """Read the credentials.
 
         Raises:
-            CannotConfigure: There are none.
+            CannotConfigure: There are no credentials.
         """
         self._read_at = asyncio.get_running_loop().time()
         if self._is_given:
@@ -46,12 +46,12 @@ class Credentials:
         return self.configuration
 
     async def renew(self) -> bool:
-        """Read them again after they were refused, or the API server's certificate was not accepted.
+        """Read the credentials again after a refusal or a failed verification of the server's certificate.
 
-        The tokens of kubeconfigs and of their plug-ins expire, and clusters get other authorities.
+        Tokens of kubeconfigs and of their plug-ins expire, and the CA of a cluster can change.
 
         Returns:
-            Whether there are others now.
+            Whether the credentials have changed.
         """
         if self._is_given or asyncio.get_running_loop().time() - self._read_at < RENEW_SECONDS:
             return False
@@ -67,7 +67,7 @@ class Credentials:
 
 
 def client_context(configuration: Configuration) -> ApiServerContext:
-    """Make the context of the Kubernetes client.
+    """Create the TLS context of the Kubernetes client.
 
     Args:
         configuration: Read again for each connection.

@@ -15,10 +15,10 @@ Manifest: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of object, and where the API server has it.
+    """A kind of object and its path in the API.
 
     Attributes:
-        optional: The cluster may lack it (it comes with another product's CRDs).
+        optional: The cluster may not have it (it is defined by the CRDs of another product).
     """
 
     api_version: str
@@ -27,7 +27,7 @@ class Kind:
     optional: bool = False
 
     def path(self, namespace: str | None, name: str = "") -> str:
-        """Give the path of one object, or of all of a namespace, or of all there are."""
+        """Return the path of one object, of all objects in a namespace, or of all objects."""
         root = f"/api/{self.api_version}" if self.api_version == "v1" else f"/apis/{self.api_version}"
         middle = f"/namespaces/{namespace}" if namespace else ""
         return f"{root}{middle}/{self.plural}" + (f"/{name}" if name else "")
@@ -64,7 +64,7 @@ OWNED = (
     POD_MONITOR,
     PROMETHEUS_RULE,
 )
-"""What a MailProxy may own, in the order in which it is applied."""
+"""The kinds that a MailProxy may own, in the order in which they are applied."""
 
 WORKLOADS = (DEPLOYMENT, DAEMON_SET)
 
@@ -74,20 +74,20 @@ _BY_NAME = {
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:
-    """Tell which of our kinds an object is.
+    """Return the kind of an object.
 
     Raises:
-        KeyError: None of them.
+        KeyError: The kind is not in the table.
     """
     return _BY_NAME[manifest["apiVersion"], manifest["kind"]]
 
 
 def uid_of(manifest: Mapping[str, Any]) -> str:
-    """Tell an object's uid, empty before it has one."""
+    """Return the uid of an object; empty before it has one."""
     return str(manifest.get("metadata", {}).get("uid", ""))
 
 
 def is_controlled_by(manifest: Mapping[str, Any], uid: str) -> bool:
-    """Tell whether an object's controller is the one with this uid."""
+    """Return whether the controller of an object has this uid."""
     owners = manifest.get("metadata", {}).get("ownerReferences") or []
     return any(owner.get("controller") and owner.get("uid") == uid for owner in owners)

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True, slots=True)
 class KubeVersion:
-    """A Kubernetes version as far as decisions depend on it."""
+    """The parts of a Kubernetes version that decisions depend on."""
 
     major: int = 1
     minor: int = 29
 
     @classmethod
     def parse(cls, text: str) -> KubeVersion:
-        """Read ``1.36``, ``v1.36.2`` or what a provider makes of it (``1.29+``).
+        """Parse ``1.36``, ``v1.36.2`` or the form of some providers (``1.29+``).
 
         Raises:
-            ValueError: It is none of these.
+            ValueError: The text has another form.
         """
         found = re.match(r"v?(\d+)\.(\d+)", text)
         if not found:
@@ -31,4 +31,4 @@ class KubeVersion:
 
 
 OLDEST = KubeVersion()
-"""The oldest version that is supported."""
+"""The oldest supported version."""

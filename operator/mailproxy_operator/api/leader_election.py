@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who of several operators works: whoever holds the Lease.
+"""Leader election: of several operators, the holder of the Lease reconciles.
 
-The clock of another machine is never trusted: a Lease has expired when its
-record has not changed for its whole duration on our own clock.
+Clocks of other machines are not used: a Lease has expired when its record has
+not changed for its full duration, measured on the local clock.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _log = logging.getLogger(__name__)
 
 
 class LeaderElector:
-    """One candidate.
+    """One candidate of the election.
 
     Args:
-        store: Where the Lease lives.
-        key: Which.
-        identity: Who we are.
-        owner: A reference to our own pod, in the Lease's namespace: the Lease is collected when the pod
-            of its last holder is gone, for instance after an uninstallation.
-        now: Tells the time, for the record only.
+        store: The client for the Lease.
+        key: The namespace and name of the Lease.
+        identity: The holder identity of this process.
+        owner: An owner reference to this process's pod, in the namespace of the Lease: the Lease is
+            garbage-collected with the pod of its last holder, for example after an uninstallation.
+        now: Returns the time, for the record only.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class LeaderElector:
         self._seen_at = 0.0
 
     async def acquire(self) -> None:
-        """Return when the Lease is ours."""
+        """Wait until this process holds the Lease."""
         told = ""
         while True:
             try:
@@ -70,7 +70,7 @@ class LeaderElector:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def hold(self) -> None:
-        """Renew the Lease; return when it is lost, or could not be renewed for too long."""
+        """Renew the Lease; return when it is lost or could not be renewed before its deadline."""
         clock = asyncio.get_running_loop().time
         renewed = clock()
         while clock() - renewed < DURATION_SECONDS - RENEW_SECONDS:
@@ -85,14 +85,14 @@ class LeaderElector:
         _log.error("the lease %s is lost", self._key)
 
     async def release(self) -> None:
-        """Give the Lease up, so that another candidate need not wait."""
+        """Release the Lease, so that another candidate does not have to wait."""
         with suppress(OperatorError, TimeoutError):
             await self._released()
 
     async def _released(self) -> None:
         async with asyncio.timeout(RENEW_SECONDS):
             for _ in range(TRIES):
-                # A renewal that was cut off may still arrive, and then ours is refused as out of date.
+                # A cancelled renewal may still reach the API server; this write then fails with a conflict.
                 lease = await self._store.read_lease(self._key)
                 if lease is None or _holder(lease) != self._identity:
                     return

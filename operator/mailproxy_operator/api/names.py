@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names, labels and annotations: strings with one home."""
+"""Names, labels and annotations."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "MailProxy"
 
 FIELD_MANAGER = "mailproxy-operator"
-"""Who we are to server-side apply."""
+"""The field manager for server-side apply."""
 HANDOVER_MANAGER = f"{FIELD_MANAGER}-handover"
-"""Who holds ``spec.replicas`` until an autoscaler takes it."""
+"""The field manager of ``spec.replicas`` until an autoscaler owns the field."""
 REPAIR_MANAGER = f"{FIELD_MANAGER}-repair"
-"""Who replaces a list of ports that a stranger has edited; leaves no trace."""
+"""The field manager for replacing a manually edited list of ports; its entry is removed afterwards."""
 
 CONTAINER = "mailproxy"
 CONFIG_KEY = "mailproxy.json"
@@ -25,23 +25,23 @@ ADMIN_PORT = 9113
 ADMIN_PORT_NAME = "admin"
 
 CONFIG_HASH = f"{GROUP}/config-hash"
-"""On pods: the configuration that the operator wants there."""
+"""Annotation of pods: the hash of the expected configuration."""
 TEMPLATE_HASH = f"{GROUP}/template-hash"
-"""On the pod template: everything that needs new pods."""
+"""Annotation of the pod template: the hash of everything that requires new pods."""
 REFUSED_SYSCTLS = f"{GROUP}/refused-sysctls"
-"""On the workload: what nodes have refused, and for which generation."""
+"""Annotation of the workload: the sysctls that nodes have refused, and for which generation."""
 PROXY = f"{GROUP}/proxy"
-"""Label of everything that belongs to a MailProxy, every pod that runs it included: its name.
+"""Label of all objects of a MailProxy and of all pods that run it; the value is its name.
 
-It is in no selector of a workload: those cannot change, and older releases did not know it.
+It is not in the selector of a workload: a selector is immutable, and older releases lack the label.
 """
 INJECT = f"{GROUP}/inject"
-"""Label of somebody else's pod: the MailProxy that it carries as a sidecar."""
+"""Label of a pod of another workload: the MailProxy to inject as a sidecar."""
 
 OPERATOR_LABELS = {f"{GROUP}/component": "operator"}
-"""Labels of the operator's pods: NetworkPolicies of proxies let it in by them."""
+"""Labels of the operator's pods: NetworkPolicies of proxies select the operator by them."""
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
-"""The name of a namespace, as a label that Kubernetes itself puts on it."""
+"""The label of a namespace with its name, set by Kubernetes."""
 
 _NAME = "app.kubernetes.io/name"
 _INSTANCE = "app.kubernetes.io/instance"
@@ -49,51 +49,51 @@ _MANAGED_BY = "app.kubernetes.io/managed-by"
 
 
 def config_map_name(name: str) -> str:
-    """Name the ConfigMap that holds the configuration of a MailProxy."""
+    """Return the name of the ConfigMap with the configuration of a MailProxy."""
     return f"{name}-config"
 
 
 def metrics_service_name(name: str) -> str:
-    """Name the headless Service of the admin port."""
+    """Return the name of the headless Service of the admin port."""
     return f"{name}-metrics"
 
 
 def selector_labels(name: str) -> dict[str, str]:
-    """Labels by which a MailProxy's pods are found; they can never change."""
+    """Return the labels that select the pods of a MailProxy; they are immutable."""
     return {_NAME: "mailproxy", _INSTANCE: name}
 
 
 def carrier_labels(name: str) -> dict[str, str]:
-    """Labels by which pods are found that carry a MailProxy as a sidecar."""
+    """Return the labels that select pods with a MailProxy as a sidecar."""
     return {INJECT: name}
 
 
 def proxy_labels(name: str) -> dict[str, str]:
-    """Label by which every pod of a MailProxy is found, a sidecar's included."""
+    """Return the label that selects every pod of a MailProxy, including pods with a sidecar."""
     return {PROXY: name}
 
 
 def owned_labels(name: str) -> dict[str, str]:
-    """Labels by which what a MailProxy owns is found, also what an older release has made."""
+    """Return the labels that select the objects a MailProxy owns, including those of older releases."""
     return {**selector_labels(name), _MANAGED_BY: FIELD_MANAGER}
 
 
 def labels(name: str) -> dict[str, str]:
-    """Labels that everything owned by a MailProxy carries."""
+    """Return the labels of all objects that a MailProxy owns."""
     return {**owned_labels(name), **proxy_labels(name)}
 
 
 def label_selector(labels: Mapping[str, str]) -> str:
-    """Write labels as the API's ``labelSelector``."""
+    """Return labels as a ``labelSelector`` of the API."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def owners_of(labels: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the MailProxies that labels name: the one of an object, and the one that a pod asks for."""
+    """Return the MailProxies in labels: the one of an object, and the one that a pod requests."""
     found = (labels.get(PROXY) or labels.get(_INSTANCE), labels.get(INJECT))
     return tuple(dict.fromkeys(name for name in found if name))
 
 
 def owner_of(labels: Mapping[str, str]) -> str:
-    """Return the MailProxy that an object belongs to, by its labels; empty where they name none."""
+    """Return the MailProxy that an object belongs to, by its labels; empty if there is none."""
     return next(iter(owners_of(labels)), "")

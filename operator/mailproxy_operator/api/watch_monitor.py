@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP session through which kopf watches, and a check for a watch that has fallen silent.
+"""The HTTP session of kopf, and a check for stalled watches.
 
-kopf begins a watch again whenever it ends.  What it does not notice is a watch that it has stopped
-beginning (kopf#1276), or that it begins again only after an hour because one answer asked for that:
-nothing fails, and nothing is seen any more.  ``stalled`` reports it, and the process ends.
+kopf restarts a watch when it ends.  Two failures are not detected by kopf: a watch that is not
+restarted any more (kopf#1276), and a watch that is restarted only after an hour because a response
+requested that delay.  No error is raised, and no events arrive.  ``stalled`` reports such a watch,
+and the process ends.
 
-The requests are seen through aiohttp's trace hooks.  A watch begins a request at least every
-``SERVER_SECONDS``, because that is how long the API server is asked to keep one.
+The requests are observed with the trace hooks of aiohttp.  A watch sends a request at least every
+``SERVER_SECONDS``, because that is the requested timeout of a watch in the API server.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from mailproxy_operator.api.api_tls import RENEW_SECONDS, ApiServerContext, desc
 from mailproxy_operator.api.kinds import Kind
 
 SERVER_SECONDS = 300.0
-"""The API server ends a watch after this time."""
+"""The timeout after which the API server ends a watch."""
 INACTIVE_SECONDS = 90.0
-"""kopf gives up a watch from which nothing came for so long: API servers send a bookmark every 60 to 75."""
+"""kopf ends a watch without data after this time; API servers send a bookmark every 60 to 75 seconds."""
 STALLED_SECONDS = SERVER_SECONDS + 2 * INACTIVE_SECONDS
-"""Longer than any pause that kopf makes between two requests of a watch."""
+"""Longer than any delay of kopf between two requests of a watch."""
 
 EXPIRED, CLOSED, FAILED, INACTIVE = "expired", "closed", "error", "inactive"
 GONE, UNAUTHORIZED = 410, 401
@@ -46,10 +47,10 @@ class Recorder(Protocol):
     """Counts requests and watches."""
 
     def requested(self, verb: str, code: str, seconds: float) -> None:
-        """A request was answered, or failed."""
+        """Count a request that got a response or failed."""
 
     def watch_restarted(self, reason: str) -> None:
-        """A watch begins anew: ``expired``, ``closed``, ``error`` or ``inactive``."""
+        """Count a restart of a watch: ``expired``, ``closed``, ``error`` or ``inactive``."""
 
 
 def from_environment(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  kopf's own keywords
@@ -58,15 +59,15 @@ def from_environment(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN40
 
 
 class WatchMonitor:
-    """Follows the requests of kopf.
+    """Observes the requests of kopf.
 
     Args:
-        recorder: Counts them.
+        recorder: Counts requests and restarts of watches.
         login: Reads address and credentials.
-        listed_again: Called with a kind whose watch begins anew with a list.
+        listed_again: Called with a kind whose watch restarts with a list.
 
     Attributes:
-        trouble: Why the API server is not reached or does not accept the credentials; empty when it does.
+        last_error: Why the API server is unreachable or refuses the credentials; empty otherwise.
     """
 
     def __init__(
@@ -85,16 +86,16 @@ class WatchMonitor:
         self._read_at = -RENEW_SECONDS
 
     def expect(self, kinds: Iterable[Kind], namespaces: tuple[str, ...]) -> None:
-        """Name what kopf is going to watch."""
+        """Set the kinds and namespaces that kopf will watch."""
         self._kinds = {kind.path(one or None): kind for kind in kinds for one in namespaces or ("",)}
         self._requested_at = dict.fromkeys(self._kinds, _now())
 
     def is_synced(self) -> bool:
-        """Return whether every watch has begun: then kopf has read every list."""
+        """Return whether every watch has started: then kopf has read every list."""
         return bool(self._kinds) and self._began >= self._kinds.keys()
 
     def stalled(self) -> str:
-        """Name a watch of which there was no request for too long; empty where there is none."""
+        """Return which watch has sent no request for ``STALLED_SECONDS``; empty if there is none."""
         now = _now()
         for path, at in self._requested_at.items():
             if now - at > STALLED_SECONDS:
@@ -104,8 +105,8 @@ class WatchMonitor:
     async def session(self, **known: Any) -> kopf.AiohttpSession:  # noqa: ANN401  kopf's own keywords
         """Log in: read the credentials, and open a session with them.
 
-        kopf calls this at start and whenever the API server has refused the credentials.  It would end
-        if it got the refused ones back; a session of its own makes them new ones, so it tries again.
+        kopf calls this at start and whenever the API server has refused the credentials.  kopf would end
+        if the refused credentials were returned; credentials with a new session count as new, so it retries.
         """
         self._keywords = known
         while True:
@@ -115,7 +116,7 @@ class WatchMonitor:
             self._read_at = _now()
             try:
                 found = self._login(**known)
-            except Exception as error:  # whatever the login raises: the file may be half written
+            except Exception as error:  # the login may raise any exception: the file may be incomplete
                 _log.warning("watching: no credentials: %s", type(error).__name__)
                 continue
             if found is not None:
@@ -186,12 +187,12 @@ class WatchMonitor:
             self._ended(request.url, INACTIVE if isinstance(error, asyncio.CancelledError) else FAILED)
 
     def _ended(self, url: URL, reason: str) -> None:
-        """Count a watch that did not begin; the next request does not count it again."""
+        """Count a watch that did not start; the next request does not count it again."""
         self._recorder.watch_restarted(reason)
         self._watched_since.pop(url.path, None)
 
     def _not_accepted(self, last_error: str) -> None:
-        """Report why, and read the kubeconfig again: it may name another authority by now."""
+        """Log the error and read the kubeconfig again: its CA may have changed."""
         self.last_error = last_error
         if _now() - self._read_at < RENEW_SECONDS:
             return
@@ -199,7 +200,7 @@ class WatchMonitor:
         _log.warning("watching: %s", last_error)
         try:
             self._known = self._login(**self._keywords) or self._known
-        except Exception as error:  # whatever the login raises: this one goes on with what it has
+        except Exception as error:  # the login may raise any exception: the session keeps its credentials
             _log.warning("watching: no other credentials: %s", type(error).__name__)
 
     def _verb(self, url: URL) -> str:
@@ -209,7 +210,7 @@ class WatchMonitor:
 
 
 def _why_ended(seconds: float) -> str:
-    """Return why a watch ended without an error: kopf gave it up, or the API server has ended it."""
+    """Return why a watch ended without an error: ended by kopf or by the API server."""
     return INACTIVE if INACTIVE_SECONDS <= seconds < SERVER_SECONDS - 1 else CLOSED
 
 

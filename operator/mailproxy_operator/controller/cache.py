@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache that reconciling reads: the indexes of kopf, and what this process has written since.
+"""The cache that a reconcile reads: the indexes of kopf, and the later writes of this process.
 
-An index follows the watch, so it is behind for a moment after each write, and it keeps an object
-that was deleted while its watch was being listed again.  Three things correct that: answers to own
-writes are used until the watch has caught up, versions of objects that are known to be deleted are
+An index follows the watch, so it is stale for a short time after each write.  It also keeps an object
+that was deleted between the end of a watch and the next list.  Three mechanisms correct this: responses
+to own writes are used until the watch has delivered them, objects that are known to be deleted are
 left out, and a resync compares the indexes with complete lists.
 """
 
@@ -21,15 +21,15 @@ from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.errors import NameConflict, NotFoundOrConflict
 
 NEVER_A_VERSION = "1"
-"""No object has this resource version: an apply that names it creates an object, or fails with a conflict."""
+"""No object has this resource version: an apply with it creates an object or fails with a conflict."""
 FORGET_SECONDS = 600.0
-"""A deletion is remembered at least this long; a reconcile that still holds the object is shorter."""
+"""Minimum time for which a deletion is kept; longer than a reconcile that still uses the object."""
 
 Index = Mapping[Key, Iterable[Manifest]]
 
 
 class Cache:
-    """Implements ``Cluster``: reads come from memory, everything else goes to the API server.
+    """Implements ``Cluster``: reads are served from memory, all other calls go to the API server.
 
     Args:
         cluster: The API server.
@@ -43,17 +43,17 @@ class Cache:
         self._unlabelled: dict[Key, list[Manifest]] = {}
 
     def attach(self, indexes: Mapping[Kind, Index]) -> None:
-        """Read from these indexes from now on."""
+        """Set the indexes to read from."""
         self._indexes = indexes
 
     # -- reads ------------------------------------------------------------
 
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
-        """Return a MailProxy, or an owned object that has the name of its MailProxy."""
+        """Return a MailProxy, or an owned object with the name of its MailProxy."""
         return self._of(kind, key).get(key.name)
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """Return the objects of one MailProxy that have these labels; one of the labels names it."""
+        """Return the objects of one MailProxy with these labels; one of the labels is its name."""
         owner = Key(namespace, names.owner_of(labels))
         found = list(self._of(kind, owner).values())
         if kind is POD:
@@ -68,12 +68,12 @@ class Cache:
         return [one for key in keys for one in self._of(MAIL_PROXY, key).values()]
 
     def uids(self, kind: Kind) -> dict[str, Manifest]:
-        """Return what the index of a kind holds, by uid, without what is known to be deleted."""
+        """Return the objects in the index of a kind, by uid, without those that are known to be deleted."""
         found = (one for objects in self._indexes.get(kind, {}).values() for one in objects)
         return {uid_of(one): one for one in found if not self._is_deleted(one)}
 
     def _of(self, kind: Kind, owner: Key) -> dict[str, Manifest]:
-        """Return what belongs to a MailProxy, by name: of index and own writes, what is newer."""
+        """Return the objects of a MailProxy by name: the newer one of index and own writes."""
         found: dict[str, Manifest] = {}
         index = self._indexes.get(kind, {})
         indexed: Iterable[Manifest] = index.get(owner, ())
@@ -84,23 +84,23 @@ class Cache:
                 found[name] = one
         return found
 
-    # -- what happens -----------------------------------------------------
+    # -- events ----------------------------------------------------------
 
     def remember(self, manifest: Manifest) -> None:
-        """Use this object until the watch has brought it, or a newer one."""
+        """Use this object until the watch has delivered it or a newer version."""
         kind, owner = kind_of(manifest), _owner(manifest)
         if not self._is_deleted(manifest):
             self._written.setdefault((kind, owner), {})[manifest["metadata"]["name"]] = manifest
 
     def observed(self, manifest: Manifest) -> None:
-        """Note an event of a watch: an own write that is no newer is not needed any more."""
+        """Process an event of a watch: drop an own write that is not newer."""
         at, name = (kind_of(manifest), _owner(manifest)), manifest["metadata"]["name"]
         written = self._written.get(at, {})
         if name in written and _version(written[name]) <= _version(manifest):
             self._drop(at, name)
 
     def deleted(self, manifest: Manifest) -> None:
-        """Note that an object is gone, or does not match the selector any more: then a newer one may come."""
+        """Record that an object was deleted or no longer matches the selector; a newer version may follow."""
         self._deleted[uid_of(manifest)] = _version(manifest), asyncio.get_running_loop().time()
         at, name = (kind_of(manifest), _owner(manifest)), manifest["metadata"]["name"]
         written = self._written.get(at, {}).get(name)
@@ -108,7 +108,7 @@ class Cache:
             self._drop(at, name)
 
     def set_unlabelled_pods(self, pods: Iterable[Manifest]) -> set[Key]:
-        """Replace the pods that ask for a sidecar and do not have the label of a proxy.
+        """Replace the set of pods that request a sidecar and lack the label of a proxy.
 
         Returns:
             The MailProxies whose pods have changed.
@@ -123,9 +123,9 @@ class Cache:
         """Compare the cache with a complete list, correct it, and return the objects that differed.
 
         Args:
-            kind: Of this kind.
-            before: The uids that the index held before the list was requested.
-            listed: The list.
+            kind: The kind of the objects.
+            before: The uids in the index before the list was requested.
+            listed: The complete list.
         """
         there = {uid_of(one): one for one in listed}
         indexed = self.uids(kind)
@@ -140,7 +140,7 @@ class Cache:
                 yield one
 
     def forget_deleted(self) -> None:
-        """Drop uids of objects that were deleted long ago and that no index holds."""
+        """Drop uids of objects that were deleted long ago and are in no index."""
         now = asyncio.get_running_loop().time()
         indexed = {
             uid_of(one) for index in self._indexes.values() for objects in index.values() for one in objects
@@ -163,10 +163,10 @@ class Cache:
     async def apply(
         self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
     ) -> Applied:
-        """Apply server-side; an object that the manifest does not identify by its uid is created.
+        """Apply server-side; without a uid in the manifest, the object is created.
 
         Raises:
-            NameConflict: An object of this name exists and belongs to somebody else.
+            NameConflict: An object of this name exists and has another owner.
         """
         if "uid" in manifest["metadata"]:
             applied = await self._cluster.apply(manifest, manager=manager, force=force)
@@ -176,7 +176,7 @@ class Cache:
         return applied
 
     async def _create(self, manifest: Manifest) -> Applied:
-        """Create an object by an apply that cannot change an existing one."""
+        """Create an object with an apply that cannot change an existing object."""
         kind, metadata = kind_of(manifest), manifest["metadata"]
         try:
             return await self._cluster.apply(
@@ -184,7 +184,7 @@ class Cache:
             )
         except NotFoundOrConflict:
             live = await self._cluster.get(kind, Key(metadata["namespace"], metadata["name"]))
-            if live is None:  # it has been deleted meanwhile
+            if live is None:  # it was deleted in the meantime
                 return await self._cluster.apply(manifest)
             if not is_controlled_by(live, metadata["ownerReferences"][0]["uid"]):
                 raise NameConflict(f"{kind.name} {metadata['name']}") from None
@@ -199,9 +199,9 @@ class Cache:
         return applied
 
     async def delete(self, manifest: Manifest) -> bool:
-        """Delete this very object."""
+        """Delete the object with this uid."""
         is_deleted = await self._cluster.delete(manifest)
-        if is_deleted:  # otherwise the watch brings what there is
+        if is_deleted:  # otherwise the watch delivers the current object
             self.deleted(manifest)
         return is_deleted
 
@@ -214,18 +214,18 @@ class Cache:
             self.remember(patched)
         return patched
 
-    # -- passed on --------------------------------------------------------
+    # -- delegated --------------------------------------------------------
 
     async def version(self) -> KubeVersion:
         """Return the version of the oldest node."""
         return await self._cluster.version()
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
-        """Request the configuration that a pod runs."""
+        """Request the running configuration of a pod."""
         return await self._cluster.running_config(pod)
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
-        """Return what could not be mounted lately, by pod."""
+        """Return recent mount failures by pod."""
         return await self._cluster.mount_failures(namespace)
 
     async def create_event(self, manifest: Manifest) -> None:
@@ -234,7 +234,7 @@ class Cache:
 
 
 def slim(body: Mapping[str, Any]) -> Manifest:
-    """Copy an object for an index, without what nobody reads: most of ``managedFields``."""
+    """Copy an object for an index without unused fields: most of ``managedFields``."""
     metadata = dict(body["metadata"])
     if "managedFields" in metadata:
         ours = [one for one in metadata["managedFields"] if one.get("manager") == names.FIELD_MANAGER]
@@ -251,7 +251,7 @@ def _owner(manifest: Manifest) -> Key:
 
 
 def _version(manifest: Manifest) -> int:
-    """Return the resource version as a number, which Kubernetes has documented since 1.35 and always used."""
+    """Return the resource version as a number: always so in Kubernetes, and documented since 1.35."""
     text = str(manifest["metadata"].get("resourceVersion", ""))
     return int(text) if text.isdecimal() else 0
 

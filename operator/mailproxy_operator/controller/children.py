@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects that one MailProxy owns: applied, kept, pruned, and never confused with somebody else's."""
+"""The objects that one MailProxy owns: applied, kept and pruned.  Objects of other owners are not changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _Name = tuple[Kind, str]
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One apply: what was rendered, what the object looked like afterwards, what was said about it."""
+    """One apply: the digest of the rendering, the fingerprint of the result, the warnings."""
 
     digest: str
     fingerprint: str
@@ -45,60 +45,61 @@ class _Entry:
 
 
 class AppliedCache:
-    """What was applied lately, so that a reconcile with nothing to do writes nothing.
+    """The last applied state, so that a reconcile without changes writes nothing.
 
-    It is a memory, not a truth: an object is written again when the live one
-    is no longer as we left it.
+    The live object is authoritative: an object is applied again when it has
+    changed since the last apply.
     """
 
     def __init__(self) -> None:
         self._entries: dict[Key, dict[_Name, _Entry]] = {}
 
     def forget(self, key: Key) -> None:
-        """Forget one resource."""
+        """Remove the entries of one resource."""
         self._entries.pop(key, None)
 
     def knows(self, key: Key) -> bool:
-        """Tell whether anything was applied for a resource."""
+        """Return whether any object was applied for a resource."""
         return key in self._entries
 
     def keep_only(self, key: Key, wanted: Collection[_Name]) -> None:
-        """Forget what is no longer wanted: when it is wanted again, nobody has tampered with it."""
+        """Remove objects that are no longer rendered; when they are rendered again, that is not drift."""
         entries = self._entries.get(key, {})
         for name in entries.keys() - wanted:
             del entries[name]
 
     def wanted(self, key: Key, name: _Name) -> str | None:
-        """The digest of what was last applied."""
+        """Return the digest of the last applied rendering."""
         entry = self._entries.get(key, {}).get(name)
         return entry.digest if entry else None
 
     def unchanged_since_apply_of(self, key: Key, name: _Name, digest: str, live: Manifest) -> bool:
-        """Tell whether this very rendering was applied and nobody has touched the object since."""
+        """Return whether this rendering was applied and the object has not changed since."""
         entry = self._entries.get(key, {}).get(name)
         return entry is not None and (entry.digest, entry.fingerprint) == (digest, _fingerprint(live))
 
     def unchanged_since_apply(self, key: Key, name: _Name, live: Manifest) -> bool:
-        """Tell whether an object is just as the last apply made it, whatever is rendered now."""
+        """Return whether an object has not changed since the last apply, for any current rendering."""
         entry = self._entries.get(key, {}).get(name)
         return entry is not None and entry.fingerprint == _fingerprint(live)
 
     def note(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
-        """Remember an apply and what came of it."""
+        """Record an apply and its result."""
         entry = _Entry(digest, _fingerprint(applied.manifest), applied.warnings)
         self._entries.setdefault(key, {})[name] = entry
 
     def warnings(self, key: Key) -> tuple[str, ...]:
-        """What the API server had to say about what was applied, each once."""
+        """Return the warnings of the API server about the applied objects, without duplicates."""
         found = (warning for entry in self._entries.get(key, {}).values() for warning in entry.warnings)
         return tuple(dict.fromkeys(found))
 
 
 def _fingerprint(live: Manifest) -> str:
-    """What changes when somebody changes the object; its status does not count.
+    """Return a string that changes when the object changes, its status excepted.
 
-    A generation grows with the spec alone, so what else we write is looked at by itself.  Some kinds
-    have none: an autoscaler's status changes all the time, and its resource version with it.
+    The generation changes with the spec only, so labels, annotations and owner references are compared
+    separately.  Some kinds have no generation.  The resource version cannot be used: it changes with the
+    status, which changes often for an autoscaler.
     """
     metadata = live["metadata"]
     beside = _digest({name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")})
@@ -112,11 +113,11 @@ _NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status"})
 
 
 class Children:
-    """What one MailProxy owns, as it was read and as it became.
+    """The objects that one MailProxy owns, as read and as applied.
 
     Attributes:
-        drifted: Kinds that had to be repaired.
-        lacking: Kinds that were wanted, and that the cluster does not have.
+        drifted: Kinds with drift that was repaired.
+        lacking: Kinds that are rendered and that the cluster does not have.
     """
 
     def __init__(self, cluster: Cluster, ledger: AppliedCache, key: Key, uid: str) -> None:
@@ -130,7 +131,7 @@ class Children:
         self.lacking: set[str] = set()
 
     async def read(self, kinds: Sequence[Kind] = OWNED) -> None:
-        """Read everything the MailProxy owns, or what is of some kinds."""
+        """Read all objects that the MailProxy owns, or those of some kinds."""
         labels = names.owned_labels(self._key.name)
         for kind in kinds:
             for found in await self._cluster.list_labelled(kind, self._key.namespace, labels):
@@ -138,37 +139,37 @@ class Children:
                     self._live[kind, found["metadata"]["name"]] = found
 
     def workloads(self) -> list[Manifest]:
-        """The Deployment and the DaemonSet, as far as they exist."""
+        """Return the existing Deployment and DaemonSet."""
         return [live for (kind, _), live in self._live.items() if kind in WORKLOADS]
 
     def workload(self, mode: str) -> Manifest | None:
-        """The workload of a mode, if it exists."""
+        """Return the workload of a mode, if it exists."""
         kind = {"Deployment": DEPLOYMENT, "DaemonSet": DAEMON_SET}.get(mode)
         return self._live.get((kind, self._key.name)) if kind else None
 
     def service(self) -> Manifest | None:
-        """The mail Service, if it exists."""
+        """Return the mail Service, if it exists."""
         return self._live.get((SERVICE, self._key.name))
 
     async def apply_one(self, manifest: Manifest) -> None:
-        """Apply one object that exists, whatever else is wanted.
+        """Apply one existing object, independently of the others.
 
         Raises:
-            OperatorError: It could not be applied.
+            OperatorError: The object could not be applied.
         """
         await self._apply(manifest)
 
     async def apply(self, manifests: Sequence[Manifest]) -> ConditionCause | None:
-        """Apply what is not as it should be.
+        """Apply the objects that differ from their last applied state.
 
         Args:
-            manifests: Everything that is wanted.
+            manifests: All rendered objects.
 
         Returns:
-            Why not, where waiting will not help.
+            The cause of a terminal error, if any.
 
         Raises:
-            TransientError: It may work later.
+            TransientError: A retry may succeed.
         """
         self._wanted = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in manifests}
         self._applied.keep_only(self._key, self._wanted)
@@ -185,10 +186,10 @@ class Children:
         return None
 
     async def _find_foreign(self, manifests: Iterable[Manifest]) -> None:
-        """Read by name what is wanted and not known yet.
+        """Read by name those rendered objects that were not found by their labels.
 
         Raises:
-            NameConflict: It belongs to somebody else: a forced apply would merge into it.
+            NameConflict: The object has another owner; a forced apply would merge into it.
         """
         for manifest in manifests:
             kind, name = kind_of(manifest), manifest["metadata"]["name"]
@@ -220,7 +221,7 @@ class Children:
         self._applied.note(self._key, (kind, name), digest, applied)
 
     async def _hand_over_replicas(self, manifest: Manifest, live: Manifest) -> None:
-        """Keep the number of pods while an autoscaler takes over: leaving it out would make it 1."""
+        """Keep ``replicas`` until an autoscaler owns it: an apply without the field would reset it to 1."""
         if kind_of(manifest) is not DEPLOYMENT or "replicas" in manifest["spec"] or not _owns_replicas(live):
             return
         kept = {
@@ -232,20 +233,20 @@ class Children:
         await self._cluster.apply(kept, manager=names.HANDOVER_MANAGER, force=False)
 
     async def prune(self, *, spare: Sequence[Kind]) -> tuple[str, ...]:
-        """Delete what is owned but no longer wanted.
+        """Delete owned objects that are no longer rendered.
 
         Args:
-            spare: Kinds that have to stay for now.
+            spare: Kinds that must not be deleted yet.
 
         Returns:
-            The kinds of what was deleted.
+            The kinds of the deleted objects.
         """
         unwanted = [
             live
             for (kind, name), live in self._live.items()
             if (kind, name) not in self._wanted and kind not in spare
         ]
-        # The autoscaler first: it must not go on scaling what is about to change.
+        # Delete the autoscaler first: it must not scale a workload that is about to be deleted.
         unwanted.sort(key=lambda live: kind_of(live) is not AUTOSCALER)
         for live in unwanted:
             await self._cluster.delete(live)

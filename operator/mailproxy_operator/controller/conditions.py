@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges what was seen: ordered checks, the first that finds something decides."""
+"""Evaluates conditions from the observed state: ordered checks, the first cause found decides."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from mailproxy_operator.controller.observed import Observed, Pod
 from mailproxy_operator.errors import ConditionCause
 
 HOPELESS = frozenset({"InvalidSpec", "ListenerConflict", "NameConflict", "InvalidPodFields", "Forbidden"})
-"""Reasons of ``Accepted=False``; waiting helps with none of them."""
+"""Reasons of ``Accepted=False`` that a retry does not resolve."""
 
 _TRUE, _FALSE, _UNKNOWN = "True", "False", "Unknown"
 _NAMED = 5
-"""So many pods are named in a message."""
+"""The maximum number of pod names in a message."""
 _IMAGE_TROUBLE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All that the conditions are made from.
+    """The input of the conditions.
 
     Attributes:
-        refused: Why the resource cannot be carried out.
-        retrying: What failed on the way and will be tried again.
-        sysctl_refused: What nodes have refused.
-        config_hash: The configuration that every pod should run.
-        warnings: What the API server had to say about objects that it took.
-        notices: What is accepted but worth telling.
-        has_references: Whether there is anything to mount besides the configuration.
+        refused: Why the resource cannot be applied.
+        retrying: The error that will be retried.
+        sysctl_refused: The sysctls that nodes have refused.
+        config_hash: The hash of the expected configuration of every pod.
+        warnings: The warnings of the API server about accepted objects.
+        notices: Notices about an accepted resource.
+        has_references: Whether Secrets or ConfigMaps are mounted besides the configuration.
     """
 
     generation: int
@@ -47,7 +47,7 @@ class Facts:
 
     @property
     def needs_pods(self) -> bool:
-        """Whether pods are expected at all; a sidecar has those that carry it."""
+        """Whether pods are expected; for a sidecar, only injected pods are."""
         if self.mode == "Sidecar":
             return any(not pod.is_terminating for pod in self.observed.pods)
         workload = self.observed.workload
@@ -56,7 +56,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class ConditionState:
-    """One condition's status, reason and message."""
+    """The status, reason and message of one condition."""
 
     status: str
     reason: str
@@ -69,7 +69,7 @@ class ConditionState:
 
 
 def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
-    """Judge all seven conditions."""
+    """Evaluate all seven conditions."""
     found = {
         "Accepted": _accepted(facts),
         "ResolvedRefs": _resolved_refs(facts),
@@ -89,12 +89,12 @@ def conditions(
     previous: Iterable[Mapping[str, object]],
     now: str,
 ) -> list[dict[str, object]]:
-    """Write judgements as Kubernetes conditions.
+    """Return the states as Kubernetes conditions.
 
     Args:
-        found: The judgements.
-        generation: The generation they are about.
-        previous: The conditions as they are; a time changes only with its status.
+        found: The states by condition type.
+        generation: The observed generation.
+        previous: The previous conditions; ``lastTransitionTime`` changes only with the status.
         now: The time, as RFC 3339 text.
     """
     before = {one.get("type"): one for one in previous}
@@ -199,7 +199,7 @@ _NO_NODES = (
 
 
 def _carried(facts: Facts) -> ConditionState:
-    """Judge a sidecar: its pods are others', and get it only when they are created."""
+    """Evaluate a sidecar: its pods belong to other workloads, and injection happens only at creation."""
     without = facts.observed.without_sidecar
     staying = [pod for pod in facts.observed.pods if not pod.is_terminating]
     numbers = _carriers(staying)
@@ -240,7 +240,7 @@ def _cause_of_unavailability(facts: Facts) -> ConditionCause | None:
 
 
 def _trouble_of_pods(pods: Sequence[Pod]) -> ConditionCause | None:
-    """Find out why pods do not start: of the known causes, first what only people can mend."""
+    """Return why pods do not start; causes that need a user's action come first."""
     causes = [cause for cause in map(_trouble_of_pod, pods) if cause is not None]
     return min(causes, key=lambda one: one.reason == "PodsNotReady", default=None)
 

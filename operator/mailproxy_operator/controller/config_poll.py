@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks running pods now and then which configuration they run: no watch reports that.
+"""Polls running pods for their configuration, which no watch reports.
 
-A renewed certificate that does not load changes nothing in the API server; only
-the pod knows, and answers so at ``/config``.
+A renewed certificate that cannot be loaded changes no object in the API server; only
+the pod reports it, at ``/config``.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from mailproxy_operator.api.cluster import Key, RunningConfig
 from mailproxy_operator.api.kinds import Manifest
 
 POLL_SECONDS = 30.0
-"""Each pod is asked once in this time; the requests are spread over it."""
+"""Each pod is polled once in this interval; the requests are distributed over it."""
 MAX_ASKED_AT_ONCE = 32
-"""With two seconds for each answer: sixteen pods a second where none answers."""
+"""Maximum of concurrent requests.  With a timeout of two seconds: sixteen pods a second if none responds."""
 
 Ask = Callable[[Manifest], Awaitable[RunningConfig | None]]
 
 
 @dataclass(slots=True)
 class _Polled:
-    """A pod, and what it answered last."""
+    """A pod and its last response."""
 
     pod: Manifest
     answer: RunningConfig | None
 
 
 class ConfigPoll:
-    """The poll of one operator that works.
+    """The poll of the leading operator.
 
     Args:
-        ask: Asks a pod.
-        changed: Called for a resource one of whose pods answers something else than before.
+        ask: Requests the configuration of a pod.
+        changed: Called with a resource when the response of one of its pods has changed.
     """
 
     def __init__(self, ask: Ask, changed: Callable[[Key], None]) -> None:
@@ -45,16 +45,16 @@ class ConfigPoll:
         self._known: dict[Key, list[_Polled]] = {}
 
     def note(self, key: Key, answers: Sequence[tuple[Manifest, RunningConfig | None]]) -> None:
-        """Remember a resource's pods and what they answered, as the last reconcile has seen it."""
+        """Store the pods of a resource and their responses, as observed by the last reconcile."""
         if answers:
             self._known[key] = [_Polled(_address(pod), answer) for pod, answer in answers]
         else:
             self._known.pop(key, None)
 
     async def run(self) -> None:
-        """Ask again and again, until cancelled."""
+        """Poll until cancelled."""
         gate = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
-        await asyncio.sleep(POLL_SECONDS * random.random())  # noqa: S311  nobody is to guess at it
+        await asyncio.sleep(POLL_SECONDS * random.random())  # noqa: S311  not used for security
         async with asyncio.TaskGroup() as tasks:
             while True:
                 asked = [(key, polled) for key, pods in self._known.items() for polled in pods]
@@ -78,7 +78,7 @@ class ConfigPoll:
 
 
 def _address(pod: Manifest) -> Manifest:
-    """Keep of a pod what is needed to ask it."""
+    """Return the part of a pod that a request needs."""
     metadata, status = pod["metadata"], pod["status"]
     kept = {"name": metadata["name"], "namespace": metadata["namespace"]}
     return {"metadata": kept, "status": {"podIP": status["podIP"]}}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The circuit breaker: what nodes refuse is left out instead of being asked for again and again.
+"""The circuit breaker for sysctls: a sysctl that nodes refuse is removed from the pod template.
 
-A ReplicaSet replaces a pod that the kubelet refused for its sysctl at once and
-without a pause, four a second.  So the first such pod is acted upon before anything
-else is done, and while an unsafe sysctl is asked for, a Deployment makes one pod at
-a time.  Leaving the sysctl out gives the previous template back, so pods that run
-stay as they are.
+A ReplicaSet replaces a pod that the kubelet refused for its sysctl immediately and
+without a back-off, four pods a second.  So the first such pod is handled before any
+other work, and while an unsafe sysctl is requested, a Deployment creates one pod at
+a time.  Without the sysctl the template is the previous one, so running pods are not
+replaced.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _QUOTED = re.compile(r'"([^"]+)"')
 
 
 def remembered(workloads: Iterable[Manifest], generation: int) -> frozenset[str]:
-    """Read what nodes have refused for this generation of the resource."""
+    """Read the sysctls that nodes have refused for this generation of the resource."""
     return frozenset[str]().union(*(refused_sysctls.read(workload, generation) for workload in workloads))
 
 
 def refused_names(observed: Observed) -> frozenset[str]:
-    """Name the sysctls that pods of the newest template were refused for."""
+    """Return the sysctls that pods of the newest template were refused for."""
     return frozenset(
         name
         for pod in observed.pods
@@ -41,26 +41,26 @@ def refused_names(observed: Observed) -> frozenset[str]:
 
 
 def refused_by(pod: Mapping[str, Any]) -> frozenset[str]:
-    """Name the sysctls that a pod was refused for; none where it was not."""
+    """Return the sysctls that a pod was refused for; empty when it was not refused."""
     status = pod.get("status") or {}
     refused = (status.get("phase"), status.get("reason")) == ("Failed", REFUSAL)
     return frozenset(_QUOTED.findall(str(status.get("message")))) if refused else frozenset()
 
 
 def refused_pods(pods: Sequence[Manifest]) -> list[Manifest]:
-    """Choose the pods to delete: they stay as they are for ever otherwise."""
+    """Return the refused pods to delete: Kubernetes does not delete them."""
     refused = [pod for pod in pods if (pod.get("status") or {}).get("reason") == REFUSAL]
     return [pod for pod in refused if "deletionTimestamp" not in pod["metadata"]][:MAX_DELETED]
 
 
 def finding(refused: frozenset[str]) -> ConditionCause | None:
-    """Say what was refused and what to do about it."""
+    """Return the cause: the refused sysctls and how to fix it."""
     if not refused:
         return None
     listed = ", ".join(sorted(refused))
     advice = "add it to the kubelet's allowedUnsafeSysctls on nodes that the pods are bound to"
     if PORT_START in refused:
-        # Pods that cannot listen are started again with the kubelet's pauses; nobody replaces them.
+        # Containers that cannot listen are restarted with the kubelet's back-off; the pods are not replaced.
         advice = "use portStrategy: HighPort, which needs no sysctl"
     return ConditionCause(
         REFUSAL, f"nodes refuse the sysctl {listed}; it is left out, running pods stay; {advice}"

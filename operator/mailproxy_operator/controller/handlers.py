@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in the cluster puts the owner on the work queue; nothing is decided here.
+"""Event handlers: an event of an object enqueues its owner; the reconcile decides everything else.
 
-Plain event handlers of kopf write nothing to any object: no annotation, no finalizer.
-What fails is retried by the queue, and what is missed is found by the next resync.
+Plain event handlers of kopf do not write to objects: no annotation, no finalizer.
+The queue retries failures, and the next resync finds missed events.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from mailproxy_operator.controller.work_queue import Recorder, WorkQueue
 from mailproxy_operator.errors import OperatorError
 
 SETTLE_SECONDS = 0.2
-"""Changes of owned objects come in bursts; one reconcile is enough for all."""
+"""Delay before a reconcile: changes of owned objects come in bursts, and one reconcile handles all."""
 WATCHED = (MAIL_PROXY, *OWNED, POD)
 
 _log = logging.getLogger(__name__)
 
 _WITH_STATUS = frozenset({*WORKLOADS, POD, SERVICE})
-"""Kinds whose status is read: any change of theirs counts."""
+"""Kinds whose status is read: every change enqueues the owner."""
 
 
 class EventHandlers:
-    """Enqueues owners, but not for what the operator did itself.
+    """Enqueues owners, except for the operator's own writes.
 
     Args:
-        reconciler: What the queue runs.
-        cache: Kept in step with events.
-        told: Called after every reconcile.
-        ask: Requests the configuration that a pod runs.
+        reconciler: Reconciles the enqueued resources.
+        cache: Updated from events.
+        recorder: Called after every reconcile.
+        ask: Requests the running configuration of a pod.
 
     Attributes:
-        queue: What waits for a reconcile.
-        poll: Asks running pods regularly.
+        queue: The work queue.
+        poll: Polls running pods.
     """
 
     def __init__(self, reconciler: Reconciler, cache: Cache, *, recorder: Recorder, ask: Ask) -> None:
@@ -57,7 +57,7 @@ class EventHandlers:
         self._removing_sysctls: set[Key] = set()
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
-        """Attach an event handler for each kind."""
+        """Register an event handler for each kind."""
         for kind in WATCHED:
             kopf.on.event(*_resource(kind), id=kind.plural, labels=_labels(kind), registry=registry)(
                 self._handler(kind)
@@ -78,7 +78,7 @@ class EventHandlers:
         return outcome
 
     def enqueue(self, key: Key) -> None:
-        """Have a resource reconciled soon."""
+        """Enqueue a resource after ``SETTLE_SECONDS``."""
         self.queue.enqueue(key, SETTLE_SECONDS)
 
     def changed(self, kind: Kind, manifest: Manifest, *, is_deleted: bool) -> None:
@@ -90,7 +90,7 @@ class EventHandlers:
         self.differs(kind, manifest, is_deleted=is_deleted)
 
     def differs(self, kind: Kind, manifest: Manifest, *, is_deleted: bool = False) -> None:
-        """Enqueue whom an object concerns."""
+        """Enqueue the MailProxies that an object belongs to."""
         if kind is MAIL_PROXY:
             self.resource_changed(manifest["metadata"], is_deleted=is_deleted)
             return
@@ -105,7 +105,7 @@ class EventHandlers:
                 self.enqueue(key)
 
     def resource_changed(self, metadata: Mapping[str, Any], *, is_deleted: bool) -> None:
-        """Enqueue a MailProxy that was made, edited or deleted; its status alone does not count."""
+        """Enqueue a MailProxy that was created, edited or deleted; a change of its status is ignored."""
         key = Key(str(metadata["namespace"]), str(metadata["name"]))
         state = None if is_deleted else _state(metadata)
         if self._seen.get(key) == state and not is_deleted:
@@ -117,7 +117,7 @@ class EventHandlers:
         self.queue.enqueue(key, reset_backoff=True)
 
     async def pod_refused(self, pod: Manifest) -> None:
-        """Leave out at once what a node has refused a pod for: it is replaced without any pause."""
+        """Remove refused sysctls immediately: the controller replaces a refused pod without a back-off."""
         for name in names.owners_of(pod["metadata"].get("labels") or {}):
             key = Key(str(pod["metadata"]["namespace"]), name)
             if key in self._removing_sysctls:
@@ -133,7 +133,7 @@ class EventHandlers:
                 self._removing_sysctls.discard(key)
 
     def resync(self, *, spread: float) -> None:
-        """Have every resource reconciled.
+        """Enqueue every resource.
 
         Args:
             spread: Seconds over which to distribute the work.
@@ -147,9 +147,9 @@ class EventHandlers:
 
 
 def register_indexes(registry: kopf.OperatorRegistry) -> None:
-    """Attach an index for each kind: objects by the MailProxy that they belong to.
+    """Register an index for each kind: objects by their MailProxy.
 
-    kopf makes its indexes before anything else, so this cannot wait for the handlers.
+    kopf creates its indexes first, so they are registered before the handlers.
     """
     for kind in WATCHED:
         kopf.index(*_resource(kind), id=kind.plural, labels=_labels(kind), registry=registry)(_indexed)

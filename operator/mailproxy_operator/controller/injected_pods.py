@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at pods that carry a proxy as a sidecar: they belong to others, so they are only counted."""
+"""Observes pods with the proxy as a sidecar: they belong to other workloads, so they are only counted."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _OVER = frozenset({"Succeeded", "Failed"})
 async def observe_injected_pods(
     cluster: Cluster, key: Key, plan: Plan | None, service: Mapping[str, Any] | None
 ) -> tuple[Observed, list[Manifest]]:
-    """Look at the pods that ask for a MailProxy as a sidecar.
+    """Observe the pods that request a MailProxy as a sidecar.
 
     Args:
-        cluster: Where they are.
-        key: Whose.
-        plan: What they should carry; ``None`` where the resource is not valid.
+        cluster: The cluster port.
+        key: The MailProxy.
+        plan: The plan of the MailProxy; ``None`` when the resource is not valid.
         service: The Service in front of them, if there is one.
 
     Returns:
-        What was seen, and those pods that carry it.
+        The observed state, and the pods with the sidecar.
     """
     asking = await cluster.list_labelled(POD, key.namespace, names.carrier_labels(key.name))
     alive = [pod for pod in asking if (pod.get("status") or {}).get("phase") not in _OVER]
@@ -51,7 +51,7 @@ async def observe_injected_pods(
 
 
 def _lacks(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod that asks runs without; one that is being deleted is about to be replaced."""
+    """Return whether a pod requests the sidecar and runs without it; a pod in deletion does not count."""
     return not carries(pod) and "deletionTimestamp" not in pod["metadata"]
 
 
@@ -66,7 +66,7 @@ def _pod(pod: Mapping[str, Any], wanted: str, running: RunningConfig | None) -> 
     return Pod(
         name=metadata["name"],
         is_of_template=digest == wanted or not wanted,
-        # The proxy's own readiness: the application's does not tell anything about it.
+        # The readiness of the proxy's container; that of the application is independent of it.
         is_ready=bool(container.get("ready")),
         is_terminating="deletionTimestamp" in metadata,
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the cluster through the port into one ``Observed`` value, and judges nothing."""
+"""Reads the cluster through the port into one ``Observed`` value, without evaluating it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ async def observe(
     workload: Mapping[str, Any] | None,
     service: Mapping[str, Any] | None,
 ) -> tuple[Observed, list[Manifest]]:
-    """Look at a MailProxy's pods, given its workload and its Service as they are.
+    """Observe the pods of a MailProxy.
 
     Args:
-        cluster: Where pods are asked.
-        key: Whose.
-        workload: The workload, if there is one.
-        service: The mail Service, if there is one.
+        cluster: The cluster port.
+        key: The MailProxy.
+        workload: The live workload, if there is one.
+        service: The live mail Service, if there is one.
 
     Returns:
-        What was seen, and the pods themselves.
+        The observed state, and the pods.
     """
     found = addresses(service) if service else ()
     if workload is None:
@@ -49,7 +49,7 @@ async def observe(
 
 
 def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
-    """Tell a pod of a workload of ours from one that only has its labels."""
+    """Return whether a pod belongs to the operator's workload, by its owner reference and not its labels."""
     owners = pod["metadata"].get("ownerReferences") or []
     controllers = [(owner["kind"], owner["name"]) for owner in owners if owner.get("controller")]
     return any(
@@ -59,15 +59,15 @@ def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
 
 
 def can_be_asked(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod has an address, and neither is being deleted nor has ended."""
+    """Return whether a pod has an address, is not being deleted and has not ended."""
     status = pod.get("status") or {}
-    # A pod that has ended keeps its address in its status, and another pod may have it by now.
+    # A pod that has ended keeps its address in its status, but another pod may use the address.
     has_ended = status.get("phase") in {"Failed", "Succeeded"}
     return bool(status.get("podIP")) and not has_ended and "deletionTimestamp" not in pod["metadata"]
 
 
 async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:
-    """Ask pods which configuration they run, a few at a time."""
+    """Request the running configuration of pods, with a limit of concurrent requests."""
     gate = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
 
     async def ask(pod: Manifest) -> RunningConfig | None:
@@ -80,7 +80,7 @@ async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[Ru
 
 
 def unscheduled(status: Mapping[str, Any]) -> ConditionCause | None:
-    """Find out why the scheduler has found no node for a pod, from the pod's status."""
+    """Return from the pod's status why the scheduler has found no node."""
     for one in status.get("conditions") or []:
         if (one.get("type"), one.get("status")) == ("PodScheduled", "False"):
             reason = str(one.get("reason") or "Unschedulable")
@@ -89,7 +89,7 @@ def unscheduled(status: Mapping[str, Any]) -> ConditionCause | None:
 
 
 def addresses(service: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Tell where clients reach a Service: type and value, what is outside first."""
+    """Return the addresses of a Service for clients: type and value, external addresses first."""
     ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
     outside = [
         ("Hostname", one["hostname"]) if one.get("hostname") else ("IPAddress", one.get("ip", ""))
@@ -121,7 +121,7 @@ def _workload(live: Mapping[str, Any]) -> Workload:
     desired = int(status.get("desiredNumberScheduled", 0))
     updated = int(status.get("updatedNumberScheduled", 0))
     return Workload(
-        # Before its controller has looked, a DaemonSet's status says nothing about how many are wanted.
+        # Until its controller has observed the generation, the status of a DaemonSet has no desired number.
         desired=desired if is_current else max(1, desired),
         replicas=int(status.get("currentNumberScheduled", 0)),
         updated=updated,
@@ -135,7 +135,7 @@ def _workload(live: Mapping[str, Any]) -> Workload:
 
 
 def _may_be_unavailable(spec: Mapping[str, Any]) -> int:
-    """Read how many pods of a Deployment may be missing while it rolls; the operator sets a number."""
+    """Return ``maxUnavailable`` of a Deployment; the operator sets it as a number."""
     rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
     allowed = rolling.get("maxUnavailable", 0)
     return allowed if isinstance(allowed, int) else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was seen of a MailProxy: values that ``gather`` fills and ``conditions`` judges."""
+"""The observed state of a MailProxy: filled by ``observe``, evaluated by ``conditions``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Workload:
     """A Deployment or DaemonSet.
 
     Attributes:
-        is_per_node: It runs a pod on each node that takes one (a DaemonSet).
-        is_current: Its controller has seen the newest template.
-        failures: Conditions that tell of trouble: ``ReplicaFailure``, ``Progressing``.
+        is_per_node: It runs one pod on each eligible node (a DaemonSet).
+        is_current: Its controller has observed the newest generation.
+        failures: Conditions that report failures: ``ReplicaFailure``, ``Progressing``.
     """
 
     desired: int
@@ -37,12 +37,12 @@ class Workload:
 
     @property
     def is_scaled_to_zero(self) -> bool:
-        """Whether no pods are wanted; where no node takes a pod of a DaemonSet, they are."""
+        """Whether no pods are desired; false for a DaemonSet without eligible nodes."""
         return self.desired == 0 and not self.is_per_node
 
     @property
     def is_rolled_out(self) -> bool:
-        """Whether every pod is of the newest template, and there are no others."""
+        """Whether all desired pods have the newest template and are available, and there are no others."""
         settled = self.updated >= self.desired and self.replicas <= self.updated
         return self.is_current and settled and self.available >= self.desired
 
@@ -52,12 +52,12 @@ class Pod:
     """One pod.
 
     Attributes:
-        is_of_template: It was made from the newest template.
-        has_started: Its container runs or ran, so everything was mounted.
+        is_of_template: It was created from the newest template.
+        has_started: Its container runs or ran, so all volumes were mounted.
         waiting: Why its container does not start.
-        unscheduled: Why no node takes it.
-        failed: Why the pod as a whole was given up (``SysctlForbidden``).
-        running: Its configuration; ``None`` when it did not say.
+        unscheduled: Why the scheduler has found no node.
+        failed: Why the pod has failed as a whole (``SysctlForbidden``).
+        running: Its running configuration; ``None`` when it did not respond.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Pod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Everything that was seen.
+    """The observed state.
 
     Attributes:
-        addresses: Of the Service: (type, value).
-        mount_failures: What could not be mounted, by pod.
-        without_sidecar: The pods that ask for a sidecar and run without.
+        addresses: The addresses of the Service: (type, value).
+        mount_failures: Mount failures by pod.
+        without_sidecar: The pods that request a sidecar and run without it.
     """
 
     workload: Workload | None = None

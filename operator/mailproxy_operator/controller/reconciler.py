@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the cluster hold what a resource wants, and says how far that has come.
+"""Reconciles a MailProxy: applies its objects and reports the result in its status.
 
-It always compares the whole state and never asks what changed, so it is right
-on the second run, after a restart in the middle, and whatever woke it.
+A reconcile always compares the complete state and does not depend on the event that
+enqueued it.  It is idempotent and can be repeated after an interruption.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from mailproxy_operator.render.plan import SIDECAR
 from mailproxy_operator.settings import Platform
 
 LOOK_AGAIN_SECONDS = 5.0
-"""While something is on its way: events wake us earlier, this is in case none comes."""
+"""Requeue delay while a rollout is in progress; an event requeues earlier."""
 FORBIDDEN_SECONDS = 60.0
-"""A quota is raised and a right is granted without an event that we would see."""
+"""Requeue delay after ``Forbidden``: no watched object changes when a quota or RBAC is changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a reconcile.
+    """The result of a reconcile.
 
     Attributes:
-        is_gone: There is no such resource any more.
-        refused: Why the resource cannot be carried out.
-        failed: What has to be tried again.
-        again_after: Seconds until another look is due, where one is.
-        status: What was written, or would have been had it differed.
-        drifted: The kinds that an apply changed although the rendering had not.
-        pruned: The kinds of what was deleted as no longer wanted.
-        answers: The pods that can be asked which configuration they run, and what they answered.
+        is_gone: The resource was deleted or is being deleted.
+        refused: Why the resource cannot be applied.
+        failed: The transient error after which the reconcile is retried.
+        again_after: Seconds until the next requeue, if any.
+        status: The computed status; it is written only if it differs from the previous one.
+        drifted: The kinds with drift: an apply changed the object although the rendering had not changed.
+        pruned: The kinds of the objects that were deleted because they are no longer rendered.
+        answers: The pods with a reachable admin endpoint and their responses to ``/config``.
     """
 
     is_gone: bool = False
@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Run:
-    """One reconcile as it goes along."""
+    """The state of one reconcile in progress."""
 
     key: Key
     body: Manifest
@@ -76,12 +76,12 @@ class _Run:
 
 
 class Reconciler:
-    """The one function that everything calls, with what it needs.
+    """Reconciles resources, called by the work queue.
 
     Args:
-        cluster: Where objects live.
-        platform: What rendering has to know besides the resource.
-        now: Tells the time.
+        cluster: The cluster port.
+        platform: The input of rendering besides the resource.
+        now: Returns the time.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class Reconciler:
         self._applied = AppliedCache()
 
     def unchanged_since_apply(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
-        """Tell whether an object is just as our last apply made it."""
+        """Return whether an object has not changed since the operator's last apply."""
         return self._applied.unchanged_since_apply(key, (kind, manifest["metadata"]["name"]), manifest)
 
     async def reconcile(self, key: Key) -> Outcome:
-        """Bring one resource's objects and status up to date."""
+        """Reconcile the objects and the status of one resource."""
         body = await self._cluster.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._applied.forget(key)
@@ -124,7 +124,7 @@ class Reconciler:
         return await observe(self._cluster, run.key, workload, children.service())
 
     def _decided(self, key: Key, body: Manifest, children: Children) -> _Run:
-        """Read the resource and plan its objects, as far as it can be read."""
+        """Read the resource and plan its objects, if it is valid."""
         run = _Run(key, body, paused=bool(body.get("spec", {}).get("paused")))
         try:
             run.resource = Resource.read(body)
@@ -135,7 +135,7 @@ class Reconciler:
         return run
 
     async def _try_with_one_pod(self, run: _Run, children: Children) -> None:
-        """Begin with one pod where nodes may refuse it: each that is refused is replaced at once."""
+        """Start with one pod when nodes may refuse it: a refused pod is replaced immediately."""
         plan = run.plan
         if plan is None or run.paused or not plan.asks_for_unsafe:
             return
@@ -155,17 +155,17 @@ class Reconciler:
         run.drifted, run.lacking = tuple(children.drifted), tuple(sorted(children.lacking))
 
     async def remove_forbidden_sysctls(self, key: Key, pod: Manifest) -> bool:
-        """Leave out at once what a node has refused a pod for; a reconcile does the rest.
+        """Remove refused sysctls from the workload immediately; the next reconcile does the rest.
 
         Args:
-            key: Whose pod.
-            pod: The pod, as the watch has it.
+            key: The MailProxy of the pod.
+            pod: The pod as received from the watch.
 
         Returns:
             Whether the workload was changed.
 
         Raises:
-            OperatorError: It could not be; the next reconcile tries it again.
+            OperatorError: The workload could not be changed; the next reconcile retries.
         """
         body = await self._cluster.get(MAIL_PROXY, key)
         refused = forbidden_sysctls.refused_by(pod)
@@ -190,18 +190,18 @@ class Reconciler:
     async def _handle_forbidden_sysctls(
         self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]
     ) -> None:
-        """React to pods that nodes refused for a sysctl: render again without it, and remember."""
+        """Handle pods that nodes refused for a sysctl: render without it, and record it on the workload."""
         if run.plan is None or run.resource is None or run.paused or run.refused:
             return
         if not run.plan.has_workload:
-            return  # the pods are others'
+            return  # the pods belong to other workloads
         known = run.plan.platform.refused_sysctls
         newly = forbidden_sysctls.refused_names(observed) - known
         if newly:
             platform = replace(self._platform, refused_sysctls=known | newly)
             run.plan = planned(run.resource, platform)
             await self._carry_out(run, children)
-        # Last: until the workload is another, each of them is replaced at once.
+        # Delete the pods last: until the workload has changed, each one is replaced immediately.
         with _noting(run):
             for pod in forbidden_sysctls.refused_pods(pods):
                 await self._cluster.delete(pod)
@@ -209,7 +209,7 @@ class Reconciler:
     async def _prune_and_annotate(
         self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]
     ) -> None:
-        """Prune, and tell the pods which configuration they should run."""
+        """Prune, and annotate the pods with the hash of the expected configuration."""
         if run.plan is None or run.refused or run.failed or run.paused:
             return
         workload = observed.workload
@@ -222,10 +222,10 @@ class Reconciler:
     async def _annotate_pod(self, plan: Plan, pod: Manifest) -> None:
         metadata = pod["metadata"]
         key = Key(metadata["namespace"], metadata["name"])
-        # Pods that an older release has made lack the label by which they are scraped and may be reached.
+        # Pods of an older release lack the label that scrape configurations and NetworkPolicies select by.
         lacks_label = names.PROXY not in (metadata.get("labels") or {})
         labels = names.proxy_labels(plan.resource.name) if lacks_label else {}
-        # An annotation on the pod makes the kubelet refresh its volumes at once instead of within a minute.
+        # A changed annotation makes the kubelet refresh the pod's volumes immediately, not within a minute.
         is_told = (metadata.get("annotations") or {}).get(names.CONFIG_HASH) == plan.config_hash
         if labels or not is_told:
             await self._cluster.patch_annotations(
@@ -265,7 +265,7 @@ class Reconciler:
 
 @contextmanager
 def _noting(run: _Run) -> Iterator[None]:
-    """Go on after a failure beside the main thing: whoever waits for the status must hear of it."""
+    """Record a failure of a secondary step and continue, so that the status is still updated."""
     try:
         yield
     except OperatorError as failure:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the cache with complete lists now and then, and reconciles everything."""
+"""Periodically compares the cache with complete lists and enqueues every resource."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SPREAD = 0.1
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 60.0
 STUCK_SECONDS = 180.0
-"""A list that proceeds is never stuck: every page has a timeout of its own."""
+"""Minimum time without progress until a resync is stuck; every page of a list has its own timeout."""
 SETTLE_SECONDS = 1.0
-"""After a watch has begun anew, until its events have been handled."""
+"""Delay after the restart of a watch, until its events have been handled."""
 UNLABELLED_SECONDS = 10.0
-"""How often pods are listed that ask for a sidecar and run without: no watch of ours matches them."""
+"""Interval for listing pods that request a sidecar and run without it: no watch selects them."""
 UNLABELLED = f"{names.INJECT},!{names.PROXY}"
 
 _log = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ class Resync:
     """The resync of one operator.
 
     Args:
-        cluster: Where lists are read.
-        cache: What they are compared with.
-        handlers: Given what differs.
-        namespaces: Which to list; all of them when empty.
+        cluster: The API server to list from.
+        cache: The cache to compare with the lists.
+        handlers: Called with each object that differs.
+        namespaces: The namespaces to list; all namespaces when empty.
         interval: Seconds between two resyncs.
     """
 
@@ -59,21 +59,21 @@ class Resync:
         self._changed = asyncio.Event()
 
     def liveness_error(self) -> str:
-        """Return why it is stuck; nothing when it is not.
+        """Return why the resync is stuck; empty when it is not.
 
-        An API server that refuses or does not answer is no reason: a restart would not help.
+        An API server that refuses requests or does not respond is not a reason: a restart would not help.
         """
         age = _now() - self._moved_at
         stuck = max(3 * self._interval, STUCK_SECONDS)
         return f"no resync has made progress for {age:.0f} seconds" if age > stuck else ""
 
     def listed_again(self, kind: Kind) -> None:
-        """Note that a watch begins anew with a list: what was deleted in the gap is not in it."""
+        """Record that a watch restarts with a list: objects that were deleted in between produce no event."""
         self._listed_again.add(kind)
         self._changed.set()
 
     async def run(self) -> None:
-        """Resync again and again, until cancelled; kinds whose watch has begun anew without delay."""
+        """Resync until cancelled; a kind whose watch has restarted is compared without delay."""
         due = _now() + self._pause()
         while True:
             self._changed.clear()
@@ -97,7 +97,7 @@ class Resync:
             await self._wait(due)
 
     async def watch_unlabelled_pods(self) -> None:
-        """List pods that run without the sidecar that they ask for, while there is a MailProxy for them."""
+        """List pods that run without the requested sidecar, while there is a MailProxy for them."""
         while True:
             await asyncio.sleep(UNLABELLED_SECONDS)
             if not any((one.get("spec") or {}).get("mode") == "Sidecar" for one in self._cache.resources()):

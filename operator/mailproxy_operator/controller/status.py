@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status of a MailProxy, from what was planned and what was seen: pure."""
+"""Computes the status of a MailProxy from the plan and the observed state, as pure functions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
 
 _ON_THE_WAY = frozenset({"PodsNotReady", "NotYetMounted", "ConfigPropagating"})
-"""Why a resource is not ready that is being rolled out as it should be; anything else is worth a warning."""
+"""Reasons of a resource that is not ready during a normal rollout; other reasons produce a warning event."""
 _UNTIL_AN_EVENT = frozenset({"NoNodes", "SidecarMissing"})
-"""Why a resource is not ready that stays so until a watch reports something."""
+"""Reasons of a resource that is not ready until a watch delivers an event."""
 _CARRIED_OVER = ("configHash", "listeners", "sysctls")
 
 
@@ -33,16 +33,16 @@ def facts(
     warnings: tuple[str, ...] = (),
     lacking: tuple[str, ...] = (),
 ) -> Facts:
-    """Collect what the conditions are made from.
+    """Collect the input of the conditions.
 
     Args:
-        body: The resource as it was read.
-        plan: What follows from it; ``None`` where it is not valid.
-        observed: What was seen.
-        refused: Why it cannot be carried out.
-        failed: What has to be tried again.
-        warnings: What the API server had to say about objects that it took.
-        lacking: Kinds that are wanted and that the cluster does not have.
+        body: The resource as read.
+        plan: The plan; ``None`` when the resource is not valid.
+        observed: The observed state.
+        refused: Why the resource cannot be applied.
+        failed: The error that will be retried.
+        warnings: The warnings of the API server about accepted objects.
+        lacking: Kinds that are rendered and that the cluster does not have.
     """
     spec = body.get("spec") or {}
     previous = body.get("status") or {}
@@ -66,12 +66,12 @@ def facts(
 
 
 def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now: str) -> Manifest:
-    """Write the whole status.
+    """Return the complete status.
 
     Args:
-        known: What the conditions are made from.
-        plan: What follows from the resource; without one, the last good plan's part of the status stays.
-        previous: The status as it is.
+        known: The input of the conditions.
+        plan: The plan; without one, the fields of the last valid plan are kept in the status.
+        previous: The previous status.
         now: The time, as RFC 3339 text.
     """
     replicas, ready, wanted = _numbers(known)
@@ -101,7 +101,7 @@ def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now:
 
 
 def _numbers(known: Facts) -> tuple[int, int, int]:
-    """Count the pods, those that serve, and those that are wanted."""
+    """Return the numbers of pods, ready pods and desired pods."""
     if known.mode == SIDECAR:
         staying = [pod for pod in known.observed.pods if not pod.is_terminating]
         return (
@@ -149,7 +149,7 @@ def _sysctls(plan: Plan) -> list[Manifest]:
 
 
 def is_on_its_way(written: Mapping[str, Any]) -> bool:
-    """Tell whether the state is still changing by itself, so that another look is due soon."""
+    """Return whether the state is still changing, so that a requeue is needed soon."""
     found = {one["type"]: one for one in written.get("conditions", [])}
     stalled = found.get("Stalled", {}).get("status") == "True"
     paused = found.get("Reconciling", {}).get("reason") == "Paused"
@@ -163,7 +163,7 @@ def is_on_its_way(written: Mapping[str, Any]) -> bool:
 def transition(
     body: Mapping[str, Any], previous: Mapping[str, Any], written: Mapping[str, Any], *, now: datetime
 ) -> Manifest | None:
-    """Make an event if ``Ready`` has changed, and none otherwise."""
+    """Return an event if ``Ready`` has changed, ``None`` otherwise."""
     before, after = _ready(previous), _ready(written)
     if (before.get("status"), before.get("reason")) == (after.get("status"), after.get("reason")):
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which resource is reconciled when: one at a time each, with a pause of its own after a failure."""
+"""The work queue: one reconcile per resource at a time, with a back-off per resource after a failure."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ WORKERS = 8
 RECONCILE_SECONDS = 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 LONGEST_LOOK = 60.0
-"""What is on its way is looked at again and again, ever less often: events tell most of it anyway."""
+"""Maximum requeue delay during a rollout: the delay grows, since events report most changes."""
 
 _log = logging.getLogger(__name__)
 
 Work = Callable[[Key], Awaitable[Outcome]]
 Recorder = Callable[[Key, Outcome | None, float], None]
-"""Told about every reconcile: whose, what came of it (``None``: a fault of ours), seconds."""
+"""Called after every reconcile: key, outcome (``None`` for an unexpected exception), seconds."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """What is known about one resource.
+    """The queue state of one resource.
 
     Attributes:
-        due: When it is to be reconciled; ``None`` when it is not.
-        not_before: After a failure: events do not shorten the pause.
-        looks: How often it has been looked at since it was last woken for a reason.
-        begun: When the reconcile that runs now began.
+        due: When it is due; ``None`` when it is not enqueued.
+        not_before: The end of the back-off after a failure; events do not shorten it.
+        requeues: How often it was requeued since the last change of the resource.
+        begun: When the current reconcile began; ``None`` when none runs.
     """
 
     due: float | None = None
@@ -46,12 +46,12 @@ class _Entry:
 
 
 class WorkQueue:
-    """Reconciles resources that were woken, a few at once.
+    """Reconciles enqueued resources with a fixed number of workers.
 
     Args:
         work: Reconciles one resource.
-        told: Told about every reconcile.
-        workers: How many at once.
+        recorder: Called after every reconcile.
+        workers: The number of concurrent reconciles.
     """
 
     def __init__(self, work: Work, *, recorder: Recorder = lambda *_: None, workers: int = WORKERS) -> None:
@@ -66,12 +66,12 @@ class WorkQueue:
         return sum(entry.due is not None for entry in self._entries.values())
 
     def enqueue(self, key: Key, after: float = 0.0, *, reset_backoff: bool = False) -> None:
-        """Have a resource reconciled.
+        """Enqueue a resource.
 
         Args:
-            key: Which.
-            after: Seconds from now; whatever is due earlier stays so.
-            reset_backoff: Somebody has changed the resource itself: a pause after failures is cut short.
+            key: The resource.
+            after: Seconds from now; an earlier due time is kept.
+            reset_backoff: The resource itself has changed: end the back-off after failures.
         """
         entry = self._entries.setdefault(key, _Entry())
         if reset_backoff:
@@ -83,14 +83,14 @@ class WorkQueue:
             self._changed.set()
 
     def longest_running(self) -> float:
-        """Tell for how many seconds the oldest reconcile has been running."""
+        """Return for how many seconds the oldest reconcile has been running."""
         now = self._now()
         return max(
             (now - entry.begun for entry in self._entries.values() if entry.begun is not None), default=0.0
         )
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run the workers until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self._workers):
                 tasks.create_task(self._serve())
@@ -107,7 +107,7 @@ class WorkQueue:
             self._settle(key, entry)
 
     def _settle(self, key: Key, entry: _Entry) -> None:
-        """Forget a resource that needs nothing; bring back one that was woken meanwhile."""
+        """Remove a resource that is finished; requeue one that was enqueued during its reconcile."""
         if entry.due is not None:
             heapq.heappush(self._heap, (entry.due, key))
             self._changed.set()
@@ -115,7 +115,7 @@ class WorkQueue:
             del self._entries[key]
 
     async def _next(self) -> Key:
-        """Wait for a resource that is due and not being worked on."""
+        """Wait for a resource that is due and not being reconciled."""
         while True:
             now, wait = self._now(), None
             while self._heap:
@@ -145,7 +145,7 @@ class WorkQueue:
             outcome = Outcome(failed=known)
         except TimeoutError:
             outcome = Outcome(failed=TransientError(f"not finished after {RECONCILE_SECONDS:.0f} seconds"))
-        except Exception:  # the outer edge of a reconcile: one resource's fault must not stop the others
+        except Exception:  # an exception in one reconcile must not stop the others
             _log.exception("reconciling %s failed", key)
         self._told(key, outcome, self._now() - begun)
         self._plan_next(key, entry, outcome)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A MailProxy resource as a typed value: the only place that reads a raw body."""
+"""A MailProxy resource as a typed value; only this module parses the raw object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mailproxy_operator.api.kinds import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A MailProxy: who it is, and what it wants."""
+    """A MailProxy: its identity and its specification."""
 
     key: Key
     uid: str
@@ -28,7 +28,7 @@ class Resource:
         """Read the body of a MailProxy.
 
         Raises:
-            ConfigError: It is not a valid one; all problems, each with its path.
+            ConfigError: It is not valid; the error contains all problems, each with its path.
         """
         metadata = body.get("metadata") or {}
         manifest = parse_manifest({key: value for key, value in body.items() if key != "status"})
@@ -42,21 +42,21 @@ class Resource:
 
     @property
     def deployment(self) -> DeploymentSpec:
-        """How it runs on Kubernetes."""
+        """The settings for Kubernetes."""
         return self.manifest.deployment
 
     @property
     def mode(self) -> str:
-        """What kind of workload runs the proxy."""
+        """How the proxy runs: the kind of the workload, or ``Sidecar``."""
         return self.deployment.mode.value
 
     @property
     def asks_for_service(self) -> bool:
-        """Whether the resource says anything about a Service."""
+        """Whether the resource has settings for a Service."""
         return "service" in self.manifest.raw["spec"]
 
     def owner_reference(self) -> Manifest:
-        """The reference that makes the API server collect what this resource owns."""
+        """Return the owner reference, by which Kubernetes garbage-collects the objects of this resource."""
         return {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
@@ -67,7 +67,7 @@ class Resource:
         }
 
     def metadata(self, name: str) -> Manifest:
-        """The metadata of an object that this resource owns; without a uid (``render``) nobody does."""
+        """Return the metadata of an owned object; without a uid (``render``) there is no owner reference."""
         metadata: Manifest = {
             "name": name,
             "namespace": self.key.namespace,

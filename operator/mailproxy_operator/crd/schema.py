@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The custom resource definition, made from the same shapes that the loader checks with.
+"""The custom resource definition, generated from the schema with which the loader validates.
 
-Directives have no defaults in it: a default at a server would always win over
-the mail level.  See ``mailproxy_config`` for what a field may be.
+Directives have no defaults in it: a default in a server block would always override
+the mail level.  ``mailproxy_config`` defines the fields.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.api.kube_version import KubeVersion
 
 _INT32: Final = {"type": "integer", "format": "int32", "minimum": 0, "maximum": 2**31 - 1}
-# Without a maximum: one at the end of 64 bits does not survive JSON, and then no object is accepted.
+# No maximum: the 64-bit maximum loses precision in JSON, and then every object is rejected.
 _INT64: Final = {"type": "integer", "format": "int64", "minimum": 0}
 
 
@@ -26,8 +26,8 @@ def custom_resource_definition(version: KubeVersion | None = None) -> Manifest:
     """Build the CRD.
 
     Args:
-        version: The oldest API server that gets it.  By default it is valid on all that are supported;
-            from 1.31 on, resources can also be selected by ``spec.mode``.
+        version: The oldest API server to install it on.  By default it is valid on all supported
+            versions; from 1.31 on, resources can also be selected by ``spec.mode``.
     """
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -89,7 +89,7 @@ def _whole() -> Manifest:
             "type": "string",
         },
         "kind": {"description": f"The kind of the object: {names.KIND}.", "type": "string"},
-        "metadata": {"type": "object"},  # the API server allows no description here
+        "metadata": {"type": "object"},  # the API server does not allow a description here
         "spec": {"description": "What the proxy does, and how it runs.", **SPEC.openapi()},
         "status": _status(),
     }

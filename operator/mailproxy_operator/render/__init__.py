@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A resource becomes Kubernetes objects: pure functions, one file per kind."""
+"""Renders a resource to Kubernetes objects: pure functions, one file per kind."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ _RENDERERS = (
 
 
 def render(plan: Plan) -> tuple[Manifest, ...]:
-    """Render every object that a resource wants, in the order in which they are applied."""
+    """Render all objects of a resource, in the order in which they are applied."""
     rendered = (renderer(plan) for renderer in _RENDERERS)
     return tuple(manifest for manifest in rendered if manifest is not None)

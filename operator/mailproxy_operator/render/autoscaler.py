@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HorizontalPodAutoscaler.
 
-Sessions last long and do not move, so by default pods leave slowly.
+Sessions are long and cannot move to another pod, so the default scale-down is slow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAVE_SLOWLY: Manifest = {
 
 
 def autoscaler(plan: Plan) -> Manifest | None:
-    """Render the autoscaler, if the resource asks for one."""
+    """Render the autoscaler, if the resource enables it."""
     asked = plan.resource.deployment.autoscaling
     if asked is None or plan.resource.mode != "Deployment":
         return None
@@ -41,7 +41,7 @@ def autoscaler(plan: Plan) -> Manifest | None:
 
 
 def _min_replicas(asked: Autoscaling, replicas: int) -> int:
-    """Never fewer pods than the resource had without an autoscaler, unless it sets so."""
+    """Return ``minReplicas``: by default not fewer pods than without an autoscaler."""
     if asked.min_replicas is not None:
         return asked.min_replicas
     return max(1, min(replicas, asked.max_replicas))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ConfigMap: the configuration as the proxy reads it."""
+"""The ConfigMap: the configuration in the form that the proxy reads."""
 
 from __future__ import annotations
 

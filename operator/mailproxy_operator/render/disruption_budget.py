@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PodDisruptionBudget: how many pods may be missing while nodes are drained."""
+"""The PodDisruptionBudget: how many pods may be unavailable while nodes are drained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EVICTION_POLICY_SINCE = KubeVersion(1, 27)
 
 
 def disruption_budget(plan: Plan) -> Manifest | None:
-    """Render the budget, where pods are ours and are not tied to their nodes."""
+    """Render the budget, if the resource has a workload whose pods are not bound to their nodes."""
     asked = plan.resource.deployment.pod_disruption_budget
     if plan.resource.mode != "Deployment":
         return None
@@ -23,7 +23,7 @@ def disruption_budget(plan: Plan) -> Manifest | None:
     )
     spec: Manifest = {**bound, "selector": {"matchLabels": names.selector_labels(plan.resource.name)}}
     if plan.platform.kube_version >= _EVICTION_POLICY_SINCE:
-        # A pod that does not serve must not keep a node from being drained.
+        # A pod that is not ready must not block the drain of a node.
         spec["unhealthyPodEvictionPolicy"] = "AlwaysAllow"
     return {
         "apiVersion": DISRUPTION_BUDGET.api_version,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``mailproxy-operator render`` prints: the very objects that the operator applies, as YAML."""
+"""The output of ``mailproxy-operator render``: the objects that the operator applies, as YAML."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ _SIDECAR_NOTICE = (
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and shared parts twice rather than as aliases."""
+    """Writes multi-line strings as blocks, and repeats shared parts instead of using aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ANN401  PyYAML's signature
-        """Never use aliases: readers of manifests do not expect them."""
+        """Disable aliases: they are unusual in manifests."""
         del data
         return True
 
@@ -66,5 +66,5 @@ _Dumper.add_representer(str, _text_node)
 
 
 def as_yaml(manifest: Manifest | list[Manifest]) -> str:
-    """Write one object, or a list, as YAML, fields in our order."""
+    """Return one object or a list as YAML, with fields in the operator's order."""
     return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

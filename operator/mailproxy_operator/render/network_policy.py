@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NetworkPolicy: who may reach the pods, and whom they may reach.
+"""The NetworkPolicy: permitted connections to and from the pods.
 
-It is off unless asked for: where mail servers are is known to the authentication
-service only, so what leaves the pods has to be listed in the resource.  The
-operator is always let in at the admin port: it reads there what the pods run.
+It is disabled by default: only the authentication service has the addresses of the mail
+servers, so the resource must list the permitted egress.  The operator may always connect
+to the admin port: it reads the running configuration of the pods there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DNS_PORT = 53
 
 
 def network_policy(plan: Plan) -> Manifest | None:
-    """Render the policy, if the resource asks for one; what others' pods may do is not ours to say."""
+    """Render the policy, if the resource enables it; never for pods of other workloads."""
     if not plan.has_workload or not plan.resource.deployment.network_policy.enabled:
         return None
     return {
@@ -63,7 +63,7 @@ def _egress(plan: Plan) -> list[Manifest]:
 
 
 def _name_server_ports(plan: Plan) -> set[int]:
-    """Ports of every ``resolver``, and that of the cluster's own name servers."""
+    """Return the ports of every ``resolver`` and of the cluster's name servers."""
     resolvers = [server.resolver for server in plan.config.servers if server.resolver]
     ports = {parse_host_port(address).port for resolver in resolvers for address in resolver.addresses}
     return {DNS_PORT, *(port for port in ports if port)}

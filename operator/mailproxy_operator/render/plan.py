@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several renderers and the status need to know about a resource, worked out once."""
+"""The plan of a resource: values that several renderers and the status use, computed once."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from mailproxy_operator.render import ports, sysctls
 from mailproxy_operator.settings import Platform
 
 SIDECAR = "Sidecar"
-"""The mode in which the pods are others'."""
+"""The mode in which the pods belong to other workloads."""
 SLEEP_ACTION_SINCE = KubeVersion(1, 30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A resource and every decision that follows from it.
+    """A resource and all decisions derived from it.
 
     Attributes:
-        config: What the pods run with.
+        config: The configuration of the pods.
         document: The content of ``mailproxy.json``.
-        config_hash: Of ``config``; what pods report.
-        listeners: In the resource's order.
-        ports: One per number, sorted.
-        sysctls: Decisions, sorted by name.
+        config_hash: The hash of ``config``, which pods report.
+        listeners: The listeners in the order of the resource.
+        ports: The ports, one per number, sorted.
+        sysctls: The decisions about sysctls, sorted by name.
         references: Secrets and ConfigMaps to mount.
-        is_trial: Whether one pod is to show first that nodes take it.
+        is_trial: Whether to start one pod first, to check that nodes accept it.
     """
 
     resource: Resource
@@ -49,17 +49,17 @@ class Plan:
 
     @property
     def workload_kind(self) -> Kind:
-        """The kind that runs the pods."""
+        """The kind of the workload."""
         return DAEMON_SET if self.resource.mode == DAEMON_SET.name else DEPLOYMENT
 
     @property
     def has_workload(self) -> bool:
-        """Whether the pods are ours at all."""
+        """Whether the operator creates the pods."""
         return self.resource.mode != SIDECAR
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What is accepted but worth telling."""
+        """Notices about an accepted resource."""
         told = [str(notice) for notice in self.resource.manifest.notices]
         pod = self.resource.deployment.pod
         unsafe = ", ".join(one.name for one in self.sysctls if one.applied and not one.safe)
@@ -86,35 +86,35 @@ class Plan:
 
     @property
     def takes_node_ports(self) -> bool:
-        """Whether two pods cannot run on one node, because each takes the same ports of it."""
+        """Whether two pods cannot run on one node because both use the same ports of the node."""
         return self.has_workload and (
             self.resource.deployment.pod.host_network or bool(self.resource.deployment.host_ports)
         )
 
     @property
     def asks_for_unsafe(self) -> bool:
-        """Whether the pods get a sysctl that a node may refuse."""
+        """Whether the pods request a sysctl that a node may refuse."""
         return any(one.applied and not one.safe for one in self.sysctls)
 
     @property
     def pod_labels(self) -> dict[str, str]:
-        """Labels by which the pods that run the proxy are found."""
+        """Labels that select the pods that run the proxy."""
         name = self.resource.name
         return names.selector_labels(name) if self.has_workload else names.carrier_labels(name)
 
     @property
     def pull_secrets(self) -> tuple[str, ...]:
-        """Names of Secrets with which the image is pulled."""
+        """Names of the image pull Secrets."""
         return self.resource.deployment.image_pull_secrets or self.platform.image_pull_secrets
 
     @property
     def pods_sleep_before_stop(self) -> bool:
-        """Whether the kubelet waits before it tells a pod to stop; if not, the proxy itself does."""
+        """Whether a ``preStop`` hook delays the stop of a pod; otherwise the proxy delays it."""
         return self.platform.kube_version >= SLEEP_ACTION_SINCE
 
 
 def planned(resource: Resource, platform: Platform) -> Plan:
-    """Work out everything that follows from a resource.
+    """Compute the plan of a resource.
 
     Raises:
         ConfigError: The configuration is not valid.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pod template: one container that meets the Pod Security Standard *restricted*."""
+"""The pod template: one container that conforms to the Pod Security Standard *restricted*."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mailproxy_operator.render.volumes import volume_mounts, volumes
 
 USER_ID = 65532
 MARGIN_SECONDS = 10
-"""What a pod gets beyond its drain before it is killed."""
+"""Time that is added to the drain in ``terminationGracePeriodSeconds``."""
 
 
 def pod_template(plan: Plan) -> Manifest:
-    """Render the pod template, with a digest of all in it that needs new pods."""
+    """Render the pod template, with a hash of everything that requires new pods."""
     spec = _spec(plan)
     digest = hashlib.sha256(json.dumps([spec, _labels(plan)], sort_keys=True).encode()).hexdigest()[:16]
     annotations = {**_annotations(plan), names.TEMPLATE_HASH: digest}
@@ -34,7 +34,7 @@ def _annotations(plan: Plan) -> dict[str, str]:
 
 
 def scraping(plan: Plan) -> dict[str, str]:
-    """Render the annotations by which Prometheus finds pods, unless the resource wants none."""
+    """Render the annotations for Prometheus, unless the resource disables them."""
     if not plan.resource.deployment.monitoring.is_annotated:
         return {}
     return {
@@ -81,7 +81,7 @@ def _security_context(plan: Plan) -> Manifest:
 
 
 def _passed_through(plan: Plan) -> Manifest:
-    """What the resource says about pods and we hand on, as far as it says anything."""
+    """Return the pod fields that come from the resource, without empty ones."""
     pod = plan.resource.deployment.pod
     fields: Manifest = {
         "imagePullSecrets": [{"name": name} for name in plan.pull_secrets],
@@ -101,7 +101,7 @@ def _passed_through(plan: Plan) -> Manifest:
 
 
 def _spread(plan: Plan) -> list[Manifest]:
-    """Spread a Deployment over nodes and zones as far as possible, unless the resource differs."""
+    """Spread a Deployment over nodes and zones if possible, unless the resource sets constraints."""
     given = plan.resource.deployment.pod.topology_spread_constraints
     if given is not None:
         return [dict(one) for one in given]
@@ -113,7 +113,7 @@ def _spread(plan: Plan) -> list[Manifest]:
             "topologyKey": key,
             "whenUnsatisfiable": "ScheduleAnyway",
             "labelSelector": {"matchLabels": names.selector_labels(plan.resource.name)},
-            # Pods of the template before do not count: they are about to leave.
+            # Pods of the previous template are not counted: they are about to be deleted.
             "matchLabelKeys": ["pod-template-hash"],
         }
         for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
@@ -149,7 +149,7 @@ def container(plan: Plan) -> Manifest:
     if deployment.pod.extra_env:
         made["env"] = [dict(one) for one in deployment.pod.extra_env]
     if plan.pods_sleep_before_stop and deployment.drain.delay > 0:
-        # The endpoint is gone from load balancers before the proxy stops to accept.
+        # Load balancers remove the endpoint before the proxy stops accepting connections.
         made["lifecycle"] = {"preStop": {"sleep": {"seconds": math.ceil(deployment.drain.delay)}}}
     return made
 
@@ -179,8 +179,8 @@ def _probes() -> Manifest:
         return {"httpGet": {"path": path, "port": names.ADMIN_PORT_NAME}}
 
     return {
-        # Each failure is a warning event: the first probe comes after a start that goes well, which takes
-        # a second.  On a busy node, or with a small CPU limit, a start takes minutes and succeeds.
+        # Each failed probe is a warning event, so the first probe is sent after the duration of a normal
+        # start, one second.  On a busy node or with a small CPU limit, a successful start takes minutes.
         "startupProbe": {
             **asking("/healthz"),
             "initialDelaySeconds": 3,

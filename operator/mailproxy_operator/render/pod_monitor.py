@@ -9,7 +9,7 @@ from mailproxy_operator.render.plan import Plan
 
 
 def pod_monitor(plan: Plan) -> Manifest | None:
-    """Render the PodMonitor, if the resource asks for one."""
+    """Render the PodMonitor, if the resource enables it."""
     asked = plan.resource.deployment.monitoring.pod_monitor
     if not asked.enabled:
         return None
@@ -26,7 +26,7 @@ def pod_monitor(plan: Plan) -> Manifest | None:
                     "port": names.ADMIN_PORT_NAME,
                     "path": "/metrics",
                     "interval": asked.interval or "30s",
-                    # Beside job, which is NAMESPACE/NAME: alerts and dashboards of all proxies group by it.
+                    # In addition to job (NAMESPACE/NAME): alerts and dashboards for all proxies group by it.
                     "relabelings": [{"targetLabel": "mailproxy", "replacement": plan.resource.name}],
                 }
             ],

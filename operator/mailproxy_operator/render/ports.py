@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ports a pod opens and a Service offers: pure, shared by several renderers."""
+"""The ports of pods and Services: pure functions, shared by several renderers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PRIVILEGED_BELOW = 1024
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One listener as the resource has it.
+    """One listener of the resource.
 
     Attributes:
-        server: The server's name.
+        server: The name of the server block.
         protocol: Its mail protocol.
-        listen: The listener; its port is the one the resource names.
-        container_port: The port opened in the pod; ``None`` for a UNIX socket.
-        host_port: The port of the node that leads to it, where there is one.
+        listen: The listener; its port is the one in the resource.
+        container_port: The port in the pod; ``None`` for a UNIX socket.
+        host_port: The port of the node that is forwarded to it, if any.
     """
 
     server: str
@@ -32,13 +32,13 @@ class Listener:
 
     @property
     def port(self) -> int | None:
-        """The port that clients use."""
+        """The port for clients."""
         return self.listen.port
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Port:
-    """One port of the pod and of the Service: there is one per number, whatever the addresses."""
+    """One port of the pod and of the Service: one per number, independent of addresses."""
 
     number: int
     container_port: int
@@ -50,12 +50,12 @@ class Port:
 def listeners(
     config: ProxyConfig, *, offset: int = 0, host_ports: Mapping[int, int] | None = None
 ) -> tuple[Listener, ...]:
-    """List the listeners of a configuration in the resource's order.
+    """Return the listeners of a configuration in the order of the resource.
 
     Args:
-        config: The configuration with the ports that clients use.
-        offset: What the container adds to them (``portStrategy: HighPort``).
-        host_ports: Ports of the node by the ports that clients use (``listen[].hostPort``).
+        config: The configuration with the ports for clients.
+        offset: The number to add for the container port (``portStrategy: HighPort``).
+        host_ports: Ports of the node by ports for clients (``listen[].hostPort``).
     """
     on_host = host_ports or {}
     return tuple(
@@ -72,11 +72,11 @@ def listeners(
 
 
 def ports(found: Sequence[Listener]) -> tuple[Port, ...]:
-    """Collapse listeners to one port per number, sorted by number.
+    """Return one port per number, sorted by number.
 
-    The order matters to Kubernetes: the same ports in another order are
-    another pod template.  Two protocols on one number (on different
-    addresses) share the name of the first.
+    The order is significant: the same ports in another order are a different
+    pod template.  Two protocols on one number (on different addresses) use the
+    name of the first.
     """
     by_number: dict[int, Port] = {}
     for listener in found:
@@ -88,6 +88,6 @@ def ports(found: Sequence[Listener]) -> tuple[Port, ...]:
 
 
 def privileged(found: Sequence[Port]) -> int | None:
-    """Give the smallest container port that a process without root may not open by itself."""
+    """Return the smallest container port that a process without root cannot bind by default."""
     low = [port.container_port for port in found if port.container_port < PRIVILEGED_BELOW]
     return min(low, default=None)

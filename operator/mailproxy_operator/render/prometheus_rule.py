@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PrometheusRule: alerts about one MailProxy, selected by the job that its PodMonitor makes.
+"""The PrometheusRule: alerts about one MailProxy, selected by the job label of its PodMonitor.
 
-The same alerts are written out for a Prometheus without its operator, there for
-every MailProxy at once (``deploy/monitoring``).  So each one groups by the labels that
-distinguish MailProxies, and names the one it is about.
+The same alerts exist as files for a Prometheus without the Prometheus operator, for all
+MailProxies together (``deploy/monitoring``).  So each alert groups by the labels that
+distinguish MailProxies, and its text contains the name of the MailProxy.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from mailproxy_operator.api.kinds import PROMETHEUS_RULE, Manifest
 from mailproxy_operator.render.plan import Plan
 
 RUNBOOKS = "https://github.com/mailproxy/mailproxy/blob/main/docs/alerts.md"
-"""The page that has a section for each alert."""
+"""The page with a section for each alert."""
 PROXY_LABELS = "namespace, mailproxy, job"
-"""Labels that distinguish MailProxies; ``job`` is NAMESPACE/NAME with our scrape configurations."""
+"""Labels that distinguish MailProxies; ``job`` is NAMESPACE/NAME in this project's scrape configurations."""
 _EVERYBODY = '{{ with $labels.namespace }}{{ . }}/{{ end }}{{ or $labels.mailproxy $labels.job "mailproxy" }}'
 _WHERE = "{{ or $labels.pod $labels.instance }}"
 
@@ -26,12 +26,12 @@ class Alert:
     """One alert.
 
     Attributes:
-        expression: PromQL; ``JOB`` is replaced by the matcher of the job, ``PROXY`` for the labels that
+        expression: PromQL; ``JOB`` is replaced by the matcher of the job, ``PROXY`` by the labels that
             distinguish MailProxies.
-        after: How long it has to hold; empty for at once.
-        summary: What has happened, in a line; ``WHO`` is replaced by the MailProxy.
-        description: What that means for users, and where to look first.
-        for_all: The expression where it is about every MailProxy at once, if it is not the same.
+        after: The ``for`` duration; empty for an immediate alert.
+        summary: What has happened, in one line; ``WHO`` is replaced by the MailProxy.
+        description: The effect on users, and what to check first.
+        for_all: The expression for all MailProxies together, if it is different.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Alert:
     for_all: str = ""
 
     def rule(self, expression: str, who: str, labels: dict[str, str]) -> Manifest:
-        """Write it as a rule of Prometheus.
+        """Return the alert as a Prometheus rule.
 
         Args:
-            expression: PromQL without any place-holder.
-            who: Names the MailProxy in a text.
-            labels: More labels.
+            expression: PromQL without placeholders.
+            who: The text for the MailProxy.
+            labels: Additional labels.
         """
         rule: Manifest = {"alert": self.name, "expr": expression}
         if self.after:
@@ -206,7 +206,7 @@ ALERTS = (
 
 
 def prometheus_rule(plan: Plan) -> Manifest | None:
-    """Render the PrometheusRule, if the resource asks for one."""
+    """Render the PrometheusRule, if the resource enables it."""
     asked = plan.resource.deployment.monitoring.prometheus_rule
     if not asked.enabled:
         return None
@@ -228,7 +228,7 @@ def _expression(alert: Alert, job: str) -> str:
 
 
 def rule_for_all(alert: Alert) -> Manifest:
-    """Write an alert about every MailProxy that Prometheus knows, each by itself."""
+    """Return the rule of an alert for all MailProxies in Prometheus, grouped by MailProxy."""
     expression = alert.for_all or alert.expression
     for found, written in (("{JOB}", ""), ("JOB, ", ""), ("PROXY", PROXY_LABELS)):
         expression = expression.replace(found, written)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The circuit breaker's memory as an annotation: what nodes have refused, and for which generation."""
+"""The annotation of the circuit breaker: the sysctls that nodes have refused, and the generation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mailproxy_operator.api import names
 
 
 def written(refused: Iterable[str], generation: int) -> dict[str, str]:
-    """Write what nodes have refused as the workload's annotation."""
+    """Return the refused sysctls as an annotation of the workload."""
     note = {"generation": generation, "names": sorted(refused)}
     return {names.REFUSED_SYSCTLS: json.dumps(note, separators=(",", ":"))}
 
 
 def read(workload: Mapping[str, Any], generation: int) -> frozenset[str]:
-    """Read what nodes have refused for this generation; a newer one starts afresh."""
+    """Read the sysctls that nodes have refused for this generation; empty for a newer generation."""
     note = (workload["metadata"].get("annotations") or {}).get(names.REFUSED_SYSCTLS)
     try:
         memory = json.loads(note) if note else {}

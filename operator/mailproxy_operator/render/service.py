@@ -10,7 +10,7 @@ from mailproxy_operator.render.ports import Port
 
 
 def service(plan: Plan) -> Manifest | None:
-    """Render the Service of the mail ports, if there is any port; in front of others' pods only if asked."""
+    """Render the Service of the mail ports, if there are any; for a sidecar only if the resource sets it."""
     if not plan.ports or not (plan.has_workload or plan.resource.asks_for_service):
         return None
     asked = plan.resource.deployment.service
@@ -45,7 +45,7 @@ def _spec(plan: Plan) -> Manifest:
         ],
     }
     if asked.type != "ClusterIP":
-        # Local keeps the client's address, which mail needs for block lists, Client-IP and XCLIENT.
+        # Local preserves the client's address, which is needed for block lists, Client-IP and XCLIENT.
         spec["externalTrafficPolicy"] = asked.external_traffic_policy or "Local"
     if asked.internal_traffic_policy:
         spec["internalTrafficPolicy"] = asked.internal_traffic_policy
@@ -59,12 +59,12 @@ def _spec(plan: Plan) -> Manifest:
 
 
 def _target(plan: Plan, port: Port) -> str | int:
-    # Others' pods may use our names for ports of theirs; and a sidecar opens new ports without a new pod.
+    # Pods of other workloads may use these port names, and a sidecar opens new ports without a new pod.
     return port.name if plan.has_workload else port.container_port
 
 
 def metrics_service(plan: Plan) -> Manifest | None:
-    """Render the headless Service of the admin port; pods that drain are scraped as well."""
+    """Render the headless Service of the admin port; draining pods are scraped as well."""
     if not plan.has_workload:
         return None
     return {

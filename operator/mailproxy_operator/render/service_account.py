@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ServiceAccount of the pods: they never talk to the API server, so it carries no rights and no token."""
+"""The ServiceAccount of the pods, without permissions and token: pods send no requests to the API server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mailproxy_operator.render.plan import Plan
 
 
 def service_account(plan: Plan) -> Manifest | None:
-    """Render the ServiceAccount, unless the resource names one or has no pods."""
+    """Render the ServiceAccount, unless the resource sets one or has no pods."""
     if not plan.has_workload or plan.resource.deployment.pod.service_account_name:
         return None
     return {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What somebody else's pod needs to carry the proxy as a native sidecar.
+"""Renders the proxy as a native sidecar for pods of other workloads.
 
 A native sidecar is an init container with ``restartPolicy: Always``: it starts
-before the application, ends after it, has ports and probes, and does not keep
-a Job alive.  Nothing here looks at the pod; ``sidecar.inject`` puts it in.
+before the application, ends after it, has ports and probes, and does not prevent
+a Job from completing.  This module does not read the pod; ``sidecar.inject`` does.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from mailproxy_operator.render.ports import privileged
 from mailproxy_operator.render.volumes import SOCKETS, own_volumes, volume_mounts
 
 PREFIX = "mailproxy-"
-"""In front of the names of our volumes, which stand beside the pod's own."""
+"""Prefix of the volume names, to distinguish them from the volumes of the pod."""
 SOCKET_VOLUME = f"{PREFIX}{SOCKETS}"
 _READABLE = 0o444
-"""The pod may have no group of ours; nobody but our container mounts these files."""
+"""World-readable: the pod may lack the proxy's group, and only the sidecar mounts these files."""
 _TOKEN_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  where Kubernetes mounts it
 _NO_TOKEN = f"{PREFIX}no-token"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar:
-    """Everything that is put into a pod.
+    """Everything that is injected into a pod.
 
     Attributes:
-        name: The MailProxy.
+        name: The name of the MailProxy.
         container: The init container.
-        volumes: Ours; a pod must not have others of these names.
-        shared: Volumes of which the pod may have its own: UNIX sockets, and ``pod.extraVolumes``.
-        sysctls: Safe ones, by name.
-        pull_secrets: Names of Secrets with which the image is pulled.
+        volumes: Volumes of the sidecar; the pod must not have other volumes with these names.
+        shared: Volumes that the pod may define itself: UNIX sockets, and ``pod.extraVolumes``.
+        sysctls: Safe sysctls, by name.
+        pull_secrets: Names of the image pull Secrets.
         scraping: Annotations for Prometheus, unless the pod has some already.
         lowest_port: The smallest port that needs a sysctl.
-        grace_seconds: How long the proxy may take to end.
-        template_hash: Of all this; pods with another one were made from an older resource.
-        config_hash: What the pod should run.
+        grace_seconds: The maximum time for the proxy to end.
+        template_hash: The hash of all this; pods with another one were created from an older resource.
+        config_hash: The hash of the expected configuration.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Sidecar:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """What stands on the pod whatever else does."""
+        """Annotations that are always set on the pod."""
         return {names.TEMPLATE_HASH: self.template_hash}
 
 
 def sidecar(plan: Plan) -> Sidecar:
-    """Render what a pod needs to carry a resource's proxy."""
+    """Render the sidecar of a resource."""
     deployment = plan.resource.deployment
     own = own_volumes(plan, prefix=PREFIX, mode=_READABLE)
     sockets = [volume for volume in own if volume["name"] == SOCKET_VOLUME]
@@ -96,7 +96,7 @@ def sidecar(plan: Plan) -> Sidecar:
 
 def _container(plan: Plan) -> Manifest:
     made = container(plan)
-    # The pod's own security context is made for the application: ours says everything itself.
+    # The security context of the pod is for the application: the container sets all fields itself.
     restricted = {
         **made["securityContext"],
         "runAsNonRoot": True,
@@ -104,7 +104,7 @@ def _container(plan: Plan) -> Manifest:
         "runAsGroup": USER_ID,
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-    # An empty folder where Kubernetes would mount the token of the application's account.
+    # An empty directory at the path where Kubernetes would mount the token of the application's account.
     mounts = [
         *volume_mounts(plan, prefix=PREFIX),
         {"name": _NO_TOKEN, "mountPath": _TOKEN_DIR, "readOnly": True},

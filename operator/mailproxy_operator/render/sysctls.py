@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sysctls a pod gets, and why not the others: one pure function.
+"""Decides which sysctls a pod gets, and why others are not applied, in one pure function.
 
-What ``listen`` sets is always set on the socket by the proxy.  Sysctls only
-add to it for the whole pod: they are set where all listeners that set a value
-agree.  A listener with a keep-alive of another length keeps its own, since its
-socket option wins over the sysctl.
+The proxy always sets the options of ``listen`` on the socket.  Sysctls are an
+addition for the whole pod: a sysctl is set if all listeners that set a value set
+the same one.  A listener with another keep-alive time keeps its own, since its
+socket option overrides the sysctl.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SAFE_SINCE = {
     RECEIVE_BUFFER: KubeVersion(1, 32),
     SEND_BUFFER: KubeVersion(1, 32),
 }
-"""The kubelet's safe set, and since which version each name is in it."""
+"""The safe sysctls of the kubelet, with the version since which each one is safe."""
 
 DEFAULT_SOMAXCONN = 4096
 _MINIMUM = 4096
@@ -47,12 +47,12 @@ _DEFAULT_SEND, _LARGEST_SEND = 16_384, 4_194_304
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sysctl:
-    """One decision: what ``status.sysctls`` shows, and, where applied, what the pod gets.
+    """One decision: an entry of ``status.sysctls`` and, if applied, a sysctl of the pod.
 
     Attributes:
-        value: ``None`` where listeners set different ones.
-        safe: Whether every kubelet of this version takes it.
-        message: Why it is not applied, and what to do; empty where it is.
+        value: The value; ``None`` when listeners set different ones.
+        safe: Whether every kubelet of this version accepts it.
+        message: Why it is not applied, and how to fix it; empty when it is applied.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the resource says about sysctls.
+    """The settings of the resource for sysctls.
 
     Attributes:
         automatic: ``mode: Auto``.
         unsafe_allowed: ``unsafe: Allow``.
-        extra: Names and values that override what the listeners ask for.
-        host_network: Then none can be set.
+        extra: Names and values that override those of the listeners.
+        host_network: Whether the pod uses the host network; then no sysctl can be set.
         refused: Names that nodes have refused for this generation.
     """
 
@@ -85,16 +85,16 @@ class Policy:
 def sysctls(
     listens: Sequence[ListenConfig], policy: Policy, version: KubeVersion, *, privileged_port: int | None
 ) -> tuple[Sysctl, ...]:
-    """Decide about every sysctl that the listeners or the resource ask for.
+    """Decide about every sysctl that the listeners or the resource request.
 
     Args:
-        listens: All listeners; UNIX sockets take no part.
-        policy: What the resource says.
-        version: Of the oldest node.
+        listens: All listeners; UNIX sockets are ignored.
+        policy: The settings of the resource.
+        version: The version of the oldest node.
         privileged_port: The smallest container port below 1024, if any.
 
     Returns:
-        The decisions, sorted by name: the pod's list is compared in order.
+        The decisions, sorted by name: the order in the pod template is significant.
     """
     tcp = [listen for listen in listens if listen.port is not None]
     found = {one.name: one for one in _asked_for(tcp, privileged_port)}
@@ -119,7 +119,7 @@ def _asked_for(listens: Sequence[ListenConfig], privileged_port: int | None) -> 
 
 
 def _triple(data: int, largest: int) -> str:
-    # SO_RCVBUF and SO_SNDBUF are doubled by the kernel, so the default has to be as well.
+    # The kernel doubles SO_RCVBUF and SO_SNDBUF, so the default is doubled as well.
     return f"{_MINIMUM} {2 * data} {max(largest, 2 * data)}"
 
 
@@ -166,7 +166,7 @@ def _wanted(name: str, value: str, reason: str) -> Sysctl:
 
 
 def _judged(one: Sysctl, policy: Policy, version: KubeVersion) -> Sysctl:
-    """Withhold a sysctl that must not, or cannot, be set."""
+    """Return the decision, not applied if the sysctl must not or cannot be set."""
     since = SAFE_SINCE.get(one.name)
     one = replace(one, safe=since is not None and since <= version)
     if not one.applied:
@@ -203,5 +203,5 @@ def _obstacle(one: Sysctl, policy: Policy, *, is_known_safe: bool) -> str | None
         return "SysctlForbidden"
     if not one.safe and not policy.unsafe_allowed:
         return "NodeTooOld" if is_known_safe else "UnsafeNotAllowed"
-    # By itself the operator never asks an old node for what only a newer one takes.
+    # Without the user's request, the operator does not set a sysctl that old nodes refuse.
     return "NodeTooOld" if not one.safe and is_known_safe and one.reason != "Extra" else None

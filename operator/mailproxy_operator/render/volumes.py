@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is mounted: the configuration, what it refers to, and places to write."""
+"""Volumes: the configuration, referenced Secrets and ConfigMaps, and writable directories."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def volumes(plan: Plan) -> list[Manifest]:
 
 
 def own_volumes(plan: Plan, *, prefix: str = "", mode: int = OWNER_AND_GROUP) -> list[Manifest]:
-    """Render the volumes that the proxy needs.
+    """Render the volumes of the proxy.
 
     Args:
-        plan: The resource and what follows from it.
-        prefix: In front of their names.
-        mode: Of the files of ConfigMaps and Secrets.
+        plan: The plan of the resource.
+        prefix: The prefix of the names.
+        mode: The mode of the files of ConfigMaps and Secrets.
     """
     config: Manifest = {
         "name": f"{prefix}config",
@@ -39,10 +39,10 @@ def own_volumes(plan: Plan, *, prefix: str = "", mode: int = OWNER_AND_GROUP) ->
 
 
 def volume_mounts(plan: Plan, *, prefix: str = "") -> list[Manifest]:
-    """Render where the container sees them; a directory each, since a single file is never refreshed."""
+    """Render the volume mounts, all of directories: a mount of a single file is never refreshed."""
     found: list[Manifest] = [
         {"name": f"{prefix}config", "mountPath": plan.platform.config_dir, "readOnly": True},
-        {"name": f"{prefix}tmp", "mountPath": "/tmp"},  # noqa: S108  a volume of the pod's own
+        {"name": f"{prefix}tmp", "mountPath": "/tmp"},  # noqa: S108  a volume of the pod
     ]
     if plan.references:
         found.append({"name": f"{prefix}refs", "mountPath": plan.platform.refs_dir, "readOnly": True})
@@ -52,7 +52,7 @@ def volume_mounts(plan: Plan, *, prefix: str = "") -> list[Manifest]:
 
 
 def has_sockets(plan: Plan) -> bool:
-    """Tell whether a listener or the authorization service is a UNIX socket in the folder for them."""
+    """Return whether a listener or the authentication service uses a UNIX socket in the socket directory."""
     listeners = (listener.listen.address.removeprefix("unix:") for listener in plan.listeners)
     services = (server.auth_http.unix_path or "" for server in plan.config.servers)
     return any(path.startswith(f"{names.SOCKET_DIR}/") for path in (*listeners, *services))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Deployment or the DaemonSet around the pod template."""
+"""The Deployment or the DaemonSet with the pod template."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mailproxy_operator.render.pod import pod_template
 MIN_READY_SECONDS = 5
 REVISIONS_KEPT = 5
 _ONE_POD_PER_NODE: Manifest = {"maxUnavailable": 1, "maxSurge": 0}
-"""Two pods of one node could not both have its ports: the old one goes first."""
+"""Two pods cannot use the same ports of a node, so the old pod is deleted first."""
 
 
 def workload(plan: Plan) -> Manifest | None:
-    """Render the workload, where the pods are ours."""
+    """Render the workload, unless the mode is ``Sidecar``."""
     if not plan.has_workload:
         return None
     kind = plan.workload_kind
@@ -37,13 +37,13 @@ def workload(plan: Plan) -> Manifest | None:
 
 def _deployment_part(plan: Plan) -> Manifest:
     deployment = plan.resource.deployment
-    # A sysctl that a node may refuse is tried with one pod: whatever is refused is replaced at once.
+    # A sysctl that a node may refuse is tried with one pod: a refused pod is replaced immediately.
     surge: int | str = 1 if plan.asks_for_unsafe else "25%"
     rolling: Manifest = {"maxUnavailable": 0, "maxSurge": surge}
     if plan.takes_node_ports:
         rolling = dict(_ONE_POD_PER_NODE)
     part: Manifest = {"strategy": {"type": "RollingUpdate", "rollingUpdate": rolling}}
-    # With an autoscaler the number of pods is its business: naming one would take it back.
+    # An autoscaler owns replicas: an apply with the field would take the ownership back.
     if deployment.autoscaling:
         return part
     return {"replicas": min(deployment.replicas, 1) if plan.is_trial else deployment.replicas, **part}

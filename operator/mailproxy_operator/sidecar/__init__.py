@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy as a sidecar in other people's pods: put there by a webhook, or by hand."""
+"""The proxy as a sidecar in pods of other workloads, injected by a webhook or manually."""

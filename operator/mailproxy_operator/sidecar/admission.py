@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides about one pod that asks for a sidecar, when the API server is about to create it.
+"""Decides about a pod that requests a sidecar, before the API server creates it.
 
-Whatever goes wrong, the pod is let in as it is, with a warning: only a resource
-that says ``failurePolicy: Fail`` has pods refused.
+After any failure, the pod is admitted unchanged, with a warning.  A pod is denied
+only for a resource with ``failurePolicy: Fail``.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, carries, inject, labelled
 
 MAX_EVENTS = 60
-"""In a minute."""
+"""Maximum number of events per minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionDecision:
-    """What becomes of a pod.
+    """The decision about a pod.
 
     Attributes:
         result: ``injected``, ``present``, ``ignored`` or ``refused``; for metrics.
-        pod: The pod as it should be; ``None`` leaves it as it is.
-        warnings: What whoever creates it is told.
-        refusal: Why it must not be created; empty where it may.
+        pod: The changed pod; ``None`` leaves it unchanged.
+        warnings: Warnings for the client that creates the pod.
+        refusal: Why the pod is denied; empty when it is admitted.
     """
 
     result: str
@@ -48,11 +48,11 @@ class AdmissionDecision:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRequest:
-    """A pod that asks for a sidecar.
+    """A pod that requests a sidecar.
 
     Attributes:
-        key: The MailProxy that it asks for.
-        is_trial: Nothing is really created, and nothing may be changed anywhere.
+        key: The requested MailProxy.
+        dry_run: Whether the pod is not really created, and no other object may be changed.
     """
 
     key: Key
@@ -61,7 +61,7 @@ class AdmissionRequest:
 
     @classmethod
     def read(cls, pod: Manifest, namespace: str, *, dry_run: bool) -> AdmissionRequest:
-        """Read what a pod asks for, by its label."""
+        """Read the requested MailProxy from the label of a pod."""
         labels = (pod.get("metadata") or {}).get("labels") or {}
         return cls(Key(namespace, str(labels.get(names.INJECT, ""))), pod, dry_run)
 
@@ -70,10 +70,10 @@ class Admission:
     """Decides about pods.
 
     Args:
-        cluster: Where resources are read and events published.
-        platform: Tells what rendering has to know besides the resource.
-        namespaces: Which are served; all of them when empty.
-        now: Tells the time.
+        cluster: The cluster port, to read resources and to create events.
+        platform: Returns the input of rendering besides the resource.
+        namespaces: The watched namespaces; all namespaces when empty.
+        now: Returns the time.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Admission:
         """Decide about one pod.
 
         Raises:
-            OperatorError: The API server did not say what there is.
+            OperatorError: The resource could not be read from the API server.
         """
         if carries(request.pod):
             pod = labelled(request.pod, request.key.name)
@@ -137,7 +137,7 @@ class Admission:
     async def _without(
         self, request: AdmissionRequest, body: Manifest | None, finding: ConditionCause
     ) -> AdmissionDecision:
-        """Let the pod in as it is, or refuse it where the resource says so; and leave an event."""
+        """Admit the pod unchanged, or deny it if the resource requires it; create an event."""
         is_refused = _fails(body)
         if not request.dry_run:
             await self._announce(_event(request, body, finding, self._now(), is_refused=is_refused))
@@ -147,7 +147,7 @@ class Admission:
         return AdmissionDecision(result="ignored", warnings=(text,))
 
     async def _announce(self, event: Manifest) -> None:
-        """Publish an event, but no more than so many: whoever reaches the webhook can ask for them."""
+        """Create an event, up to a limit: any client that can connect to the webhook can cause events."""
         now = self._now()
         if len(self._announced) == MAX_EVENTS and now - self._announced[0] < timedelta(minutes=1):
             return
@@ -163,14 +163,14 @@ class _Made:
 
 
 def _fails(body: Mapping[str, Any] | None) -> bool:
-    """Tell whether a resource, valid or not, wants pods refused that cannot carry it."""
+    """Return whether a resource, valid or not, has ``failurePolicy: Fail``."""
     spec = (body or {}).get("spec") or {}
     wanted = spec.get("sidecar") if isinstance(spec, Mapping) else None
     return isinstance(wanted, Mapping) and wanted.get("failurePolicy") == "Fail"
 
 
 def _told(request: AdmissionRequest, finding: ConditionCause) -> str:
-    # Some clients show no more than 120 characters of a warning, so what matters comes first.
+    # Some clients show only 120 characters of a warning, so the important part comes first.
     return f"no mailproxy sidecar ({names.INJECT}: {request.key.name}): {finding.message}"[:1000]
 
 
@@ -184,7 +184,7 @@ def _event(
 ) -> Manifest:
     regarding = _resource(body) if body else _owner(request)
     reason = "SidecarRefused" if is_refused else "SidecarMissing"
-    # The same for every pod of a workload, so that there is one event and not one for each of them.
+    # The same for every pod of a workload, so that there is one event for all of them.
     mark = repr((regarding, reason, finding)).encode()
     name = f"{regarding['name'] or 'pod'}.{hashlib.sha256(mark).hexdigest()[:16]}"
     return {
@@ -214,7 +214,7 @@ def _resource(body: Manifest) -> Manifest:
 
 
 def _owner(request: AdmissionRequest) -> Manifest:
-    """Name what makes the pod: the pod itself is not there yet."""
+    """Return a reference to the owner of the pod: the pod itself does not exist yet."""
     metadata = request.pod["metadata"]
     owners = [one for one in metadata.get("ownerReferences") or [] if one.get("controller")]
     owner = owners[0] if owners else {"apiVersion": POD.api_version, "kind": POD.name}

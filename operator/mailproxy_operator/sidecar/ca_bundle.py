@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the webhook's certificate good, and the API server's trust in it.
+"""Keeps the certificate of the webhook valid, and the ``caBundle`` of its configuration up to date.
 
-Either the operator makes its certificate itself, or somebody else puts one into
-a folder.  The ``caBundle`` of the webhook's configuration is the operator's
-either way: it writes the authority of its own certificate, or the one that it
-was given for the other's.  So Helm never owns the field, and switching from one
-to the other is a rollout in which both are trusted.  Only where cert-manager
-writes the field (by its annotation) the operator leaves it alone.
+Either the operator issues its certificate itself, or another program writes one to a
+directory.  The operator writes the ``caBundle`` of the webhook's configuration in both
+cases: the CA of its own certificate, or the CA from its settings.  So Helm never owns
+the field, and a change from one to the other is a rollout in which both CAs are trusted.
+The operator does not write the field only if cert-manager does so (by its annotation).
 """
 
 from __future__ import annotations
@@ -33,23 +32,23 @@ from mailproxy_operator.sidecar import certificate
 CHECK_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 SETTLE_SECONDS = 2.0
-"""Until every API server has heard of a new authority."""
+"""Delay until every API server has received a new CA."""
 
 _log = logging.getLogger(__name__)
 
 
 class OwnCertificate:
-    """A certificate that this process makes for itself, and renews.
+    """A certificate that this process issues for itself and renews.
 
     Args:
-        store: Where the webhook's configuration is kept.
-        configuration: Its name.
-        context: What answers with the certificate.
-        holder: Who this process is; it has one authority in the configuration.
-        now: Tells the time.
+        store: The client for the webhook's configuration.
+        configuration: The name of the MutatingWebhookConfiguration.
+        context: The TLS context that uses the certificate.
+        holder: The identity of this process, which has one CA in the configuration.
+        now: Returns the time.
 
     Attributes:
-        is_ready: Whether the API server can trust what this process answers.
+        is_ready: Whether the API server can verify the certificate of this process.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class OwnCertificate:
         self.is_ready = False
 
     async def keep(self) -> None:
-        """Keep certificate and trust as they should be, for ever."""
+        """Keep the certificate and the ``caBundle`` up to date until cancelled."""
         while True:
             done = False
             try:
@@ -80,13 +79,13 @@ class OwnCertificate:
             await asyncio.sleep(CHECK_SECONDS if done else RETRY_SECONDS)
 
     async def refresh(self) -> bool:
-        """Look once, and set right what is not.
+        """Check certificate and ``caBundle`` once, and renew or update them if necessary.
 
         Returns:
-            Whether everything is as it should be.
+            Whether both are up to date.
 
         Raises:
-            OperatorError: The API server did not do what it was asked.
+            OperatorError: A request to the API server failed.
         """
         found = await self._store.get(MUTATING_WEBHOOK, self._key)
         hosts = called_as(found or {})
@@ -109,7 +108,7 @@ class OwnCertificate:
 async def _trusted(
     store: KubeClient, found: Manifest, authorities: str, now: datetime, *, in_use: str
 ) -> bool:
-    """Have the API server trust authorities; false where the configuration has changed meanwhile."""
+    """Write CAs to the ``caBundle``; return false if the configuration has changed in the meantime."""
     operations = _operations(found, authorities, now, in_use=in_use)
     if not operations:
         return True
@@ -120,7 +119,7 @@ async def _trusted(
 
 
 def _operations(found: Manifest, authorities: str, now: datetime, *, in_use: str) -> list[Mapping[str, Any]]:
-    """Write a patch that makes every webhook trust authorities, where one does not yet."""
+    """Return a JSON patch that adds CAs to the ``caBundle`` of every webhook that lacks them."""
     changes: list[Mapping[str, Any]] = []
     for index, webhook in enumerate(found["webhooks"]):
         bundle = _decoded((webhook.get("clientConfig") or {}).get("caBundle"))
@@ -129,13 +128,13 @@ def _operations(found: Manifest, authorities: str, now: datetime, *, in_use: str
             path = f"/webhooks/{index}/clientConfig/caBundle"
             changes.append({"op": "add", "path": path, "value": base64.b64encode(added).decode()})
     version = found["metadata"]["resourceVersion"]
-    # Other operators add theirs at the same time: nobody may overwrite what they have not read.
+    # Other operator processes add their CAs concurrently: the test prevents overwriting unread changes.
     test = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
     return [test, *changes] if changes else []
 
 
 def called_as(configuration: Mapping[str, Any]) -> frozenset[str]:
-    """Tell under which names and addresses the API server calls the webhooks of a configuration."""
+    """Return the names and addresses by which the API server calls the webhooks of a configuration."""
     found = set()
     for webhook in configuration.get("webhooks") or []:
         client = webhook.get("clientConfig") or {}
@@ -148,7 +147,7 @@ def called_as(configuration: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _decoded(text: object) -> bytes:
-    # An empty bundle may be written as a newline: cert-manager and Helm charts do so.
+    # cert-manager and Helm charts write an empty bundle as a newline.
     with suppress(NotBase64, ValueError):
         return base64.b64decode(str(text or ""), validate=True)
     return b""
@@ -156,12 +155,12 @@ def _decoded(text: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class GivenAuthority:
-    """The authority of somebody else's certificate, which the operator has the API server trust.
+    """The CA of a certificate that the operator does not issue, for the ``caBundle``.
 
     Attributes:
-        store: Where the webhook's configuration is kept.
-        configuration: Its name.
-        authorities: What to trust, as PEM.
+        store: The client for the webhook's configuration.
+        configuration: The name of the MutatingWebhookConfiguration.
+        authorities: The CA certificates, as PEM.
         now: Returns the time.
     """
 
@@ -171,13 +170,13 @@ class GivenAuthority:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def refresh(self) -> bool:
-        """Look once, and set right what is not.
+        """Check the ``caBundle`` once, and update it if necessary.
 
         Returns:
-            Whether it is trusted.
+            Whether it contains the CA.
 
         Raises:
-            OperatorError: The API server did not do what it was asked.
+            OperatorError: A request to the API server failed.
         """
         found = await self.store.get(MUTATING_WEBHOOK, Key("", self.configuration))
         if found is None or not found.get("webhooks"):
@@ -187,13 +186,12 @@ class GivenAuthority:
 
 
 class MountedCertificate:
-    """A certificate that somebody else puts into a folder, as ``tls.crt`` and ``tls.key``.
+    """A certificate in a directory, as ``tls.crt`` and ``tls.key``, written by another program.
 
     Args:
-        folder: Where.
-        context: What answers with it.
-        authority: What the API server has to trust for it; without it, somebody else writes the ``caBundle``.
-
+        folder: The directory.
+        context: The TLS context that uses the certificate.
+        authority: The CA for the ``caBundle``; without it, another program writes the ``caBundle``.
     """
 
     def __init__(
@@ -207,18 +205,18 @@ class MountedCertificate:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a certificate was there, and is trusted."""
+        """Whether a certificate was loaded and its CA was in the ``caBundle``."""
         return self._is_trusted and self._observe is not None
 
     async def keep(self) -> None:
-        """Use what is in the folder, and what takes its place later, for ever."""
+        """Load the certificate from the directory, and reload it after changes, until cancelled."""
         while True:
             self.refresh()
             is_trusted = await self._trusted()
             await asyncio.sleep(CHECK_SECONDS if self.is_ready and is_trusted else RETRY_SECONDS)
 
     async def _trusted(self) -> bool:
-        """Have it trusted; who was trusted once goes on answering while the API server does not."""
+        """Update the ``caBundle``; after the first success, an error does not affect ``is_ready``."""
         if self._authority is None:
             return True
         try:
@@ -230,7 +228,7 @@ class MountedCertificate:
         return is_trusted
 
     def refresh(self) -> None:
-        """Look once; what cannot be used changes nothing."""
+        """Check the files once; files that cannot be used are ignored."""
         files = self._folder / "tls.crt", self._folder / "tls.key"
         try:
             content = files[0].read_bytes(), files[1].read_bytes()

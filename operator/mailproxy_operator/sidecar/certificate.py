@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates of the webhook, made by the operator for itself.
+"""Certificates of the webhook that the operator issues for itself.
 
-Every operator process makes a key of its own, in memory, and an authority that
-signs this one certificate and is then forgotten.  Only the authority's
-certificate leaves the process, into the ``caBundle`` of the webhook's
-configuration: there is no Secret, no key at rest, and no right on Secrets.
+Every operator process creates its own key in memory, and a CA that signs this one
+certificate; the key of the CA is then discarded.  Only the CA certificate is stored
+outside of the process, in the ``caBundle`` of the webhook's configuration: there is
+no Secret, no key on a disk, and no permission for Secrets.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ LIFETIME = timedelta(days=30)
 RENEWED_BEFORE = timedelta(days=10)
 _CLOCKS_DIFFER = timedelta(hours=1)
 MAX_AUTHORITIES = 16
-"""Of all the processes that serve, or have served, the webhook."""
+"""Maximum number of CAs, for all processes that serve or have served the webhook."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A certificate with its key, and who has signed it.
+    """A certificate with its key and its CA.
 
     Attributes:
-        authority: The certificate to trust, as PEM.
-        certificate: As PEM.
-        key: As PEM.
-        hosts: What it is for.
-        renew_at: When the next one is due.
+        authority: The CA certificate, as PEM.
+        certificate: The certificate, as PEM.
+        key: The private key, as PEM.
+        hosts: The names and addresses in the certificate.
+        renew_at: When to renew it.
     """
 
     authority: str
@@ -48,11 +48,11 @@ class Identity:
 
 
 def issue(hosts: Iterable[str], holder: str, now: datetime) -> Identity:
-    """Make a key and a certificate.
+    """Create a key and a certificate.
 
     Args:
-        hosts: Names and addresses under which the webhook is called.
-        holder: The process that serves it.
+        hosts: Names and addresses by which the webhook is called.
+        holder: The identity of the process that serves it.
         now: The time.
     """
     known = frozenset(hosts)
@@ -130,17 +130,18 @@ def _usage(*, is_authority: bool) -> x509.KeyUsage:
 
 
 def bundled(bundle: bytes, authorities: str, now: datetime, *, in_use: str = "") -> bytes:
-    """Add authorities to those that are trusted already.
+    """Add CAs to a bundle.
 
-    Those that have expired go, and those of the same holder, except for the ones that it still uses.
-    What cannot be read is dropped: the API server could not read it either.  Authorities that no operator
-    has made stay while the holder has just begun, because a rollout that replaces them may be under way.
+    Expired CAs are removed, and those of the same holder, except for the ones that it still uses.
+    A bundle that cannot be parsed is dropped: the API server cannot parse it either.  CAs that were not
+    issued by an operator are kept while ``in_use`` is empty, because a rollout that replaces them may be
+    in progress.
 
     Args:
-        bundle: What is trusted, as PEM.
-        authorities: What is to be trusted too, as PEM.
+        bundle: The current CAs, as PEM.
+        authorities: The CAs to add, as PEM.
         now: The time.
-        in_use: What the holder has had trusted before, and still uses.
+        in_use: The CAs that the holder added before and still uses; empty after its start.
     """
     added, used = _read(authorities.encode()), _read(in_use.encode())
     subjects = {one.subject for one in added}
@@ -157,13 +158,13 @@ def bundled(bundle: bytes, authorities: str, now: datetime, *, in_use: str = "")
 
 
 def trusts(bundle: bytes, authorities: str) -> bool:
-    """Return whether authorities, at least one, are in a bundle."""
+    """Return whether all given CAs, at least one, are in a bundle."""
     wanted, trusted = _read(authorities.encode()), _read(bundle)
     return bool(wanted) and all(one in trusted for one in wanted)
 
 
 def _is_ours(one: x509.Certificate) -> bool:
-    """Return whether an operator has made a certificate for itself: others' authorities last longer."""
+    """Return whether an operator issued the certificate, by its lifetime: other CAs are valid for longer."""
     return one.not_valid_after_utc - one.not_valid_before_utc <= LIFETIME + _CLOCKS_DIFFER
 
 
@@ -182,24 +183,24 @@ def _written(certificates: Sequence[x509.Certificate]) -> bytes:
 
 
 def server_context() -> ssl.SSLContext:
-    """Make the context of the webhook, without a certificate so far."""
+    """Create the TLS context of the webhook, without a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
 def use(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """Answer with this certificate from the next handshake on; the key never gets onto a disk.
+    """Use this certificate from the next handshake on; the key is never stored on a disk.
 
     Args:
-        context: What answers.
-        certificate: As PEM, with its chain.
-        key: As PEM.
+        context: The TLS context.
+        certificate: The certificate with its chain, as PEM.
+        key: The private key, as PEM.
 
     Raises:
-        ssl.SSLError: They cannot be used; then the context is as it was.
+        ssl.SSLError: They cannot be used; the context is not changed.
     """
-    # A context that fails half-way has the new certificate without its key.
+    # Load into a new context first: after a failure, a context can have the new certificate without its key.
     for target in (server_context(), context):
         _load(target, certificate.rstrip() + b"\n" + key)
 

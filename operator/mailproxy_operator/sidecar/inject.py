@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the proxy into a pod: pure, and the same for the webhook and for ``render --sidecar``.
+"""Injects the proxy into a pod: pure functions for the webhook and for ``render --sidecar``.
 
-The pod is somebody else's.  Whatever it says about itself stays as it is; where
-the proxy cannot live with that, it is not put in.
+The pod belongs to another workload.  Its own settings are not changed; if they conflict
+with the proxy, the proxy is not injected.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mailproxy_operator.render.sidecar import SOCKET_VOLUME, Sidecar
 from mailproxy_operator.render.sysctls import PORT_START
 
 DEFAULT_GRACE_SECONDS = 30
-"""``terminationGracePeriodSeconds`` of a pod that does not say."""
+"""The default of ``terminationGracePeriodSeconds``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Injected:
-    """A pod with the proxy in it.
+    """A pod with the proxy.
 
     Attributes:
-        pod: The pod, or the template of one.
-        warnings: What its owner should know.
+        pod: The pod or pod template.
+        warnings: Warnings for its owner.
     """
 
     pod: Manifest
@@ -36,20 +36,20 @@ class Injected:
 
 
 def carries(pod: Mapping[str, Any]) -> bool:
-    """Tell whether a pod has the proxy already."""
+    """Return whether a pod already has the proxy."""
     containers = (pod.get("spec") or {}).get("initContainers") or []
     return any(_is_native_sidecar(one) and one.get("name") == names.CONTAINER for one in containers)
 
 
 def inject(sidecar: Sidecar, pod: Manifest) -> Injected | ConditionCause:
-    """Put the proxy into a pod.
+    """Inject the proxy into a pod.
 
     Args:
-        sidecar: What is put in.
+        sidecar: The rendered sidecar.
         pod: The pod or template: ``metadata`` and ``spec``; it is not changed.
 
     Returns:
-        The pod with the proxy, or why it cannot have it.
+        The pod with the proxy, or why it cannot be injected.
     """
     if carries(pod):
         return Injected(labelled(pod, sidecar.name))
@@ -67,11 +67,11 @@ def inject(sidecar: Sidecar, pod: Manifest) -> Injected | ConditionCause:
 
 
 def labelled(pod: Manifest, name: str) -> Manifest:
-    """Label a pod that carries a MailProxy as one of its pods; a label that is there stays.
+    """Set the label of the MailProxy on a pod with its sidecar; an existing label is kept.
 
     Args:
         pod: The pod or template; it is not changed.
-        name: The MailProxy.
+        name: The name of the MailProxy.
     """
     metadata = pod.get("metadata") or {}
     labels = metadata.get("labels") or {}
@@ -80,14 +80,14 @@ def labelled(pod: Manifest, name: str) -> Manifest:
     return {**pod, "metadata": {**metadata, "labels": {**labels, **names.proxy_labels(name)}}}
 
 
-# --- why not -------------------------------------------------------------------
+# --- conflicts -----------------------------------------------------------------
 
 
 def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> ConditionCause | None:
-    """Look for a label that names another MailProxy.
+    """Return a conflict if the label of the pod has the name of another MailProxy.
 
-    It is not replaced: where a workload's selector has it, the workload would not know its pod any more,
-    and make another one, without end.
+    The label is not replaced: if it is in the selector of a workload, the workload would not match its
+    pod any more, and would create new pods without end.
     """
     own = (pod.get("metadata") or {}).get("labels") or {}
     for name in (names.INJECT, names.PROXY):
@@ -150,7 +150,7 @@ def _is_native_sidecar(container: Mapping[str, Any]) -> bool:
     return container.get("restartPolicy") == "Always"
 
 
-# --- what is worth telling -----------------------------------------------------
+# --- warnings ------------------------------------------------------------------
 
 
 def _warnings(sidecar: Sidecar, spec: Mapping[str, Any]) -> Iterator[str]:
@@ -168,7 +168,7 @@ def _warnings(sidecar: Sidecar, spec: Mapping[str, Any]) -> Iterator[str]:
 
 def _own_sysctls(spec: Mapping[str, Any]) -> dict[str, str]:
     listed = (spec.get("securityContext") or {}).get("sysctls") or []
-    # Kubernetes takes a slash for a dot in a sysctl's name.
+    # Kubernetes accepts a slash instead of a dot in the name of a sysctl.
     return {str(one["name"]).replace("/", "."): str(one["value"]) for one in listed}
 
 
@@ -177,7 +177,7 @@ def _grace(spec: Mapping[str, Any]) -> int:
     return DEFAULT_GRACE_SECONDS if given is None else int(given)
 
 
-# --- putting it in -------------------------------------------------------------
+# --- injection -----------------------------------------------------------------
 
 
 def _labels(name: str) -> dict[str, str]:
@@ -197,7 +197,7 @@ def _fill(sidecar: Sidecar, spec: Manifest) -> None:
     shared = [volume for volume in sidecar.shared if volume["name"] not in taken]
     if any(volume["name"] == SOCKET_VOLUME for volume in shared):
         _share_sockets(spec)
-    # The first to start is the last to end.
+    # The container that starts first ends last.
     spec["initContainers"] = [_container(sidecar, spec), *(spec.get("initContainers") or [])]
     spec["volumes"] = [*(spec.get("volumes") or []), *copy.deepcopy([*sidecar.volumes, *shared])]
     _add_sysctls(sidecar, spec)
@@ -205,7 +205,7 @@ def _fill(sidecar: Sidecar, spec: Manifest) -> None:
 
 
 def _share_sockets(spec: Manifest) -> None:
-    """Mount the folder of UNIX sockets in every container that has nothing there."""
+    """Mount the directory of UNIX sockets in every container without a mount at this path."""
     for one in (*(spec.get("initContainers") or []), *spec["containers"]):
         mounts = one.get("volumeMounts") or []
         if all(mount.get("mountPath", "").rstrip("/") != names.SOCKET_DIR for mount in mounts):
@@ -217,7 +217,7 @@ def _container(sidecar: Sidecar, spec: Mapping[str, Any]) -> Manifest:
     pause = ((made.get("lifecycle") or {}).get("preStop") or {}).get("sleep")
     if pause is None:
         return made
-    # A hook that sleeps longer than the pod may take to end is refused by the API server.
+    # The API server rejects a hook that sleeps longer than the grace period of the pod.
     pause["seconds"] = min(pause["seconds"], max(_grace(spec) - 1, 0))
     if pause["seconds"] == 0:
         del made["lifecycle"]

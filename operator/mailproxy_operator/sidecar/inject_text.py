@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``mailproxy-operator render --sidecar`` prints."""
+"""The output of ``mailproxy-operator render --sidecar``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mailproxy_operator.sidecar.patch import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked for.
+    """The request from the command line.
 
     Attributes:
         target: ``KIND/NAME`` of the workload that a strategic merge patch is for.
-        into: Text and name of a file with the workload itself; then that is printed with the sidecar in it.
-        as_json_patch: Print what was done to the workload instead.
+        into: Text and name of a file with the workload; the output is the workload with the sidecar.
+        as_json_patch: Return the changes of the workload as a JSON patch instead.
     """
 
     target: str = ""
@@ -39,18 +39,18 @@ def sidecar_text(text: str, source: str, platform: Platform, request: Request) -
     """Render the sidecar of a MailProxy.
 
     Returns:
-        What to print, and what is worth telling beside it.
+        The output, and the warnings.
 
     Raises:
         ConfigError: There is not exactly one MailProxy with ``mode: Sidecar``, or the
-            workload cannot carry it.
+            sidecar cannot be injected into the workload.
     """
     found = [plan for plan in plans(text, source, platform) if not plan.has_workload]
     if len(found) != 1:
         raise ConfigError([Problem(source, f"holds {len(found)} MailProxies with mode Sidecar, not one")])
     made = sidecar(found[0])
     if request.into is None:
-        # Without a namespace in the manifest, kustomize looks for the workload without one as well.
+        # Without a namespace in the manifest, kustomize expects the workload to have none either.
         namespace = str((found[0].resource.manifest.raw.get("metadata") or {}).get("namespace") or "")
         target = replace(_target(request.target, made, source), namespace=namespace)
         return as_yaml(strategic_merge(made, target)), ()
@@ -80,7 +80,7 @@ def read_into(path: Path | None) -> tuple[str, str] | None:
     """Read the file of the workload, if there is one.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: The file cannot be read.
     """
     if path is None:
         return None

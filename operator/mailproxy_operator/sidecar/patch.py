@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar without the webhook: patches for kustomize, and whole workloads, from the same function."""
+"""The sidecar without the webhook: patches for kustomize and complete workloads, from the same function."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TEMPLATES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "CronJob": ("batch/v1", ("spec", "jobTemplate", "spec", "template")),
     "Pod": ("v1", ()),
 }
-"""Where a kind of workload has its pod template."""
+"""The API version of each kind of workload, and the path of its pod template."""
 KINDS = tuple(_TEMPLATES)
 
 JsonPatch = list[dict[str, Any]]
@@ -34,7 +34,7 @@ JsonPatch = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The workload that a patch is for."""
+    """The workload to patch."""
 
     kind: str
     name: str
@@ -42,15 +42,15 @@ class Target:
 
 
 def strategic_merge(sidecar: Sidecar, target: Target) -> Manifest:
-    """Write what is put into a pod as a strategic merge patch of a workload.
+    """Return the injection as a strategic merge patch of a workload.
 
-    It knows nothing of the workload, so it cannot look for conflicts; and a pod's
-    own list of sysctls is replaced by it.
+    The workload is not an input, so conflicts are not detected, and the patch replaces
+    the pod's own list of sysctls.
     """
     version, path = _TEMPLATES[target.kind]
     empty: Manifest = {"metadata": {}, "spec": {"containers": []}}
     found = inject(sidecar, empty)
-    assert isinstance(found, Injected)  # noqa: S101  nothing in an empty pod is in the way
+    assert isinstance(found, Injected)  # noqa: S101  an empty pod has no conflicts
     part = found.pod
     del part["spec"]["containers"]
     for step in reversed(path):
@@ -63,15 +63,15 @@ def strategic_merge(sidecar: Sidecar, target: Target) -> Manifest:
 def injected_workloads(
     sidecar: Sidecar, text: str, source: str
 ) -> tuple[list[tuple[Manifest, Manifest]], list[str]]:
-    """Put the sidecar into the workload of a YAML text.
+    """Inject the sidecar into the workload of a YAML text.
 
-    Where there are several, those get it whose pods have the label that asks for it.
+    If there are several workloads, it is injected into those whose pods have the label that requests it.
 
     Returns:
-        All objects, each as it was and as it is now; and what is worth telling.
+        All objects, each before and after the injection; and the warnings.
 
     Raises:
-        ConfigError: There is no workload, or it cannot carry the sidecar.
+        ConfigError: There is no workload, or the sidecar cannot be injected into it.
     """
     found = [one for one in load_documents(text, source=source) if isinstance(one, dict)]
     workloads = [one for one in found if one.get("kind") in _TEMPLATES]
@@ -117,7 +117,7 @@ def _injected(sidecar: Sidecar, workload: Manifest, source: str) -> tuple[Manife
 
 
 def json_patch(before: Any, after: Any, path: str = "") -> JsonPatch:  # noqa: ANN401  any JSON
-    """Write the difference of two values as a JSON patch (RFC 6902)."""
+    """Return the difference of two values as a JSON patch (RFC 6902)."""
     if before == after:
         return []
     if isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -141,7 +141,7 @@ def _of_mappings(before: Mapping[str, Any], after: Mapping[str, Any], path: str)
 
 
 def _of_lists(before: Sequence[Any], after: Sequence[Any], path: str) -> JsonPatch:
-    """Compare items of the same name; what is new stands in front of them, or behind."""
+    """Compare items of the same name; new items are before or after them."""
     more = len(after) - len(before)
     for in_front in (more, 0):
         kept = after[in_front : in_front + len(before)]

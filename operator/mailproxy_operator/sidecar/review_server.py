@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTPS server of the webhook: whoever reaches its port can connect, so everything has a limit.
+"""The HTTPS server of the webhook: any client can connect to its port, so everything has a limit.
 
-A body is read first, under limits of its own; only the decision takes one of
-the few places at the gate.  So a client that sends slowly delays nobody else.
+A request body is read first, with separate limits.  The semaphore limits only the
+decisions, so a client that sends slowly does not delay others.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from mailproxy_operator.http_connections import HANDSHAKE_SECONDS, Connections, 
 from mailproxy_operator.http_log import LOGGER
 
 READ_SECONDS = 3.0
-"""For a whole body; an API server sends it with its request."""
+"""Timeout for a complete body; an API server sends it together with the request."""
 MAX_REVIEW_BYTES = 3 * 1024 * 1024
 MAX_READ_AT_ONCE = 32
-"""Bodies; one more ends the one that has been read longest."""
+"""Maximum of concurrent reads of bodies; at the limit, a new one cancels the oldest."""
 MAX_CONNECTIONS = 256
-"""One more closes the one that has been idle longest."""
+"""At this limit, a new connection closes the one with the longest idle time."""
 MAX_AT_ONCE = 16
-"""Decisions."""
+"""Maximum of concurrent decisions."""
 MAX_WAITING = 64
-"""Reviews that have been read and wait for a decision; one more is answered with 503."""
+"""Maximum of reviews that wait for a decision; the response to any further one is 503."""
 LINGER_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class ReviewServer:
-    """Answers AdmissionReviews over TLS, in the way that kopf wants its servers.
+    """Serves AdmissionReviews over TLS, with the interface of a kopf webhook server.
 
     Args:
-        host: Where to listen.
-        port: Where to listen; 0 for a free one.
-        context: Whose certificate may be replaced meanwhile.
+        host: The address to listen on.
+        port: The port to listen on; 0 for a free one.
+        context: The TLS context; its certificate may be replaced while the server runs.
 
     Attributes:
-        port: Where it listens.
-        is_listening: Whether it answers.
+        port: The port that it listens on.
+        is_listening: Whether it accepts connections.
 
     Raises:
-        OSError: It cannot listen there.
+        OSError: The address cannot be bound.
     """
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
@@ -64,16 +64,16 @@ class ReviewServer:
         self.is_listening = False
 
     async def __call__(self, reviewed: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
-        """Serve for as long as it is iterated over.
+        """Serve until the iterator is closed.
 
         Args:
-            reviewed: Makes an answer of a review.
+            reviewed: Returns the response to a review.
         """
 
         async def answer(request: web.Request) -> web.Response:
             return await self._answer(request, reviewed)
 
-        if self._socket.fileno() < 0:  # it was closed when kopf ended, and kopf has begun again
+        if self._socket.fileno() < 0:  # closed by the previous run of kopf
             self._socket = listening_socket(self._host, self.port, self._connections)
         app = web.Application(client_max_size=MAX_REVIEW_BYTES)
         app.router.add_post("/{id}", answer)
@@ -94,8 +94,8 @@ class ReviewServer:
             await runner.cleanup()
 
     async def _serving(self, runner: web.AppRunner) -> asyncio.Server:
-        """Accept connections; aiohttp's own sites limit neither their number nor the handshakes' time."""
-        handler = cast(web.Server, runner.server)  # there, once the runner is set up
+        """Accept connections; the sites of aiohttp do not limit their number or the handshake time."""
+        handler = cast(web.Server, runner.server)  # not None after runner.setup()
 
         def accepted() -> asyncio.Protocol:
             return self._connections.admit(handler())
@@ -115,15 +115,15 @@ class ReviewServer:
             raise
         except TimeoutError:
             return _closing(408, "the body did not come in time\n")
-        except Exception as error:  # whoever can connect may send anything; kopf fails in many ways at that
+        except Exception as error:  # clients can send anything, and kopf then raises various exceptions
             _log.warning("a request that is not an AdmissionReview for us: %s", type(error).__name__)
             return web.Response(status=400, text="not an AdmissionReview for this webhook\n")
 
     async def _body(self, request: web.Request) -> bytes:
-        """Read a body.
+        """Read the body of a request.
 
         Raises:
-            TimeoutError: It took too long, or others wait that began later.
+            TimeoutError: ``READ_SECONDS`` have passed, or it was the oldest read at the limit.
         """
         if len(self._reading) >= MAX_READ_AT_ONCE:
             slowest = next(iter(self._reading))
@@ -153,7 +153,7 @@ def _closing(status: int, text: str) -> web.Response:
 
 
 def _located(review: Any) -> Any:  # noqa: ANN401  JSON from anybody
-    """Write into the object in which namespace it will be: kopf hands on the object only."""
+    """Set the namespace in the object of a review: kopf passes only the object to the handler."""
     asked = review["request"]
     if asked.get("object"):
         asked["object"]["metadata"].setdefault("namespace", asked.get("namespace", ""))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mutating webhook: kopf reads and writes the AdmissionReviews, ``sidecar.admission`` decides.
 
-It is served by every operator process, whether or not it holds the Lease: a
-Service sends the API server to any of them.
+Every operator process serves it, leader or not: the Service forwards requests of the
+API server to any of them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from mailproxy_operator.sidecar.certificate import server_context
 from mailproxy_operator.sidecar.review_server import ReviewServer
 
 HANDLER = "inject"
-"""The path under which it is called."""
+"""The path of the webhook, which is the id of the handler in kopf."""
 REVIEW_SECONDS = 3.0
-"""Less than the webhook's own timeout, so that the API server gets an answer in any case."""
+"""Timeout of a decision; less than the timeout of the webhook, so that a response is always sent."""
 REVIEW_SHARE = 0.6
-"""The same for another timeout than the usual one, as a share of it."""
+"""The timeout of a decision as a fraction of the configured timeout of the webhook."""
 FORBIDDEN = 403
 
 _log = logging.getLogger(__name__)
 
 Recorder = Callable[[str], None]
-"""Told what became of a pod: ``injected``, ``present``, ``ignored``, ``refused`` or ``error``."""
+"""Called with the result for a pod: ``injected``, ``present``, ``ignored``, ``refused`` or ``error``."""
 
 
 def register(
@@ -45,13 +45,13 @@ def register(
     recorder: Recorder,
     seconds: float = REVIEW_SECONDS,
 ) -> None:
-    """Attach the handler.
+    """Register the handler.
 
     Args:
-        registry: Where to.
-        admission: Who decides.
-        recorder: Called with what became of each pod.
-        seconds: How long a decision may take.
+        registry: The registry of kopf.
+        admission: Decides about pods.
+        recorder: Called with the result for each pod.
+        seconds: The timeout of a decision.
     """
 
     @kopf.on.mutate(
@@ -73,7 +73,7 @@ def register(
 
 
 async def _decided(admission: Admission, asked: AdmissionRequest, seconds: float) -> AdmissionDecision:
-    """Decide; whatever fails on our side must not keep a pod from running."""
+    """Decide about a pod; an internal error must not prevent its creation."""
     try:
         async with asyncio.timeout(seconds):
             return await admission.review(asked)
@@ -89,7 +89,7 @@ def _plain(body: kopf.Body) -> Manifest:
 
 
 def _replacing(pod: Manifest) -> Callable[[Any], None]:
-    def replace(body: Any) -> None:  # noqa: ANN401  kopf's raw body
+    def replace(body: Any) -> None:  # noqa: ANN401  the raw body of kopf
         body["metadata"], body["spec"] = pod["metadata"], pod["spec"]
 
     return replace
@@ -103,12 +103,12 @@ class Webhook:
     """The webhook of one operator process.
 
     Args:
-        settings: What was asked for.
-        cluster: Where resources are read, and the webhook's configuration is kept.
-        recorder: Called with what became of each pod.
+        settings: The settings of the operator.
+        cluster: The client for resources and for the webhook's configuration.
+        recorder: Called with the result for each pod.
 
     Attributes:
-        server: What kopf has answer the API server.
+        server: The webhook server that kopf runs.
     """
 
     def __init__(self, settings: OperatorSettings, cluster: KubeClient, *, recorder: Recorder) -> None:
@@ -127,17 +127,17 @@ class Webhook:
         self._admission = Admission(cluster, self._known_platform, namespaces=settings.namespaces)
 
     def readiness_error(self) -> str:
-        """Return why the API server cannot call it; nothing when it can."""
+        """Return why the API server cannot call the webhook; empty when it can."""
         if not self.server.is_listening:
             return "the webhook does not listen yet"
         return "" if self._certificate.is_ready else "the webhook has no certificate yet"
 
     async def keep(self) -> None:
-        """Keep certificate and trust as they should be, until cancelled."""
+        """Keep the certificate and the ``caBundle`` up to date until cancelled."""
         await self._certificate.keep()
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
-        """Attach the handler."""
+        """Register the handler."""
         seconds = REVIEW_SHARE * (self._settings.webhook or WebhookSettings()).timeout_seconds
         register(registry, self._admission, recorder=self._recorder, seconds=seconds)
 
