@@ -105,12 +105,20 @@ async def test_newer_event_wins_over_own_write(world: World) -> None:
 
 async def test_deleted_object_is_not_read_though_the_index_has_it(world: World) -> None:
     world.index[EDGE] = [config_map(10)]
-    await world.cache.delete(config_map(10))
+    world.server.objects[CONFIG_MAP, Key("mail", "edge-config")] = config_map(10)
+    assert await world.cache.delete(config_map(10))
     assert await world.read() == []
     world.cache.remember(config_map(10))
     assert await world.read() == [], "an answer that arrives after the event"
     world.index[EDGE] = [config_map(11)]
     assert await world.read() == ["11"], "it had lost its label only"
+
+
+async def test_object_that_could_not_be_deleted_is_still_read(world: World) -> None:
+    """The API server answers 404 or 409: what there is instead is known from the watch."""
+    world.index[EDGE] = [config_map(10)]
+    assert not await world.cache.delete(config_map(10))
+    assert await world.read() == ["10"]
 
 
 async def test_object_deleted_while_its_watch_was_listed_again_is_found_by_comparing(world: World) -> None:
