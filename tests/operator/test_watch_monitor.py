@@ -7,7 +7,9 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator
+from typing import cast
 
+import aiohttp
 import kopf
 import pytest
 
@@ -229,3 +231,19 @@ class _Recorder:
 
     def watch_restarted(self, *_: object) -> None:
         pass
+
+
+async def test_body_of_a_session_that_is_closed_ends_with_a_connection_error() -> None:
+    """aiohttp raises RuntimeError there, for which kopf would end."""
+
+    class Closed:
+        async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+            yield b"x" * size
+            raise RuntimeError("Connection closed.")
+
+    body = watch_monitor._Content(cast("aiohttp.StreamReader", Closed()))
+    read = []
+    with pytest.raises(aiohttp.ClientConnectionError, match="Connection closed"):
+        async for data in body.iter_chunked(2):
+            read.append(data)
+    assert read == [b"xx"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -56,6 +56,41 @@ class Recorder(Protocol):
 def from_environment(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  kopf's own keywords
     """Log in with the service account in a pod, with the kubeconfig elsewhere."""
     return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
+
+
+class _Response(aiohttp.ClientResponse):
+    """A response whose lines end with a connection error when its session is closed."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:  # noqa: ANN401  aiohttp's own
+        await super().start(connection)
+        self.content = _Content(self.content)  # type: ignore[assignment]
+        return self
+
+
+class _Content:
+    """The body of a response.
+
+    kopf closes the session of refused credentials under the watches that still read from it.  aiohttp
+    then raises RuntimeError if nothing was reading at that moment, and kopf would end.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader) -> None:
+        self._content = content
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  as the body has it
+        return getattr(self._content, name)
+
+    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        """Yield the bytes as they come.
+
+        Raises:
+            aiohttp.ClientConnectionError: The connection was closed.
+        """
+        try:
+            async for data in self._content.iter_chunked(size):
+                yield data
+        except RuntimeError as error:
+            raise aiohttp.ClientConnectionError(str(error)) from error
 
 
 class WatchMonitor:
@@ -136,6 +171,7 @@ class WatchMonitor:
             proxy=known.proxy_url,
             trust_env=known.trust_env,
             trace_configs=[trace],
+            response_class=_Response,
         )
         return kopf.AiohttpSession(
             server=known.server,
