@@ -242,8 +242,7 @@ async def test_body_of_a_session_that_is_closed_ends_with_a_connection_error() -
             raise RuntimeError("Connection closed.")
 
     body = watch_monitor._Content(cast("aiohttp.StreamReader", Closed()))
-    read = []
+    read = body.iter_chunked(2)
+    assert await anext(read) == b"xx"
     with pytest.raises(aiohttp.ClientConnectionError, match="Connection closed"):
-        async for data in body.iter_chunked(2):
-            read.append(data)
-    assert read == [b"xx"]
+        await anext(read)
