@@ -119,7 +119,7 @@ async def test_a_renewed_authority_is_used_without_a_restart(
         await ready(running)
         renewed = PlainAuthority("renewed")
         renewed.load(serving, tmp_path)
-        kube.end_watches()
+        kube.close_connections()
         await why_not(running, "certificate is not accepted")
         renew(ca, renewed)
         await ready(running)
@@ -143,9 +143,9 @@ async def test_an_authority_inside_a_renewed_kubeconfig_is_used_too(
         renewed.load(serving, tmp_path)
         known["ca"] = renewed.certificate
         renew(ca, renewed)
-        kube.end_watches()
-        await until(lambda: not watches(kube))
-        await until(lambda: watches(kube))
+        kube.requests.clear()
+        kube.close_connections()
+        await until(lambda: ("watch", "MailProxy", "") in kube.requests)
         await ready(running)
 
 

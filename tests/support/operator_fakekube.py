@@ -141,9 +141,16 @@ class FakeKube:
         }
 
     def end_watches(self) -> None:
-        """End every watch, as a restarting server does."""
+        """End every watch, as the server does after ``timeoutSeconds``: the connections stay open."""
         for _, _, queue in self._watches:
             queue.put_nowait(None)
+
+    def close_connections(self) -> None:
+        """Close every connection, as a restarting server does: the client makes new TLS handshakes."""
+        server = self._runner.server if self._runner else None
+        for connection in server.connections if server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
 
     # -- requests ---------------------------------------------------------
 
