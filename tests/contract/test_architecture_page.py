@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,11 @@ _SPAN: Final = re.compile(r"`([^`\n]+)`")
 _CODE: Final = re.compile(r"(?P<path>[\w./-]+\.(?:py|md|ya?ml|tpl|toml|json|sh))(?:: (?P<names>[\w., ]+))?")
 _PATH: Final = re.compile(r"[\w-]+(?:/[\w-]+)*\.py\b")
 _PICTURE: Final = re.compile(r"^```mermaid\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_DEFINITION: Final = re.compile(
+    r"^(?P<indent>|    )"
+    r"(?:(?:async )?(?P<keyword>def|class) (?P<defined>\w+)|(?P<assigned>\w+)(?:: [^=\n]+)? = )",
+    re.MULTILINE,
+)
 
 
 def code_spans(page: str) -> list[str]:
@@ -51,24 +56,25 @@ def missing(span: str) -> list[str]:
 
 
 def defined_names(file: Path) -> set[str]:
-    """Collect the names that a module defines: ``name``, ``Class`` and ``Class.member``."""
+    """Collect the names that a module defines: ``name``, ``Class`` and ``Class.member``.
+
+    By lines: ``ast.parse`` of Python 3.11 fails now and then in a process with threads (gh-106905).
+    """
     names: set[str] = set()
-    for node in ast.parse(file.read_text()).body:
-        names |= _targets(node)
-        if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}.{name}" for member in node.body for name in _targets(member)}
+    parent = ""
+    for indent, name, is_class in _definitions(file.read_text()):
+        if not indent:
+            names.add(name)
+            parent = name if is_class else ""
+        elif parent:
+            names.add(f"{parent}.{name}")
     return names
 
 
-def _targets(node: ast.stmt) -> set[str]:
-    match node:
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            return {node.name}
-        case ast.Assign():
-            return {target.id for target in node.targets if isinstance(target, ast.Name)}
-        case ast.AnnAssign(target=ast.Name(id=name)):
-            return {name}
-    return set()
+def _definitions(source: str) -> Iterator[tuple[str, str, bool]]:
+    """Yield indentation, name, and whether it is a class, of what a module and its classes define."""
+    for found in _DEFINITION.finditer(source):
+        yield found["indent"], found["defined"] or found["assigned"], found["keyword"] == "class"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -98,6 +104,7 @@ def test_architecture_page_is_short() -> None:
 
 def test_missing_names_and_files_are_found() -> None:
     assert missing("session/session.py: Session, Session.no_such_method") == ["Session.no_such_method"]
+    assert missing("session/session.py: no_such_function") == ["no_such_function"]
     assert missing("session/no_such_file.py") == ["session/no_such_file.py is 0 files"]
 
 
