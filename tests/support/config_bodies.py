@@ -99,6 +99,20 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "sslTrustedCertificate": ({"file": "/etc/ca.pem"},),
     "sslCrl": (SECRET_KEY,),
     "sslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
+    "proxySsl": ("Enabled", "Starttls"),
+    "proxySslVerify": (False,),
+    "proxySslVerifyDepth": (3,),
+    "proxySslName": ("imap.example.com", "192.0.2.1", "2001:db8::1"),
+    "proxySslServerName": (False,),
+    "proxySslTrustedCertificate": (SECRET_KEY, {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}}),
+    "proxySslCrl": ({"file": "/etc/crl.pem"},),
+    "proxySslCertificate": ({"secretName": "client"}, {"certificateFile": "/c.pem", "keyFile": "/k.pem"}),
+    "proxySslPasswordFile": (SECRET_KEY,),
+    "proxySslProtocols": (["TLSv1.3"],),
+    "proxySslCiphers": ("ECDHE+AESGCM",),
+    "proxySslSessionReuse": (False,),
+    "proxySslAlpn": (["imap"],),
+    "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}
 

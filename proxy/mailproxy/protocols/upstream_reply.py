@@ -18,9 +18,10 @@ from typing import Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
-from mailproxy.protocols.sansio import ProtocolGenerator, Receive
+from mailproxy.protocols.proxy_protocol import outbound_header
+from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, Secret, UpstreamLogin, UpstreamLoginResult
-from mailproxy_config.model import SendProxyProtocol, ServerConfig
+from mailproxy_config.model import ProxySsl, SendProxyProtocol, ServerConfig
 
 LF: Final = 10
 """An integer: ``10 in data`` is faster than ``b"\\n" in data``."""
@@ -47,17 +48,28 @@ class UpstreamLoginBase(ABC):
     Attributes:
         limit: The longest reply in bytes (directive ``proxy_buffer``).
         receive: Receives a reply from its first byte.
-        sends_proxy_header: Whether a PROXY header is sent first (``proxy_protocol``).
+        has_preamble: Whether something comes before the greeting; see ``preamble``.
         server: The server block that the clients connect to.
+        starts_tls: Whether STARTTLS comes after the greeting (``proxy_ssl starttls``).
     """
 
-    __slots__ = ("limit", "receive", "sends_proxy_header", "server")
+    __slots__ = ("has_preamble", "limit", "receive", "server", "starts_tls")
 
     def __init__(self, server: ServerConfig) -> None:
         self.server = server
         self.limit = server.proxy_buffer
         self.receive = Receive(self.limit)
-        self.sends_proxy_header = server.proxy_protocol is not SendProxyProtocol.DISABLED
+        self.starts_tls = server.proxy_ssl is ProxySsl.STARTTLS
+        self.has_preamble = (
+            server.proxy_protocol is not SendProxyProtocol.DISABLED or server.proxy_ssl is ProxySsl.ENABLED
+        )
+
+    def preamble(self, client: Client) -> ProtocolGenerator[None]:
+        """Perform what comes before the greeting: the PROXY header, in clear, and implicit TLS."""
+        if self.server.proxy_protocol is not SendProxyProtocol.DISABLED:
+            yield Send(outbound_header(self.server, client))
+        if self.server.proxy_ssl is ProxySsl.ENABLED:
+            yield UpgradeToTls()
 
     @abstractmethod
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:

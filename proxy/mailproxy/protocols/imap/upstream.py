@@ -13,9 +13,8 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected
-from mailproxy.protocols.proxy_protocol import outbound_header
-from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send
+from mailproxy.errors import PeerDisconnected, UpstreamError
+from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import (
     LF,
@@ -25,15 +24,19 @@ from mailproxy.protocols.upstream_reply import (
     upstream_disconnected,
     upstream_refused,
 )
+from mailproxy.protocols.upstream_tls import AFTER_TLS, injected, not_offered, refused
 
 _READY: Final = b"* OK"
+_PREAUTH: Final = b"* PREAUTH"
 _BYE: Final = b"* BYE"
 _RESPONSE: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
 """Untagged responses other than BYE, which are skipped, and the response."""
+_CAPABILITIES: Final = re.compile(rb"\* OK \[CAPABILITY ([^\]\n]*)\]", re.IGNORECASE)
 _CONTINUE: Final = b"+"
 _HAS_LITERAL_PLUS: Final = re.compile(rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERAL\+[ \]]", re.IGNORECASE)
 # Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
 _GREETING: Final = UpstreamStage.GREETING
+_TLS: Final = UpstreamStage.TLS
 _LOGIN: Final = UpstreamStage.LOGIN
 _Step = tuple[bytes, bytes]
 """A command, and the expected start of the response to it."""
@@ -48,14 +51,16 @@ class ImapUpstream(UpstreamLoginBase):
         """Log in; the client gets the tagged response and everything that came after the password."""
         receive, stage = self.receive, _GREETING
         try:
-            if self.sends_proxy_header:
-                yield Send(outbound_header(self.server, client))
+            if self.has_preamble:
+                yield from self.preamble(client)
             received: bytes = yield receive
             if not (received.startswith(_READY) and LF in received):
                 received = yield from read_reply(received, ONE_LINE, self.limit, _GREETING)
                 if not received.startswith(_READY):
-                    is_bye = received.startswith(_BYE)
-                    raise upstream_refused(received, _GREETING, is_valid_reply=is_bye)
+                    raise self._refused_greeting(received)
+            if self.starts_tls:
+                stage = _TLS
+                received = yield from self._start_tls(received, login.tag)
             stage = _LOGIN
             for command, expected in _steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
@@ -67,6 +72,33 @@ class ImapUpstream(UpstreamLoginBase):
         except PeerDisconnected as gone:
             raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(received)
+
+    def _refused_greeting(self, received: bytes) -> UpstreamError:
+        """Make the error for another greeting than OK.  After PREAUTH there is no STARTTLS (RFC 9051)."""
+        if self.starts_tls and received.startswith(_PREAUTH):
+            return not_offered(received, "STARTTLS")
+        return upstream_refused(received, _GREETING, is_valid_reply=received.startswith(_BYE))
+
+    def _start_tls(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
+        """Start TLS with STARTTLS; the capabilities of the greeting are forgotten."""
+        listed = _CAPABILITIES.match(greeting)
+        if listed is not None and b"STARTTLS" not in listed[1].upper().split():
+            raise not_offered(greeting, "STARTTLS")
+        if greeting[-1] != LF:
+            raise injected("STARTTLS")
+        own_tag = b"x1" if tag != b"x1" else b"y1"
+        yield Send(own_tag + b" STARTTLS\r\n")
+        received = yield from read_reply((yield self.receive), _RESPONSE, self.limit, _TLS)
+        answer = _RESPONSE.match(received)
+        line = b"" if answer is None else answer[1]
+        if line.startswith(_BYE):
+            raise upstream_refused(received, _TLS, is_valid_reply=True, is_bye=True)
+        if answer is None or not line.startswith(own_tag + b" OK"):
+            raise refused(received, "STARTTLS")
+        if answer.end() != len(received):
+            raise injected("STARTTLS")
+        yield UpgradeToTls()
+        return AFTER_TLS
 
     def _read_expected(self, received: bytes, expected: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Read a response and check its start."""

@@ -7,8 +7,7 @@ from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected, UpstreamError
-from mailproxy.protocols.proxy_protocol import outbound_header
-from mailproxy.protocols.sansio import ProtocolGenerator, Send
+from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.types import AuthAllowed, Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import (
@@ -19,9 +18,11 @@ from mailproxy.protocols.upstream_reply import (
     upstream_disconnected,
     upstream_refused,
 )
+from mailproxy.protocols.upstream_tls import injected, refused
 
 # Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
 _GREETING: Final = UpstreamStage.GREETING
+_TLS: Final = UpstreamStage.TLS
 _LOGIN: Final = UpstreamStage.LOGIN
 _POSITIVE: Final = b"+OK"
 
@@ -35,11 +36,14 @@ class Pop3Upstream(UpstreamLoginBase):
         """Log in; the client gets the reply to PASS and what came with it."""
         receive, stage = self.receive, _GREETING
         try:
-            if self.sends_proxy_header:
-                yield Send(outbound_header(self.server, client))
+            if self.has_preamble:
+                yield from self.preamble(client)
             received: bytes = yield receive
             if not (received.startswith(_POSITIVE) and LF in received):
                 received = yield from self._read_expected(received, stage)
+            if self.starts_tls:
+                stage = _TLS
+                yield from self._start_tls(received)
             stage = _LOGIN
             for command in _commands(login.grant):
                 yield Send(command)
@@ -49,6 +53,18 @@ class Pop3Upstream(UpstreamLoginBase):
         except PeerDisconnected as gone:
             raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(received)
+
+    def _start_tls(self, greeting: bytes) -> ProtocolGenerator[None]:
+        """Start TLS with STLS."""
+        if greeting.find(b"\n") + 1 != len(greeting):
+            raise injected("STLS")
+        yield Send(b"STLS\r\n")
+        received = yield from read_reply((yield self.receive), ONE_LINE, self.limit, _TLS)
+        if not received.startswith(_POSITIVE):
+            raise refused(received, "STLS")
+        if received.find(b"\n") + 1 != len(received):
+            raise injected("STLS")
+        yield UpgradeToTls()
 
     def _read_expected(self, received: bytes, stage: UpstreamStage) -> ProtocolGenerator[bytes]:
         """Read a reply and check that it is positive."""
