@@ -58,8 +58,8 @@ UPSTREAM_TLS_DIRECTIVES: Final = (
         default="Disabled",
         is_ours=True,
         meaning=(
-            "TLS to mail servers: Disabled, Enabled (from the first byte), or Starttls (STARTTLS, in POP3 "
-            "STLS; required: the login fails if the mail server does not offer it)."
+            "TLS to mail servers: Disabled, Enabled (from the first byte), or Starttls (required, no login "
+            "without it)."
         ),
     ),
     Directive(
@@ -85,8 +85,8 @@ UPSTREAM_TLS_DIRECTIVES: Final = (
         default="",
         is_ours=True,
         meaning=(
-            "Name that the mail server's certificate must have, also sent in SNI. Empty: the address in "
-            "Auth-Server, which the certificate must then have as an IP address."
+            "Name that the mail server's certificate must have, sent in SNI. Empty: the address in "
+            "Auth-Server."
         ),
     ),
     Directive(
