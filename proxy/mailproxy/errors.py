@@ -134,6 +134,8 @@ class UpstreamError(SessionError):
 
     reason = CloseReason.UPSTREAM_ERROR
     tls_failure: UpstreamTlsFailure | None = None
+    client_reply: bytes = b""
+    """Sent to the client instead of the internal error reply."""
 
     def __init__(
         self,
@@ -155,6 +157,16 @@ class UpstreamTlsError(UpstreamError):
     def __init__(self, failure: UpstreamTlsFailure, message: str, *, reply: bytes = b"") -> None:
         super().__init__(message, stage=UpstreamStage.TLS, reply=reply)
         self.tls_failure = failure
+
+
+class UpstreamGuardError(UpstreamError):
+    """The upstream offers something with which the client could leave its login (``proxy_smtp_guard``)."""
+
+    def __init__(
+        self, message: str, *, stage: UpstreamStage, reply: bytes, client_reply: bytes = b""
+    ) -> None:
+        super().__init__(message, stage=stage, reply=reply)
+        self.client_reply = client_reply
 
 
 class UpstreamRefused(UpstreamError):

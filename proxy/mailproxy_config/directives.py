@@ -17,7 +17,7 @@ from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
-from mailproxy_config.upstream_tls_directives import UPSTREAM_FOLDED_DIRECTIVES, UPSTREAM_TLS_DIRECTIVES
+from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
     CAPABILITIES,
@@ -394,7 +394,7 @@ LEVEL_DIRECTIVES: Final = (
         meaning="Trusted addresses: the client address in a PROXY protocol header from them is used.",
     ),
     *TLS_DIRECTIVES,
-    *UPSTREAM_TLS_DIRECTIVES,
+    *UPSTREAM_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

@@ -284,6 +284,8 @@ class ServerConfig:
     proxy_ssl_session_reuse: bool
     proxy_ssl_alpn: tuple[str, ...]
     proxy_ssl_conf_command: tuple[tuple[str, str], ...]
+    proxy_smtp_guard: bool
+    proxy_imap_guard: bool
 
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""

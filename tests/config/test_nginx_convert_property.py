@@ -134,6 +134,8 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "ssl_conf_command": st.sampled_from(
         ["Options PrioritizeChaCha", "VerifyCAFile ca.pem", "Ciphersuites ''"]
     ),
+    "proxy_smtp_guard": _FLAG,
+    "proxy_imap_guard": _FLAG,
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS to upstreams (``proxy_ssl``), with OpenSSL on the other side: each failure, and no password in clear."""
+"""TLS to upstreams (``proxy_ssl``), with OpenSSL on the other side: each failure, no password in clear."""
 
 from __future__ import annotations
 

@@ -112,6 +112,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxySslCiphers": ("ECDHE+AESGCM",),
     "proxySslSessionReuse": (False,),
     "proxySslAlpn": (["imap"],),
+    "proxySmtpGuard": (False,),
+    "proxyImapGuard": (True,),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

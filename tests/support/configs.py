@@ -30,7 +30,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_server_name", "proxy_ssl_trusted_certificate", "proxy_ssl_crl"),
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
-        "proxy_ssl_conf_command",
+        *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard"),
     }
 )
 """Directives that nginx does not have."""
@@ -99,6 +99,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_ssl_session_reuse": True,
     "proxy_ssl_alpn": (),
     "proxy_ssl_conf_command": (),
+    "proxy_smtp_guard": True,
+    "proxy_imap_guard": False,
 }
 
 

@@ -319,7 +319,8 @@ class Session(ProtocolDriver):
             is_passed_on = self.server.config.proxy_pass_error_message
         self._count_login(login_result)
         self._log_upstream_error(error, is_passed_on=is_passed_on)
-        self._close_with(error.reply if is_passed_on else reply, CloseReason.UPSTREAM_ERROR)
+        last_reply = error.reply if is_passed_on else error.client_reply or reply
+        self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
 
     def _log_upstream_error(self, error: UpstreamError, *, is_passed_on: bool) -> None:
         """Log how far the login came; at ``info``, as in nginx, where the client gets to see a denial."""

@@ -13,7 +13,7 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError
+from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import (
@@ -25,6 +25,7 @@ from mailproxy.protocols.upstream_reply import (
     upstream_refused,
 )
 from mailproxy.protocols.upstream_tls import AFTER_TLS, injected, not_offered, refused
+from mailproxy_config.model import ServerConfig
 
 _READY: Final = b"* OK"
 _PREAUTH: Final = b"* PREAUTH"
@@ -38,6 +39,9 @@ _HAS_LITERAL_PLUS: Final = re.compile(rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERA
 _GREETING: Final = UpstreamStage.GREETING
 _TLS: Final = UpstreamStage.TLS
 _LOGIN: Final = UpstreamStage.LOGIN
+_OFFERS_UNAUTHENTICATE: Final = re.compile(
+    rb"CAPABILITY [^\]\n]*(?<= )UNAUTHENTICATE[ \]\r\n]", re.IGNORECASE
+)
 _Step = tuple[bytes, bytes]
 """A command, and the expected start of the response to it."""
 
@@ -45,7 +49,11 @@ _Step = tuple[bytes, bytes]
 class ImapUpstream(UpstreamLoginBase):
     """The login at one server's IMAP upstreams."""
 
-    __slots__ = ()
+    __slots__ = ("_has_guard",)
+
+    def __init__(self, server: ServerConfig) -> None:
+        super().__init__(server)
+        self._has_guard = server.proxy_imap_guard
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the tagged response and everything that came after the password."""
@@ -62,7 +70,7 @@ class ImapUpstream(UpstreamLoginBase):
                 stage = _TLS
                 received = yield from self._start_tls(received, login.tag)
             stage = _LOGIN
-            for command, expected in _steps(received, login):
+            for command, expected in self._steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
                 yield Send(command)
                 # an incomplete line from before the command is no response to it
@@ -71,7 +79,7 @@ class ImapUpstream(UpstreamLoginBase):
                     received = yield from self._read_expected(received, expected, login.tag)
         except PeerDisconnected as gone:
             raise upstream_disconnected(stage) from gone
-        return UpstreamLoginResult(received)
+        return self._result(received)
 
     def _refused_greeting(self, received: bytes) -> UpstreamError:
         """Make the error for another greeting than OK.  After PREAUTH there is no STARTTLS (RFC 9051)."""
@@ -100,6 +108,21 @@ class ImapUpstream(UpstreamLoginBase):
         yield UpgradeToTls()
         return AFTER_TLS
 
+    def _result(self, received: bytes) -> UpstreamLoginResult:
+        if self._has_guard:
+            _check_offers(received)
+        return UpstreamLoginResult(received)
+
+    def _steps(self, greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+        """Return the commands of the login.
+
+        Raises:
+            UpstreamGuardError: The greeting offers UNAUTHENTICATE, with ``proxy_imap_guard``.
+        """
+        if self._has_guard:
+            _check_offers(greeting)
+        return _login_steps(greeting, login)
+
     def _read_expected(self, received: bytes, expected: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Read a response and check its start."""
         received = yield from read_reply(received, _RESPONSE, self.limit, _LOGIN)
@@ -112,7 +135,16 @@ class ImapUpstream(UpstreamLoginBase):
         raise upstream_refused(received, _LOGIN, is_valid_reply=is_valid_reply, is_bye=is_bye)
 
 
-def _steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+def _check_offers(received: bytes) -> None:
+    """Check that the upstream does not offer UNAUTHENTICATE (RFC 8437)."""
+    if _OFFERS_UNAUTHENTICATE.search(received):
+        reason = (
+            "upstream offers UNAUTHENTICATE, with which a client can try other passwords: turn it off there"
+        )
+        raise UpstreamGuardError(reason, stage=_LOGIN, reply=received)
+
+
+def _login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
     """Return LOGIN as one command, or in steps if the upstream has to request each literal."""
     grant, tag = login.grant, login.tag
     user = grant.user

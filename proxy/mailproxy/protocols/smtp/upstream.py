@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError
+from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.smtp import replies
@@ -36,12 +36,18 @@ _COMPLETE: Final = re.compile(_LINES)
 # Complete replies with the expected code in their first line:
 _REPLY_220: Final = re.compile(rb"(?=220)" + _LINES)
 _REPLY_250: Final = re.compile(rb"(?=250)" + _LINES)
+_GUARDED_REPLY_250: Final = re.compile(rb"(?=250)(?!(?:250-[^\n]*\n)*250[- ](?i:XCLIENT)[ \r\n])" + _LINES)
+"""A reply to EHLO without XCLIENT."""
 _REPLY_220_OR_250: Final = re.compile(rb"(?=220|250)" + _LINES)
 _REPLY_235: Final = re.compile(rb"(?=235)" + _LINES)
 _REFUSAL: Final = re.compile(rb"[45](?:[0-9]{2}|[0-9]?\r?\n)")
 """A refusal; its code may be incomplete."""
 _OFFERS_TLS: Final = re.compile(rb"^250[- ]STARTTLS[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
+_MISTRUST: Final = (
+    "upstream accepts XCLIENT from this client: take the client's network out of the hosts that may send it, "
+    "or set xclient to true"
+)
 _Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 """A command, its stage of the login, and the expected reply."""
 
@@ -49,11 +55,13 @@ _Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 class SmtpUpstream(UpstreamLoginBase):
     """The login at one server's SMTP upstreams."""
 
-    __slots__ = ("_ehlo", "_helo")
+    __slots__ = ("_ehlo", "_helo", "_last_reply")
 
     def __init__(self, server: ServerConfig) -> None:
         super().__init__(server)
-        self._ehlo = Send(f"EHLO {server.server_name}\r\n".encode()), _HELLO, _REPLY_250
+        self._last_reply = _GUARDED_REPLY_250 if server.proxy_smtp_guard else _REPLY_250
+        last_reply = _REPLY_250 if server.xclient else self._last_reply
+        self._ehlo = Send(f"EHLO {server.server_name}\r\n".encode()), _HELLO, last_reply
         self._helo = Send(f"HELO {server.server_name}\r\n".encode()), _HELLO, _REPLY_250
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
@@ -111,6 +119,10 @@ class SmtpUpstream(UpstreamLoginBase):
         received = yield from read_reply(received, _COMPLETE, self.limit, stage)
         if expected.match(received):
             return received
+        if expected is _GUARDED_REPLY_250 and _REPLY_250.match(received):
+            raise UpstreamGuardError(
+                _MISTRUST, stage=stage, reply=received, client_reply=replies.TEMPORARY_FAILURE
+            )
         is_bye = received.startswith(b"421")  # RFC 5321 section 3.8
         raise upstream_refused(
             received, stage, is_valid_reply=_REFUSAL.match(received) is not None, is_bye=is_bye
@@ -128,7 +140,7 @@ class SmtpUpstream(UpstreamLoginBase):
             yield Send(self._xclient(client, login.grant)), _XCLIENT, _REPLY_220_OR_250
             if login.helo is not None:
                 word = b"EHLO " if login.esmtp else b"HELO "
-                yield Send(word + login.helo + b"\r\n"), _HELLO, _REPLY_250
+                yield Send(word + login.helo + b"\r\n"), _HELLO, self._last_reply
         envelope = login.envelope
         if envelope is not None:
             yield Send(envelope.mail + b"\r\n"), _ENVELOPE, _REPLY_250

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directives of TLS with upstreams, which nginx's mail module does not have.
+"""Directives about upstreams that nginx's mail module does not have.
 
-Names and meanings are those of ``ngx_stream_proxy_module``, except that certificates are verified
-unless ``proxy_ssl_verify`` is off.
+Those of TLS have the names and meanings of ``ngx_stream_proxy_module``, except that certificates are
+verified unless ``proxy_ssl_verify`` is off.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _alpn(value: str, _: ErrorPath) -> str:
     return value
 
 
-UPSTREAM_TLS_DIRECTIVES: Final = (
+UPSTREAM_DIRECTIVES: Final = (
     Directive(
         name="proxy_ssl",
         module=_UPSTREAM,
@@ -174,8 +174,27 @@ UPSTREAM_TLS_DIRECTIVES: Final = (
         is_ours=True,
         meaning="OpenSSL configuration commands for TLS to mail servers, applied last.",
     ),
+    Directive(
+        name="proxy_smtp_guard",
+        module=_UPSTREAM,
+        type=FLAG,
+        default=True,
+        is_ours=True,
+        meaning=(
+            "Ends a login if the mail server would accept XCLIENT from the client, who could then take any "
+            "name and address."
+        ),
+    ),
+    Directive(
+        name="proxy_imap_guard",
+        module=_UPSTREAM,
+        type=FLAG,
+        default=False,
+        is_ours=True,
+        meaning="Ends a login if the mail server offers UNAUTHENTICATE, which allows to try passwords.",
+    ),
 )
-"""Directives for TLS with mail servers, with the names and meanings of nginx's stream module."""
+"""Directives allowed in ``spec.mail`` and every server."""
 
 
 UPSTREAM_FOLDED_DIRECTIVES: Final = (
