@@ -112,6 +112,7 @@ class UpstreamStage(StrEnum):
     CONNECT = "connect"
     GREETING = "greeting"
     TLS = "tls"
+    ID = "id"
     HELLO = "hello"
     XCLIENT = "xclient"
     LOGIN = "login"

@@ -67,6 +67,22 @@ class ProxySsl(StrEnum):
     STARTTLS = "Starttls"
 
 
+class SendIdentity(StrEnum):
+    """``proxy_id`` and ``proxy_pop3_xclient``: never, where the upstream offers it, or always."""
+
+    DISABLED = "Disabled"
+    AUTO = "Auto"
+    REQUIRED = "Required"
+
+
+class XclientMode(StrEnum):
+    """``xclient_mode``: as nginx, where the upstream lists it, or the same and required."""
+
+    ALWAYS = "Always"
+    AUTO = "Auto"
+    REQUIRED = "Required"
+
+
 class LogLevel(StrEnum):
     """A severity of ``error_log``, lowest first."""
 
@@ -286,6 +302,9 @@ class ServerConfig:
     proxy_ssl_conf_command: tuple[tuple[str, str], ...]
     proxy_smtp_guard: bool
     proxy_imap_guard: bool
+    proxy_id: SendIdentity
+    proxy_pop3_xclient: SendIdentity
+    xclient_mode: XclientMode
 
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
@@ -321,6 +340,21 @@ class ServerConfig:
         if self.ssl_password_file is not None:
             found.append(("ssl_password_file", self.ssl_password_file))
         return (*found, *self.client_verification_files)
+
+    @property
+    def negotiates_xclient(self) -> bool:
+        """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
+        return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
+
+    @property
+    def sends_identity(self) -> bool:
+        """Whether upstreams of this protocol get the address that the client has connected to."""
+        match self.protocol:
+            case Protocol.IMAP:
+                return self.proxy_id is not SendIdentity.DISABLED
+            case Protocol.POP3:
+                return self.proxy_pop3_xclient is not SendIdentity.DISABLED
+        return self.negotiates_xclient
 
     @property
     def upstream_tls_files(self) -> tuple[tuple[str, str], ...]:

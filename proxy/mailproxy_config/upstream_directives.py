@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy_config.model import ProxySsl
+from mailproxy_config.model import ProxySsl, SendIdentity, XclientMode
 from mailproxy_config.schema import String
 from mailproxy_config.secret_refs import FILE
 from mailproxy_config.tls_directives import CERTIFICATE, CONF_COMMANDS, TLS_VERSIONS
@@ -41,6 +41,8 @@ _PEER_NAME: Final = ValueType(
 )
 _UPSTREAM: Final = "mail_proxy"
 _PROXY_SSL: Final = choice({"off": "Disabled", "on": "Enabled", "starttls": "Starttls"}, ProxySsl)
+_SEND_IDENTITY: Final = choice({"off": "Disabled", "auto": "Auto", "required": "Required"}, SendIdentity)
+_XCLIENT_MODE: Final = choice({"always": "Always", "auto": "Auto", "required": "Required"}, XclientMode)
 _MAX_ALPN: Final = 255
 
 
@@ -173,6 +175,40 @@ UPSTREAM_DIRECTIVES: Final = (
         inheritance=Inheritance.LIST,
         is_ours=True,
         meaning="OpenSSL configuration commands for TLS to mail servers, applied last.",
+    ),
+    Directive(
+        name="proxy_id",
+        module=_UPSTREAM,
+        type=_SEND_IDENTITY,
+        default="Disabled",
+        is_ours=True,
+        meaning=(
+            "Sends the client's address to IMAP servers with ID: Disabled, Auto (if the server lists ID), or "
+            "Required."
+        ),
+    ),
+    Directive(
+        name="proxy_pop3_xclient",
+        field="proxyXclient",
+        module=_UPSTREAM,
+        type=_SEND_IDENTITY,
+        default="Disabled",
+        is_ours=True,
+        meaning=(
+            "Sends the client's address to POP3 servers with Dovecot's XCLIENT: Disabled, Auto (if offered), "
+            "or Required."
+        ),
+    ),
+    Directive(
+        name="xclient_mode",
+        module=_UPSTREAM,
+        type=_XCLIENT_MODE,
+        default="Always",
+        is_ours=True,
+        meaning=(
+            "With xclient: Always (as nginx), Auto (the attributes that the SMTP server lists, if any), or "
+            "Required."
+        ),
     ),
     Directive(
         name="proxy_smtp_guard",

@@ -114,6 +114,9 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxySslAlpn": (["imap"],),
     "proxySmtpGuard": (False,),
     "proxyImapGuard": (True,),
+    "proxyId": ("Auto", "Required"),
+    "proxyXclient": ("Auto", "Required"),
+    "xclientMode": ("Auto", "Required"),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

@@ -16,11 +16,13 @@ from mailproxy_config.model import (
     ProxyConfig,
     ProxySsl,
     Seconds,
+    SendIdentity,
     SendProxyProtocol,
     ServerConfig,
     SessionCache,
     StartTls,
     VerifyClient,
+    XclientMode,
 )
 
 NOT_OF_NGINX: Final = frozenset(
@@ -30,7 +32,8 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_server_name", "proxy_ssl_trusted_certificate", "proxy_ssl_crl"),
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
-        *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard"),
+        *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
+        *("proxy_pop3_xclient", "xclient_mode"),
     }
 )
 """Directives that nginx does not have."""
@@ -101,6 +104,9 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_ssl_conf_command": (),
     "proxy_smtp_guard": True,
     "proxy_imap_guard": False,
+    "proxy_id": SendIdentity.DISABLED,
+    "proxy_pop3_xclient": SendIdentity.DISABLED,
+    "xclient_mode": XclientMode.ALWAYS,
 }
 
 

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import fields
 from pathlib import Path
 
 from mailproxy_config.model import ServerConfig
 
 _UNREADABLE = "unreadable"
+_OF_IDENTITY = frozenset(
+    {"name", "protocol", "proxy_protocol", "proxy_id", "proxy_pop3_xclient", "xclient", "xclient_mode"}
+)
+"""Directives that decide what a connection notes about its client."""
 
 
 def tls_files(server: ServerConfig) -> tuple[str, ...]:
@@ -20,7 +24,7 @@ def tls_files(server: ServerConfig) -> tuple[str, ...]:
 
 def fingerprint(server: ServerConfig) -> str:
     """Return a digest of all inputs of ``context.build``: directives, and contents of files."""
-    return _digest_inputs(server, "ssl_", {"name", "protocol", "proxy_protocol"}, server.tls_files)
+    return _digest_inputs(server, "ssl_", _OF_IDENTITY, server.tls_files)
 
 
 def upstream_fingerprint(server: ServerConfig) -> str:
@@ -29,7 +33,7 @@ def upstream_fingerprint(server: ServerConfig) -> str:
 
 
 def _digest_inputs(
-    server: ServerConfig, prefix: str, others: set[str], files: Iterable[tuple[str, str]]
+    server: ServerConfig, prefix: str, others: Set[str], files: Iterable[tuple[str, str]]
 ) -> str:
     directives = (
         f"{field.name}={_ordered(getattr(server, field.name))!r}"

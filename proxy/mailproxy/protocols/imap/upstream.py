@@ -14,6 +14,7 @@ from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
+from mailproxy.protocols.client_identity import imap_id
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import (
@@ -25,7 +26,7 @@ from mailproxy.protocols.upstream_reply import (
     upstream_refused,
 )
 from mailproxy.protocols.upstream_tls import AFTER_TLS, injected, not_offered, refused
-from mailproxy_config.model import ServerConfig
+from mailproxy_config.model import SendIdentity, ServerConfig
 
 _READY: Final = b"* OK"
 _PREAUTH: Final = b"* PREAUTH"
@@ -33,11 +34,13 @@ _BYE: Final = b"* BYE"
 _RESPONSE: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
 """Untagged responses other than BYE, which are skipped, and the response."""
 _CAPABILITIES: Final = re.compile(rb"\* OK \[CAPABILITY ([^\]\n]*)\]", re.IGNORECASE)
+_UNTAGGED_CAPABILITIES: Final = re.compile(rb"^\* CAPABILITY ([^\]\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _CONTINUE: Final = b"+"
 _HAS_LITERAL_PLUS: Final = re.compile(rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERAL\+[ \]]", re.IGNORECASE)
 # Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
 _GREETING: Final = UpstreamStage.GREETING
 _TLS: Final = UpstreamStage.TLS
+_ID: Final = UpstreamStage.ID
 _LOGIN: Final = UpstreamStage.LOGIN
 _OFFERS_UNAUTHENTICATE: Final = re.compile(
     rb"CAPABILITY [^\]\n]*(?<= )UNAUTHENTICATE[ \]\r\n]", re.IGNORECASE
@@ -66,9 +69,9 @@ class ImapUpstream(UpstreamLoginBase):
                 received = yield from read_reply(received, ONE_LINE, self.limit, _GREETING)
                 if not received.startswith(_READY):
                     raise self._refused_greeting(received)
-            if self.starts_tls:
-                stage = _TLS
-                received = yield from self._start_tls(received, login.tag)
+            if self.has_prologue:
+                stage = self.prologue_stage
+                received = yield from self._prologue(received, client, login.tag)
             stage = _LOGIN
             for command, expected in self._steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
@@ -87,6 +90,48 @@ class ImapUpstream(UpstreamLoginBase):
             return not_offered(received, "STARTTLS")
         return upstream_refused(received, _GREETING, is_valid_reply=received.startswith(_BYE))
 
+    def _prologue(self, greeting: bytes, client: Client, tag: bytes) -> ProtocolGenerator[bytes]:
+        """Perform what comes between greeting and login: STARTTLS, and ID.
+
+        Returns:
+            A greeting with the capabilities that count now.
+        """
+        if self.starts_tls:
+            greeting = yield from self._start_tls(greeting, tag)
+        mode = self.server.proxy_id
+        if mode is SendIdentity.DISABLED:
+            return greeting
+        listed = _CAPABILITIES.match(greeting)
+        if listed is None:
+            greeting = yield from self._ask_capabilities(greeting, tag)
+            listed = _CAPABILITIES.match(greeting)
+        is_accepted = listed is not None and b"ID" in listed[1].upper().split()
+        if is_accepted:
+            own_tag = _own_tag(b"3", tag)
+            received = yield from self._command(imap_id(client, own_tag), greeting)
+            is_accepted = _tagged(received).startswith(own_tag + b" OK")
+            if b" NO [SERVERBUG]" in received:
+                raise UpstreamError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
+        if not is_accepted and mode is SendIdentity.REQUIRED:
+            raise UpstreamError("upstream does not accept ID, which proxyId requires", stage=_ID)
+        return greeting
+
+    def _ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
+        """Return a greeting with the capabilities from CAPABILITY."""
+        received = yield from self._command(_own_tag(b"2", tag) + b" CAPABILITY\r\n", greeting)
+        listed = _UNTAGGED_CAPABILITIES.search(received)
+        return b"* OK [CAPABILITY %b]\r\n" % (listed[1] if listed is not None else b"")
+
+    def _command(self, command: bytes, before: bytes) -> ProtocolGenerator[bytes]:
+        """Send a command and return the response; an incomplete line from before is no response to it."""
+        kept = before[before.rfind(b"\n") + 1 :]
+        yield Send(command)
+        received = kept + (yield Receive(self.limit - len(kept)))
+        received = yield from read_reply(received, _RESPONSE, self.limit, self.prologue_stage)
+        if _tagged(received).startswith(_BYE):
+            raise upstream_refused(received, self.prologue_stage, is_valid_reply=True, is_bye=True)
+        return received
+
     def _start_tls(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Start TLS with STARTTLS; the capabilities of the greeting are forgotten."""
         listed = _CAPABILITIES.match(greeting)
@@ -94,16 +139,11 @@ class ImapUpstream(UpstreamLoginBase):
             raise not_offered(greeting, "STARTTLS")
         if greeting[-1] != LF:
             raise injected("STARTTLS")
-        own_tag = b"x1" if tag != b"x1" else b"y1"
-        yield Send(own_tag + b" STARTTLS\r\n")
-        received = yield from read_reply((yield self.receive), _RESPONSE, self.limit, _TLS)
-        answer = _RESPONSE.match(received)
-        line = b"" if answer is None else answer[1]
-        if line.startswith(_BYE):
-            raise upstream_refused(received, _TLS, is_valid_reply=True, is_bye=True)
-        if answer is None or not line.startswith(own_tag + b" OK"):
+        own_tag = _own_tag(b"1", tag)
+        received = yield from self._command(own_tag + b" STARTTLS\r\n", greeting)
+        if not _tagged(received).startswith(own_tag + b" OK"):
             raise refused(received, "STARTTLS")
-        if answer.end() != len(received):
+        if _RESPONSE.fullmatch(received) is None:
             raise injected("STARTTLS")
         yield UpgradeToTls()
         return AFTER_TLS
@@ -126,13 +166,23 @@ class ImapUpstream(UpstreamLoginBase):
     def _read_expected(self, received: bytes, expected: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Read a response and check its start."""
         received = yield from read_reply(received, _RESPONSE, self.limit, _LOGIN)
-        answer = _RESPONSE.match(received)
-        line = b"" if answer is None else answer[1]
+        line = _tagged(received)
         if line.startswith(expected):
             return received
         is_bye = line.startswith(_BYE)
         is_valid_reply = is_bye or line.startswith((tag + b" NO", tag + b" BAD"))
         raise upstream_refused(received, _LOGIN, is_valid_reply=is_valid_reply, is_bye=is_bye)
+
+
+def _tagged(received: bytes) -> bytes:
+    """Return the line behind the untagged responses."""
+    found = _RESPONSE.match(received)
+    return b"" if found is None else found[1]
+
+
+def _own_tag(number: bytes, tag: bytes) -> bytes:
+    """Return a tag that the client does not use."""
+    return b"x" + number if tag != b"x" + number else b"y" + number
 
 
 def _check_offers(received: bytes) -> None:

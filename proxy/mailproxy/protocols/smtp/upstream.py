@@ -10,6 +10,7 @@ from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
+from mailproxy.protocols.client_identity import smtp_xclient, xtext
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.smtp import replies
@@ -21,7 +22,7 @@ from mailproxy.protocols.upstream_reply import (
     upstream_refused,
 )
 from mailproxy.protocols.upstream_tls import injected, not_offered, refused
-from mailproxy_config.model import ServerConfig
+from mailproxy_config.model import ServerConfig, XclientMode
 
 # Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
 _GREETING: Final = UpstreamStage.GREETING
@@ -43,11 +44,11 @@ _REPLY_235: Final = re.compile(rb"(?=235)" + _LINES)
 _REFUSAL: Final = re.compile(rb"[45](?:[0-9]{2}|[0-9]?\r?\n)")
 """A refusal; its code may be incomplete."""
 _OFFERS_TLS: Final = re.compile(rb"^250[- ]STARTTLS[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
-_NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
 _MISTRUST: Final = (
     "upstream accepts XCLIENT from this client: take the client's network out of the hosts that may send it, "
     "or set xclient to true"
 )
+_XCLIENT_ATTRIBUTES: Final = re.compile(rb"^250[- ]XCLIENT ([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 """A command, its stage of the login, and the expected reply."""
 
@@ -77,9 +78,9 @@ class SmtpUpstream(UpstreamLoginBase):
             received: bytes = yield receive
             if _REPLY_220.match(received) is None:
                 received = yield from self._read_expected(received, _REPLY_220, stage)
-            if self.starts_tls:
-                stage = _TLS
-                yield from self._start_tls(received)
+            if self.has_prologue:
+                stage = self.prologue_stage
+                yield from self._prologue(received, client, login)
             for command, stage, expected in self._steps(client, login):
                 yield command
                 received = yield receive
@@ -88,6 +89,39 @@ class SmtpUpstream(UpstreamLoginBase):
         except PeerDisconnected as gone:
             raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(replies.AUTHENTICATED if login.envelope is None else received)
+
+    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
+        """Perform what comes between greeting and login: STARTTLS, and the XCLIENT attributes on offer."""
+        if self.starts_tls:
+            yield from self._start_tls(greeting)
+        if self.server.negotiates_xclient:
+            yield from self._negotiate_xclient(client, login)
+
+    def _negotiate_xclient(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
+        """Send EHLO, the XCLIENT attributes that the reply lists, and EHLO again."""
+        yield self._ehlo[0]
+        received = yield from self._expect(_REPLY_250, _HELLO)
+        listed = _XCLIENT_ATTRIBUTES.search(received)
+        if listed is None:
+            if self.server.xclient_mode is XclientMode.REQUIRED:
+                reason = "upstream does not offer XCLIENT, which xclientMode requires"
+                raise UpstreamError(reason, stage=_XCLIENT, reply=received)
+            return
+        has_login = bool(login.grant.user) and not self.server.proxy_smtp_auth
+        offered = frozenset(listed[1].upper().split())
+        for command in smtp_xclient(client, login, offered, has_login=has_login):
+            yield Send(command)
+            yield from self._expect(_REPLY_220, _XCLIENT)
+        word = b"EHLO " if login.esmtp or login.helo is None else b"HELO "
+        yield Send(word + (login.helo or self.server.server_name.encode()) + b"\r\n")
+        yield from self._expect(self._last_reply, _HELLO)
+
+    def _expect(self, expected: re.Pattern[bytes], stage: UpstreamStage) -> ProtocolGenerator[bytes]:
+        """Read the reply to the last command, and check it."""
+        received: bytes = yield self.receive
+        if expected.match(received) is None:
+            received = yield from self._read_expected(received, expected, stage)
+        return received
 
     def _start_tls(self, greeting: bytes) -> ProtocolGenerator[None]:
         """Start TLS with EHLO and STARTTLS; the reply to that EHLO is forgotten."""
@@ -135,8 +169,9 @@ class SmtpUpstream(UpstreamLoginBase):
             UpstreamError: There is no password, or the credentials contain CR, LF or NUL.
         """
         server = self.server
-        yield self._ehlo if login.esmtp or server.xclient else self._helo
-        if server.xclient:
+        if not server.negotiates_xclient:
+            yield self._ehlo if login.esmtp or server.xclient else self._helo
+        if server.xclient and not server.negotiates_xclient:
             yield Send(self._xclient(client, login.grant)), _XCLIENT, _REPLY_220_OR_250
             if login.helo is not None:
                 word = b"EHLO " if login.esmtp else b"HELO "
@@ -162,11 +197,6 @@ def _check_is_whole(received: bytes) -> None:
     """Check that nothing was received behind a reply."""
     if _COMPLETE.fullmatch(received) is None:
         raise injected("STARTTLS")
-
-
-def xtext(data: bytes) -> bytes:
-    """Encode an XCLIENT attribute as xtext (RFC 1891 section 5)."""
-    return _NOT_XTEXT.sub(lambda match: b"+%02X" % ord(match[0]), data)
 
 
 def _authentication(grant: AuthAllowed) -> bytes:
