@@ -286,6 +286,7 @@ class ServerConfig:
     ssl_crl: str | None
     ssl_conf_command: tuple[tuple[str, str], ...]
 
+    auth_http_variables: bool
     proxy_ssl: ProxySsl
     proxy_ssl_verify: bool
     proxy_ssl_verify_depth: int
@@ -355,6 +356,11 @@ class ServerConfig:
             case Protocol.POP3:
                 return self.proxy_pop3_xclient is not SendIdentity.DISABLED
         return self.negotiates_xclient
+
+    @property
+    def uses_connected_address(self) -> bool:
+        """Whether the address and the SNI name that a client has connected to are passed on."""
+        return self.sends_identity or self.auth_http_variables
 
     @property
     def upstream_tls_files(self) -> tuple[tuple[str, str], ...]:

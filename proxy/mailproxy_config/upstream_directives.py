@@ -54,6 +54,17 @@ def _alpn(value: str, _: ErrorPath) -> str:
 
 UPSTREAM_DIRECTIVES: Final = (
     Directive(
+        name="auth_http_variables",
+        module="mail_auth_http",
+        type=FLAG,
+        default=False,
+        is_ours=True,
+        meaning=(
+            "Replaces $remote_addr, $remote_port, $server_addr, $server_port, $protocol, $ssl_server_name, "
+            "$session_id in authHttpHeader."
+        ),
+    ),
+    Directive(
         name="proxy_ssl",
         module=_UPSTREAM,
         type=_PROXY_SSL,

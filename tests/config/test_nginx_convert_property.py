@@ -134,6 +134,7 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "ssl_conf_command": st.sampled_from(
         ["Options PrioritizeChaCha", "VerifyCAFile ca.pem", "Ciphersuites ''"]
     ),
+    "auth_http_variables": _FLAG,
     "proxy_smtp_guard": _FLAG,
     "proxy_imap_guard": _FLAG,
     "proxy_id": st.sampled_from(["off", "auto", "required"]),

@@ -99,6 +99,7 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "sslTrustedCertificate": ({"file": "/etc/ca.pem"},),
     "sslCrl": (SECRET_KEY,),
     "sslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
+    "authHttpVariables": (True,),
     "proxySsl": ("Enabled", "Starttls"),
     "proxySslVerify": (False,),
     "proxySslVerifyDepth": (3,),

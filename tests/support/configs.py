@@ -28,7 +28,7 @@ from mailproxy_config.model import (
 NOT_OF_NGINX: Final = frozenset(
     {
         *("auth_http_keepalive", "auth_http_max_connections", "pop3_client_buffer"),
-        *("proxy_ssl", "proxy_ssl_verify", "proxy_ssl_verify_depth", "proxy_ssl_name"),
+        *("auth_http_variables", "proxy_ssl", "proxy_ssl_verify", "proxy_ssl_verify_depth", "proxy_ssl_name"),
         *("proxy_ssl_server_name", "proxy_ssl_trusted_certificate", "proxy_ssl_crl"),
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
@@ -88,6 +88,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "ssl_trusted_certificate": None,
     "ssl_crl": None,
     "ssl_conf_command": (),
+    "auth_http_variables": False,
     "proxy_ssl": ProxySsl.DISABLED,
     "proxy_ssl_verify": True,
     "proxy_ssl_verify_depth": 1,

@@ -110,7 +110,7 @@ def build(
         context=builder.context,
         native=library,
         verify_client=server.ssl_verify_client,
-        has_proxy_v2=server.proxy_protocol is SendProxyProtocol.V2 or server.sends_identity,
+        has_proxy_v2=server.proxy_protocol is SendProxyProtocol.V2 or server.uses_connected_address,
         session_context=session_context(server),
         references=tuple(builder.references),
     )

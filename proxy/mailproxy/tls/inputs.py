@@ -12,7 +12,16 @@ from mailproxy_config.model import ServerConfig
 
 _UNREADABLE = "unreadable"
 _OF_IDENTITY = frozenset(
-    {"name", "protocol", "proxy_protocol", "proxy_id", "proxy_pop3_xclient", "xclient", "xclient_mode"}
+    {
+        "name",
+        "protocol",
+        "proxy_protocol",
+        "proxy_id",
+        "proxy_pop3_xclient",
+        "xclient",
+        "xclient_mode",
+        "auth_http_variables",
+    }
 )
 """Directives that decide what a connection notes about its client."""
 
