@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,21 +43,27 @@ NOTE: Final = (
     "Drawn by our own script from what Prometheus {version} answered to the dashboard's queries"
     " ({minutes:.0f} minutes, scraped every {interval:.0f} s); not a screenshot of Grafana."
 )
-_TROUBLE: Final = {
-    guess_passwords: 0.45,
-    meet_broken_neighbours: 0.6,
-    break_the_protocol: 0.25,
-    fail_at_tls: 0.7,
+_TROUBLE: Final[Mapping[Visit, tuple[float, float]]] = {
+    break_the_protocol: (0.1, 0.3),
+    guess_passwords: (0.3, 0.5),
+    meet_broken_neighbours: (0.45, 0.65),
+    fail_at_tls: (0.55, 0.75),
 }
+"""Begin and end of each kind of failure, as shares of the whole time."""
+_OPERATOR_TROUBLE: Final = (0.2, 0.7)
 
 
-def rhythm(visit: Visit, elapsed: float) -> float:
-    """Vary the traffic over time, with failures at some times."""
-    if visit in _TROUBLE:
-        share = _TROUBLE[visit]
-        is_time = share - 0.15 < elapsed / SECONDS < share + 0.1
-        return 0.3 if is_time else 3.0
-    return 0.5 + 0.35 * math.sin(elapsed / SECONDS * 4 * math.pi)
+def rhythm(seconds: float) -> Callable[[Visit, float], float]:
+    """Return the pauses of clients: waves of traffic, with many failures at some times and few at the end."""
+
+    def pause(visit: Visit, elapsed: float) -> float:
+        share = elapsed / seconds
+        if visit in _TROUBLE:
+            begin, end = _TROUBLE[visit]
+            return 0.4 if begin < share < end else 20.0
+        return 0.5 + 0.35 * math.sin(share * 4 * math.pi)
+
+    return pause
 
 
 def draw(seconds: float, folder: Path) -> None:
@@ -74,25 +80,32 @@ def draw(seconds: float, folder: Path) -> None:
         (folder / "watcher").mkdir()
         watcher = watch(path, folder / "watcher", taken.take(), scrapes, interval=f"{INTERVAL:.0f}s")
         try:
-            asyncio.run(_live(found, operator_port, seconds))
-            end = time.time() - INTERVAL
+            end = asyncio.run(_live(found, operator_port, seconds))
             PICTURES.mkdir(exist_ok=True)
             for name in ("proxies", "operator"):
                 dashboard = json.loads((DASHBOARDS / f"{name}.json").read_text())
-                (PICTURES / f"{name}.svg").write_text(_picture(watcher, dashboard, end, seconds))
-            glance = _first_row(json.loads((DASHBOARDS / "proxies.json").read_text()))
-            (PICTURES / "glance.svg").write_text(_picture(watcher, glance, end, seconds))
+                (PICTURES / f"dashboard-{name}.svg").write_text(_picture(watcher, dashboard, end, seconds))
+            overview = _first_row(json.loads((DASHBOARDS / "proxies.json").read_text()))
+            (PICTURES / "dashboard-overview.svg").write_text(_picture(watcher, overview, end, seconds))
         finally:
             watcher.running.stop()
 
 
-async def _live(found: Places, operator_port: int, seconds: float) -> None:
-    def meet_clients() -> None:
-        with traffic(found, rhythm):
-            time.sleep(seconds)
+async def _live(found: Places, operator_port: int, seconds: float) -> float:
+    """Run clients and an operator; return the time at which the first of them was stopped."""
 
-    async with operating(operator_port, pause=lambda count: 1.0 + 4.0 * (count % 7)):
-        await asyncio.to_thread(meet_clients)
+    def meet_clients() -> float:
+        with traffic(found, rhythm(seconds)):
+            time.sleep(seconds)
+            return time.time()
+
+    begin, last = (time.monotonic() + share * seconds for share in _OPERATOR_TROUBLE)
+    async with operating(
+        operator_port,
+        pause=lambda count: 1.0 + 4.0 * (count % 7),
+        has_faults=lambda: begin < time.monotonic() < last,
+    ):
+        return await asyncio.to_thread(meet_clients)
 
 
 def _picture(watcher: Watcher, dashboard: dict[str, Any], end: float, seconds: float) -> str:
