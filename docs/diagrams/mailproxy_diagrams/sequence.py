@@ -32,7 +32,7 @@ def draw_sequence(canvas: Canvas, source: Source) -> None:
         painted.append((step, y))
         y += _height(step)
     for one in source["participants"]:
-        canvas.rule(columns[one["id"]], top + _HEAD_HEIGHT, columns[one["id"]], y + 6)
+        canvas.rule(columns[one["id"]], top + _HEAD_HEIGHT, columns[one["id"]], y - 8)
     for one in source["participants"]:
         _participant(canvas, one, columns[one["id"]], top)
     for step, at in painted:

@@ -42,7 +42,7 @@ SECONDS: Final = 300.0
 """Time that each dashboard shows."""
 INTERVAL: Final = 2.0
 NOTE: Final = (
-    "Drawn by our own script from what Prometheus {version} answered to the dashboard's queries"
+    "Drawn by a script from the responses of Prometheus {version} to the dashboard's queries"
     " ({minutes:.0f} minutes, scraped every {interval:.0f} s); not a screenshot of Grafana."
 )
 _FAULTS: Final[Mapping[Visit, tuple[float, float]]] = {
