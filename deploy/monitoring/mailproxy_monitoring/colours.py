@@ -95,7 +95,7 @@ AUTH_ERRORS: Final[Colours] = MappingProxyType(
     _failures("connect", "timeout", "http_5xx", "dns", "invalid_response", "no_server", "bad_address", "tls")
 )
 UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
-    _failures("connect", "login", "greeting", "tls", "xclient", "hello", "envelope", "relay")
+    _failures("connect", "login", "greeting", "tls", "xclient", "hello", "envelope", "relay", "id")
 )
 DIRECTIONS: Final[Colours] = MappingProxyType({"to_client": "blue", "to_upstream": "purple"})
 TLS_MODES: Final[Colours] = MappingProxyType({"implicit": "blue", "starttls": "purple"})
