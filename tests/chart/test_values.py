@@ -85,8 +85,8 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
         ({"watchNamespaces": ["a"], "proxies": {"edge": {"spec": SERVERS}}}, "proxies.edge"),
     ],
 )
-def test_invalid_value_is_named_in_the_error(helm: Helm, given: dict[str, Any], named: str) -> None:
-    message = helm.error_of(given)
+def test_invalid_value_is_named_in_the_error(each_helm: Helm, given: dict[str, Any], named: str) -> None:
+    message = each_helm.error_of(given)
     # Helm 3 writes a path with dots.
     assert named in message or named.strip("/").replace("/", ".") in message
 
