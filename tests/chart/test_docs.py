@@ -14,7 +14,7 @@ import yaml
 
 from mailproxy.cli import _parser as proxy_arguments
 from mailproxy_demo.manifest_file import read_resource
-from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.cli import argument_parser as operator_arguments
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.settings import Platform

@@ -52,7 +52,7 @@ def test_auth_http_is_the_address_of_the_service() -> None:
     assert service["spec"]["selector"] == _of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
 
 
-def test_the_program_of_the_manifest_is_the_file_that_the_page_starts() -> None:
+def test_program_in_manifest_equals_file_of_page() -> None:
     licence, _, text = (ROOT / "deploy/examples/auth.py").read_text().partition("\n")
     assert licence == "# SPDX-License-Identifier: Apache-2.0"
     assert _of_kind("ConfigMap")["data"]["auth.py"] == text

@@ -62,7 +62,7 @@ def api_server(needs: Needs, tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", ["await_crd", "helm_test"])
-def test_authority_without_key_usage_is_trusted(
+def test_ca_without_key_usage_is_trusted(
     name: str, api_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCOUNT_DIR", str(tmp_path))

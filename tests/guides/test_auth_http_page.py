@@ -216,7 +216,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_examples_are_what_the_proxy_sends(world: World, example: Example) -> None:
+def test_examples_equal_requests_of_proxy(world: World, example: Example) -> None:
     client = world.client(example)
     try:
         for side, text in example.steps:
@@ -237,7 +237,7 @@ def test_examples_are_what_the_proxy_sends(world: World, example: Example) -> No
         client.close()
 
 
-def test_the_page_has_every_protocol_with_every_method() -> None:
+def test_page_has_every_protocol_with_every_method() -> None:
     shown = set()
     for example in EXAMPLES:
         for kind, text in example.steps:
@@ -257,7 +257,7 @@ def test_the_page_has_every_protocol_with_every_method() -> None:
     }
 
 
-def test_the_digests_of_the_page_are_right() -> None:
+def test_digests_of_page_are_valid() -> None:
     """Whoever checks a service with the page's values must get the page's result."""
     cram = hmac.new(b"secret", CHALLENGE, "md5").hexdigest()
     apop = hashlib.md5(CHALLENGE + b"secret").hexdigest()
@@ -265,7 +265,7 @@ def test_the_digests_of_the_page_are_right() -> None:
     assert set(found) == {("cram-md5", cram), ("apop", apop)}
 
 
-def test_the_headers_of_the_page_are_in_the_order_of_its_table() -> None:
+def test_header_order_equals_table_of_page() -> None:
     [table] = re.findall(r"(?ms)^## The request$.+?(^\| # .+?)\n\n", PAGE)
     order = re.findall(r"^\| \d+ \| `([^`:]+)", table, re.MULTILINE)
     assert len(order) == 25
@@ -278,7 +278,7 @@ def test_the_headers_of_the_page_are_in_the_order_of_its_table() -> None:
                 assert set(names) - set(order) <= {"X-Auth-Key"}
 
 
-def test_numbers_and_reasons_of_the_page_are_those_of_the_program() -> None:
+def test_numbers_and_reasons_of_page_equal_program() -> None:
     imap, pop3, smtp = (MAX_TEXT[protocol] for protocol in (Protocol.IMAP, Protocol.POP3, Protocol.SMTP))
     assert f"{imap} (IMAP), {pop3} (POP3), {smtp} (SMTP)" in PAGE
     assert f"{MAX_HEAD:,} bytes" in PAGE
@@ -288,9 +288,9 @@ def test_numbers_and_reasons_of_the_page_are_those_of_the_program() -> None:
     assert rows == ["reason", *map(str, AuthErrorReason)]
 
 
-def test_a_failed_request_is_logged_and_counted_as_the_page_names_it(world: World) -> None:
+def test_failed_request_is_logged_and_counted_as_on_page(world: World) -> None:
     example = next(one for one in EXAMPLES if one.name == "imap-nginx error")
-    test_examples_are_what_the_proxy_sends(world, example)
+    test_examples_equal_requests_of_proxy(world, example)
     assert "502" in world.proxy.event("authorization_failed")["reason"]
     assert world.proxy.value("mailproxy_auth_errors_total", reason="http_5xx") >= 1
     assert "`authorization_failed`" in PAGE

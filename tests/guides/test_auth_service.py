@@ -181,7 +181,7 @@ def test_smtp_login_by_each_method(proxy: Proxy, listening: dict[str, int], meth
     client.close()
 
 
-def test_denied_login_keeps_the_connection_and_has_the_code_of_its_protocol(
+def test_denied_login_keeps_connection_and_has_code_of_protocol(
     proxy: Proxy, listening: dict[str, int]
 ) -> None:
     client = imaplib.IMAP4("127.0.0.1", listening["imap"], timeout=20)
@@ -196,7 +196,7 @@ def test_denied_login_keeps_the_connection_and_has_the_code_of_its_protocol(
     sender.close()
 
 
-def test_a_wrong_key_is_explained_by_the_proxys_log(service: Started, ports: Ports, tmp_path: Path) -> None:
+def test_wrong_key_is_reported_in_proxy_log(service: Started, ports: Ports, tmp_path: Path) -> None:
     port = ports.take()
     listen = [{"address": "127.0.0.1", "port": port}]
     mail = {"authHttp": f"http://127.0.0.1:{service.port}/auth"}
@@ -219,7 +219,7 @@ def test_a_wrong_key_is_explained_by_the_proxys_log(service: Started, ports: Por
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_answers_name_an_address_and_the_port_of_the_protocol(
+def test_responses_have_address_and_port_of_protocol(
     service: Started, mail: dict[str, TinyMail], protocol: str
 ) -> None:
     answer = service.ask(**login(protocol, "alice", PASSWORDS["alice"]))
@@ -229,19 +229,19 @@ def test_answers_name_an_address_and_the_port_of_the_protocol(
     assert "Auth-Pass" not in answer
 
 
-def test_the_last_denial_of_a_connection_has_no_wait(service: Started) -> None:
+def test_last_denial_of_connection_has_no_auth_wait(service: Started) -> None:
     asked = login("pop3", "alice", "guessed-4711")
     assert service.ask(**asked)["Auth-Wait"] == "3"
     assert "Auth-Wait" not in service.ask(**{**asked, "Auth_Login_Attempt": "5"})
 
 
 @pytest.mark.parametrize("method", ["none", "external", "nonsense", ""])
-def test_other_methods_are_refused(service: Started, method: str) -> None:
+def test_other_methods_are_denied(service: Started, method: str) -> None:
     answer = service.ask(**{**login("smtp", "alice", PASSWORDS["alice"]), "Auth_Method": method})
     assert (answer["Auth-Status"], answer["Auth-Error-Code"]) == ("Authentication required", "530 5.7.0")
 
 
-def test_a_user_has_mail_servers_of_its_own(users: str, ports: Ports, tmp_path: Path) -> None:
+def test_mail_servers_can_be_set_per_user(users: str, ports: Ports, tmp_path: Path) -> None:
     own = users.replace(
         "bob:{PLAIN}builder-7Qx", "bob:{PLAIN}builder-7Qx:imap=192.0.2.9:1143 pop3=[2001:db8::9]:1110"
     )
@@ -258,7 +258,7 @@ def test_a_user_has_mail_servers_of_its_own(users: str, ports: Ports, tmp_path: 
         started.running.stop()
 
 
-def test_unknown_users_take_as_long_as_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_users_cause_same_hashing_as_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each check costs exactly one hash with the same parameters."""
     verifier = AUTH.Verifier()
     costs = []
@@ -304,7 +304,7 @@ def test_unknown_users_take_as_long_as_known_ones(monkeypatch: pytest.MonkeyPatc
         ("first:{PLAIN}hunter2secret", "this user has a line already"),
     ],
 )
-def test_a_wrong_line_is_named_without_its_secret(line: str, problem: str) -> None:
+def test_invalid_line_is_reported_without_secret(line: str, problem: str) -> None:
     data = f"# users\nfirst:{{PLAIN}}fine\n\n{line}\n".encode()
     with pytest.raises(AUTH.InvalidUsersError) as wrong:
         AUTH.parse_users(data)
@@ -315,7 +315,7 @@ def test_a_wrong_line_is_named_without_its_secret(line: str, problem: str) -> No
     assert "2secret" not in str(wrong.value)
 
 
-def test_all_wrong_lines_are_named_and_bytes_that_are_no_text() -> None:
+def test_all_invalid_lines_and_bytes_are_reported() -> None:
     with pytest.raises(AUTH.InvalidUsersError) as wrong:
         AUTH.parse_users(b"a:b\nc:{PLAIN}d\ne:f\n")
     assert [problem.partition(":")[0] for problem in wrong.value.problems] == ["line 1", "line 3"]
@@ -324,7 +324,7 @@ def test_all_wrong_lines_are_named_and_bytes_that_are_no_text() -> None:
 
 
 @pytest.mark.parametrize("first", ["alice:hunter2secret\n", None])
-def test_without_a_valid_file_everybody_gets_a_temporary_error_until_it_is_mended(
+def test_invalid_users_file_causes_temporary_errors_until_corrected(
     users: str, ports: Ports, tmp_path: Path, first: str | None
 ) -> None:
     started = Started(tmp_path, ports.take(), first, "--imap=127.0.0.1:143")
@@ -346,9 +346,7 @@ def test_without_a_valid_file_everybody_gets_a_temporary_error_until_it_is_mende
         started.running.stop()
 
 
-def test_users_stay_as_they_were_when_the_file_becomes_invalid(
-    users: str, ports: Ports, tmp_path: Path
-) -> None:
+def test_users_are_kept_when_file_becomes_invalid(users: str, ports: Ports, tmp_path: Path) -> None:
     started = Started(tmp_path, ports.take(), users, "--imap=127.0.0.1:143")
     try:
         started.write("alice:{PLAIN}new-secret\nbroken\n")
@@ -364,7 +362,7 @@ def test_users_stay_as_they_were_when_the_file_becomes_invalid(
         started.running.stop()
 
 
-def test_commands_make_a_hash_and_check_a_file(tmp_path: Path) -> None:
+def test_commands_hash_and_check(tmp_path: Path) -> None:
     hashed = output_of([sys.executable, str(PROGRAM), "hash"], stdin="se:cret\n").strip()
     file = tmp_path / "users.txt"
     file.write_text(f"alice:{hashed}\n")
@@ -398,9 +396,7 @@ def _raw(port: int, request: bytes) -> bytes:
         (b"GET /auth HTTP/1.1\r\nX: " + b"x" * 40000 + b"\r\n\r\n", b"431"),
     ],
 )
-def test_requests_that_are_refused_close_the_connection(
-    service: Started, request_bytes: bytes, status: bytes
-) -> None:
+def test_rejected_requests_close_connection(service: Started, request_bytes: bytes, status: bytes) -> None:
     answer = _raw(service.port, request_bytes)
     assert answer.startswith(b"HTTP/1.1 " + status)
     assert b"\r\nConnection: close\r\n" in answer
@@ -442,7 +438,9 @@ def test_connections_above_the_limit_get_a_temporary_error(
         started.running.stop()
 
 
-def test_sigterm_answers_what_is_in_flight_and_ends_with_0(users: str, ports: Ports, tmp_path: Path) -> None:
+def test_sigterm_completes_current_requests_and_exits_with_0(
+    users: str, ports: Ports, tmp_path: Path
+) -> None:
     started = Started(tmp_path, ports.take(), users, "--imap=127.0.0.1:143")
     idle = http.client.HTTPConnection("127.0.0.1", started.port, timeout=20)
     idle.request("GET", "/healthz")
@@ -461,7 +459,7 @@ def test_sigterm_answers_what_is_in_flight_and_ends_with_0(users: str, ports: Po
     busy.close()
 
 
-def test_nothing_secret_is_logged(service: Started, users: str) -> None:
+def test_no_secret_is_logged(service: Started, users: str) -> None:
     service.ask(**login("imap", "hunter2-typed-as-name", "hunter2-secret"))
     service.ask(**login("imap", "alice", "hunter2-secret"))
     said = service.running.said()

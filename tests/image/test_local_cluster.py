@@ -127,7 +127,7 @@ def path(tmp_path: Path) -> StandIns:
     return made
 
 
-def test_everything_happens_in_order_and_in_the_cluster_that_was_chosen(path: StandIns) -> None:
+def test_steps_run_in_order_in_chosen_cluster(path: StandIns) -> None:
     done = path.run()
     assert done.returncode == 0, done.stderr
     images = [f"ghcr.io/mailproxy/{name}:{TAG}" for name in ("mailproxy", "mailproxy-operator")]
@@ -152,7 +152,7 @@ def test_everything_happens_in_order_and_in_the_cluster_that_was_chosen(path: St
     assert "MAIL_SERVER=HOST:143" in done.stdout
 
 
-def test_a_second_run_does_the_same_and_asks_nothing(path: StandIns) -> None:
+def test_second_run_repeats_steps_without_questions(path: StandIns) -> None:
     path.run()
     first = path.changes()
     assert path.run().returncode == 0
@@ -171,7 +171,7 @@ def test_a_second_run_does_the_same_and_asks_nothing(path: StandIns) -> None:
         ),
     ],
 )
-def test_other_tools_load_images_in_their_own_way(
+def test_images_are_loaded_by_tool_of_cluster(
     path: StandIns, tool: str, context: str, load: list[str]
 ) -> None:
     path.answer("config current-context", f"{context}\n")
@@ -190,7 +190,7 @@ def test_other_tools_load_images_in_their_own_way(
     )
 
 
-def test_the_users_mail_server_gets_into_the_first_proxy(path: StandIns) -> None:
+def test_mail_server_variable_is_used_in_first_proxy(path: StandIns) -> None:
     done = path.run("--mail-server", "imap.example.org:1143")
     [manifest] = [call["stdin"] for call in path.calls() if "kind: MailProxy" in call["stdin"]]
     assert 'value: "imap.example.org:1143"' in manifest
@@ -204,7 +204,7 @@ def test_the_users_mail_server_gets_into_the_first_proxy(path: StandIns) -> None
 @pytest.mark.parametrize(
     "missing", [["docker"], ["kind"], ["helm"], ["kubectl"], ["docker", "kind", "helm", "kubectl"]]
 )
-def test_missing_programs_are_named_with_where_to_get_them(path: StandIns, missing: list[str]) -> None:
+def test_missing_programs_are_reported_with_source(path: StandIns, missing: list[str]) -> None:
     for name in missing:
         (path.folder / "bin" / name).unlink()
     done = path.run()
@@ -213,7 +213,7 @@ def test_missing_programs_are_named_with_where_to_get_them(path: StandIns, missi
     assert path.commands() == []
 
 
-def test_an_engine_that_does_not_run_is_explained(path: StandIns) -> None:
+def test_stopped_container_engine_is_reported(path: StandIns) -> None:
     path.answer(
         "docker info", err="Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n", code=1
     )
@@ -223,7 +223,7 @@ def test_an_engine_that_does_not_run_is_explained(path: StandIns) -> None:
     assert path.changes() == []
 
 
-def test_too_little_memory_is_said_in_numbers_and_can_be_overruled(path: StandIns) -> None:
+def test_too_little_memory_is_reported_and_can_be_ignored(path: StandIns) -> None:
     path.answer("docker info", f"{1 << 30}\n")
     done = path.run()
     assert done.returncode == 1
@@ -232,7 +232,7 @@ def test_too_little_memory_is_said_in_numbers_and_can_be_overruled(path: StandIn
     assert path.run(FORCE="1").returncode == 0
 
 
-def test_a_cluster_that_does_not_answer_is_explained_before_anything_is_built(path: StandIns) -> None:
+def test_unreachable_cluster_is_reported_before_build(path: StandIns) -> None:
     path.answer("get --raw /readyz", err="The connection to the server 127.0.0.1:6443 was refused\n", code=1)
     done = path.run()
     assert done.returncode == 1
@@ -241,7 +241,7 @@ def test_a_cluster_that_does_not_answer_is_explained_before_anything_is_built(pa
     assert path.changes() == []
 
 
-def test_a_step_that_fails_ends_it_with_its_name(path: StandIns) -> None:
+def test_failed_step_is_named(path: StandIns) -> None:
     path.answer("helm upgrade", err="Error: another operation is in progress\n", code=1)
     done = path.run()
     assert done.returncode == 1
@@ -250,7 +250,7 @@ def test_a_step_that_fails_ends_it_with_its_name(path: StandIns) -> None:
     assert not any("apply" in command for command in path.commands())
 
 
-def test_a_proxy_that_is_not_ready_leads_to_the_reason(path: StandIns) -> None:
+def test_unready_proxy_is_reported_with_reason(path: StandIns) -> None:
     path.answer("wait --for=condition=Ready", err="error: timed out\n", code=1)
     done = path.run()
     assert done.returncode == 1
@@ -260,7 +260,7 @@ def test_a_proxy_that_is_not_ready_leads_to_the_reason(path: StandIns) -> None:
 # -- which cluster
 
 
-def test_without_a_cluster_one_is_created_after_a_yes(path: StandIns) -> None:
+def test_cluster_is_created_after_confirmation(path: StandIns) -> None:
     path.answer("kind get clusters", err="No kind clusters found.\n")
     path.answer("config current-context", err="error: current-context is not set\n", code=1)
     done = path.run()
@@ -274,7 +274,7 @@ def test_without_a_cluster_one_is_created_after_a_yes(path: StandIns) -> None:
     assert "kubectl --context kind-mailproxy" in "\n".join(path.changes())
 
 
-def test_another_context_is_never_touched_and_kinds_only_after_a_yes(path: StandIns) -> None:
+def test_only_kind_context_is_used_and_after_confirmation(path: StandIns) -> None:
     path.answer("config current-context", "production\n")
     done = path.run()
     assert done.returncode == 4
@@ -288,7 +288,7 @@ def test_another_context_is_never_touched_and_kinds_only_after_a_yes(path: Stand
     assert not any("use-context" in command for command in path.commands())
 
 
-def test_a_context_that_only_looks_like_kinds_is_none(path: StandIns) -> None:
+def test_context_named_like_a_missing_kind_cluster_is_reported(path: StandIns) -> None:
     """A cluster that was deleted, or that somebody named so."""
     path.answer("config current-context", "kind-gone\n")
     done = path.run()
@@ -296,7 +296,7 @@ def test_a_context_that_only_looks_like_kinds_is_none(path: StandIns) -> None:
     assert "kubectl points to 'kind-gone', which is no cluster of kind." in done.stderr
 
 
-def test_several_clusters_have_to_be_told_apart(path: StandIns) -> None:
+def test_several_clusters_need_a_choice(path: StandIns) -> None:
     path.answer("kind get clusters", "blue\ngreen\n")
     done = path.run()
     assert done.returncode == 1
@@ -308,7 +308,7 @@ def test_several_clusters_have_to_be_told_apart(path: StandIns) -> None:
 # -- around it
 
 
-def test_make_hands_its_variables_on(path: StandIns) -> None:
+def test_make_passes_variables_to_script(path: StandIns) -> None:
     (path.folder / "bin/make").unlink()
     command = [
         "/usr/bin/env",
@@ -330,7 +330,7 @@ def test_make_hands_its_variables_on(path: StandIns) -> None:
     assert any("imap.example.org:143" in call["stdin"] for call in path.calls())
 
 
-def test_the_chart_takes_the_images_that_were_loaded(path: StandIns, tmp_path: Path) -> None:
+def test_chart_uses_loaded_images(path: StandIns, tmp_path: Path) -> None:
     program = find_tool("helm", tmp_path)
     if program is None:
         pytest.skip(
@@ -345,7 +345,7 @@ def test_the_chart_takes_the_images_that_were_loaded(path: StandIns, tmp_path: P
     assert PROXY not in rendered
 
 
-def test_push_needs_a_registry_and_builds_for_both_architectures() -> None:
+def test_push_needs_registry_and_builds_both_architectures() -> None:
     def make(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "REGISTRY"}
         return subprocess.run(
@@ -373,7 +373,7 @@ def test_push_needs_a_registry_and_builds_for_both_architectures() -> None:
     assert "--secret" not in make("-n", "images").stdout
 
 
-def test_the_secret_is_mounted_where_packages_are_installed() -> None:
+def test_secret_is_mounted_where_packages_are_installed() -> None:
     steps = re.split(r"(?m)^(?=[A-Z]+ )", (ROOT / "Dockerfile").read_text())
     installing = [step for step in steps if step.startswith("RUN") and "require-hashes" in step]
     assert len(installing) == 3

@@ -55,26 +55,26 @@ def working(world: World) -> Operator:
 
 
 def is_ready(operator: Operator) -> bool:
-    return operator.admin.ask("GET", "/readyz").status == 200
+    return operator.admin.request("GET", "/readyz").status == 200
 
 
-def test_the_api_server_ends_and_comes_back(site: World) -> None:
+def test_restart_of_api_server(site: World) -> None:
     site.put()
     site.settle()
     kube(site).stop()
     kube(site).start()
     site.put(servers=[server("imap", "imap", 143, 993)])
-    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", patience=LONG)
+    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", timeout=LONG)
     site.api.delete("Service", site.namespace, "edge")
-    site.until(lambda: site.find("Service"), "the Service again", patience=LONG)
+    site.until(lambda: site.find("Service"), "the Service again", timeout=LONG)
 
 
-def test_what_changes_while_nobody_looks_is_found(site: World) -> None:
+def test_changes_while_operator_is_down_are_found(site: World) -> None:
     site.put()
     site.settle()
     working(site).stop()
     site.api.delete("Service", site.namespace, "edge")
-    _ = site.api.patch("Deployment", site.namespace, "edge", {"spec": {"replicas": 9}}).good
+    _ = site.api.patch("Deployment", site.namespace, "edge", {"spec": {"replicas": 9}}).checked_body
     _ = site.put("second")
     token = site.cluster.operator_token()
     again = Operator(site.cluster, "again", site.cluster.kubeconfig("operator", token))
@@ -86,7 +86,7 @@ def test_what_changes_while_nobody_looks_is_found(site: World) -> None:
         again.stop()
 
 
-def test_an_operator_with_an_expired_token_waits_for_a_better_one(own: Cluster) -> None:
+def test_operator_with_expired_token_waits_for_new_token(own: Cluster) -> None:
     world = World(own, None, Addresses())
     expired = kube(world).expired_token(SYSTEM, ACCOUNT)
     operator = Operator(own, "expired", own.kubeconfig("expired", expired)).started()
@@ -94,7 +94,7 @@ def test_an_operator_with_an_expired_token_waits_for_a_better_one(own: Cluster) 
     try:
         operator.eventually(lambda: "may have expired" in operator.said(), "to be told")
         assert not is_ready(operator)
-        assert operator.admin.ask("GET", "/healthz").status == 200, "starting it again would not help"
+        assert operator.admin.request("GET", "/healthz").status == 200, "starting it again would not help"
         assert expired not in operator.said()
         world.put()
         own.kubeconfig("expired", own.operator_token())
@@ -106,7 +106,7 @@ def test_an_operator_with_an_expired_token_waits_for_a_better_one(own: Cluster) 
         world.close()
 
 
-def test_credentials_that_expire_on_the_way_are_read_again(site: World) -> None:
+def test_expired_credentials_are_read_again(site: World) -> None:
     site.put()
     site.settle()
     operator = working(site)
@@ -120,16 +120,16 @@ def test_credentials_that_expire_on_the_way_are_read_again(site: World) -> None:
         "kind": "ServiceAccount",
         "metadata": {"name": ACCOUNT, "namespace": SYSTEM},
     }
-    _ = site.api.apply(account).good
+    _ = site.api.apply(account).checked_body
     site.cluster.kubeconfig("operator", site.cluster.new_operator_token())
     site.put(servers=[server("imap", "imap", 143, 993)])
-    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", patience=LONG)
+    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", timeout=LONG)
     site.put("second")
-    site.until(lambda: site.find("Deployment", "second"), "the watch", patience=LONG)
+    site.until(lambda: site.find("Deployment", "second"), "the watch", timeout=LONG)
     assert is_ready(operator)
 
 
-def test_rights_that_are_taken_away_and_given_back(site: World) -> None:
+def test_permissions_removed_and_restored(site: World) -> None:
     binding = "mailproxy-operator"
     before = site.api.found("ClusterRoleBinding", "", binding)
     site.api.delete("ClusterRoleBinding", "", binding)
@@ -138,12 +138,12 @@ def test_rights_that_are_taken_away_and_given_back(site: World) -> None:
     operator = working(site)
     operator.eventually(lambda: refused in operator.said() or "cannot list" in operator.said(), "to be told")
     kept = {"name": binding, "labels": before["metadata"]["labels"]}
-    _ = site.api.create({**before, "metadata": kept}).good
-    site.until(lambda: site.condition() == ("False", "PodsNotReady"), "work", patience=LONG)
+    _ = site.api.create({**before, "metadata": kept}).checked_body
+    site.until(lambda: site.condition() == ("False", "PodsNotReady"), "work", timeout=LONG)
     assert operator.process.poll() is None
 
 
-def test_a_policy_that_refuses_one_object_is_named(site: World) -> None:
+def test_admission_policy_that_rejects_object_is_reported(site: World) -> None:
     policy: Object = {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
@@ -169,8 +169,8 @@ def test_a_policy_that_refuses_one_object_is_named(site: World) -> None:
         "spec": {"policyName": "no-services", "validationActions": ["Deny"]},
     }
     root = "/apis/admissionregistration.k8s.io/v1"
-    _ = site.api.post(f"{root}/validatingadmissionpolicies", policy).good
-    _ = site.api.post(f"{root}/validatingadmissionpolicybindings", bound).good
+    _ = site.api.post(f"{root}/validatingadmissionpolicies", policy).checked_body
+    _ = site.api.post(f"{root}/validatingadmissionpolicybindings", bound).checked_body
     probe = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -183,13 +183,13 @@ def test_a_policy_that_refuses_one_object_is_named(site: World) -> None:
     assert "services are made by hand here" in site.message("Accepted")
     assert "Service edge" in site.message("Accepted")
     for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
-        _ = site.api.asker.ask("DELETE", f"{root}/{plural}/no-services").good
+        _ = site.api.user.request("DELETE", f"{root}/{plural}/no-services").checked_body
     eventually(lambda: site.api.create(probe, dryRun="All").status == 201, "the end of the policy")
     site.put(workers=2)
     site.until(lambda: site.condition("Accepted") == ("True", "Accepted"), "acceptance")
 
 
-def test_a_resource_that_goes_while_it_is_worked_on(site: World) -> None:
+def test_resource_deleted_during_reconcile(site: World) -> None:
     for number in range(30):
         site.put(f"brief-{number}")
     for number in range(30):

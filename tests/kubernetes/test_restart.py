@@ -63,7 +63,7 @@ class Restarts:
 
 
 def reconciles(operator: Operator) -> float:
-    text = operator.admin.ask("GET", "/metrics").body["message"]
+    text = operator.admin.request("GET", "/metrics").body["message"]
     lines = [line for line in text.splitlines() if line.startswith("mailproxy_operator_reconciles_total")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -76,7 +76,7 @@ def restarts(idle_world: World, new_operator: NewOperator) -> Restarts:
 
 
 @pytest.mark.parametrize("spec", [{}, EVERYTHING, {"mode": "DaemonSet"}, {"mode": "Sidecar", "service": {}}])
-def test_a_second_look_changes_nothing(restarts: Restarts, spec: dict[str, object]) -> None:
+def test_resync_changes_nothing(restarts: Restarts, spec: dict[str, object]) -> None:
     world = restarts.world
     world.put(**spec)
     kind = str(spec.get("mode", "Deployment"))
@@ -91,7 +91,7 @@ def test_a_second_look_changes_nothing(restarts: Restarts, spec: dict[str, objec
     assert "finalizers" not in world.mail_proxy()["metadata"]
 
 
-def test_the_last_good_state_outlives_the_operator(restarts: Restarts) -> None:
+def test_restarted_operator_keeps_last_valid_state(restarts: Restarts) -> None:
     world = restarts.world
     world.put()
     good = world.settle()["status"]["configHash"]
@@ -105,7 +105,7 @@ def test_the_last_good_state_outlives_the_operator(restarts: Restarts) -> None:
 
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
-def test_what_was_refused_is_remembered(restarts: Restarts) -> None:
+def test_refused_sysctls_are_remembered_after_restart(restarts: Restarts) -> None:
     """Otherwise each start of the operator would create many pods that are refused."""
     world = restarts.world
     backlog = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
@@ -121,7 +121,7 @@ def test_what_was_refused_is_remembered(restarts: Restarts) -> None:
     assert world.versions() == before
 
 
-def test_the_longest_name_will_do(restarts: Restarts) -> None:
+def test_longest_name_is_reconciled(restarts: Restarts) -> None:
     name = "m" * 50
     restarts.world.put(name, **EVERYTHING)
     restarts.world.settle(name, count=1)

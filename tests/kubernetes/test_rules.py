@@ -359,7 +359,7 @@ NAMES: Final = [
 
 @pytest.fixture(scope="module")
 def api(real: Cluster) -> Api:
-    _ = real.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mail"}}).good
+    _ = real.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mail"}}).checked_body
     return real.api
 
 
@@ -388,7 +388,7 @@ def identified(case: object) -> str | None:
 
 
 @pytest.mark.parametrize(("spec", "field", "message"), REFUSED + MISTYPED, ids=identified)
-def test_what_is_wrong_is_refused_with_the_field_and_the_reason(
+def test_invalid_resource_is_rejected_with_field_and_reason(
     api: Api, spec: Object, field: str, message: str
 ) -> None:
     causes, whole = asked(api, spec)
@@ -398,30 +398,30 @@ def test_what_is_wrong_is_refused_with_the_field_and_the_reason(
 
 
 @pytest.mark.parametrize(("spec", "field", "message"), REFUSED, ids=identified)
-def test_a_rule_says_nothing_but_its_sentence(api: Api, spec: Object, field: str, message: str) -> None:
+def test_rule_violation_has_only_its_message(api: Api, spec: Object, field: str, message: str) -> None:
     causes, whole = asked(api, spec)
     assert {cause["field"] for cause in causes} == {field}, whole
     assert all(message in cause["message"] for cause in causes), whole
 
 
 @pytest.mark.parametrize("spec", TAKEN)
-def test_what_is_right_is_taken(api: Api, spec: Object) -> None:
+def test_valid_resource_is_accepted(api: Api, spec: Object) -> None:
     assert asked(api, spec) == ([], "")
     assert is_taken_by_the_loader(spec)
 
 
 @pytest.mark.parametrize(("name", "message"), NAMES)
-def test_names_that_would_not_do_for_a_service_are_refused(api: Api, name: str, message: str) -> None:
+def test_names_invalid_for_services_are_rejected(api: Api, name: str, message: str) -> None:
     causes, whole = asked(api, {}, name)
     assert any(message in cause["message"] for cause in causes), whole
     assert not is_taken_by_the_loader({}, name)
 
 
-def test_the_longest_name_is_taken(api: Api) -> None:
+def test_longest_name_is_accepted(api: Api) -> None:
     assert asked(api, {}, "a" * 50) == ([], "")
 
 
-def test_every_rule_is_tried() -> None:
+def test_every_rule_has_a_test() -> None:
     tried = {message for _, _, message in REFUSED} | {message for _, message in NAMES}
     [definition] = manifests("crd.yaml")
     assert {rule["message"] for rule in _rules(definition)} == tried

@@ -57,7 +57,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 @pytest.mark.parametrize("host", ["", "::"])
-async def test_an_address_that_stands_for_all_takes_both_families(host: str) -> None:
+async def test_wildcard_address_accepts_ipv4_and_ipv6(host: str) -> None:
     async with AdminEndpoint(
         host, 0, metrics=Metrics(), liveness_error=lambda: "", readiness_error=lambda: ""
     ) as endpoint:
@@ -76,7 +76,7 @@ async def closed(reader: asyncio.StreamReader) -> None:
             pass
 
 
-async def test_quiet_connections_do_not_pile_up(site: Site) -> None:
+async def test_connection_above_limit_closes_longest_idle_one(site: Site) -> None:
     """A new probe is served: the connection that has been idle longest is closed."""
     quiet = [await site.connect() for _ in range(admin.MAX_CONNECTIONS + 8)]
     for reader in quiet[:8]:
@@ -86,7 +86,7 @@ async def test_quiet_connections_do_not_pile_up(site: Site) -> None:
     assert not any(reader.at_eof() for reader in quiet[9:])
 
 
-async def test_a_connection_that_was_used_lately_stays(site: Site) -> None:
+async def test_recently_used_connection_is_kept(site: Site) -> None:
     """Prometheus keeps its connection from one scrape to the next."""
     kept = await site.connect(PROBE)
     assert await site.line(kept) == b"HTTP/1.1 200 OK\r\n"
@@ -100,7 +100,7 @@ async def test_a_connection_that_was_used_lately_stays(site: Site) -> None:
     assert not kept.at_eof()
 
 
-async def test_a_client_that_reads_nothing_is_closed_with_what_it_was_to_get(site: Site) -> None:
+async def test_unread_response_is_discarded_when_connection_is_closed(site: Site) -> None:
     """A normal close waits until the client reads, so sockets and their buffers would accumulate."""
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -37,7 +37,7 @@ Right = tuple[str, str, str]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_renders_what_a_pod_can_load(example: Path) -> None:
+def test_rendered_configuration_of_every_example_loads(example: Path) -> None:
     plan = planned(Resource.read(read_resource(example.read_text(), example.name)), Platform())
     loaded, _ = parse_rendered(parse_json(plan.document))
     assert loaded == plan.config
@@ -53,7 +53,7 @@ def test_every_example_meets_the_restricted_standard(example: Path, version: Kub
             _assert_restricted(manifest["spec"]["template"]["spec"])
 
 
-def test_the_operator_itself_meets_the_restricted_standard() -> None:
+def test_operator_pod_meets_restricted_standard() -> None:
     [deployment] = [one for one in _documents("operator.yaml") if one["kind"] == "Deployment"]
     _assert_restricted(deployment["spec"]["template"]["spec"])
 
@@ -75,7 +75,7 @@ def _assert_restricted(spec: dict[str, Any]) -> None:
         assert {"configMap", "secret", "projected", "emptyDir"} & volume.keys()
 
 
-def test_everything_is_in_the_kustomization() -> None:
+def test_kustomization_lists_all_manifests() -> None:
     [kustomization] = _documents("kustomization.yaml")
     assert sorted(kustomization["resources"]) == ["crd.yaml", "operator.yaml", "rbac.yaml"]
 
@@ -99,12 +99,12 @@ def _granted() -> set[Right]:
     }
 
 
-def test_there_is_no_right_on_secrets_and_no_wildcard() -> None:
+def test_no_permission_for_secrets_and_no_wildcard() -> None:
     granted = _granted()
     assert not [right for right in granted if right[1].startswith("secrets") or "*" in right]
 
 
-async def test_the_rights_are_exactly_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_permissions_are_exactly_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy_operator.api.leader_election.RENEW_SECONDS", 0.2)
     async with FakeKube() as kube:
         async with running(kube, lease_namespace="mail", identity="test"):

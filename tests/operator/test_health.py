@@ -18,7 +18,7 @@ from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.controller.resync import Resync
 from mailproxy_operator.errors import TransientError
 from mailproxy_operator.settings import Platform
-from support.kube_faults import HANGS, Fault, Running, watched, watches
+from support.kube_faults import HANGS, Fault, OperatorInProcess, running_with_metrics
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster
 from support.operator_fakekube import FakeKube
@@ -70,11 +70,13 @@ def resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandler
     cache = Cache(source)
     cache.attach({MAIL_PROXY: {}})
     reconciler = Reconciler(cache, Platform())
-    handlers = EventHandlers(reconciler, cache, recorder=lambda *_: None, ask=source.running_config)
+    handlers = EventHandlers(
+        reconciler, cache, recorder=lambda *_: None, request_config=source.running_config
+    )
     return Resync(source, cache, handlers, namespaces=(), interval=interval), handlers
 
 
-async def is_ready(operator: Running) -> None:
+async def is_ready(operator: OperatorInProcess) -> None:
     async with asyncio.timeout(60):
         while (await operator.get("/readyz"))[0] != 200:
             await asyncio.sleep(0.05)
@@ -85,7 +87,7 @@ async def for_a_while() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_listing_of_thousands_is_not_stuck() -> None:
+async def test_slow_list_with_progress_is_not_stuck() -> None:
     source = Source()
     source.is_slow = True
     async with asyncio.TaskGroup() as tasks:
@@ -99,7 +101,7 @@ async def test_a_listing_of_thousands_is_not_stuck() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_an_api_server_that_refuses_is_not_a_reason_to_start_again() -> None:
+async def test_refusing_api_server_does_not_affect_liveness() -> None:
     source = Source()
     source.failure = TransientError("busy")
     async with asyncio.TaskGroup() as tasks:
@@ -113,7 +115,7 @@ async def test_an_api_server_that_refuses_is_not_a_reason_to_start_again() -> No
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_resync_without_progress_is_reported() -> None:
+async def test_resync_without_progress_affects_liveness() -> None:
     source = Source()
     source.hangs = True
     async with asyncio.TaskGroup() as tasks:
@@ -125,7 +127,7 @@ async def test_a_resync_without_progress_is_reported() -> None:
         running.cancel()
 
 
-async def test_a_pause_that_the_server_asks_for_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_after_of_list_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "LONGEST_RETRY_SECONDS", 0.02)
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.01)
     source = Source()
@@ -137,7 +139,7 @@ async def test_a_pause_that_the_server_asks_for_is_limited(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("quick")
-async def test_kind_whose_watch_was_listed_again_is_compared_at_once() -> None:
+async def test_kind_is_compared_at_once_after_its_watch_restarts_with_a_list() -> None:
     source = Source()
     async with asyncio.TaskGroup() as tasks:
         looking, handlers = resync(source, interval=3600.0)
@@ -151,15 +153,15 @@ async def test_kind_whose_watch_was_listed_again_is_compared_at_once() -> None:
         running.cancel()
 
 
-async def test_it_is_ready_when_it_has_seen_everything_once(kube: FakeKube) -> None:
+async def test_operator_is_ready_after_all_lists_are_read(kube: FakeKube) -> None:
     fault = Fault(lambda one: one.path.endswith("/mailproxies") and "watch" not in one.query, HANGS)
     kube.faults.append(fault)
-    async with watched(kube) as operator:
-        await until(lambda: fault.met)
+    async with running_with_metrics(kube) as operator:
+        await until(lambda: fault.count)
         assert (await operator.get("/readyz"))[0] == 503
         assert (await operator.get("/healthz"))[0] == 200
     kube.faults.clear()
-    async with watched(kube) as operator:
+    async with running_with_metrics(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
         await is_ready(operator)
 
@@ -167,7 +169,7 @@ async def test_it_is_ready_when_it_has_seen_everything_once(kube: FakeKube) -> N
 async def test_malformed_requests_write_no_tracebacks(
     kube: FakeKube, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with watched(kube) as operator:
+    async with running_with_metrics(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
         caplog.clear()
         for malformed in (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\x16\x03\x01", b"GET / HTTP/9.x\r\n\r\n"):
@@ -181,32 +183,30 @@ async def test_malformed_requests_write_no_tracebacks(
         assert [record for record in caplog.records if record.exc_info] == []
 
 
-async def test_without_the_definition_it_is_not_ready(kube: FakeKube) -> None:
+async def test_operator_is_not_ready_without_crd(kube: FakeKube) -> None:
     kube.missing.add(MAIL_PROXY)
-    async with watched(kube) as operator:
-        await operator.counts("api_requests_total", verb="get")
+    async with running_with_metrics(kube) as operator:
+        await operator.wait_for_metric("api_requests_total", verb="get")
         assert (await operator.get("/readyz"))[0] == 503
         assert (await operator.get("/healthz"))[0] == 200
 
 
-async def test_whoever_stands_by_is_ready(kube: FakeKube) -> None:
-    async with watched(kube, lease_namespace="mail", identity="first") as first:
+async def test_standby_operator_is_ready(kube: FakeKube) -> None:
+    async with running_with_metrics(kube, lease_namespace="mail", identity="first") as first:
         await until(lambda: kube.find(LEASE, "mailproxy-operator"))
-        async with watched(kube, lease_namespace="mail", identity="second") as second:
-            await second.counts("api_requests_total", verb="get")
+        async with running_with_metrics(kube, lease_namespace="mail", identity="second") as second:
+            await second.wait_for_metric("api_requests_total", verb="get")
             await until(lambda: kube.find(DEPLOYMENT, "edge"))
             await is_ready(second)
             assert (await first.metric("leader"), await second.metric("leader")) == (1, 0)
 
 
-async def test_a_reconcile_that_never_ends_is_told_by_the_liveness(
-    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reconcile_that_hangs_affects_liveness(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy_operator.main.STUCK_SECONDS", 0.2)
     monkeypatch.setattr(work_queue_module, "RECONCILE_SECONDS", 3600.0)
-    async with watched(kube) as operator:
+    async with running_with_metrics(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
-        await until(lambda: watches(kube))
+        await until(kube.open_watches)
         kube.faults.append(Fault(lambda one: one.method == "PATCH", HANGS))
         kube.put(body(workers=2))
         async with asyncio.timeout(60):

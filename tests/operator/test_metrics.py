@@ -34,7 +34,7 @@ def status(ready: str, stalled: str = "NotStalled") -> dict[str, Any]:
         (None, "error"),
     ],
 )
-def test_results_are_counted(outcome: Outcome | None, result: str) -> None:
+def test_reconciles_are_counted_by_result(outcome: Outcome | None, result: str) -> None:
     meters = Metrics()
     meters.reconciled(EDGE, outcome, 0.2)
     for one in ("ok", "retry", "hopeless", "error"):
@@ -43,7 +43,7 @@ def test_results_are_counted(outcome: Outcome | None, result: str) -> None:
     assert bool(value(meters, "last_success_timestamp_seconds")) is (result in {"ok", "hopeless"})
 
 
-def test_resources_are_counted_by_their_condition_and_forgotten_with_it() -> None:
+def test_resources_are_counted_by_ready_condition() -> None:
     meters = Metrics()
     meters.reconciled(EDGE, Outcome(status=status("True")), 0.1)
     meters.reconciled(Key("mail", "b"), Outcome(status=status("Unknown", "SysctlForbidden")), 0.1)
@@ -57,7 +57,7 @@ def test_resources_are_counted_by_their_condition_and_forgotten_with_it() -> Non
     assert value(meters, "circuit_breakers_open", reason="sysctl_forbidden") == 0.0
 
 
-def test_a_refusal_counts_once_until_it_is_over() -> None:
+def test_repeated_config_error_is_counted_once() -> None:
     meters = Metrics()
     refused = Outcome(refused=ConditionCause("ListenerConflict", "no"))
     for outcome in (refused, refused, Outcome(), refused):
@@ -120,7 +120,7 @@ CATALOGUE = {
 """Name, type, and the values of each label: empty before the first event, ``None`` for any value."""
 
 
-def test_the_catalogue_is_whole_from_the_start() -> None:
+def test_all_metrics_exist_from_start() -> None:
     text, _ = Metrics().exposition()
     families = {family.name: family for family in text_string_to_metric_families(text.decode())}
     told = {f"mailproxy_operator_{name.removesuffix('_total')}" for name in CATALOGUE}
@@ -138,7 +138,7 @@ def test_the_catalogue_is_whole_from_the_start() -> None:
 @pytest.mark.parametrize(
     ("known", "revision"), [("1.2.0+abc1234", "abc1234"), ("1.2.0", "unknown"), ("unknown", "unknown")]
 )
-def test_the_revision_is_the_local_part_of_the_version(
+def test_build_revision_is_local_part_of_version(
     monkeypatch: pytest.MonkeyPatch, known: str, revision: str
 ) -> None:
     monkeypatch.setattr(meters_module, "version", lambda _: known)
@@ -146,14 +146,14 @@ def test_the_revision_is_the_local_part_of_the_version(
     assert f'revision="{revision}",version="{known}"' in text.decode()
 
 
-def test_how_long_a_watch_lasts_is_no_duration_of_a_request() -> None:
+def test_duration_of_watch_is_not_observed() -> None:
     meters = Metrics()
     meters.requested("watch", "2xx", 300.0)
     assert value(meters, "api_requests_total", verb="watch", code="2xx") == 1.0
     assert value(meters, "api_request_duration_seconds_count", verb="watch") is None
 
 
-def test_conditions_name_their_resource() -> None:
+def test_condition_series_have_resource_labels() -> None:
     meters = Metrics()
     where = {"namespace": "mail", "name": "edge"}
     for ready in ("True", "False"):
@@ -166,7 +166,7 @@ def test_conditions_name_their_resource() -> None:
     assert b"edge" not in meters.exposition()[0]
 
 
-def test_series_of_conditions_are_limited_and_the_resources_that_are_not_ready_come_first(
+def test_condition_series_are_limited_and_unready_resources_come_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(meters_module, "MAX_RESOURCES", 3)
@@ -180,7 +180,7 @@ def test_series_of_conditions_are_limited_and_the_resources_that_are_not_ready_c
     assert value(meters, "condition_resources_omitted") == 3.0
 
 
-def test_an_invalid_resource_is_no_fault_of_the_operator() -> None:
+def test_invalid_resource_counts_as_successful_reconcile() -> None:
     meters = Metrics()
     meters.reconciled(EDGE, Outcome(refused=ConditionCause("InvalidSpec", "no"), status=status("False")), 0.1)
     assert value(meters, "reconciles_total", result="error") == 0.0

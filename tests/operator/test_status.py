@@ -32,7 +32,7 @@ def made(
     return status.status(facts, plan, previous=previous, now=WRITTEN)
 
 
-def test_what_a_good_resource_says() -> None:
+def test_status_of_valid_resource() -> None:
     workload = Workload(desired=2, replicas=3, ready=2)
     seen = made(planned_for(), {}, workload=workload, addresses=(("IPAddress", "192.0.2.1"),))
     assert (seen["observedGeneration"], seen["replicas"], seen["readyReplicas"]) == (4, 3, 2)
@@ -40,7 +40,7 @@ def test_what_a_good_resource_says() -> None:
     assert len(seen["configHash"]) == 64
 
 
-def test_listeners_are_told_as_clients_and_pods_see_them() -> None:
+def test_status_lists_client_and_container_ports() -> None:
     listen = [{"port": 143}, {"address": "unix:/run/mailproxy/x"}]
     plan = planned_for(
         portStrategy="HighPort", servers=[{"name": "imap", "protocol": "imap", "listen": listen}]
@@ -62,7 +62,7 @@ def test_conflicting_sysctls_have_no_value() -> None:
 
 
 @pytest.mark.parametrize("plan", [None, planned_for(servers=[server("imap", "imap", 1143)])])
-def test_a_refused_resource_keeps_what_the_last_good_one_said(plan: Plan | None) -> None:
+def test_status_of_invalid_resource_keeps_fields_of_last_valid_one(plan: Plan | None) -> None:
     good = made(planned_for(), {})
     refused = made(plan, good, ConditionCause("InvalidSpec", "no"))
     for name in ("configHash", "selector", "listeners", "sysctls"):
@@ -97,7 +97,7 @@ def conditions(ready: str, reason: str, reconciling: str = "False") -> dict[str,
         (conditions("False", "A"), conditions("False", "B"), ("Warning", "B")),
     ],
 )
-def test_events_tell_transitions(
+def test_event_is_created_when_ready_changes(
     before: dict[str, Any], after: dict[str, Any], told: tuple[str, str] | None
 ) -> None:
     event = status.transition(body(), before, after, now=NOW)
@@ -106,7 +106,7 @@ def test_events_tell_transitions(
         assert len(event["note"]) <= 1000
 
 
-def test_two_transitions_within_a_second_are_two_events() -> None:
+def test_two_events_within_a_second_have_different_names() -> None:
     first, second = (
         status.transition(body(), {}, conditions("True", "Ready"), now=NOW + timedelta(microseconds=step))
         for step in (0, 1)
@@ -118,7 +118,7 @@ def test_two_transitions_within_a_second_are_two_events() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "is_on_its_way"),
+    ("written", "is_in_progress"),
     [
         (conditions("True", "Ready"), False),
         (conditions("False", "PodsNotReady"), True),
@@ -129,5 +129,5 @@ def test_two_transitions_within_a_second_are_two_events() -> None:
         ({"conditions": [{"type": "Reconciling", "status": "False", "reason": "Paused"}]}, False),
     ],
 )
-def test_when_another_look_is_due(written: dict[str, Any], is_on_its_way: bool) -> None:
-    assert status.is_on_its_way(written) is is_on_its_way
+def test_status_in_progress_needs_requeue(written: dict[str, Any], is_in_progress: bool) -> None:
+    assert status.is_in_progress(written) is is_in_progress

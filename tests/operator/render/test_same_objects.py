@@ -37,7 +37,7 @@ class Recording(MemoryCluster):
 
 
 @pytest.mark.parametrize("text", [path.read_text() for path in CASES], ids=[path.name for path in CASES])
-async def test_the_operator_applies_what_render_prints(text: str) -> None:
+async def test_operator_applies_same_objects_as_render_prints(text: str) -> None:
     cluster = Recording()
     stored = cluster.put(yaml.safe_load(text))
     key = Key(stored["metadata"]["namespace"], stored["metadata"]["name"])

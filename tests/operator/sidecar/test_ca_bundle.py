@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The webhook's configuration trusts every operator process; none removes another's certificate."""
+"""The webhook's caBundle has the CA of every operator process, and no process removes that of another."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.kinds import MUTATING_WEBHOOK, Kind, Manifest
 from mailproxy_operator.errors import TransientError
 from mailproxy_operator.sidecar import ca_bundle
-from mailproxy_operator.sidecar.ca_bundle import GivenAuthority, MountedCertificate, OwnCertificate, called_as
-from mailproxy_operator.sidecar.certificate import LIFETIME, issue, server_context, trusts
+from mailproxy_operator.sidecar.ca_bundle import (
+    GivenAuthority,
+    MountedCertificate,
+    OwnCertificate,
+    webhook_hosts,
+)
+from mailproxy_operator.sidecar.certificate import LIFETIME, has_authorities, issue, server_context
 
 SERVICE = {"service": {"name": "hook", "namespace": "system", "path": "/inject"}}
 
@@ -80,33 +85,28 @@ def keeper(store: Store, holder: str = "pod-0", clock: Clock | None = None) -> O
     return OwnCertificate(store, "mailproxy-operator", server_context(), holder=holder, now=clock or Clock())
 
 
-def current(one: OwnCertificate) -> str:
-    assert one._identity is not None
-    return one._identity.authority
-
-
-async def test_the_api_server_is_told_whom_to_trust_once() -> None:
+async def test_ca_bundle_is_written_once() -> None:
     store = Store(SERVICE, {**SERVICE, "caBundle": "Cg=="})
     one = keeper(store)
     assert not one.is_ready
     assert await one.refresh()
     assert one.is_ready
-    assert trusts(store.bundle(0), current(one))
-    assert trusts(store.bundle(1), current(one))
+    assert has_authorities(store.bundle(0), one.authority)
+    assert has_authorities(store.bundle(1), one.authority)
     assert await one.refresh()
     assert store.patches == 1
 
 
-async def test_several_processes_do_not_forget_each_other() -> None:
+async def test_ca_bundle_keeps_cas_of_other_processes() -> None:
     store = Store(SERVICE)
     first, second = keeper(store, "pod-0"), keeper(store, "pod-1")
     assert await first.refresh()
     assert await second.refresh()
-    assert trusts(store.bundle(), current(first))
-    assert trusts(store.bundle(), current(second))
+    assert has_authorities(store.bundle(), first.authority)
+    assert has_authorities(store.bundle(), second.authority)
 
 
-async def test_who_was_slower_looks_again() -> None:
+async def test_concurrent_write_of_ca_bundle_is_retried() -> None:
     store = Store(SERVICE)
     faster = issue(["hook.system.svc"], "pod-1", datetime.now(UTC)).authority
     store.others = [base64.b64encode(faster.encode()).decode()]
@@ -114,43 +114,43 @@ async def test_who_was_slower_looks_again() -> None:
     assert not await one.refresh()
     assert not one.is_ready
     assert await one.refresh()
-    assert trusts(store.bundle(), faster)
-    assert trusts(store.bundle(), current(one))
+    assert has_authorities(store.bundle(), faster)
+    assert has_authorities(store.bundle(), one.authority)
 
 
-async def test_what_somebody_removes_comes_back() -> None:
+async def test_removed_ca_is_written_again() -> None:
     store = Store(SERVICE)
     one = keeper(store)
     await one.refresh()
     del store.webhooks[0]["clientConfig"]["caBundle"]
     assert await one.refresh()
-    assert trusts(store.bundle(), current(one))
+    assert has_authorities(store.bundle(), one.authority)
 
 
-async def test_it_is_renewed_in_time_and_trusted_all_the_while() -> None:
+async def test_renewal_keeps_previous_ca() -> None:
     store, clock = Store(SERVICE), Clock()
     one = keeper(store, clock=clock)
     await one.refresh()
-    before = current(one)
+    before = one.authority
     clock.now += LIFETIME - timedelta(days=1)
     await one.refresh()
-    assert current(one) != before
-    assert trusts(store.bundle(), before)
-    assert trusts(store.bundle(), current(one))
+    assert one.authority != before
+    assert has_authorities(store.bundle(), before)
+    assert has_authorities(store.bundle(), one.authority)
 
 
-async def test_another_service_gets_another_certificate() -> None:
+async def test_changed_service_name_gets_new_certificate() -> None:
     store = Store(SERVICE)
     one = keeper(store)
     await one.refresh()
-    before = current(one)
+    before = one.authority
     store.webhooks[0]["clientConfig"]["service"] = {"name": "other", "namespace": "system"}
     await one.refresh()
-    assert current(one) != before
+    assert one.authority != before
 
 
 @pytest.mark.parametrize("store", [Store(), Store({"caBundle": ""})])
-async def test_without_a_configuration_nobody_is_ready(
+async def test_own_certificate_is_not_ready_without_configuration(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = keeper(store)
@@ -159,7 +159,7 @@ async def test_without_a_configuration_nobody_is_ready(
     assert "no MutatingWebhookConfiguration mailproxy-operator" in caplog.text
 
 
-async def test_an_api_server_that_fails_is_asked_again(
+async def test_api_error_is_retried(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, pauses = Store(SERVICE), []
@@ -191,8 +191,8 @@ async def test_an_api_server_that_fails_is_asked_again(
         ([{}], set()),
     ],
 )
-def test_the_names_are_those_of_the_configuration(clients: list[Any], names: set[str]) -> None:
-    assert called_as({"webhooks": [{"clientConfig": client} for client in clients]}) == names
+def test_webhook_hosts_come_from_configuration(clients: list[Any], names: set[str]) -> None:
+    assert webhook_hosts({"webhooks": [{"clientConfig": client} for client in clients]}) == names
 
 
 # --- certificates that are given -------------------------------------------------
@@ -204,9 +204,7 @@ def write(folder: Path, holder: str) -> None:
     (folder / "tls.key").write_bytes(made.key)
 
 
-def test_a_mounted_certificate_is_used_and_so_is_its_successor(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_replaced_mounted_certificate_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     one = MountedCertificate(tmp_path, server_context())
     one.refresh()
@@ -217,10 +215,10 @@ def test_a_mounted_certificate_is_used_and_so_is_its_successor(
     one.refresh()
     write(tmp_path, "b")
     one.refresh()
-    assert caplog.text.count("the webhook answers with") == 2
+    assert caplog.text.count("the webhook uses the certificate") == 2
 
 
-def test_a_broken_successor_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_mounted_certificate_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, "a")
     one = MountedCertificate(tmp_path, server_context())
     one.refresh()
@@ -244,10 +242,10 @@ def given(store: Store, authorities: str, folder: Path) -> MountedCertificate:
 
 async def refreshed(one: MountedCertificate) -> bool:
     one.refresh()
-    return await one._trusted()
+    return await one.refresh_bundle()
 
 
-async def test_a_mounted_certificate_is_ready_when_its_authority_is_trusted(tmp_path: Path) -> None:
+async def test_mounted_certificate_is_ready_when_ca_bundle_has_its_ca(tmp_path: Path) -> None:
     store, authority = Store(SERVICE, SERVICE), lasting_authority()
     write(tmp_path, "a")
     one = given(store, authority, tmp_path)
@@ -255,49 +253,49 @@ async def test_a_mounted_certificate_is_ready_when_its_authority_is_trusted(tmp_
     assert not one.is_ready
     assert await refreshed(one)
     assert one.is_ready
-    assert trusts(store.bundle(0), authority)
-    assert trusts(store.bundle(1), authority)
+    assert has_authorities(store.bundle(0), authority)
+    assert has_authorities(store.bundle(1), authority)
     assert await refreshed(one)
     assert store.patches == 1
 
 
-async def test_another_certificate_is_switched_to_while_both_are_trusted(tmp_path: Path) -> None:
+async def test_ca_bundle_has_both_cas_during_switch(tmp_path: Path) -> None:
     """In a rollout, operators with their own certificate serve until those with the Secret's are ready."""
     store, authority = Store(SERVICE), lasting_authority()
     own = keeper(store)
     await own.refresh()
     write(tmp_path, "a")
     assert await refreshed(given(store, authority, tmp_path))
-    assert trusts(store.bundle(), current(own))
-    assert trusts(store.bundle(), authority)
+    assert has_authorities(store.bundle(), own.authority)
+    assert has_authorities(store.bundle(), authority)
     # and the same in reverse
     again = keeper(store, "pod-2")
     await again.refresh()
-    assert trusts(store.bundle(), authority)
-    assert trusts(store.bundle(), current(again))
+    assert has_authorities(store.bundle(), authority)
+    assert has_authorities(store.bundle(), again.authority)
 
 
-async def test_an_authority_that_was_switched_from_goes_with_the_next_renewal() -> None:
+async def test_previous_ca_is_removed_at_next_renewal() -> None:
     store, clock, authority = Store(SERVICE), Clock(), lasting_authority()
     store.webhooks[0]["clientConfig"]["caBundle"] = base64.b64encode(authority.encode()).decode()
     one = keeper(store, clock=clock)
     await one.refresh()
-    assert trusts(store.bundle(), authority)
+    assert has_authorities(store.bundle(), authority)
     clock.now += LIFETIME - timedelta(days=1)
     await one.refresh()
-    assert not trusts(store.bundle(), authority)
-    assert trusts(store.bundle(), current(one))
+    assert not has_authorities(store.bundle(), authority)
+    assert has_authorities(store.bundle(), one.authority)
 
 
-async def test_several_given_authorities_are_trusted_together(tmp_path: Path) -> None:
+async def test_several_given_cas_are_written(tmp_path: Path) -> None:
     """As during the renewal of a certificate authority."""
     store, both = Store(SERVICE), lasting_authority() + lasting_authority("next")
     write(tmp_path, "a")
     assert await refreshed(given(store, both, tmp_path))
-    assert trusts(store.bundle(), both)
+    assert has_authorities(store.bundle(), both)
 
 
-async def test_who_is_trusted_goes_on_answering_while_the_api_server_does_not(
+async def test_api_error_after_success_keeps_webhook_ready(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(SERVICE)
@@ -314,7 +312,7 @@ async def test_who_is_trusted_goes_on_answering_while_the_api_server_does_not(
     assert "not now" in caplog.text
 
 
-async def test_an_authority_without_a_configuration_is_not_ready(
+async def test_mounted_certificate_is_not_ready_without_configuration(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, "a")

@@ -7,10 +7,10 @@ from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY, POD
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.operator_fakekube import FakeKube
 from support.operator_running import running, until
-from support.sidecars import made, pod, sidecar_body
+from support.sidecars import pod, rendered_sidecar, sidecar_body
 
 
-async def test_a_pod_that_carries_it_is_counted_as_soon_as_it_is_there() -> None:
+async def test_injected_pod_is_counted_when_created() -> None:
     def carriers() -> int | None:
         status = (kube.find(MAIL_PROXY, "edge") or {}).get("status", {})
         found: int | None = status.get("replicas")
@@ -20,7 +20,7 @@ async def test_a_pod_that_carries_it_is_counted_as_soon_as_it_is_there() -> None
         kube.put(sidecar_body())
         async with running(kube):
             await until(lambda: carriers() == 0)
-            found = inject(made(), pod())
+            found = inject(rendered_sidecar(), pod())
             assert isinstance(found, Injected)
             kube.put(found.pod)
             await until(lambda: carriers() == 1)
