@@ -95,11 +95,11 @@ def _pod(site: Site, name: str, wanted: str, namespace: str = ELSEWHERE) -> Resp
     return site.cluster.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 
-def _sidecars(answer: Response) -> list[str]:
-    return [one["name"] for one in answer.checked_body["spec"].get("initContainers", [])]
+def _sidecars(response: Response) -> list[str]:
+    return [one["name"] for one in response.checked_body["spec"].get("initContainers", [])]
 
 
-def _asked_about(site: Site, name: str, wanted: str, found: Callable[[Response], bool]) -> None:
+def _wait_for_review(site: Site, name: str, wanted: str, found: Callable[[Response], bool]) -> None:
     """Create pods until the webhook has answered for one: on a busy machine it may exceed its timeout."""
     numbers = count()
     eventually(lambda: found(_pod(site, f"{name}-{next(numbers)}", wanted)), "an answer of the webhook")
@@ -107,22 +107,22 @@ def _asked_about(site: Site, name: str, wanted: str, found: Callable[[Response],
 
 def test_pod_gets_its_sidecar_through_the_service(site: Site, resource: str) -> None:
     """Port, path, certificate name, CA bundle and permissions are all correct."""
-    _asked_about(site, "a", resource, lambda answer: _sidecars(answer) == ["mailproxy"])
+    _wait_for_review(site, "a", resource, lambda response: _sidecars(response) == ["mailproxy"])
 
 
 def test_webhook_warns_why_a_pod_gets_no_sidecar(site: Site) -> None:
-    def is_warned(answer: Response) -> bool:
-        assert _sidecars(answer) == []
-        return any("nobody" in warning for warning in answer.warnings)
+    def is_warned(response: Response) -> bool:
+        assert _sidecars(response) == []
+        return any("nobody" in warning for warning in response.warnings)
 
-    _asked_about(site, "b", "nobody", is_warned)
+    _wait_for_review(site, "b", "nobody", is_warned)
 
 
 def test_webhook_ignores_pods_in_the_operators_namespace(site: Site) -> None:
     account = {"name": "default", "namespace": NAMESPACE}
     site.cluster.api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
-    answer = _pod(site, "a-2", "nobody", NAMESPACE)
-    assert not [warning for warning in answer.warnings if "nobody" in warning]
+    response = _pod(site, "a-2", "nobody", NAMESPACE)
+    assert not [warning for warning in response.warnings if "nobody" in warning]
 
 
 def test_pods_are_created_without_the_operator(site: Site, resource: str) -> None:

@@ -117,14 +117,14 @@ class Client:
         self._socket.sendall(line.encode() + b"\r\n")
 
     def receive(self) -> str:
-        return _as_on_the_page(self._file.readline()).decode().removesuffix("\r\n")
+        return _normalize(self._file.readline()).decode().removesuffix("\r\n")
 
     def close(self) -> None:
         self._file.close()
         self._socket.close()
 
 
-def _as_on_the_page(line: bytes) -> bytes:
+def _normalize(line: bytes) -> bytes:
     """Replace the challenge, which may be encoded, by that of the page."""
     prompt, space, encoded = line.rstrip(b"\r\n").partition(b" ")
     try:
@@ -136,7 +136,7 @@ def _as_on_the_page(line: bytes) -> bytes:
     return _CHALLENGE.sub(CHALLENGE, line)
 
 
-def _request_as_on_the_page(data: bytes) -> str:
+def _normalize_request(data: bytes) -> str:
     text = _CHALLENGE.sub(CHALLENGE, data).decode()
     assert "\n" not in text.replace("\r\n", "")
     text = text.replace("\r\nClient-IP: 127.0.0.1\r\n", "\r\nClient-IP: 192.0.2.42\r\n").replace("\r\n", "\n")
@@ -228,7 +228,7 @@ def test_examples_equal_requests_of_proxy(world: World, example: Example) -> Non
                 case "TLS":
                     client.handshake()
                 case "request":
-                    assert _request_as_on_the_page(world.requests.receive()) == text
+                    assert _normalize_request(world.requests.receive()) == text
                 case "response":
                     world.requests.respond(world.response(text, example))
                 case _:

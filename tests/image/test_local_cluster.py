@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make kind``, with programs on the path that record how they are called and answer as they are told."""
+"""``make kind``, with stand-ins for programs on the path: they record calls and print what a test sets."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class StandIns:
         return {"PATH": str(self.folder / "bin"), "HOME": str(self.folder), **more}
 
     def run(
-        self, *options: str, typed: str | None = None, **environment: str
+        self, *options: str, stdin: str | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         command = [
             sys.executable,
@@ -92,7 +92,7 @@ class StandIns:
             *options,
         ]
         given = self.environment(**environment)
-        if typed is None:
+        if stdin is None:
             return subprocess.run(
                 command,
                 env=given,
@@ -104,7 +104,7 @@ class StandIns:
             )
         master, slave = pty.openpty()
         try:
-            os.write(master, typed.encode())
+            os.write(master, stdin.encode())
             return subprocess.run(
                 command, env=given, stdin=slave, capture_output=True, text=True, timeout=60, check=False
             )
@@ -267,9 +267,9 @@ def test_cluster_is_created_after_confirmation(path: StandIns) -> None:
     assert done.returncode == 4
     assert "To create one: kind create cluster --name mailproxy" in done.stderr
     assert path.changes() == []
-    assert path.run(typed="n\n").returncode == 4
+    assert path.run(stdin="n\n").returncode == 4
     assert path.changes() == []
-    assert path.run(typed="y\n").returncode == 0
+    assert path.run(stdin="y\n").returncode == 0
     assert path.changes()[0] == "kind create cluster --name mailproxy"
     assert "kubectl --context kind-mailproxy" in "\n".join(path.changes())
 
@@ -280,9 +280,9 @@ def test_only_kind_context_is_used_and_after_confirmation(path: StandIns) -> Non
     assert done.returncode == 4
     assert "kubectl points to 'production', which is no cluster of kind." in done.stderr
     assert "CLUSTER_NAME=mail" in done.stderr
-    assert path.run(typed="\n").returncode == 4
+    assert path.run(stdin="\n").returncode == 4
     assert path.changes() == []
-    for answered in (path.run(typed="y\n"), path.run(YES="1"), path.run("--name", "mail")):
+    for answered in (path.run(stdin="y\n"), path.run(YES="1"), path.run("--name", "mail")):
         assert answered.returncode == 0, answered.stderr
     assert "production" not in "\n".join(path.commands())
     assert not any("use-context" in command for command in path.commands())

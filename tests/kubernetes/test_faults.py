@@ -21,7 +21,7 @@ LONG = 90.0
 
 
 @pytest.fixture(scope="module")
-def own(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def own_cluster(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """An API server that a test may stop without effect on other tests."""
     found = programs()
     assert found is not None, "there is one already"
@@ -31,11 +31,11 @@ def own(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clu
 
 
 @pytest.fixture
-def site(own: Cluster, request: pytest.FixtureRequest) -> Iterator[World]:
+def site(own_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[World]:
     """A namespace and an operator for these tests; the operator resyncs every few seconds."""
-    kubeconfig = own.kubeconfig("operator", own.operator_token())
-    operator = Operator(own, request.node.name, kubeconfig, ["--resync=5"])
-    world = World(own, operator, Addresses())
+    kubeconfig = own_cluster.kubeconfig("operator", own_cluster.operator_token())
+    operator = Operator(own_cluster, request.node.name, kubeconfig, ["--resync=5"])
+    world = World(own_cluster, operator, Addresses())
     try:
         operator.started()
         yield world
@@ -44,12 +44,12 @@ def site(own: Cluster, request: pytest.FixtureRequest) -> Iterator[World]:
         world.close()
 
 
-def kube(world: World) -> KubeServer:
+def api_server(world: World) -> KubeServer:
     assert world.cluster.server is not None
     return world.cluster.server
 
 
-def working(world: World) -> Operator:
+def running_operator(world: World) -> Operator:
     assert world.operator is not None
     return world.operator
 
@@ -61,8 +61,8 @@ def is_ready(operator: Operator) -> bool:
 def test_restart_of_api_server(site: World) -> None:
     site.put()
     site.settle()
-    kube(site).stop()
-    kube(site).start()
+    api_server(site).stop()
+    api_server(site).start()
     site.put(servers=[server("imap", "imap", 143, 993)])
     site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", timeout=LONG)
     site.api.delete("Service", site.namespace, "edge")
@@ -72,7 +72,7 @@ def test_restart_of_api_server(site: World) -> None:
 def test_changes_while_operator_is_down_are_found(site: World) -> None:
     site.put()
     site.settle()
-    working(site).stop()
+    running_operator(site).stop()
     site.api.delete("Service", site.namespace, "edge")
     _ = site.api.patch("Deployment", site.namespace, "edge", {"spec": {"replicas": 9}}).checked_body
     _ = site.put("second")
@@ -86,21 +86,21 @@ def test_changes_while_operator_is_down_are_found(site: World) -> None:
         again.stop()
 
 
-def test_operator_with_expired_token_waits_for_new_token(own: Cluster) -> None:
-    world = World(own, None, Addresses())
-    expired = kube(world).expired_token(SYSTEM, ACCOUNT)
-    operator = Operator(own, "expired", own.kubeconfig("expired", expired)).started()
+def test_operator_with_expired_token_waits_for_new_token(own_cluster: Cluster) -> None:
+    world = World(own_cluster, None, Addresses())
+    expired = api_server(world).expired_token(SYSTEM, ACCOUNT)
+    operator = Operator(own_cluster, "expired", own_cluster.kubeconfig("expired", expired)).started()
     world.operator = operator
     try:
-        operator.eventually(lambda: "may have expired" in operator.said(), "to be told")
+        operator.eventually(lambda: "may have expired" in operator.said(), "to be logged")
         assert not is_ready(operator)
         assert operator.admin.request("GET", "/healthz").status == 200, "starting it again would not help"
         assert expired not in operator.said()
         world.put()
-        own.kubeconfig("expired", own.operator_token())
+        own_cluster.kubeconfig("expired", own_cluster.operator_token())
         world.until(lambda: world.find("Deployment"), "work")
         assert is_ready(operator)
-        assert own.operator_token() not in operator.said()
+        assert own_cluster.operator_token() not in operator.said()
     finally:
         operator.stop()
         world.close()
@@ -109,11 +109,11 @@ def test_operator_with_expired_token_waits_for_new_token(own: Cluster) -> None:
 def test_expired_credentials_are_read_again(site: World) -> None:
     site.put()
     site.settle()
-    operator = working(site)
+    operator = running_operator(site)
     site.api.delete("ServiceAccount", SYSTEM, ACCOUNT)
-    kube(site).stop()
-    kube(site).start()  # watches end, and start again with the old token
-    site.operator.eventually(lambda: "watching: the API server" in site.operator.said(), "to be told")  # type: ignore[union-attr]
+    api_server(site).stop()
+    api_server(site).start()  # watches end, and start again with the old token
+    site.operator.eventually(lambda: "watching: the API server" in site.operator.said(), "to be logged")  # type: ignore[union-attr]
     assert not is_ready(site.operator)
     account = {
         "apiVersion": "v1",
@@ -135,8 +135,10 @@ def test_permissions_removed_and_restored(site: World) -> None:
     site.api.delete("ClusterRoleBinding", "", binding)
     site.put()
     refused = "cannot get resource"
-    operator = working(site)
-    operator.eventually(lambda: refused in operator.said() or "cannot list" in operator.said(), "to be told")
+    operator = running_operator(site)
+    operator.eventually(
+        lambda: refused in operator.said() or "cannot list" in operator.said(), "to be logged"
+    )
     kept = {"name": binding, "labels": before["metadata"]["labels"]}
     _ = site.api.create({**before, "metadata": kept}).checked_body
     site.until(lambda: site.condition() == ("False", "PodsNotReady"), "work", timeout=LONG)
@@ -196,7 +198,7 @@ def test_resource_deleted_during_reconcile(site: World) -> None:
         site.api.delete("MailProxy", site.namespace, f"brief-{number}")
     site.put("last")
     site.until(lambda: site.condition(name="last")[0], "the last one")
-    assert [line for line in working(site).lines() if "exception" in line] == []
+    assert [line for line in running_operator(site).lines() if "exception" in line] == []
     site.collect_garbage()
     site.put("later")
     site.until(lambda: site.condition(name="later")[0], "a later one")

@@ -113,6 +113,6 @@ def test_lease_is_owned_by_pod_of_holder(idle_world: World, new_operator: NewOpe
 def test_forbidden_lease_is_logged(idle_world: World, new_operator: NewOperator) -> None:
     options = ("--lease-namespace=kube-system", f"--namespace={idle_world.namespace}")
     operator = new_operator("unwelcome", *options).started()
-    operator.eventually(lambda: "could not be acquired" in operator.said(), "to be told")
+    operator.eventually(lambda: "could not be acquired" in operator.said(), "to be logged")
     assert "forbidden" in operator.said()
     assert operator.process.poll() is None

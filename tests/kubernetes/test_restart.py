@@ -35,7 +35,7 @@ class Restarts:
     world: World
     new: NewOperator
 
-    def again(self) -> Operator:
+    def restart(self) -> Operator:
         """Stop the running operator, start another, and wait until it has reconciled all resources."""
         if self.world.operator is not None:
             self.world.operator.stop()
@@ -43,7 +43,7 @@ class Restarts:
         self.world.operator = begun
         return begun
 
-    def at_rest(self) -> dict[tuple[str, str], str]:
+    def wait_until_idle(self) -> dict[tuple[str, str], str]:
         """Return the versions of all objects, after two seconds without a change by the operator."""
 
         def unchanged() -> dict[tuple[str, str], str] | None:
@@ -55,10 +55,10 @@ class Restarts:
         assert found is not None
         return found
 
-    def after_a_look(self) -> None:
+    def wait_for_resync(self) -> None:
         """Restart the operator, and wait for the first reconcile of every resource."""
         count = len(self.world.api.list("MailProxy", self.world.namespace))
-        operator = self.again()
+        operator = self.restart()
         self.world.until(lambda: reconciles(operator) >= count, "the first look")
 
 
@@ -71,7 +71,7 @@ def reconciles(operator: Operator) -> float:
 @pytest.fixture
 def restarts(idle_world: World, new_operator: NewOperator) -> Restarts:
     made = Restarts(idle_world, new_operator)
-    made.again()
+    made.restart()
     return made
 
 
@@ -86,7 +86,7 @@ def test_resync_changes_nothing(restarts: Restarts, spec: dict[str, object]) -> 
         world.settle(kind=kind, count=2)
     world.until(lambda: world.condition("Reconciling") == ("False", "Settled"), "it to settle")
     before = world.versions()
-    restarts.after_a_look()
+    restarts.wait_for_resync()
     assert world.versions() == before
     assert "finalizers" not in world.mail_proxy()["metadata"]
 
@@ -98,7 +98,7 @@ def test_restarted_operator_keeps_last_valid_state(restarts: Restarts) -> None:
     world.put(mail={"authHttp": "http://auth.mail.svc:9000/auth", "setRealIpFrom": ["192.0.2.0/99"]})
     world.until(lambda: world.condition() == ("False", "InvalidSpec"), "the refusal")
     before = world.versions()
-    restarts.after_a_look()
+    restarts.wait_for_resync()
     assert world.versions() == before
     assert world.status()["configHash"] == good
     assert world.found("ConfigMap", "edge-config")["data"]["mailproxy.json"]
@@ -116,8 +116,8 @@ def test_refused_sysctls_are_remembered_after_restart(restarts: Restarts) -> Non
     world.set_pod_status("edge-bad", {"phase": "Failed", "reason": "SysctlForbidden", "message": message})
     world.until(lambda: world.condition("Stalled") == ("True", "SysctlForbidden"), "the breaker")
     world.until(lambda: world.find("Pod", "edge-bad") is None, "the refused pod to go")
-    before = restarts.at_rest()
-    restarts.after_a_look()
+    before = restarts.wait_until_idle()
+    restarts.wait_for_resync()
     assert world.versions() == before
 
 

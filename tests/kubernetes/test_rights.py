@@ -47,7 +47,7 @@ class Life:
         return self.cluster.server.requests(USER)
 
 
-def kind_of_its_own(name: str, plural: str) -> Object:
+def additional_kind(name: str, plural: str) -> Object:
     """Return a definition like those of the Prometheus operator, without its schema."""
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
@@ -95,7 +95,7 @@ def _without_monitoring(world: World) -> None:
     world.put(monitoring=MONITORING)
     world.settle()
     for name, plural in (("PodMonitor", "podmonitors"), ("PrometheusRule", "prometheusrules")):
-        _ = world.api.apply(kind_of_its_own(name, plural)).checked_body
+        _ = world.api.apply(additional_kind(name, plural)).checked_body
         listing = f"/apis/monitoring.coreos.com/v1/{plural}"
         eventually(lambda listing=listing: world.api.get(listing).status == 200, name)  # type: ignore[misc]
 
@@ -106,7 +106,7 @@ def _with_everything(world: World) -> None:
     kinds = ("HorizontalPodAutoscaler", "NetworkPolicy", "PodMonitor", "PrometheusRule")
     world.until(lambda: all(world.find(kind) for kind in kinds), "every kind")
     _edit_a_port(world)
-    _meet_pods(world)
+    _handle_pods(world)
     world.put(mode="DaemonSet", pod={"serviceAccountName": "their-own"})
     world.until(lambda: world.find("DaemonSet"), "the DaemonSet")
     world.report(world.found("DaemonSet"), 1)
@@ -123,7 +123,7 @@ def _edit_a_port(world: World) -> None:
     world.until(lambda: world.found("Service")["spec"]["ports"][0]["port"] == 143, "the repair")
 
 
-def _meet_pods(world: World) -> None:
+def _handle_pods(world: World) -> None:
     world.make_pod("edge-starting", world.found("Deployment"))
     world.make_pod("edge-refused", world.found("Deployment"))
     message = 'forbidden sysctl: "net.ipv4.ip_unprivileged_port_start" not allowlisted'
@@ -145,11 +145,11 @@ def granted() -> dict[str, set[Right]]:
     found: dict[str, set[Right]] = {"ClusterRole": set(), "Role": set()}
     for role in documents:
         if (role["kind"], role["metadata"]["name"]) in bound:
-            found[role["kind"]] |= {right for rule in role["rules"] for right in _rights(rule)}
+            found[role["kind"]] |= {right for rule in role["rules"] for right in _permissions(rule)}
     return found
 
 
-def _rights(rule: dict[str, Any]) -> Iterator[Right]:
+def _permissions(rule: dict[str, Any]) -> Iterator[Right]:
     for group in rule.get("apiGroups", []):
         for resource in rule["resources"]:
             for verb in rule["verbs"]:
@@ -218,12 +218,12 @@ def test_owner_references_need_permission_on_finalizers(life: Life) -> None:
         "metadata": {"name": "child", "namespace": life.world.namespace, "ownerReferences": [owner]},
     }
     for role in ("mailproxy-operator", "without"):
-        answer = _as_somebody_with(life, role).request("POST", life.world.path("ConfigMap", ""), child)
+        answer = _user_with_role(life, role).request("POST", life.world.path("ConfigMap", ""), child)
         assert answer.status == (201 if role == "mailproxy-operator" else 403), answer
     assert "finalizers" in answer.message
 
 
-def _as_somebody_with(life: Life, role: str) -> Any:
+def _user_with_role(life: Life, role: str) -> Any:
     """Return a client with the operator's role, or with that role without the right on finalizers."""
     assert life.cluster.server is not None
     [rules] = [

@@ -161,7 +161,7 @@ def test_other_pods_are_not_changed(place: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "spec", "told"),
+    ("label", "spec", "expected"),
     [
         ("nobody", {}, "MailProxy nobody does not exist"),
         ("edge", {"mode": "Deployment"}, "MailProxy edge has mode Deployment"),
@@ -170,14 +170,14 @@ def test_other_pods_are_not_changed(place: World) -> None:
     ],
 )
 def test_conflicting_pod_runs_without_sidecar_and_is_reported(
-    place: World, label: str, spec: dict[str, Any], told: str
+    place: World, label: str, spec: dict[str, Any], expected: str
 ) -> None:
     place.put(**{**SPEC, **spec})
     answer = created(place, pod(place, "dovecot-0", label))
     assert sidecar_of(answer.checked_body) is None
-    assert any(told in warning for warning in answer.warnings)
+    assert any(expected in warning for warning in answer.warnings)
     events = place.api.list("Event", place.namespace)
-    assert [one["reason"] for one in events if told in one["note"]] == ["SidecarMissing"]
+    assert [one["reason"] for one in events if expected in one["note"]] == ["SidecarMissing"]
 
 
 def test_failure_policy_fail_denies_pods(place: World) -> None:
@@ -225,11 +225,11 @@ def test_status_counts_pods_by_sidecar_and_configuration(place: World) -> None:
     eventually(lambda: place.status()["configHash"] != digest, "the new configuration")
     newer = place.status()["configHash"]
 
-    def told() -> list[str]:
+    def config_hashes() -> list[str]:
         pods = [place.found("Pod", name) for name in ("dovecot-0", "dovecot-1")]
         return [one["metadata"]["annotations"]["mailproxy.dev/config-hash"] for one in pods]
 
-    eventually(lambda: told() == [newer, newer], "the pods to be told, so that the kubelet looks at once")
+    eventually(lambda: config_hashes() == [newer, newer], "the pods to be annotated")
 
 
 def numbers(world: World) -> tuple[int | None, ...]:

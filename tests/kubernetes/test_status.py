@@ -27,7 +27,7 @@ BACKLOG: Final = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "
 UNSAFE: Final[Object] = {"servers": [BACKLOG], "sysctls": {"unsafe": "Allow"}}
 
 
-def eventually_is(world: World, kind: str, wanted: tuple[str, str]) -> None:
+def wait_for_condition(world: World, kind: str, wanted: tuple[str, str]) -> None:
     world.until(lambda: world.condition(kind) == wanted, f"{kind}={wanted}")
 
 
@@ -83,21 +83,21 @@ def test_synced_pods_are_counted_one_by_one(world: World) -> None:
     world.settle()
     pods = sorted(pod["metadata"]["name"] for pod in world.pods())
     world.put(mail={**AUTH, "timeout": "30s"})
-    eventually_is(world, "ConfigSynced", ("False", "ConfigPropagating"))
-    eventually_is(world, "Reconciling", ("True", "ConfigPropagating"))
+    wait_for_condition(world, "ConfigSynced", ("False", "ConfigPropagating"))
+    wait_for_condition(world, "Reconciling", ("True", "ConfigPropagating"))
     wanted = world.status()["configHash"]
     world.report_config(wanted, pods=(pods[0],))
     world.until(lambda: world.status()["podsSynced"] == 1, "one pod")
     assert world.condition() == ("False", "ConfigPropagating")
     world.report_config("older", "spec.mail: no", pods=(pods[1],))
-    eventually_is(world, "ConfigSynced", ("False", "ConfigRejected"))
+    wait_for_condition(world, "ConfigSynced", ("False", "ConfigRejected"))
     assert pods[1] in world.message()
     assert "spec.mail: no" in world.message()
     assert world.condition("Stalled") == ("True", "ConfigRejected")
     world.put(mail={**AUTH, "timeout": "31s"})
     world.until(lambda: world.status()["configHash"] != wanted, "a newer configuration")
     world.report_config(world.status()["configHash"])
-    eventually_is(world, "Ready", ("True", "Ready"))
+    wait_for_condition(world, "Ready", ("True", "Ready"))
 
 
 def test_pod_without_response_is_unknown(world: World) -> None:
@@ -108,7 +108,7 @@ def test_pod_without_response_is_unknown(world: World) -> None:
     world.put(mail={**AUTH, "timeout": "30s"})
     world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
     world.report_config(world.status()["configHash"])
-    eventually_is(world, "ConfigSynced", ("Unknown", "PodsUnreachable"))
+    wait_for_condition(world, "ConfigSynced", ("Unknown", "PodsUnreachable"))
     assert silent in world.message()
     assert world.condition() == ("Unknown", "PodsUnreachable")
 
@@ -140,7 +140,7 @@ def test_times_and_events_change_only_with_transitions(world: World) -> None:
     world.put(mail={**AUTH, "timeout": "30s"})
     world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
     world.report_config(world.status()["configHash"])
-    eventually_is(world, "Ready", ("True", "Ready"))
+    wait_for_condition(world, "Ready", ("True", "Ready"))
     after = {one["type"]: one["lastTransitionTime"] for one in world.status()["conditions"]}
     same = ("Accepted", "ResolvedRefs", "Available", "Stalled")
     assert {name: after[name] for name in same} == {name: times[name] for name in same}
@@ -175,7 +175,7 @@ def test_scaled_to_zero(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
+    ("failure", "reason"),
     [
         ('secret "mail-tls" not found', "SecretNotFound"),
         (
@@ -190,12 +190,12 @@ def test_scaled_to_zero(world: World) -> None:
         ("failed to sync secret cache: timed out waiting for the condition", "MountFailed"),
     ],
 )
-def test_mount_failure_is_reported(world: World, trouble: str, reason: str) -> None:
-    message = f"{trouble}"
+def test_mount_failure_is_reported(world: World, failure: str, reason: str) -> None:
+    message = f"{failure}"
     tls = {"sslCertificate": [{"secretName": "mail-tls"}], "starttls": "Enabled"}
     world.put(replicas=1, mail={**AUTH, **tls})
     world.until(lambda: world.find("Deployment"), "the Deployment")
-    eventually_is(world, "ResolvedRefs", ("Unknown", "NotYetMounted"))
+    wait_for_condition(world, "ResolvedRefs", ("Unknown", "NotYetMounted"))
     world.make_pod("edge-a", world.found("Deployment"))
     waiting = {"name": "mailproxy", "image": "m", "imageID": "", "ready": False, "restartCount": 0}
     stuck = {**waiting, "state": {"waiting": {"reason": "ContainerCreating"}}}
@@ -215,7 +215,7 @@ def test_mount_failure_is_reported(world: World, trouble: str, reason: str) -> N
             "lastTimestamp": "2026-01-01T00:00:00Z",
         },
     ).checked_body  # fmt: skip
-    eventually_is(world, "ResolvedRefs", ("False", reason))
+    wait_for_condition(world, "ResolvedRefs", ("False", reason))
     assert message in world.message()
     world.until(lambda: reason in [one["reason"] for one in world.events()], "the event")
     assert {one["type"] for one in world.events() if one["reason"] == reason} == {"Warning"}
@@ -228,7 +228,7 @@ def test_unschedulable_pod_is_reported_with_message(world: World) -> None:
     message = "0/3 nodes are available: 3 Insufficient cpu."
     pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     world.set_pod_status("edge-a", {"phase": "Pending", "conditions": [pending]})
-    eventually_is(world, "Available", ("False", "Unschedulable"))
+    wait_for_condition(world, "Available", ("False", "Unschedulable"))
     assert world.message("Available") == f"pod edge-a: {message}"
 
 
@@ -236,13 +236,13 @@ def test_daemon_set_without_nodes_is_not_ready(world: World) -> None:
     world.put(mode="DaemonSet")
     workload = world.until(lambda: world.find("DaemonSet"), "the DaemonSet")
     world.report(workload, 0)
-    eventually_is(world, "Ready", ("False", "NoNodes"))
+    wait_for_condition(world, "Ready", ("False", "NoNodes"))
     assert "nodeSelector" in world.message()
 
 
 def test_sidecar_with_uninjected_pod_is_not_ready(world: World) -> None:
     world.put(mode="Sidecar")
-    eventually_is(world, "Ready", ("True", "Ready"))
+    wait_for_condition(world, "Ready", ("True", "Ready"))
     assert "no pod requests the sidecar" in world.message()
     bare = {
         "apiVersion": "v1",
@@ -255,10 +255,10 @@ def test_sidecar_with_uninjected_pod_is_not_ready(world: World) -> None:
     account = {"apiVersion": "v1", "kind": "ServiceAccount"}
     world.api.create({**account, "metadata": {"name": "default", "namespace": world.namespace}})
     _ = world.api.create(bare).checked_body
-    eventually_is(world, "Ready", ("False", "SidecarMissing"))
+    wait_for_condition(world, "Ready", ("False", "SidecarMissing"))
     assert "app" in world.message()
     world.api.delete("Pod", world.namespace, "app")
-    eventually_is(world, "Ready", ("True", "Ready"))
+    wait_for_condition(world, "Ready", ("True", "Ready"))
 
 
 def test_pod_that_does_not_start_is_reported(world: World) -> None:
@@ -274,12 +274,12 @@ def test_pod_that_does_not_start_is_reported(world: World) -> None:
         "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}},
     }
     world.set_pod_status("edge-a", {"phase": "Pending", "containerStatuses": [stuck]})
-    eventually_is(world, "Available", ("False", "ImagePullFailed"))
+    wait_for_condition(world, "Available", ("False", "ImagePullFailed"))
     assert "Back-off pulling image" in world.message()
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
+    ("failure", "reason"),
     [
         ({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}, "PodsRefused"),
         (
@@ -288,17 +288,17 @@ def test_pod_that_does_not_start_is_reported(world: World) -> None:
         ),
     ],
 )
-def test_deployment_failures_are_reported(world: World, trouble: Object, reason: str) -> None:
+def test_deployment_failures_are_reported(world: World, failure: Object, reason: str) -> None:
     world.put()
     workload = world.until(lambda: world.find("Deployment"), "the Deployment")
-    told = {
-        **trouble,
+    condition = {
+        **failure,
         "message": "exceeded quota",
         "lastUpdateTime": "2026-01-01T00:00:00Z",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
-    world.report(workload, 0, conditions=[told])
-    eventually_is(world, "Available", ("False", reason))
+    world.report(workload, 0, conditions=[condition])
+    wait_for_condition(world, "Available", ("False", reason))
     assert world.message("Available") == "exceeded quota"
 
 
@@ -311,7 +311,7 @@ def test_refused_sysctl_is_removed_and_running_pods_are_kept(world: World) -> No
     for number in range(3):
         world.make_pod(f"edge-bad-{number}", world.found("Deployment"))
         fail(world, f"edge-bad-{number}", "net.core.somaxconn")
-    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    wait_for_condition(world, "Stalled", ("True", "SysctlForbidden"))
     world.until(
         lambda: not any("bad" in pod["metadata"]["name"] for pod in world.pods()), "failed pods to go"
     )
@@ -320,8 +320,8 @@ def test_refused_sysctl_is_removed_and_running_pods_are_kept(world: World) -> No
     assert after["spec"]["template"]["metadata"] == good["metadata"]
     note = json.loads(after["metadata"]["annotations"]["mailproxy.dev/refused-sysctls"])
     assert note == {"generation": 2, "names": ["net.core.somaxconn"]}
-    told = sysctl(world, "net.core.somaxconn")
-    assert (told["applied"], told["reason"]) == (False, "SysctlForbidden")
+    entry = sysctl(world, "net.core.somaxconn")
+    assert (entry["applied"], entry["reason"]) == (False, "SysctlForbidden")
     assert world.condition() == ("False", "SysctlForbidden")
     assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
     assert "allowedUnsafeSysctls" in world.message("Stalled")
@@ -339,7 +339,7 @@ def test_refused_port_start_sysctl_is_removed(world: World) -> None:
     world.until(lambda: world.condition("Reconciling") == ("True", "RollingOut"), "the roll-out")
     world.make_pod("edge-bad", world.found("Deployment"))
     fail(world, "edge-bad", name)
-    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    wait_for_condition(world, "Stalled", ("True", "SysctlForbidden"))
     assert "HighPort" in world.message("Stalled")
     assert template_sysctls(world) == []
     world.until(lambda: world.find("Pod", "edge-bad") is None, "the failed pod to go")
@@ -360,7 +360,7 @@ def test_refused_sysctl_creates_few_pods(world: World) -> None:
         made += 1
         time.sleep(PACE)
     assert 1 <= made <= 10
-    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    wait_for_condition(world, "Stalled", ("True", "SysctlForbidden"))
     assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
     world.until(
         lambda: not any("bad" in one["metadata"]["name"] for one in world.pods()), "failed pods to go"
@@ -397,11 +397,11 @@ def test_error_found_only_by_api_server_is_reported(
     world: World, spec: dict[str, Any], reason: str, word: str
 ) -> None:
     world.put(**spec)
-    eventually_is(world, "Accepted", ("False", reason))
+    wait_for_condition(world, "Accepted", ("False", reason))
     assert word in world.message("Accepted")
     assert world.condition("Stalled") == ("True", reason)
     world.put()
-    eventually_is(world, "Accepted", ("True", "Accepted"))
+    wait_for_condition(world, "Accepted", ("True", "Accepted"))
 
 
 @only_real
@@ -420,7 +420,7 @@ def test_quota_error_is_reported(world: World) -> None:
         {"hard": quota["spec"]["hard"], "used": {"count/deployments.apps": "0"}},
     ).checked_body
     world.put()
-    eventually_is(world, "Accepted", ("False", "Forbidden"))
+    wait_for_condition(world, "Accepted", ("False", "Forbidden"))
     assert "exceeded quota" in world.message("Accepted")
     world.api.delete("ResourceQuota", world.namespace, "none")
 
@@ -430,7 +430,7 @@ def test_pod_security_warning_is_reported(world: World) -> None:
     label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     _ = world.api.patch("Namespace", "", world.namespace, label).checked_body
     world.put()
-    eventually_is(world, "Accepted", ("True", "Accepted"))
+    wait_for_condition(world, "Accepted", ("True", "Accepted"))
     assert "would violate" not in world.message("Accepted"), "what we render is restricted"
     world.settle()
     world.put(portStrategy="HighPort", pod={"hostNetwork": True})

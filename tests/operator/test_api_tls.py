@@ -45,13 +45,13 @@ def authority() -> PlainAuthority:
 
 
 @pytest.fixture
-def serving(authority: PlainAuthority, tmp_path: Path) -> ssl.SSLContext:
+def tls_context(authority: PlainAuthority, tmp_path: Path) -> ssl.SSLContext:
     return authority.server_context(tmp_path)
 
 
 @pytest.fixture
-async def kube(serving: ssl.SSLContext) -> AsyncIterator[FakeKube]:
-    async with FakeKube(serving) as fake:
+async def kube(tls_context: ssl.SSLContext) -> AsyncIterator[FakeKube]:
+    async with FakeKube(tls_context) as fake:
         fake.put(body())
         yield fake
 
@@ -78,13 +78,13 @@ def renew(ca: Path, authority: PlainAuthority) -> None:
     other.replace(ca)
 
 
-async def ready(running: OperatorInProcess) -> None:
+async def wait_until_ready(running: OperatorInProcess) -> None:
     async with asyncio.timeout(60):
         while (await running.get("/readyz"))[0] != 200:
             await asyncio.sleep(0.05)
 
 
-async def why_not(running: OperatorInProcess, text: str) -> None:
+async def wait_until_not_ready(running: OperatorInProcess, text: str) -> None:
     async with asyncio.timeout(60):
         while text not in (await running.get("/readyz"))[1]:
             await asyncio.sleep(0.05)
@@ -95,7 +95,7 @@ async def test_ca_without_key_usage_and_key_identifiers_is_accepted(kube: FakeKu
     async with operator(kube, ca) as running:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
         await until(kube.open_watches)
-        await ready(running)
+        await wait_until_ready(running)
 
 
 async def test_certificate_of_another_ca_is_rejected(
@@ -103,48 +103,48 @@ async def test_certificate_of_another_ca_is_rejected(
 ) -> None:
     renew(ca, PlainAuthority())
     async with operator(kube, ca) as running:
-        await why_not(running, "certificate is not accepted: 127.0.0.1:")
+        await wait_until_not_ready(running, "certificate is not accepted: 127.0.0.1:")
         assert "certificate signature failure" in caplog.text or "unable to get" in caplog.text
         assert (await running.get("/healthz"))[0] == 200, "another start would not help"
         assert kube.open_watches() == []
 
 
 async def test_renewed_ca_file_is_used_without_restart(
-    kube: FakeKube, ca: Path, serving: ssl.SSLContext, tmp_path: Path
+    kube: FakeKube, ca: Path, tls_context: ssl.SSLContext, tmp_path: Path
 ) -> None:
     async with operator(kube, ca) as running:
         await until(kube.open_watches)
-        await ready(running)
+        await wait_until_ready(running)
         renewed = PlainAuthority("renewed")
-        renewed.load(serving, tmp_path)
+        renewed.load(tls_context, tmp_path)
         kube.close_connections()
-        await why_not(running, "certificate is not accepted")
+        await wait_until_not_ready(running, "certificate is not accepted")
         renew(ca, renewed)
-        await ready(running)
+        await wait_until_ready(running)
         await until(kube.open_watches)
         kube.put({**body(), "metadata": {"name": "second", "namespace": "mail"}})
         await until(lambda: kube.find(DEPLOYMENT, "second"))
 
 
 async def test_renewed_ca_in_kubeconfig_is_used(
-    kube: FakeKube, authority: PlainAuthority, serving: ssl.SSLContext, tmp_path: Path, ca: Path,
+    kube: FakeKube, authority: PlainAuthority, tls_context: ssl.SSLContext, tmp_path: Path, ca: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """There is no file to watch: the kubeconfig is read again when a certificate is rejected."""
     monkeypatch.setattr("mailproxy_operator.api.watch_monitor.RENEW_SECONDS", 0.0)
-    known = {"ca": authority.certificate}
-    login = lambda **_: kopf.ConnectionInfo(server=kube.url, ca_data=known["ca"])  # noqa: E731
+    current = {"ca": authority.certificate}
+    login = lambda **_: kopf.ConnectionInfo(server=kube.url, ca_data=current["ca"])  # noqa: E731
     configuration = Configuration(host=kube.url, ssl_ca_cert=str(ca))
     async with running_with_metrics(kube, configuration=configuration, login=login) as running:
         await until(kube.open_watches)
         renewed = PlainAuthority("renewed")
-        renewed.load(serving, tmp_path)
-        known["ca"] = renewed.certificate
+        renewed.load(tls_context, tmp_path)
+        current["ca"] = renewed.certificate
         renew(ca, renewed)
         kube.requests.clear()
         kube.close_connections()
         await until(lambda: ("watch", "MailProxy", "") in kube.requests)
-        await ready(running)
+        await wait_until_ready(running)
 
 
 async def test_readiness_names_server_that_refuses_connections(kube: FakeKube, ca: Path) -> None:
@@ -152,7 +152,7 @@ async def test_readiness_names_server_that_refuses_connections(kube: FakeKube, c
     given = Configuration(host=url, ssl_ca_cert=str(ca))
     login = lambda **_: kopf.ConnectionInfo(server=url, ca_path=str(ca))  # noqa: E731
     async with running_with_metrics(kube, configuration=given, login=login) as running:
-        await why_not(running, "not ready: 127.0.0.1:1: Connection refused")
+        await wait_until_not_ready(running, "not ready: 127.0.0.1:1: Connection refused")
 
 
 def test_unusable_ca_file_is_ignored(ca: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,6 +172,6 @@ def test_unusable_ca_file_is_ignored(ca: Path, caplog: pytest.LogCaptureFixture)
 async def test_readiness_reports_missing_crd(kube: FakeKube, ca: Path) -> None:
     kube.missing.add(MAIL_PROXY)
     async with operator(kube, ca) as running:
-        await why_not(running, "the custom resource definition is not installed")
+        await wait_until_not_ready(running, "the custom resource definition is not installed")
         kube.missing.clear()
-        await ready(running)
+        await wait_until_ready(running)

@@ -71,7 +71,7 @@ async def world() -> World:
     return World()
 
 
-def new() -> Manifest:
+def new_config_map() -> Manifest:
     made = config_map(0)
     del made["metadata"]["uid"], made["metadata"]["resourceVersion"]
     return made
@@ -144,7 +144,7 @@ async def test_comparison_finds_change_that_watch_missed(world: World) -> None:
 
 
 async def test_object_is_created_with_one_request(world: World) -> None:
-    await world.cache.apply(new())
+    await world.cache.apply(new_config_map())
     assert world.server.calls == [("apply", "ConfigMap", NEVER_A_VERSION)]
     assert await world.read() == ["50"]
 
@@ -152,20 +152,20 @@ async def test_object_is_created_with_one_request(world: World) -> None:
 async def test_object_of_another_owner_is_not_changed(world: World) -> None:
     world.server.live = config_map(10, owner="somebody")
     with pytest.raises(NameConflict, match="ConfigMap edge-config"):
-        await world.cache.apply(new())
+        await world.cache.apply(new_config_map())
     assert [verb for verb, *_ in world.server.calls] == ["apply", "get"]
 
 
 async def test_own_object_missing_in_cache_is_added_after_conflict(world: World) -> None:
     world.server.live = config_map(10)
     with pytest.raises(NotFoundOrConflict):
-        await world.cache.apply(new())
+        await world.cache.apply(new_config_map())
     assert await world.read() == ["10"]
 
 
 async def test_object_deleted_during_apply_is_created(world: World) -> None:
     world.server.failures["deleted"] = Exception()
-    await world.cache.apply(new())
+    await world.cache.apply(new_config_map())
     assert [version for verb, _, version in world.server.calls if verb == "apply"] == [NEVER_A_VERSION, ""]
 
 

@@ -42,7 +42,7 @@ def test_render_reads_standard_input(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("kind: Service\n", "holds no resource of kind MailProxy"),
         (
@@ -53,12 +53,12 @@ def test_render_reads_standard_input(
     ],
 )
 def test_render_reports_invalid_input(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str
 ) -> None:
     file = tmp_path / "edge.yaml"
     file.write_text(text)
     assert main(["render", "-f", str(file)]) == 1
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_missing_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

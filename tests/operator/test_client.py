@@ -42,19 +42,19 @@ EDGE = Key("mail", "edge")
 class World:
     kube: FakeKube
     cluster: KubeClient
-    metered: list[tuple[str, str]]
+    recorded: list[tuple[str, str]]
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    metered: list[tuple[str, str]] = []
+    recorded: list[tuple[str, str]] = []
     async with (
         FakeKube() as fake,
         aiohttp.ClientSession() as pods,
         ApiClient(Configuration(host=fake.url)) as api,
     ):
-        cluster = KubeClient(api, pods, meter=lambda verb, code, _: metered.append((verb, code)))
-        yield World(fake, cluster, metered)
+        cluster = KubeClient(api, pods, meter=lambda verb, code, _: recorded.append((verb, code)))
+        yield World(fake, cluster, recorded)
 
 
 def config_map(data: str = "1", **metadata: Any) -> Manifest:
@@ -78,19 +78,19 @@ async def test_objects_are_applied_and_read(world: World) -> None:
     assert await world.cluster.list_labelled(CONFIG_MAP, "mail", {"a": "c"}) == []
     [entry] = world.kube.found(CONFIG_MAP, "edge")["metadata"]["managedFields"]
     assert (entry["manager"], entry["operation"]) == ("mailproxy-operator", "Apply")
-    assert world.metered[:2] == [("get", "4xx"), ("apply", "2xx")]
+    assert world.recorded[:2] == [("get", "4xx"), ("apply", "2xx")]
 
 
 async def test_apply_keeps_fields_of_other_managers(world: World) -> None:
     await world.cluster.apply(config_map())
-    theirs = world.kube.found(CONFIG_MAP, "edge")
-    theirs["metadata"]["annotations"] = {"theirs": "kept"}
-    theirs["data"] = {"key": "edited", "other": "kept"}
-    world.kube.put(theirs)
+    other = world.kube.found(CONFIG_MAP, "edge")
+    other["metadata"]["annotations"] = {"theirs": "kept"}
+    other["data"] = {"key": "edited", "other": "kept"}
+    world.kube.put(other)
     await world.cluster.apply(config_map())
-    left = world.kube.found(CONFIG_MAP, "edge")
-    assert left["data"] == {"key": "1", "other": "kept"}
-    assert left["metadata"]["annotations"] == {"theirs": "kept"}
+    stored = world.kube.found(CONFIG_MAP, "edge")
+    assert stored["data"] == {"key": "1", "other": "kept"}
+    assert stored["metadata"]["annotations"] == {"theirs": "kept"}
 
 
 async def test_delete_keeps_another_object_of_same_name(world: World) -> None:
@@ -127,8 +127,8 @@ async def test_patch_annotations_changes_nothing_else_and_creates_nothing(world:
         }
     )
     await world.cluster.patch_annotations(POD, EDGE, {"a": "b"})
-    left = world.kube.found(POD, "edge")
-    assert (left["metadata"]["annotations"], left["spec"]) == ({"a": "b"}, {"x": 1})
+    stored = world.kube.found(POD, "edge")
+    assert (stored["metadata"]["annotations"], stored["spec"]) == ({"a": "b"}, {"x": 1})
 
 
 async def test_status_is_written_to_subresource(world: World) -> None:
@@ -139,7 +139,9 @@ async def test_status_is_written_to_subresource(world: World) -> None:
     assert world.kube.found(MAIL_PROXY, "edge")["metadata"]["generation"] == 1
 
 
-def refusing(status: int, text: str = "no", **headers: str) -> Callable[[web.Request], web.Response | None]:
+def patch_error(
+    status: int, text: str = "no", **headers: str
+) -> Callable[[web.Request], web.Response | None]:
     payload = {"kind": "Status", "message": text, "code": status}
 
     def fault(request: web.Request) -> web.Response | None:
@@ -167,14 +169,14 @@ def refusing(status: int, text: str = "no", **headers: str) -> Callable[[web.Req
 async def test_error_of_each_response_status(
     world: World, status: int, text: str, error: type[Exception]
 ) -> None:
-    world.kube.faults.append(refusing(status, text))
+    world.kube.faults.append(patch_error(status, text))
     with pytest.raises(error, match=text or "HTTP 503"):
         await world.cluster.apply(config_map())
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("Deployment", "InvalidPodFields"), ("Service", "InvalidSpec")])
 async def test_reason_of_invalid_object_depends_on_kind(world: World, kind: str, reason: str) -> None:
-    world.kube.faults.append(refusing(422))
+    world.kube.faults.append(patch_error(422))
     version = "apps/v1" if kind == "Deployment" else "v1"
     with pytest.raises(TerminalError) as refused:
         await world.cluster.apply({"apiVersion": version, "kind": kind, "metadata": config_map()["metadata"]})
@@ -182,7 +184,7 @@ async def test_reason_of_invalid_object_depends_on_kind(world: World, kind: str,
 
 
 async def test_retry_after_is_used_as_delay(world: World) -> None:
-    world.kube.faults.append(refusing(429, **{"Retry-After": "7"}))
+    world.kube.faults.append(patch_error(429, **{"Retry-After": "7"}))
     with pytest.raises(TransientError) as refused:
         await world.cluster.apply(config_map())
     assert refused.value.delay == 7.0
@@ -289,11 +291,11 @@ async def test_failure_to_create_event_is_ignored(world: World) -> None:
 async def test_running_config_is_read_from_admin_endpoint(
     world: World, monkeypatch: pytest.MonkeyPatch, answer: str, expected: RunningConfig | None
 ) -> None:
-    async def told(_: web.Request) -> web.Response:
+    async def respond(_: web.Request) -> web.Response:
         return web.Response(text=answer)
 
     app = web.Application()
-    app.router.add_get("/config", told)
+    app.router.add_get("/config", respond)
     async with TestServer(app) as pod:
         monkeypatch.setattr(names, "ADMIN_PORT", pod.port)
         assert await world.cluster.running_config({"status": {"podIP": "127.0.0.1"}}) == expected
@@ -354,10 +356,10 @@ async def test_second_write_of_same_lease_version_fails(world: World) -> None:
     assert await world.cluster.read_lease(EDGE) is None
     assert await world.cluster.write_lease(lease)
     assert not await world.cluster.write_lease(lease)
-    held = await world.cluster.read_lease(EDGE)
-    assert held is not None
-    assert await world.cluster.write_lease({**held, "spec": {"holderIdentity": "b"}})
-    assert not await world.cluster.write_lease({**held, "spec": {"holderIdentity": "c"}})
+    stored = await world.cluster.read_lease(EDGE)
+    assert stored is not None
+    assert await world.cluster.write_lease({**stored, "spec": {"holderIdentity": "b"}})
+    assert not await world.cluster.write_lease({**stored, "spec": {"holderIdentity": "c"}})
 
 
 async def test_refused_credentials_are_read_again(

@@ -42,7 +42,7 @@ def failing(kind: str, message: str, **more: Any) -> Workload:
     return Workload(**{"desired": 1, "failures": {kind: ConditionCause("Because", message)}, **more})
 
 
-def carried(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
+def sidecar_facts(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
     """A sidecar with these injected pods; ``without`` are pods that request it and run without it."""
     return facts(mode="Sidecar", observed=Observed(pods=pods, without_sidecar=without))
 
@@ -51,14 +51,14 @@ NO_NODES = Workload(desired=0, is_per_node=True)
 PENDING = ConditionCause("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
 UNSCHEDULABLE = pod("b", is_ready=False, has_started=False, running=None, unscheduled=PENDING)
 WAITING = pod(is_ready=False, has_started=False, running=None)
-LEAVING = pod("b", is_terminating=True, running=None)
-NO_SECRET, NO_MAP = 'secret "x" not found', 'configmap "x" not found'
+TERMINATING = pod("b", is_terminating=True, running=None)
+NO_SECRET, NO_CONFIG_MAP = 'secret "x" not found', 'configmap "x" not found'
 REFUSAL = ConditionCause("InvalidSpec", "spec.mail.timeout: must be a time")
 SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
 
 
 @pytest.mark.parametrize(
-    ("known", "name", "status", "reason"),
+    ("given_facts", "name", "status", "reason"),
     [
         (facts(), "Ready", "True", "Ready"),
         (facts(), "Accepted", "True", "Accepted"),
@@ -78,7 +78,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
             "False",
             "SecretKeyNotFound",
         ),
-        (facts(STARTING, WAITING, mounts={"a": NO_MAP}), "ResolvedRefs", "False", "ConfigMapNotFound"),
+        (facts(STARTING, WAITING, mounts={"a": NO_CONFIG_MAP}), "ResolvedRefs", "False", "ConfigMapNotFound"),
         (
             facts(STARTING, WAITING, mounts={"a": "references non-existent config key: ca.crt"}),
             "ResolvedRefs",
@@ -106,12 +106,12 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         ),
         # Available
         (facts(mode="Sidecar"), "Available", "True", "SidecarMode"),
-        (carried(), "Ready", "True", "Ready"),
-        (carried(pod(), without=("b",)), "Available", "False", "SidecarMissing"),
-        (carried(without=("b",)), "Ready", "False", "SidecarMissing"),
-        (carried(WAITING), "Available", "False", "PodsNotReady"),
-        (carried(pod(is_ready=False), pod("b")), "Available", "True", "SidecarMode"),
-        (carried(LEAVING), "Ready", "True", "Ready"),
+        (sidecar_facts(), "Ready", "True", "Ready"),
+        (sidecar_facts(pod(), without=("b",)), "Available", "False", "SidecarMissing"),
+        (sidecar_facts(without=("b",)), "Ready", "False", "SidecarMissing"),
+        (sidecar_facts(WAITING), "Available", "False", "PodsNotReady"),
+        (sidecar_facts(pod(is_ready=False), pod("b")), "Available", "True", "SidecarMode"),
+        (sidecar_facts(TERMINATING), "Ready", "True", "Ready"),
         (facts(NO_NODES), "Available", "False", "NoNodes"),
         (facts(NO_NODES), "Ready", "False", "NoNodes"),
         (facts(STARTING, UNSCHEDULABLE), "Available", "False", "Unschedulable"),
@@ -144,7 +144,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
             "ConfigRejected",
         ),
         (facts(STARTING, WAITING), "ConfigSynced", "False", "ConfigPropagating"),
-        (facts(SERVING, pod(), LEAVING), "ConfigSynced", "True", "AllPodsSynced"),
+        (facts(SERVING, pod(), TERMINATING), "ConfigSynced", "True", "AllPodsSynced"),
         # Reconciling
         (facts(), "Reconciling", "False", "Settled"),
         (facts(paused=True), "Reconciling", "False", "Paused"),
@@ -163,8 +163,8 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         (facts(SERVING, pod(running=None)), "Ready", "Unknown", "PodsUnreachable"),
     ],
 )  # fmt: skip
-def test_condition(known: Facts, name: str, status: str, reason: str) -> None:
-    found = evaluate_conditions(known)[name]
+def test_condition(given_facts: Facts, name: str, status: str, reason: str) -> None:
+    found = evaluate_conditions(given_facts)[name]
     assert (found.status, found.reason) == (status, reason)
     assert found.message
 
@@ -211,13 +211,13 @@ def test_accepted_message_has_notices_and_warnings() -> None:
 
 def test_ready_message_without_desired_pods() -> None:
     assert evaluate_conditions(facts(EMPTY))["Ready"].message == "no pods are desired"
-    assert "no pod requests the sidecar" in evaluate_conditions(carried())["Ready"].message
+    assert "no pod requests the sidecar" in evaluate_conditions(sidecar_facts())["Ready"].message
     assert "clients are served" in evaluate_conditions(facts())["Ready"].message
 
 
 def test_message_lists_pods_without_sidecar_and_advice() -> None:
     names = tuple(f"app-{number}" for number in range(8))
-    message = evaluate_conditions(carried(without=names))["Available"].message
+    message = evaluate_conditions(sidecar_facts(without=names))["Available"].message
     assert message.startswith(
         "8 pods request the sidecar without having it: app-0, app-1, app-2, app-3, app-4 and 3 more"
     )

@@ -33,7 +33,7 @@ from support.operator_running import running, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
-Right = tuple[str, str, str]
+Permission = tuple[str, str, str]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
@@ -84,7 +84,7 @@ def _documents(name: str) -> list[dict[str, Any]]:
     return [one for one in yaml.safe_load_all((DEPLOY / name).read_text()) if one]
 
 
-def _granted() -> set[Right]:
+def _granted() -> set[Permission]:
     documents = _documents("rbac.yaml")
     # The roles for users have no binding: they are aggregated into the cluster's own roles.
     bound = {one["roleRef"]["name"] for one in documents if "roleRef" in one}
@@ -108,17 +108,17 @@ async def test_permissions_are_exactly_those_in_use(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("mailproxy_operator.api.leader_election.RENEW_SECONDS", 0.2)
     async with FakeKube() as kube:
         async with running(kube, lease_namespace="mail", identity="test"):
-            await _live_through_everything(kube)
-        used = {right for verb, kind, sub in kube.requests for right in _rights(verb, kind, sub)}
+            await _exercise_all_permissions(kube)
+        used = {right for verb, kind, sub in kube.requests for right in _permissions(verb, kind, sub)}
     # Required by an admission plugin of OpenShift, not by a request of the operator.
     used.add(("mailproxy.dev", "mailproxies/finalizers", "update"))
     used.add(("coordination.k8s.io", "leases", "delete"))
     # An object that exists but is not in the cache is read by name; the webhook reads MailProxies.
-    used |= {right for kind in (*OWNED, MAIL_PROXY) for right in _rights("get", kind.name, "")}
+    used |= {right for kind in (*OWNED, MAIL_PROXY) for right in _permissions("get", kind.name, "")}
     assert used == _granted()
 
 
-async def _live_through_everything(kube: FakeKube) -> None:
+async def _exercise_all_permissions(kube: FakeKube) -> None:
     """One resource uses every kind, stops using them, and gets pods in every state."""
     everything = {
         "autoscaling": {"maxReplicas": 3},
@@ -137,7 +137,7 @@ async def _live_through_everything(kube: FakeKube) -> None:
     )
     kube.put(body(mode="DaemonSet"))
     await until(lambda: kube.find(DAEMON_SET, "edge"))
-    _be_available(kube)
+    _set_available(kube)
     await until(lambda: not kube.names(DEPLOYMENT))
     kube.put(body(mode="Sidecar"))
     await until(lambda: not kube.names(DAEMON_SET))
@@ -150,7 +150,7 @@ def _put_pod(kube: FakeKube, name: str, template: dict[str, Any], status: dict[s
     kube.put({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status})
 
 
-def _be_available(kube: FakeKube) -> None:
+def _set_available(kube: FakeKube) -> None:
     live = kube.found(DAEMON_SET, "edge")
     numbers = (
         "desiredNumberScheduled",
@@ -165,7 +165,7 @@ def _be_available(kube: FakeKube) -> None:
 _VERBS = {"post": ("create",), "put": ("update",), "apply": ("patch", "create")}
 
 
-def _rights(verb: str, kind_name: str, sub: str) -> set[Right]:
+def _permissions(verb: str, kind_name: str, sub: str) -> set[Permission]:
     kinds = {
         kind.name: kind
         for kind in KINDS

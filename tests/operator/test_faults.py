@@ -37,15 +37,15 @@ def is_status(request: web.Request) -> bool:
     return request.path.endswith("/status")
 
 
-def is_annotating(request: web.Request) -> bool:
+def is_annotation_patch(request: web.Request) -> bool:
     return request.method == "PATCH" and "/pods/" in request.path
 
 
-def is_deleting(request: web.Request) -> bool:
+def is_delete(request: web.Request) -> bool:
     return request.method == "DELETE"
 
 
-def is_telling(request: web.Request) -> bool:
+def is_event_creation(request: web.Request) -> bool:
     return request.method == "POST" and request.path.endswith("/events")
 
 
@@ -54,9 +54,9 @@ VERBS: dict[str, tuple[str, Matching]] = {
     "list": ("list", is_list),
     "apply": ("apply", is_apply),
     "apply status": ("apply", is_status),
-    "patch": ("patch", is_annotating),
-    "delete": ("delete", is_deleting),
-    "create": ("create", is_telling),
+    "patch": ("patch", is_annotation_patch),
+    "delete": ("delete", is_delete),
+    "create": ("create", is_event_creation),
 }
 
 
@@ -67,7 +67,7 @@ async def kube() -> AsyncIterator[FakeKube]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(main_module, "BACK_OFFS", (0.02, 0.02))
     monkeypatch.setattr(work_queue_module, "MIN_BACKOFF_SECONDS", 0.05)
@@ -76,7 +76,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def given_up_soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def short_request_timeout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce the timeout of requests to a server that does not respond."""
     if request.getfixturevalue("status") == HANGS:
         monkeypatch.setattr(kube_module, "REQUEST_SECONDS", 0.5)
@@ -88,7 +88,7 @@ def condition(kube: FakeKube, name: str, kind: str) -> dict[str, Any]:
     return next((one for one in conditions if one["type"] == kind), {"reason": "", "message": ""})
 
 
-def pod(kube: FakeKube) -> None:
+def put_pod(kube: FakeKube) -> None:
     """Create a pod without the annotation of the wanted configuration."""
     template = kube.found(DEPLOYMENT, "edge")["spec"]["template"]["metadata"]
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "edge-1", "uid": "r", "controller": True}
@@ -105,7 +105,7 @@ def code(status: int) -> str:
     return CODES.get(status, "4xx")
 
 
-@pytest.mark.usefixtures("given_up_soon")
+@pytest.mark.usefixtures("short_request_timeout")
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("verb", VERBS)
 async def test_api_error_is_counted_and_not_fatal(kube: FakeKube, verb: str, status: int) -> None:
@@ -122,7 +122,7 @@ async def test_api_error_is_counted_and_not_fatal(kube: FakeKube, verb: str, sta
             await until(lambda: condition(kube, "edge", "Ready")["reason"] == "PodsNotReady")
             kube.faults.append(fault)
             await until(kube.open_watches)
-            pod(kube)
+            put_pod(kube)
             if verb == "delete":
                 kube.put(body(mode="Sidecar", servers=[server("imap", "imap", 143)]))
         await operator.wait_for_metric("api_requests_total", verb=counted, code=code(status))
@@ -144,9 +144,9 @@ async def test_api_error_is_counted_and_not_fatal(kube: FakeKube, verb: str, sta
 _NONE = {"spec": {"ports": [{"port": 0}]}}
 
 
-@pytest.mark.usefixtures("given_up_soon")
+@pytest.mark.usefixtures("short_request_timeout")
 @pytest.mark.parametrize(
-    ("status", "kind", "reason", "says"),
+    ("status", "kind", "reason", "expected"),
     [
         (400, "Accepted", "InvalidSpec", "injected error"),
         (401, "Reconciling", "Retrying", "they may have expired"),
@@ -161,13 +161,13 @@ _NONE = {"spec": {"ports": [{"port": 0}]}}
     ],
 )
 async def test_api_error_is_reported_in_status(
-    kube: FakeKube, status: int, kind: str, reason: str, says: str
+    kube: FakeKube, status: int, kind: str, reason: str, expected: str
 ) -> None:
     kube.faults.append(Fault(is_apply, status))
     kube.put(body())
     async with running_with_metrics(kube):
         await until(lambda: condition(kube, "edge", kind)["reason"] == reason)
         message = condition(kube, "edge", kind)["message"]
-        assert says in message
+        assert expected in message
         assert "edge" in message, "which object"
         assert kube.find(POD, "edge-1-a") is None

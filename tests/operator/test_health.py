@@ -45,7 +45,7 @@ class Source(MemoryCluster):
         self.hangs = False
 
     async def list_all(
-        self, kind: Kind, namespaces: tuple[str, ...], selector: str, moved: Callable[[], None]
+        self, kind: Kind, namespaces: tuple[str, ...], selector: str, on_page: Callable[[], None]
     ) -> list[Manifest]:
         del namespaces, selector
         self.lists += 1
@@ -53,20 +53,20 @@ class Source(MemoryCluster):
             raise self.failure
         while self.is_slow:
             await asyncio.sleep(0.02)
-            moved()
+            on_page()
         if self.hangs:
             await asyncio.Event().wait()
-        return [one for (its, _), one in self.objects.items() if its is kind]
+        return [one for (stored_kind, _), one in self.objects.items() if stored_kind is kind]
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "STUCK_SECONDS", 0.2)
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(resync_module, "SETTLE_SECONDS", 0.0)
 
 
-def resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandlers]:
+def new_resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandlers]:
     cache = Cache(source)
     cache.attach({MAIL_PROXY: {}})
     reconciler = Reconciler(cache, Platform())
@@ -76,54 +76,54 @@ def resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandler
     return Resync(source, cache, handlers, namespaces=(), interval=interval), handlers
 
 
-async def is_ready(operator: OperatorInProcess) -> None:
+async def wait_until_ready(operator: OperatorInProcess) -> None:
     async with asyncio.timeout(60):
         while (await operator.get("/readyz"))[0] != 200:
             await asyncio.sleep(0.05)
 
 
-async def for_a_while() -> None:
+async def wait_half_a_second() -> None:
     await asyncio.sleep(0.5)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_delays")
 async def test_slow_list_with_progress_is_not_stuck() -> None:
     source = Source()
     source.is_slow = True
     async with asyncio.TaskGroup() as tasks:
-        looking, _ = resync(source)
-        running = tasks.create_task(looking.run())
-        await for_a_while()
-        assert (looking.liveness_error(), source.lists) == ("", 1)
+        resync, _ = new_resync(source)
+        running = tasks.create_task(resync.run())
+        await wait_half_a_second()
+        assert (resync.liveness_error(), source.lists) == ("", 1)
         source.is_slow = False
         await until(lambda: source.lists > 30)
         running.cancel()
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_delays")
 async def test_refusing_api_server_does_not_affect_liveness() -> None:
     source = Source()
     source.failure = TransientError("busy")
     async with asyncio.TaskGroup() as tasks:
-        looking, _ = resync(source)
-        running = tasks.create_task(looking.run())
-        await for_a_while()
-        assert looking.liveness_error() == ""
+        resync, _ = new_resync(source)
+        running = tasks.create_task(resync.run())
+        await wait_half_a_second()
+        assert resync.liveness_error() == ""
         source.failure = None
         await until(lambda: source.lists > 30)
         running.cancel()
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_delays")
 async def test_resync_without_progress_affects_liveness() -> None:
     source = Source()
     source.hangs = True
     async with asyncio.TaskGroup() as tasks:
-        looking, _ = resync(source)
-        running = tasks.create_task(looking.run())
+        resync, _ = new_resync(source)
+        running = tasks.create_task(resync.run())
         await until(lambda: source.lists)
-        await for_a_while()
-        assert looking.liveness_error().startswith("no resync has made progress for")
+        await wait_half_a_second()
+        assert resync.liveness_error().startswith("no resync has made progress for")
         running.cancel()
 
 
@@ -133,21 +133,21 @@ async def test_retry_after_of_list_is_limited(monkeypatch: pytest.MonkeyPatch) -
     source = Source()
     source.failure = TransientError("busy", delay=3600.0)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(resync(source)[0].run())
+        running = tasks.create_task(new_resync(source)[0].run())
         await until(lambda: source.lists >= 3)
         running.cancel()
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short_delays")
 async def test_kind_is_compared_at_once_after_its_watch_restarts_with_a_list() -> None:
     source = Source()
     async with asyncio.TaskGroup() as tasks:
-        looking, handlers = resync(source, interval=3600.0)
-        running = tasks.create_task(looking.run())
-        await for_a_while()
+        resync, handlers = new_resync(source, interval=3600.0)
+        running = tasks.create_task(resync.run())
+        await wait_half_a_second()
         assert source.lists == 0
         source.put(body())
-        looking.listed_again(MAIL_PROXY)
+        resync.listed_again(MAIL_PROXY)
         await until(lambda: source.lists == 1)
         await until(lambda: len(handlers.queue) == 1)
         running.cancel()
@@ -163,7 +163,7 @@ async def test_operator_is_ready_after_all_lists_are_read(kube: FakeKube) -> Non
     kube.faults.clear()
     async with running_with_metrics(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
-        await is_ready(operator)
+        await wait_until_ready(operator)
 
 
 async def test_malformed_requests_write_no_tracebacks(
@@ -197,7 +197,7 @@ async def test_standby_operator_is_ready(kube: FakeKube) -> None:
         async with running_with_metrics(kube, lease_namespace="mail", identity="second") as second:
             await second.wait_for_metric("api_requests_total", verb="get")
             await until(lambda: kube.find(DEPLOYMENT, "edge"))
-            await is_ready(second)
+            await wait_until_ready(second)
             assert (await first.metric("leader"), await second.metric("leader")) == (1, 0)
 
 

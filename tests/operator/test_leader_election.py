@@ -49,7 +49,7 @@ class Store:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_durations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leader_election, "DURATION_SECONDS", 0.3)
     monkeypatch.setattr(leader_election, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(leader_election, "RETRY_SECONDS", 0.02)
@@ -103,13 +103,13 @@ async def test_late_renewal_does_not_prevent_release() -> None:
     await holder.acquire()
     read, late = store.read_lease, iter([True, False, False])
 
-    async def overtaken(key: Key) -> Manifest | None:
+    async def read_then_renew(key: Key) -> Manifest | None:
         found = await read(key)
         if next(late) and found is not None:
             assert await store.write_lease(found)
         return found
 
-    store.read_lease = overtaken  # type: ignore[method-assign]
+    store.read_lease = read_then_renew  # type: ignore[method-assign]
     await holder.release()
     assert store.spec["holderIdentity"] == ""
 

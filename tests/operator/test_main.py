@@ -79,13 +79,13 @@ async def test_ended_watches_are_restarted(kube: FakeKube) -> None:
 
 
 async def test_reconcile_is_retried_after_api_errors(kube: FakeKube) -> None:
-    failing = {"left": 5}
+    failures = {"left": 5}
 
     def fault(request: web.Request) -> web.Response | None:
-        if request.method == "PATCH" and failing["left"]:
-            failing["left"] -= 1
+        if request.method == "PATCH" and failures["left"]:
+            failures["left"] -= 1
             return web.json_response(
-                {"kind": "Status", "message": "busy"}, status=500 if failing["left"] % 2 else 429
+                {"kind": "Status", "message": "busy"}, status=500 if failures["left"] % 2 else 429
             )
         return None
 
@@ -93,7 +93,7 @@ async def test_reconcile_is_retried_after_api_errors(kube: FakeKube) -> None:
     kube.put(body())
     async with running(kube):
         await until(lambda: reason(kube) == "PodsNotReady")
-    assert failing["left"] == 0
+    assert failures["left"] == 0
 
 
 async def test_failing_resource_does_not_delay_others(kube: FakeKube) -> None:
@@ -169,24 +169,24 @@ async def test_lost_lease_ends_operator(kube: FakeKube, monkeypatch: pytest.Monk
 async def test_admin_endpoint(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoints: list[AdminEndpoint] = []
 
-    def noted(*arguments: Any, **more: Any) -> AdminEndpoint:
+    def record_endpoint(*arguments: Any, **more: Any) -> AdminEndpoint:
         endpoints.append(AdminEndpoint(*arguments, **more))
         return endpoints[-1]
 
-    monkeypatch.setattr(main_module, "AdminEndpoint", noted)
+    monkeypatch.setattr(main_module, "AdminEndpoint", record_endpoint)
     kube.put(body())
     async with running(kube), aiohttp.ClientSession() as session:
         await until(lambda: reason(kube))
         base = f"http://127.0.0.1:{endpoints[0].port}"
-        async with session.get(f"{base}/healthz") as answer:
-            assert (answer.status, await answer.text()) == (200, "ok\n")
-        async with session.get(f"{base}/readyz") as answer:
-            assert answer.status == 200
+        async with session.get(f"{base}/healthz") as response:
+            assert (response.status, await response.text()) == (200, "ok\n")
+        async with session.get(f"{base}/readyz") as response:
+            assert response.status == 200
         async with asyncio.timeout(60):  # the status is written before the reconcile has ended and is counted
             text = ""
             while 'mailproxy_operator_resources{ready="false"} 1.0' not in text:
-                async with session.get(f"{base}/metrics") as answer:
-                    text = await answer.text()
+                async with session.get(f"{base}/metrics") as response:
+                    text = await response.text()
         assert 'mailproxy_operator_reconciles_total{result="ok"}' in text
         assert (
             'mailproxy_operator_condition{name="edge",namespace="mail",status="False",type="Ready"} 1.0'

@@ -274,7 +274,7 @@ async def test_mode_change_keeps_old_pods_without_eligible_nodes(world: World) -
 PROXY = "mailproxy.dev/proxy"
 
 
-def _as_before_the_label(world: World) -> None:
+def _remove_proxy_labels(world: World) -> None:
     """Change all objects to what an operator of the release before the label made."""
     for (kind, _), one in world.cluster.objects.items():
         if kind is not MAIL_PROXY:
@@ -288,7 +288,7 @@ async def test_upgrade_labels_objects_and_running_pods(world: World) -> None:
     world.put(networkPolicy={"enabled": True})
     await world.settle()
     selector = world.cluster.found(DEPLOYMENT, "edge")["spec"]["selector"]
-    _as_before_the_label(world)
+    _remove_proxy_labels(world)
     await world.reconcile()
     for (kind, key), one in world.cluster.objects.items():
         if kind is not MAIL_PROXY:
@@ -302,7 +302,7 @@ async def test_objects_without_the_label_are_still_pruned(world: World) -> None:
     """With the update from that release, the spec stops using one of them."""
     world.put(networkPolicy={"enabled": True})
     await world.settle()
-    _as_before_the_label(world)
+    _remove_proxy_labels(world)
     world.put()
     await world.settle()
     assert world.cluster.find(NETWORK_POLICY, "edge") is None
@@ -311,12 +311,12 @@ async def test_objects_without_the_label_are_still_pruned(world: World) -> None:
 @pytest.mark.parametrize("kind", [SERVICE, CONFIG_MAP])
 async def test_object_of_another_owner_is_reported_and_not_changed(world: World, kind: Any) -> None:
     name = "edge-config" if kind is CONFIG_MAP else "edge"
-    theirs = world.cluster.put(
+    foreign = world.cluster.put(
         {"apiVersion": "v1", "kind": kind.name, "metadata": {"name": name, "namespace": "mail"}, "data": {}}
     )
     world.put()
     outcome = await world.reconcile()
-    assert world.cluster.found(kind, name) == theirs
+    assert world.cluster.found(kind, name) == foreign
     assert world.cluster.condition("edge") == ("False", "NameConflict")
     assert outcome.refused is not None
     assert f"{kind.name} {name}" in outcome.refused.message
@@ -342,10 +342,10 @@ async def test_refused_sysctl_is_removed_from_template(world: World) -> None:
     _refuse_pod(world.cluster, template, "net.core.somaxconn")
     await world.reconcile()
     left = world.cluster.found(DEPLOYMENT, "edge")
-    asked = [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]]
-    assert asked == ["net.ipv4.ip_unprivileged_port_start"]
-    note = json.loads(left["metadata"]["annotations"][names.REFUSED_SYSCTLS])
-    assert note == {"generation": 1, "names": ["net.core.somaxconn"]}
+    applied = [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]]
+    assert applied == ["net.ipv4.ip_unprivileged_port_start"]
+    recorded = json.loads(left["metadata"]["annotations"][names.REFUSED_SYSCTLS])
+    assert recorded == {"generation": 1, "names": ["net.core.somaxconn"]}
     assert world.cluster.find(POD, "edge-refused") is None
     assert world.cluster.condition("edge") == ("False", "SysctlForbidden")
     assert world.cluster.condition("edge", "Available") == ("True", "MinimumReplicasAvailable")
@@ -521,12 +521,12 @@ async def test_events_are_created_once_per_transition(world: World) -> None:
     world.put()
     await world.settle()
     await world.reconcile()
-    told = [(event["type"], event["reason"]) for event in world.cluster.events]
-    assert told == [("Normal", "PodsNotReady"), ("Warning", "PodsUnreachable"), ("Normal", "Ready")]
+    events = [(event["type"], event["reason"]) for event in world.cluster.events]
+    assert events == [("Normal", "PodsNotReady"), ("Warning", "PodsUnreachable"), ("Normal", "Ready")]
     world.put(servers=[])
     await world.reconcile()
     await world.reconcile()
-    assert [(event["type"], event["reason"]) for event in world.cluster.events][len(told) :] == [
+    assert [(event["type"], event["reason"]) for event in world.cluster.events][len(events) :] == [
         ("Warning", "InvalidSpec")
     ]
 
@@ -541,8 +541,8 @@ async def test_autoscaler_takes_over_replicas(world: World) -> None:
     world.writes()
     world.put(autoscaling={"maxReplicas": 9})
     await world.reconcile()
-    handed_over = [call for call in world.writes() if call[1] == "Deployment"]
-    assert handed_over == [(names.HANDOVER_MANAGER, "Deployment", "edge"), ("apply", "Deployment", "edge")]
+    writes = [call for call in world.writes() if call[1] == "Deployment"]
+    assert writes == [(names.HANDOVER_MANAGER, "Deployment", "edge"), ("apply", "Deployment", "edge")]
     accepted = world.cluster.found(MAIL_PROXY, "edge")["status"]["conditions"][1]
     assert (accepted["type"], accepted["status"]) == ("Accepted", "True")
     assert "spec.replicas is not used" in accepted["message"]
@@ -563,15 +563,15 @@ _SPECS: tuple[dict[str, Any], ...] = (
 async def test_result_does_not_depend_on_history(
     history: list[dict[str, Any]], final: dict[str, Any]
 ) -> None:
-    travelled, direct = World(), World()
+    with_history, direct = World(), World()
     for spec in history:
-        travelled.put(**spec)
-        await travelled.reconcile()
-    for world in (travelled, direct):
+        with_history.put(**spec)
+        await with_history.reconcile()
+    for world in (with_history, direct):
         world.put(**final)
         await world.settle()
         await world.reconcile()
-    assert _content(travelled.cluster) == _content(direct.cluster)
+    assert _content(with_history.cluster) == _content(direct.cluster)
 
 
 def _content(cluster: MemoryCluster) -> dict[str, Any]:

@@ -31,13 +31,13 @@ async def kube() -> AsyncIterator[FakeKube]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main_module, "BACK_OFFS", (0.02, 0.02))
     monkeypatch.setattr(watch_monitor, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(resync_module, "SETTLE_SECONDS", 0.05)
 
 
-async def works(kube: FakeKube, name: str) -> None:
+async def assert_reconciles(kube: FakeKube, name: str) -> None:
     """Check that a new resource is reconciled by its event, long before the resync.
 
     This server does not replay events to a new watch, so the resource is changed until it is reconciled.
@@ -56,7 +56,7 @@ async def test_watch_ended_by_server_is_counted_and_restarted(kube: FakeKube) ->
         assert await operator.metric("watch_restarts_total") == 0
         kube.end_watches()
         await operator.wait_for_metric("watch_restarts_total", reason="closed")
-        await works(kube, "edge")
+        await assert_reconciles(kube, "edge")
         assert await operator.metric("api_requests_total", verb="watch", code="2xx") > 10
         assert await operator.metric("api_request_duration_seconds_count", verb="watch") == 0
 
@@ -67,7 +67,7 @@ async def test_expired_watch_restarts_with_a_list(kube: FakeKube) -> None:
         kube.send_watch_error(410)
         await operator.wait_for_metric("watch_restarts_total", reason="expired")
         await until(kube.open_watches)
-        await works(kube, "edge")
+        await assert_reconciles(kube, "edge")
 
 
 @pytest.mark.parametrize("code", [429, 500])
@@ -78,7 +78,7 @@ async def test_other_error_event_in_watch_ends_the_process(kube: FakeKube, code:
         async with asyncio.timeout(60):
             assert await operator.task == 1
     async with running_with_metrics(kube):
-        await works(kube, "edge")
+        await assert_reconciles(kube, "edge")
 
 
 async def test_changes_during_restart_of_watch_are_noticed(
@@ -92,20 +92,20 @@ async def test_changes_during_restart_of_watch_are_noticed(
         await until(kube.open_watches)
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
         await until(lambda: kube.found(MAIL_PROXY, "edge").get("status"))
-        await works(kube, "second")  # the watches are running
+        await assert_reconciles(kube, "second")  # the watches are running
         with kube.muted_watches():
-            live = kube.found(DEPLOYMENT, "edge")
-            generation = live["metadata"]["generation"]
+            deployment = kube.found(DEPLOYMENT, "edge")
+            generation = deployment["metadata"]["generation"]
             status = {"observedGeneration": generation, "replicas": 1, "availableReplicas": 7}
-            kube.put({**live, "status": status})
+            kube.put({**deployment, "status": status})
             kube.remove(SERVICE, "second")
         kube.send_watch_error(410)
         await operator.wait_for_metric("watch_restarts_total", reason="expired")
-        await until(lambda: "7 of 2 pods are available" in available(kube, "edge"))
+        await until(lambda: "7 of 2 pods are available" in available_message(kube, "edge"))
         await until(lambda: kube.find(SERVICE, "second"))
 
 
-def available(kube: FakeKube, name: str) -> str:
+def available_message(kube: FakeKube, name: str) -> str:
     found = kube.found(MAIL_PROXY, name)["status"]["conditions"]
     return next(str(one["message"]) for one in found if one["type"] == "Available")
 
@@ -123,7 +123,7 @@ async def test_refused_watch_is_retried(kube: FakeKube, status: int, code: str) 
         if status == 401:
             assert (await operator.get("/readyz"))[0] == 503
         fault.disable()
-        await works(kube, "edge")
+        await assert_reconciles(kube, "edge")
         assert not operator.task.done()
 
 
@@ -135,7 +135,7 @@ async def test_watch_with_terminal_error_ends_the_process(kube: FakeKube, status
         async with asyncio.timeout(60):
             assert await operator.task == 1
     async with running_with_metrics(kube):
-        await works(kube, "edge")
+        await assert_reconciles(kube, "edge")
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
@@ -146,7 +146,7 @@ async def test_refused_list_is_retried(kube: FakeKube, status: int) -> None:
         await until(lambda: fault.count > 20)
         assert (await operator.get("/readyz"))[0] == 503
         fault.disable()
-        await works(kube, "edge")
+        await assert_reconciles(kube, "edge")
         assert not operator.task.done()
 
 
@@ -170,19 +170,19 @@ async def test_stalled_watch_ends_the_process(
     assert "has sent no request for" in caplog.text
     monkeypatch.setattr(watch_monitor, "STALLED_SECONDS", 480.0)
     async with running_with_metrics(kube):
-        await works(kube, "edge")
+        await assert_reconciles(kube, "edge")
 
 
-@pytest.mark.parametrize("before_the_answer", [True, False])
+@pytest.mark.parametrize("is_before_response", [True, False])
 async def test_inactive_watch_is_restarted(
-    kube: FakeKube, monkeypatch: pytest.MonkeyPatch, before_the_answer: bool
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch, is_before_response: bool
 ) -> None:
     monkeypatch.setattr(watch_monitor, "INACTIVE_SECONDS", 0.5)
-    if before_the_answer:
+    if is_before_response:
         kube.faults.append(Fault(is_watch, HANGS, remaining=20))
     async with running_with_metrics(kube) as operator:
         await operator.wait_for_metric("watch_restarts_total", reason="inactive")
-        await works(kube, "edge")
+        await assert_reconciles(kube, "edge")
 
 
 async def test_kinds_added_and_removed_later_are_detected(
@@ -202,7 +202,7 @@ async def test_kinds_added_and_removed_later_are_detected(
         kube.requests.clear()
         kube.end_watches()
         await until(lambda: ("watch", "MailProxy", "") in kube.requests)
-        await works(kube, "second")
+        await assert_reconciles(kube, "second")
         assert not operator.task.done()
 
 
@@ -210,11 +210,11 @@ async def test_login_is_retried_until_credentials_exist(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    answers: list[kopf.ConnectionInfo | Exception | None] = [None, OSError("half written")]
-    known = kopf.ConnectionInfo(server="http://x", token="secret")
+    results: list[kopf.ConnectionInfo | Exception | None] = [None, OSError("half written")]
+    credentials = kopf.ConnectionInfo(server="http://x", token="secret")
 
     def login(**_: object) -> kopf.ConnectionInfo | None:
-        found = answers.pop(0) if answers else known
+        found = results.pop(0) if results else credentials
         if isinstance(found, Exception):
             raise found
         return found

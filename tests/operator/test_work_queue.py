@@ -53,9 +53,9 @@ async def running(work: Work, workers: int = 4) -> AsyncIterator[WorkQueue]:
             task.cancel()
 
 
-async def until(what: Callable[[], object]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
-        while not what():
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -24,10 +24,14 @@ async def platform() -> Platform:
 
 
 async def decide(
-    cluster: MemoryCluster, asking: Manifest, *, dry_run: bool = False, namespaces: tuple[str, ...] = ()
+    cluster: MemoryCluster,
+    requesting_pod: Manifest,
+    *,
+    dry_run: bool = False,
+    namespaces: tuple[str, ...] = (),
 ) -> AdmissionDecision:
     admission = Admission(cluster, platform, namespaces=namespaces, now=lambda: NOW)
-    return await admission.review(AdmissionRequest.read(asking, "mail", dry_run=dry_run))
+    return await admission.review(AdmissionRequest.read(requesting_pod, "mail", dry_run=dry_run))
 
 
 def cluster_with(**spec: Any) -> MemoryCluster:
@@ -38,16 +42,16 @@ def cluster_with(**spec: Any) -> MemoryCluster:
 
 async def test_pod_gets_sidecar_and_config_hash() -> None:
     cluster = cluster_with(drain={"delay": "1s", "timeout": "5s"})
-    verdict = await decide(cluster, pod())
-    assert verdict.result == "injected"
-    assert verdict.pod is not None
-    assert has_sidecar(verdict.pod)
-    annotations = verdict.pod["metadata"]["annotations"]
+    decision = await decide(cluster, pod())
+    assert decision.result == "injected"
+    assert decision.pod is not None
+    assert has_sidecar(decision.pod)
+    annotations = decision.pod["metadata"]["annotations"]
     assert (
         annotations["mailproxy.dev/config-hash"]
         == rendered_sidecar(drain={"delay": "1s", "timeout": "5s"}).config_hash
     )
-    assert (verdict.warnings, verdict.refusal, cluster.events) == ((), "", [])
+    assert (decision.warnings, decision.refusal, cluster.events) == ((), "", [])
 
 
 async def test_pod_with_sidecar_is_admitted_without_reading_resource() -> None:
@@ -55,24 +59,24 @@ async def test_pod_with_sidecar_is_admitted_without_reading_resource() -> None:
         async def get(self, *_: Any) -> Manifest:
             raise TransientError("no answer")
 
-    verdict = await decide(cluster_with(), pod())
-    assert verdict.pod is not None
-    assert await decide(Broken(), verdict.pod) == AdmissionDecision(result="present")
+    decision = await decide(cluster_with(), pod())
+    assert decision.pod is not None
+    assert await decide(Broken(), decision.pod) == AdmissionDecision(result="present")
 
 
 async def test_pod_with_sidecar_but_without_label_is_labelled() -> None:
-    verdict = await decide(cluster_with(), pod())
-    assert verdict.pod is not None
-    del verdict.pod["metadata"]["labels"]["mailproxy.dev/proxy"]
-    again = await decide(MemoryCluster(), verdict.pod)
+    decision = await decide(cluster_with(), pod())
+    assert decision.pod is not None
+    del decision.pod["metadata"]["labels"]["mailproxy.dev/proxy"]
+    again = await decide(MemoryCluster(), decision.pod)
     assert again.result == "present"
     assert again.pod is not None
     assert again.pod["metadata"]["labels"]["mailproxy.dev/proxy"] == "edge"
-    assert again.pod["spec"] == verdict.pod["spec"]
+    assert again.pod["spec"] == decision.pod["spec"]
 
 
 @pytest.mark.parametrize(
-    ("spec", "reason", "told"),
+    ("spec", "reason", "expected"),
     [
         ({"mode": "DaemonSet"}, "NotASidecar", "MailProxy edge has mode DaemonSet"),
         ({"sidecar": {"selector": {"matchLabels": {"app": "x"}}}}, "NotSelected", "is for other pods"),
@@ -86,16 +90,16 @@ async def test_pod_with_sidecar_but_without_label_is_labelled() -> None:
 )
 @pytest.mark.parametrize("is_strict", [False, True])
 async def test_conflicting_pod_is_admitted_or_denied_by_failure_policy(
-    spec: dict[str, Any], reason: str, told: str, is_strict: bool
+    spec: dict[str, Any], reason: str, expected: str, is_strict: bool
 ) -> None:
     policy = {"failurePolicy": "Fail" if is_strict else "Ignore", **spec.get("sidecar", {})}
     cluster = cluster_with(**{**spec, "sidecar": policy})
-    verdict = await decide(cluster, pod())
-    assert verdict.pod is None
-    assert verdict.result == ("refused" if is_strict else "ignored")
-    text = verdict.refusal if is_strict else verdict.warnings[0]
+    decision = await decide(cluster, pod())
+    assert decision.pod is None
+    assert decision.result == ("refused" if is_strict else "ignored")
+    text = decision.refusal if is_strict else decision.warnings[0]
     assert text.startswith("no mailproxy sidecar (mailproxy.dev/inject: edge): ")
-    assert told in text
+    assert expected in text
     [event] = cluster.events
     assert event["reason"] == ("SidecarRefused" if is_strict else "SidecarMissing")
     assert event["note"].startswith(f"{reason}: ")
@@ -110,9 +114,9 @@ async def test_missing_resource_denies_no_pod(is_going: bool) -> None:
         body = sidecar_body()
         body["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
         cluster.put(body)
-    verdict = await decide(cluster, pod())
-    assert verdict.result == "ignored"
-    assert verdict.warnings == (
+    decision = await decide(cluster, pod())
+    assert decision.result == "ignored"
+    assert decision.warnings == (
         "no mailproxy sidecar (mailproxy.dev/inject: edge): MailProxy edge does not exist",
     )
 
@@ -126,11 +130,11 @@ async def test_missing_resource_denies_no_pod(is_going: bool) -> None:
     ],
 )
 async def test_event_regards_owner_of_pod(owned: bool, named: str, regarding: tuple[str, str, str]) -> None:
-    cluster, asking = MemoryCluster(), pod()
-    asking["metadata"]["name"] = named
+    cluster, requesting_pod = MemoryCluster(), pod()
+    requesting_pod["metadata"]["name"] = named
     if not owned:
-        del asking["metadata"]["ownerReferences"]
-    await decide(cluster, asking)
+        del requesting_pod["metadata"]["ownerReferences"]
+    await decide(cluster, requesting_pod)
     about = cluster.events[0]["regarding"]
     assert (about["apiVersion"], about["kind"], about["name"]) == regarding
 
@@ -138,9 +142,9 @@ async def test_event_regards_owner_of_pod(owned: bool, named: str, regarding: tu
 async def test_pods_of_one_workload_make_one_event() -> None:
     cluster = MemoryCluster()
     for number in range(3):
-        asking = pod()
-        asking["metadata"]["name"] = f"dovecot-{number}"
-        await decide(cluster, asking)
+        requesting_pod = pod()
+        requesting_pod["metadata"]["name"] = f"dovecot-{number}"
+        await decide(cluster, requesting_pod)
     assert len({event["metadata"]["name"] for event in cluster.events}) == 1
 
 
@@ -148,9 +152,9 @@ async def test_number_of_events_is_limited() -> None:
     cluster, clock = MemoryCluster(), [NOW]
     admission = Admission(cluster, platform, now=lambda: clock[0])
     for number in range(MAX_EVENTS + 5):
-        asking = pod()
-        asking["metadata"]["labels"][INJECT] = f"nobody-{number}"
-        assert (await admission.review(AdmissionRequest.read(asking, "mail", dry_run=False))).warnings
+        requesting_pod = pod()
+        requesting_pod["metadata"]["labels"][INJECT] = f"nobody-{number}"
+        assert (await admission.review(AdmissionRequest.read(requesting_pod, "mail", dry_run=False))).warnings
     assert len(cluster.events) == MAX_EVENTS
     clock[0] += timedelta(minutes=1)
     await admission.review(AdmissionRequest.read(pod(), "mail", dry_run=False))
@@ -159,13 +163,13 @@ async def test_number_of_events_is_limited() -> None:
 
 async def test_dry_run_creates_no_event() -> None:
     cluster = MemoryCluster()
-    verdict = await decide(cluster, pod(), dry_run=True)
-    assert (verdict.result, cluster.events) == ("ignored", [])
+    decision = await decide(cluster, pod(), dry_run=True)
+    assert (decision.result, cluster.events) == ("ignored", [])
 
 
 async def test_pods_of_unwatched_namespaces_are_ignored() -> None:
     cluster = cluster_with()
-    verdict = await decide(cluster, pod(), namespaces=("other",))
-    assert (verdict.result, cluster.events) == ("ignored", [])
-    assert "does not watch this namespace" in verdict.warnings[0]
+    decision = await decide(cluster, pod(), namespaces=("other",))
+    assert (decision.result, cluster.events) == ("ignored", [])
+    assert "does not watch this namespace" in decision.warnings[0]
     assert (await decide(cluster, pod(), namespaces=("other", "mail"))).result == "injected"

@@ -61,13 +61,13 @@ def test_only_ca_can_sign() -> None:
 async def test_server_uses_last_certificate() -> None:
     context = server_context()
 
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     now = datetime.now(UTC)
     first, second = issue(["localhost"], "a", now), issue(["localhost"], "b", now)
     use(context, first.certificate, first.key)
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(respond, "127.0.0.1", 0, ssl=context)
     async with server:
         port = server.sockets[0].getsockname()[1]
         await connect(port, first)

@@ -21,12 +21,12 @@ PROXY = "mailproxy.dev/proxy"
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
 
 
-def put(found: Injected | ConditionCause) -> Manifest:
+def injected_pod(found: Injected | ConditionCause) -> Manifest:
     assert isinstance(found, Injected), found
     return found.pod
 
 
-def why_not(found: Injected | ConditionCause) -> tuple[str, str]:
+def conflict_of(found: Injected | ConditionCause) -> tuple[str, str]:
     assert isinstance(found, ConditionCause)
     return found.reason, found.message
 
@@ -40,24 +40,24 @@ def proxy(one: Manifest) -> Manifest:
 
 
 def test_sidecar_is_first_init_container() -> None:
-    asking = pod(
+    requesting_pod = pod(
         initContainers=[{"name": "prepare", "image": "x"}, {"name": "log", "restartPolicy": "Always"}]
     )
-    found = put(inject(rendered_sidecar(), asking))["spec"]
+    found = injected_pod(inject(rendered_sidecar(), requesting_pod))["spec"]
     assert [one["name"] for one in found["initContainers"]] == ["mailproxy", "prepare", "log"]
     assert found["initContainers"][0]["restartPolicy"] == "Always"
-    assert found["containers"] == asking["spec"]["containers"]
+    assert found["containers"] == requesting_pod["spec"]["containers"]
 
 
 def test_input_pod_is_not_changed() -> None:
-    asking = pod()
-    before = copy.deepcopy(asking)
-    assert inject(rendered_sidecar(), asking) != Injected(before)
-    assert asking == before
+    requesting_pod = pod()
+    before = copy.deepcopy(requesting_pod)
+    assert inject(rendered_sidecar(), requesting_pod) != Injected(before)
+    assert requesting_pod == before
 
 
 def test_container_meets_restricted_standard_by_itself() -> None:
-    security = proxy(put(inject(rendered_sidecar(), pod(securityContext={"runAsUser": 0}))))[
+    security = proxy(injected_pod(inject(rendered_sidecar(), pod(securityContext={"runAsUser": 0}))))[
         "securityContext"
     ]
     assert security == {
@@ -74,7 +74,7 @@ def test_container_meets_restricted_standard_by_itself() -> None:
 def test_container_has_probes_ports_configuration_and_secrets() -> None:
     tls = {"authHttp": "http://127.0.0.1:9000/auth", "sslCertificate": [{"secretName": "mail-tls"}]}
     servers = [{"name": "imap", "protocol": "imap", "listen": [{"port": 993, "ssl": True}]}]
-    found = put(inject(rendered_sidecar(mail=tls, servers=servers), pod()))
+    found = injected_pod(inject(rendered_sidecar(mail=tls, servers=servers), pod()))
     container = proxy(found)
     assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
     assert [port["name"] for port in container["ports"]] == ["imap-993", "admin"]
@@ -88,27 +88,28 @@ def test_container_has_probes_ports_configuration_and_secrets() -> None:
 
 def test_token_of_application_is_not_mounted() -> None:
     mounts = {
-        one["mountPath"]: one["name"] for one in proxy(put(inject(rendered_sidecar(), pod())))["volumeMounts"]
+        one["mountPath"]: one["name"]
+        for one in proxy(injected_pod(inject(rendered_sidecar(), pod())))["volumeMounts"]
     }
     assert mounts["/var/run/secrets/kubernetes.io/serviceaccount"] == "mailproxy-no-token"
 
 
 def test_second_injection_changes_nothing() -> None:
-    once = put(inject(rendered_sidecar(), pod()))
+    once = injected_pod(inject(rendered_sidecar(), pod()))
     assert has_sidecar(once)
     assert inject(rendered_sidecar(workers=4), once) == Injected(once)
 
 
 def test_pod_gets_the_label_of_its_proxy() -> None:
-    assert put(inject(rendered_sidecar(), pod()))["metadata"]["labels"][PROXY] == "edge"
+    assert injected_pod(inject(rendered_sidecar(), pod()))["metadata"]["labels"][PROXY] == "edge"
 
 
 def test_pod_with_sidecar_but_without_label_gets_label() -> None:
     """For example a pod that an older release, or its ``render --sidecar``, has made."""
-    older = put(inject(rendered_sidecar(), pod()))
+    older = injected_pod(inject(rendered_sidecar(), pod()))
     del older["metadata"]["labels"][PROXY]
     before = copy.deepcopy(older)
-    again = put(inject(rendered_sidecar(), older))
+    again = injected_pod(inject(rendered_sidecar(), older))
     assert again["metadata"]["labels"][PROXY] == "edge"
     assert again["spec"] == before["spec"]
     assert older == before
@@ -117,9 +118,9 @@ def test_pod_with_sidecar_but_without_label_gets_label() -> None:
 @pytest.mark.parametrize("label", ["mailproxy.dev/proxy", "mailproxy.dev/inject"])
 def test_pod_with_the_label_of_another_proxy_is_not_injected(label: str) -> None:
     """The label may be part of the selector of the workload, so it must not be changed."""
-    asking = pod()
-    asking["metadata"]["labels"][label] = "other"
-    reason, message = why_not(inject(rendered_sidecar(), asking))
+    requesting_pod = pod()
+    requesting_pod["metadata"]["labels"][label] = "other"
+    reason, message = conflict_of(inject(rendered_sidecar(), requesting_pod))
     assert reason == "LabelConflict"
     assert f"{label}=other" in message
     assert "edge" in message
@@ -127,11 +128,11 @@ def test_pod_with_the_label_of_another_proxy_is_not_injected(label: str) -> None
 
 @given(st.sets(st.sampled_from(["volumes", "initContainers", "securityContext", "labels", "annotations"])))
 def test_pod_with_missing_optional_fields_is_injected(missing: set[str]) -> None:
-    asking = pod()
+    requesting_pod = pod()
     for name in missing:
-        asking["spec"].pop(name, None)
-        asking["metadata"].pop(name, None)
-    found = put(inject(rendered_sidecar(), asking))
+        requesting_pod["spec"].pop(name, None)
+        requesting_pod["metadata"].pop(name, None)
+    found = injected_pod(inject(rendered_sidecar(), requesting_pod))
     assert has_sidecar(found)
     assert found["metadata"]["labels"][INJECT] == "edge"
     assert inject(rendered_sidecar(), found) == Injected(found)
@@ -167,7 +168,7 @@ def test_pod_with_missing_optional_fields_is_injected(missing: set[str]) -> None
     ],
 )
 def test_conflicting_pod_is_not_injected(spec: dict[str, Any], reason: str, message: str) -> None:
-    found = why_not(inject(rendered_sidecar(), pod(**spec)))
+    found = conflict_of(inject(rendered_sidecar(), pod(**spec)))
     assert found[0] == reason
     assert message in found[1]
 
@@ -181,7 +182,7 @@ def test_conflicting_pod_is_not_injected(spec: dict[str, Any], reason: str, mess
     ],
 )
 def test_compatible_pod_is_injected(spec: dict[str, Any]) -> None:
-    assert has_sidecar(put(inject(rendered_sidecar(), pod(**spec))))
+    assert has_sidecar(injected_pod(inject(rendered_sidecar(), pod(**spec))))
 
 
 # --- sysctls -------------------------------------------------------------------
@@ -189,7 +190,7 @@ def test_compatible_pod_is_injected(spec: dict[str, Any]) -> None:
 
 def test_safe_sysctls_are_added_to_those_of_pod() -> None:
     own = {"sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "1"}], "fsGroup": 7}
-    found = put(inject(rendered_sidecar(), pod(securityContext=own)))
+    found = injected_pod(inject(rendered_sidecar(), pod(securityContext=own)))
     assert found["spec"]["securityContext"]["fsGroup"] == 7
     assert sysctls(found) == [("net.ipv4.tcp_syncookies", "1"), (PORT_START, "143")]
 
@@ -200,7 +201,7 @@ def test_own_sysctl_of_pod_is_kept_with_warning(name: str) -> None:
     found = inject(
         rendered_sidecar(sysctls=asked), pod(securityContext={"sysctls": [{"name": name, "value": "30"}]})
     )
-    assert sysctls(put(found)) == [(name, "30"), (PORT_START, "143")]
+    assert sysctls(injected_pod(found)) == [(name, "30"), (PORT_START, "143")]
     assert isinstance(found, Injected)
     [warning] = found.warnings
     assert "net.ipv4.tcp_fin_timeout=30 stays" in warning
@@ -208,17 +209,17 @@ def test_own_sysctl_of_pod_is_kept_with_warning(name: str) -> None:
 
 def test_unsafe_sysctls_are_not_injected() -> None:
     asked = {"unsafe": "Allow", "extra": [{"name": "net.core.somaxconn", "value": "9999"}]}
-    assert sysctls(put(inject(rendered_sidecar(sysctls=asked), pod()))) == [(PORT_START, "143")]
+    assert sysctls(injected_pod(inject(rendered_sidecar(sysctls=asked), pod()))) == [(PORT_START, "143")]
 
 
 def test_no_sysctls_with_host_network() -> None:
     servers = [
         {"name": "imap", "protocol": "imap", "listen": [{"port": 1143, "soKeepalive": {"idle": "5m"}}]}
     ]
-    assert sysctls(put(inject(rendered_sidecar(servers=servers), pod()))) == [
+    assert sysctls(injected_pod(inject(rendered_sidecar(servers=servers), pod()))) == [
         ("net.ipv4.tcp_keepalive_time", "300")
     ]
-    assert sysctls(put(inject(rendered_sidecar(servers=servers), pod(hostNetwork=True)))) == []
+    assert sysctls(injected_pod(inject(rendered_sidecar(servers=servers), pod(hostNetwork=True)))) == []
 
 
 # --- UNIX sockets --------------------------------------------------------------
@@ -231,7 +232,7 @@ def mounts(container: Manifest) -> dict[str, str]:
 
 
 def test_socket_directory_is_mounted_in_every_container() -> None:
-    found = put(inject(rendered_sidecar(servers=SOCKETS), pod(initContainers=[{"name": "prepare"}])))
+    found = injected_pod(inject(rendered_sidecar(servers=SOCKETS), pod(initContainers=[{"name": "prepare"}])))
     for container in (*found["spec"]["initContainers"], *found["spec"]["containers"]):
         assert mounts(container)["/run/mailproxy"] == "mailproxy-sockets"
     [volume] = [one for one in found["spec"]["volumes"] if one["name"] == "mailproxy-sockets"]
@@ -241,7 +242,7 @@ def test_socket_directory_is_mounted_in_every_container() -> None:
 def test_socket_volume_of_pod_is_used() -> None:
     own = {"name": "mailproxy-sockets", "emptyDir": {}}
     containers = [{"name": "webmail", "volumeMounts": [{"name": own["name"], "mountPath": "/sockets"}]}]
-    found = put(inject(rendered_sidecar(servers=SOCKETS), pod(volumes=[own], containers=containers)))
+    found = injected_pod(inject(rendered_sidecar(servers=SOCKETS), pod(volumes=[own], containers=containers)))
     assert found["spec"]["containers"] == containers
     assert [one for one in found["spec"]["volumes"] if one["name"] == own["name"]] == [own]
     assert mounts(proxy(found))["/run/mailproxy"] == own["name"]
@@ -249,13 +250,13 @@ def test_socket_volume_of_pod_is_used() -> None:
 
 def test_existing_mount_at_socket_path_is_kept() -> None:
     containers = [{"name": "webmail", "volumeMounts": [{"name": "mine", "mountPath": "/run/mailproxy/"}]}]
-    found = put(inject(rendered_sidecar(servers=SOCKETS), pod(containers=containers)))
+    found = injected_pod(inject(rendered_sidecar(servers=SOCKETS), pod(containers=containers)))
     assert found["spec"]["containers"] == containers
 
 
 def test_auth_service_can_be_unix_socket_in_pod() -> None:
     mail = {"authHttp": "unix:/run/mailproxy/auth.sock:/auth"}
-    found = put(inject(rendered_sidecar(mail=mail), pod()))
+    found = injected_pod(inject(rendered_sidecar(mail=mail), pod()))
     assert mounts(found["spec"]["containers"][0])["/run/mailproxy"] == "mailproxy-sockets"
 
 
@@ -265,7 +266,7 @@ def test_volume_of_pod_can_be_mounted_in_proxy() -> None:
         "extraVolumes": [{"name": "dovecot-run", "emptyDir": {}}, {"name": "extra", "emptyDir": {}}],
         "extraVolumeMounts": [{"name": "dovecot-run", "mountPath": "/run/dovecot"}],
     }
-    found = put(inject(rendered_sidecar(pod=more), pod(volumes=[shared])))
+    found = injected_pod(inject(rendered_sidecar(pod=more), pod(volumes=[shared])))
     names = [one["name"] for one in found["spec"]["volumes"]]
     assert names.count("dovecot-run") == names.count("extra") == 1
     assert found["spec"]["volumes"][0] == shared
@@ -276,38 +277,43 @@ def test_volume_of_pod_can_be_mounted_in_proxy() -> None:
 
 
 def test_scrape_annotations_of_pod_are_kept() -> None:
-    asking = pod()
-    asking["metadata"]["annotations"] = {"prometheus.io/port": "8080"}
-    own = put(inject(rendered_sidecar(), asking))["metadata"]["annotations"]
+    requesting_pod = pod()
+    requesting_pod["metadata"]["annotations"] = {"prometheus.io/port": "8080"}
+    own = injected_pod(inject(rendered_sidecar(), requesting_pod))["metadata"]["annotations"]
     assert own["prometheus.io/port"] == "8080"
     assert "prometheus.io/scrape" not in own
-    assert put(inject(rendered_sidecar(), pod()))["metadata"]["annotations"]["prometheus.io/port"] == "9113"
+    assert (
+        injected_pod(inject(rendered_sidecar(), pod()))["metadata"]["annotations"]["prometheus.io/port"]
+        == "9113"
+    )
     silent = rendered_sidecar(monitoring={"scrapeAnnotations": False})
-    assert list(put(inject(silent, pod()))["metadata"]["annotations"]) == ["mailproxy.dev/template-hash"]
+    assert list(injected_pod(inject(silent, pod()))["metadata"]["annotations"]) == [
+        "mailproxy.dev/template-hash"
+    ]
 
 
 def test_image_pull_secrets_are_added() -> None:
     pull = rendered_sidecar(imagePullSecrets=[{"name": "ours"}, {"name": "both"}])
-    found = put(inject(pull, pod(imagePullSecrets=[{"name": "both"}])))
+    found = injected_pod(inject(pull, pod(imagePullSecrets=[{"name": "both"}])))
     assert found["spec"]["imagePullSecrets"] == [{"name": "both"}, {"name": "ours"}]
 
 
 @pytest.mark.parametrize(
-    ("grace", "pause", "is_told"),
+    ("grace", "pause", "is_warned"),
     [(None, 5, False), (25, 5, False), (24, 5, True), (5, 4, True), (1, None, True), (0, None, True)],
 )
-def test_pre_stop_sleep_fits_into_grace_period(grace: int | None, pause: int | None, is_told: bool) -> None:
-    asking = pod(**({} if grace is None else {"terminationGracePeriodSeconds": grace}))
-    found = inject(rendered_sidecar(), asking)
-    hooks = proxy(put(found)).get("lifecycle", {})
+def test_pre_stop_sleep_fits_into_grace_period(grace: int | None, pause: int | None, is_warned: bool) -> None:
+    requesting_pod = pod(**({} if grace is None else {"terminationGracePeriodSeconds": grace}))
+    found = inject(rendered_sidecar(), requesting_pod)
+    hooks = proxy(injected_pod(found)).get("lifecycle", {})
     assert hooks == ({} if pause is None else {"preStop": {"sleep": {"seconds": pause}}})
     assert isinstance(found, Injected)
-    assert any("terminationGracePeriodSeconds" in one for one in found.warnings) is is_told
+    assert any("terminationGracePeriodSeconds" in one for one in found.warnings) is is_warned
 
 
 def test_drain_delay_is_in_proxy_without_sleep_hook() -> None:
     old = rendered_sidecar(Platform(kube_version=KubeVersion(1, 29)))
-    assert "lifecycle" not in proxy(put(inject(old, pod())))
+    assert "lifecycle" not in proxy(injected_pod(inject(old, pod())))
 
 
 def test_template_hash_changes_with_injection_but_not_with_configuration() -> None:

@@ -98,19 +98,19 @@ async def test_pod_that_rejects_configuration_is_reported() -> None:
 async def test_pods_without_sidecar_and_outdated_pods_are_reported() -> None:
     world = World()
     world.pod("a", rendered_sidecar().config_hash)
-    bare = pod()
-    bare["metadata"]["name"] = "bare"
-    world.cluster.put(bare)
+    uninjected = pod()
+    uninjected["metadata"]["name"] = "bare"
+    world.cluster.put(uninjected)
     old = world.pod("old", rendered_sidecar().config_hash)
     old["metadata"]["annotations"]["mailproxy.dev/template-hash"] = "0123"
     world.cluster.put(old)
     assert await world.numbers() == (2, 2, 2)
-    told = world.condition("Available")[2]
-    assert "created before the last change of the resource, to be created again: 1" in told
-    assert "1 pod requests the sidecar without having it: bare" in told
+    message = world.condition("Available")[2]
+    assert "created before the last change of the resource, to be created again: 1" in message
+    assert "1 pod requests the sidecar without having it: bare" in message
     assert world.condition("Ready")[:2] == ("False", "SidecarMissing")
-    bare["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
-    world.cluster.put(bare)
+    uninjected["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
+    world.cluster.put(uninjected)
     await world.status()
     assert world.condition("Available")[:2] == ("True", "SidecarMode"), "what is being deleted does not count"
 
@@ -128,9 +128,9 @@ async def test_unschedulable_pod_is_reported() -> None:
 async def test_ended_and_terminating_pods_are_not_counted() -> None:
     world = World()
     world.pod("done", phase="Succeeded")
-    going = world.pod("going", rendered_sidecar().config_hash)
-    going["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
-    world.cluster.put(going)
+    terminating = world.pod("going", rendered_sidecar().config_hash)
+    terminating["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
+    world.cluster.put(terminating)
     assert await world.numbers() == (0, 0, 0)
 
 

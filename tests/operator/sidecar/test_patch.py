@@ -170,7 +170,7 @@ def test_json_patch_and_complete_workload_are_equivalent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "expected"),
     [
         (["--target", "Service/x"], 1, "is not KIND/NAME"),
         (["--target", "Deployment"], 1, "is not KIND/NAME"),
@@ -179,10 +179,10 @@ def test_json_patch_and_complete_workload_are_equivalent() -> None:
     ],
 )
 def test_invalid_input_is_reported(
-    options: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["render", "--sidecar", "-f", str(RESOURCE), *options]) == code
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_patch_options_need_sidecar_option(capsys: pytest.CaptureFixture[str]) -> None:

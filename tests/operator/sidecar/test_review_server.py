@@ -23,7 +23,7 @@ HEAD = b"POST /inject HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_read_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the deadline so high that it does not end a test."""
     monkeypatch.setattr(review_server, "READ_SECONDS", 3600.0)
 
@@ -34,13 +34,13 @@ class Site:
     def __init__(self, server: ReviewServer, authority: str) -> None:
         self.server = server
         self.decided: list[str] = []
-        self.held = asyncio.Event()
-        self.held.set()
+        self.may_decide = asyncio.Event()
+        self.may_decide.set()
         self._context = ssl.create_default_context(cadata=authority)
         self._writers: list[asyncio.StreamWriter] = []
 
     async def reviewed(self, review: Any, **_: Any) -> Any:
-        await self.held.wait()
+        await self.may_decide.wait()
         self.decided.append(review["request"]["object"]["metadata"]["namespace"])
         return {"response": {"allowed": True}}
 
@@ -103,12 +103,12 @@ async def test_too_large_body_is_rejected(site: Site) -> None:
 
 async def test_idle_connections_are_closed_for_new_review(site: Site) -> None:
     site.server.connections.maximum = 8
-    site.held.clear()
+    site.may_decide.clear()
     async with asyncio.TaskGroup() as tasks:
         deciding = tasks.create_task(site.review())
         await until(lambda: site.server.waiting == 1)
         await open_idle_connections(site)
-        site.held.set()
+        site.may_decide.set()
     assert deciding.result() == b"HTTP/1.1 200 OK\r\n", "a review that is being decided is spared"
     assert await site.review() == b"HTTP/1.1 200 OK\r\n"
     assert len(site.server.connections) <= 8
@@ -139,10 +139,10 @@ async def test_unfinished_handshakes_are_limited(site: Site, monkeypatch: pytest
 
 async def test_waiting_reviews_are_limited(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(review_server, "MAX_WAITING", 2)
-    site.held.clear()
+    site.may_decide.clear()
     async with asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(site.review()) for _ in range(2)]
         await until(lambda: site.server.waiting == 2)
         assert await site.review() == b"HTTP/1.1 503 Service Unavailable\r\n"
-        site.held.set()
+        site.may_decide.set()
     assert [one.result() for one in waiting] == [b"HTTP/1.1 200 OK\r\n"] * 2
