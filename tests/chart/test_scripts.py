@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api_server(needs: Needs, tmp_path: Path) -> Iterator[Server]:
-    """An API server that answers every request; the service account's folder is ``tmp_path``."""
+    """An API server that responds to every request; the service account's folder is ``tmp_path``."""
     authority = openssl_authority(needs("openssl"), tmp_path)
     authority.file.rename(tmp_path / "ca.crt")
     for name in ("token", "namespace"):

@@ -100,7 +100,7 @@ def _sidecars(response: Response) -> list[str]:
 
 
 def _wait_for_review(site: Site, name: str, wanted: str, found: Callable[[Response], bool]) -> None:
-    """Create pods until the webhook has answered for one: on a busy machine it may exceed its timeout."""
+    """Create pods until the webhook has responded for one: on a busy machine it may exceed its timeout."""
     numbers = count()
     eventually(lambda: found(_pod(site, f"{name}-{next(numbers)}", wanted)), "an answer of the webhook")
 

@@ -158,7 +158,7 @@ class World:
         return Client(self.ports[example.server], self.tls.client(self.tls.alice))
 
     def response(self, text: str, example: Example) -> bytes:
-        """Give the bytes of a response, with an address of this machine in place of the page's."""
+        """Return the bytes of a response, with an address of this machine in place of the page's."""
         protocol = next(one for one in PROTOCOLS if example.server.startswith(one))
         text = re.sub(r"^Auth-Server: 198\.51\.100\.\d+$", "Auth-Server: 127.0.0.1", text, flags=re.MULTILINE)
         text = re.sub(r"^Auth-Port: \d+$", f"Auth-Port: {self.mail[protocol].port}", text, flags=re.MULTILINE)
@@ -258,7 +258,7 @@ def test_page_has_every_protocol_with_every_method() -> None:
 
 
 def test_digests_of_page_are_valid() -> None:
-    """Whoever checks a service with the page's values must get the page's result."""
+    """The values of the page are test vectors for authentication services."""
     cram = hmac.new(b"secret", CHALLENGE, "md5").hexdigest()
     apop = hashlib.md5(CHALLENGE + b"secret").hexdigest()
     found = re.findall(r"^Auth-Method: (\S+)\nAuth-User: \S+\nAuth-Pass: ([0-9a-f]{32})$", PAGE, re.MULTILINE)

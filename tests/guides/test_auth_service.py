@@ -58,8 +58,8 @@ class Started:
             lambda: len(self.events("users_loaded") + self.events("users_invalid")) > before, "the file"
         )
 
-    def ask(self, **headers: str) -> dict[str, str]:
-        """Ask as the proxy does; gives the headers of the answer."""
+    def send_request(self, **headers: str) -> dict[str, str]:
+        """Send a request as the proxy does; return the headers of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request("GET", "/auth", headers={"X-Auth-Key": KEY, **named})
@@ -215,30 +215,30 @@ def test_wrong_key_is_reported_in_proxy_log(service: Started, ports: Ports, tmp_
         running.stop()
 
 
-# -- answers
+# -- responses
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_responses_have_address_and_port_of_protocol(
     service: Started, mail: dict[str, TinyMail], protocol: str
 ) -> None:
-    answer = service.ask(**login(protocol, "alice", PASSWORDS["alice"]))
-    assert answer["Auth-Status"] == "OK"
-    assert answer["Auth-Server"] in {"127.0.0.1", "::1"}
-    assert answer["Auth-Port"] == str(mail[protocol].port)
-    assert "Auth-Pass" not in answer
+    response = service.send_request(**login(protocol, "alice", PASSWORDS["alice"]))
+    assert response["Auth-Status"] == "OK"
+    assert response["Auth-Server"] in {"127.0.0.1", "::1"}
+    assert response["Auth-Port"] == str(mail[protocol].port)
+    assert "Auth-Pass" not in response
 
 
 def test_last_denial_of_connection_has_no_auth_wait(service: Started) -> None:
-    asked = login("pop3", "alice", "guessed-4711")
-    assert service.ask(**asked)["Auth-Wait"] == "3"
-    assert "Auth-Wait" not in service.ask(**{**asked, "Auth_Login_Attempt": "5"})
+    parameters = login("pop3", "alice", "guessed-4711")
+    assert service.send_request(**parameters)["Auth-Wait"] == "3"
+    assert "Auth-Wait" not in service.send_request(**{**parameters, "Auth_Login_Attempt": "5"})
 
 
 @pytest.mark.parametrize("method", ["none", "external", "nonsense", ""])
 def test_other_methods_are_denied(service: Started, method: str) -> None:
-    answer = service.ask(**{**login("smtp", "alice", PASSWORDS["alice"]), "Auth_Method": method})
-    assert (answer["Auth-Status"], answer["Auth-Error-Code"]) == ("Authentication required", "530 5.7.0")
+    response = service.send_request(**{**login("smtp", "alice", PASSWORDS["alice"]), "Auth_Method": method})
+    assert (response["Auth-Status"], response["Auth-Error-Code"]) == ("Authentication required", "530 5.7.0")
 
 
 def test_mail_servers_can_be_set_per_user(users: str, ports: Ports, tmp_path: Path) -> None:
@@ -247,12 +247,12 @@ def test_mail_servers_can_be_set_per_user(users: str, ports: Ports, tmp_path: Pa
     )
     started = Started(tmp_path, ports.take(), own)
     try:
-        answer = started.ask(**login("imap", "bob", PASSWORDS["bob"]))
-        assert (answer["Auth-Server"], answer["Auth-Port"]) == ("192.0.2.9", "1143")
-        answer = started.ask(**login("pop3", "bob", PASSWORDS["bob"]))
-        assert (answer["Auth-Server"], answer["Auth-Port"]) == ("2001:db8::9", "1110")
-        answer = started.ask(**login("smtp", "bob", PASSWORDS["bob"]))
-        assert answer["Auth-Error-Code"] == "454 4.7.0"
+        response = started.send_request(**login("imap", "bob", PASSWORDS["bob"]))
+        assert (response["Auth-Server"], response["Auth-Port"]) == ("192.0.2.9", "1143")
+        response = started.send_request(**login("pop3", "bob", PASSWORDS["bob"]))
+        assert (response["Auth-Server"], response["Auth-Port"]) == ("2001:db8::9", "1110")
+        response = started.send_request(**login("smtp", "bob", PASSWORDS["bob"]))
+        assert response["Auth-Error-Code"] == "454 4.7.0"
         assert started.events("login")[-1]["reason"] == "no mail server for smtp"
     finally:
         started.running.stop()
@@ -329,18 +329,18 @@ def test_invalid_users_file_causes_temporary_errors_until_corrected(
 ) -> None:
     started = Started(tmp_path, ports.take(), first, "--imap=127.0.0.1:143")
     try:
-        asked = login("imap", "alice", PASSWORDS["alice"])
-        answer = started.ask(**asked)
-        assert answer["Auth-Status"] == "[UNAVAILABLE] Temporary server problem, try again later"
-        assert answer["Auth-Wait"] == "3"
-        smtp = started.ask(**{**asked, "Auth_Protocol": "smtp"})
+        parameters = login("imap", "alice", PASSWORDS["alice"])
+        response = started.send_request(**parameters)
+        assert response["Auth-Status"] == "[UNAVAILABLE] Temporary server problem, try again later"
+        assert response["Auth-Wait"] == "3"
+        smtp = started.send_request(**{**parameters, "Auth_Protocol": "smtp"})
         assert smtp["Auth-Error-Code"] == "454 4.7.0"
         [invalid] = started.events("users_invalid")
         reason = "line 1: the password must begin with" if first else "No such file or directory"
         assert invalid["problems"][0].startswith(reason)
         assert started.events("login")[0]["reason"] == "there is no valid users file"
         started.write(users)
-        assert started.ask(**asked)["Auth-Status"] == "OK"
+        assert started.send_request(**parameters)["Auth-Status"] == "OK"
         assert "hunter2secret" not in started.running.said()
     finally:
         started.running.stop()
@@ -350,14 +350,16 @@ def test_users_are_kept_when_file_becomes_invalid(users: str, ports: Ports, tmp_
     started = Started(tmp_path, ports.take(), users, "--imap=127.0.0.1:143")
     try:
         started.write("alice:{PLAIN}new-secret\nbroken\n")
-        assert started.ask(**login("imap", "alice", PASSWORDS["alice"]))["Auth-Status"] == "OK"
+        assert started.send_request(**login("imap", "alice", PASSWORDS["alice"]))["Auth-Status"] == "OK"
         connection = http.client.HTTPConnection("127.0.0.1", started.port, timeout=20)
         connection.request("GET", "/healthz")
         assert connection.getresponse().read() == b"users: line 2: no colon between user name and password\n"
         connection.close()
         started.write("alice:{PLAIN}new-secret\n")
-        assert started.ask(**login("imap", "alice", "new-secret"))["Auth-Status"] == "OK"
-        assert started.ask(**login("imap", "bob", PASSWORDS["bob"]))["Auth-Status"].startswith("[AUTH")
+        assert started.send_request(**login("imap", "alice", "new-secret"))["Auth-Status"] == "OK"
+        assert started.send_request(**login("imap", "bob", PASSWORDS["bob"]))["Auth-Status"].startswith(
+            "[AUTH"
+        )
     finally:
         started.running.stop()
 
@@ -397,10 +399,10 @@ def _raw(port: int, request: bytes) -> bytes:
     ],
 )
 def test_rejected_requests_close_connection(service: Started, request_bytes: bytes, status: bytes) -> None:
-    answer = _raw(service.port, request_bytes)
-    assert answer.startswith(b"HTTP/1.1 " + status)
-    assert b"\r\nConnection: close\r\n" in answer
-    assert b"Auth-Status" not in answer
+    response = _raw(service.port, request_bytes)
+    assert response.startswith(b"HTTP/1.1 " + status)
+    assert b"\r\nConnection: close\r\n" in response
+    assert b"Auth-Status" not in response
 
 
 def test_connections_stay_open_between_requests(service: Started) -> None:
@@ -429,9 +431,9 @@ def test_connections_above_the_limit_get_a_temporary_error(
                 except TimeoutError:
                     return b""
 
-        answer = eventually(refused, "a refusal")
-        assert answer.startswith(b"HTTP/1.1 503")
-        assert b"\r\nAuth-Error-Code: 454 4.7.0\r\n" in answer
+        response = eventually(refused, "a refusal")
+        assert response.startswith(b"HTTP/1.1 503")
+        assert b"\r\nAuth-Error-Code: 454 4.7.0\r\n" in response
         for one in kept:
             one.close()
     finally:
@@ -460,8 +462,8 @@ def test_sigterm_completes_current_requests_and_exits_with_0(
 
 
 def test_no_secret_is_logged(service: Started, users: str) -> None:
-    service.ask(**login("imap", "hunter2-typed-as-name", "hunter2-secret"))
-    service.ask(**login("imap", "alice", "hunter2-secret"))
+    service.send_request(**login("imap", "hunter2-typed-as-name", "hunter2-secret"))
+    service.send_request(**login("imap", "alice", "hunter2-secret"))
     said = service.running.said()
     hashed = users.partition("}")[2].partition("\n")[0]
     for secret in (*PASSWORDS.values(), "hunter2", KEY, hashed, "wonder%20land%25"):

@@ -76,7 +76,7 @@ def _run(command: str, file: Path, pid: int) -> subprocess.CompletedProcess[str]
 
 
 def _reload(proxy: Proxy) -> subprocess.CompletedProcess[str]:
-    """Do what systemctl reload does: the commands in order, up to the first that fails."""
+    """Run the commands of ``systemctl reload`` in order, up to the first that fails."""
     for command in DIRECTIVES["ExecReload"]:
         done = _run(command, proxy.file, proxy.running.pid)
         if done.returncode:
@@ -143,7 +143,7 @@ def test_systemd_accepts_the_unit(verifiable: Path) -> None:
 
 
 def test_systemd_reports_misspelt_directive(verifiable: Path) -> None:
-    """Else the test above would prove nothing."""
+    """The previous test can fail: systemd-analyze reports this error."""
     verifiable.write_text(verifiable.read_text().replace("OOMPolicy=", "OOMPolciy="))
     said = output_of(["systemd-analyze", "--man=no", "verify", str(verifiable)])
     assert "OOMPolciy" in said
@@ -160,7 +160,7 @@ def test_service_is_hardened(verifiable: Path) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that everybody may enter."""
+    """A folder that all users may enter."""
     path = Path(tempfile.mkdtemp(prefix="mailproxy-plain-"))
     path.chmod(0o755)
     yield path
@@ -168,7 +168,7 @@ def folder() -> Iterator[Path]:
 
 
 def _unprivileged(folder: Path, setpriv: str) -> tuple[list[str], dict[str, str]]:
-    """Give a command and an environment that run Python as the unit does: a user with one capability."""
+    """Return a command and an environment that run Python as the unit does: a user with one capability."""
     become = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
     capability = "-all,+net_bind_service"
     become += [f"--inh-caps={capability}", f"--ambient-caps={capability}", f"--bounding-set={capability}"]

@@ -38,28 +38,28 @@ case "$command" in
 esac
 printf '%s\\036%s\\035' "$command" "$stdin" >> {calls}
 case "$command" in
-{answers}
+{responses}
 esac
 """
-"""With nothing but the shell: nothing else is on the path, and it starts quickly."""
+"""A shell script, because only the shell is on the path, and it starts quickly."""
 
 
 @dataclass
 class StandIns:
-    """A folder of stand-ins, which is the whole search path beside Python's own."""
+    """A folder of stand-ins, the only folder of the search path besides that of Python."""
 
     folder: Path
-    answers: list[str] = field(default_factory=list)
+    responses: list[str] = field(default_factory=list)
 
     def provide(self, *names: str) -> None:
         (self.folder / "bin").mkdir(exist_ok=True)
         for name in names:
             (self.folder / "bin" / name).touch(mode=0o755)
 
-    def answer(self, pattern: str, out: str = "", err: str = "", code: int = 0) -> None:
-        """Have commands that contain a text answer so; later answers come before earlier ones."""
+    def set_response(self, pattern: str, out: str = "", err: str = "", code: int = 0) -> None:
+        """Set the output and exit code of commands that contain a text; later settings come first."""
         outputs = f"printf %s {shlex.quote(out)}; printf %s {shlex.quote(err)} >&2; exit {code}"
-        self.answers.insert(0, f"  *{shlex.quote(pattern)}*) {outputs} ;;")
+        self.responses.insert(0, f"  *{shlex.quote(pattern)}*) {outputs} ;;")
 
     def calls(self) -> list[dict[str, str]]:
         file = self.folder / "calls"
@@ -74,9 +74,9 @@ class StandIns:
         return [command for command in self.commands() if CHANGES.match(command)]
 
     def environment(self, **more: str) -> dict[str, str]:
-        calls, answers = shlex.quote(str(self.folder / "calls")), "\n".join(self.answers)
+        calls, responses = shlex.quote(str(self.folder / "calls")), "\n".join(self.responses)
         for file in (self.folder / "bin").iterdir():
-            file.write_text(_STAND_IN.format(calls=calls, answers=answers))
+            file.write_text(_STAND_IN.format(calls=calls, responses=responses))
         return {"PATH": str(self.folder / "bin"), "HOME": str(self.folder), **more}
 
     def run(
@@ -118,12 +118,12 @@ def path(tmp_path: Path) -> StandIns:
     """Everything is installed, and kubectl points to the kind cluster ``mail``."""
     made = StandIns(tmp_path)
     made.provide("docker", "kind", "k3d", "minikube", "helm", "kubectl", "make")
-    made.answer("docker info", f"{8 << 30}\n")
-    made.answer("docker image inspect", "sha256:0123456789abcdef0123456789abcdef\n")
-    made.answer("kind get clusters", "mail\n")
-    made.answer("k3d cluster list", json.dumps([{"name": "mail"}]))
-    made.answer("minikube profile list", json.dumps({"valid": [{"Name": "mail"}], "invalid": []}))
-    made.answer("config current-context", "kind-mail\n")
+    made.set_response("docker info", f"{8 << 30}\n")
+    made.set_response("docker image inspect", "sha256:0123456789abcdef0123456789abcdef\n")
+    made.set_response("kind get clusters", "mail\n")
+    made.set_response("k3d cluster list", json.dumps([{"name": "mail"}]))
+    made.set_response("minikube profile list", json.dumps({"valid": [{"Name": "mail"}], "invalid": []}))
+    made.set_response("config current-context", "kind-mail\n")
     return made
 
 
@@ -174,7 +174,7 @@ def test_second_run_repeats_steps_without_questions(path: StandIns) -> None:
 def test_images_are_loaded_by_tool_of_cluster(
     path: StandIns, tool: str, context: str, load: list[str]
 ) -> None:
-    path.answer("config current-context", f"{context}\n")
+    path.set_response("config current-context", f"{context}\n")
     assert path.run("--tool", tool).returncode == 0
     images = [f"ghcr.io/mailproxy/{name}:{TAG}" for name in ("mailproxy", "mailproxy-operator")]
     loaded = [command for command in path.changes() if command.startswith(tool)]
@@ -214,7 +214,7 @@ def test_missing_programs_are_reported_with_source(path: StandIns, missing: list
 
 
 def test_stopped_container_engine_is_reported(path: StandIns) -> None:
-    path.answer(
+    path.set_response(
         "docker info", err="Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n", code=1
     )
     done = path.run()
@@ -224,7 +224,7 @@ def test_stopped_container_engine_is_reported(path: StandIns) -> None:
 
 
 def test_too_little_memory_is_reported_and_can_be_ignored(path: StandIns) -> None:
-    path.answer("docker info", f"{1 << 30}\n")
+    path.set_response("docker info", f"{1 << 30}\n")
     done = path.run()
     assert done.returncode == 1
     assert "Docker has 1024 MiB of memory, and a cluster needs 2048." in done.stderr
@@ -233,7 +233,9 @@ def test_too_little_memory_is_reported_and_can_be_ignored(path: StandIns) -> Non
 
 
 def test_unreachable_cluster_is_reported_before_build(path: StandIns) -> None:
-    path.answer("get --raw /readyz", err="The connection to the server 127.0.0.1:6443 was refused\n", code=1)
+    path.set_response(
+        "get --raw /readyz", err="The connection to the server 127.0.0.1:6443 was refused\n", code=1
+    )
     done = path.run()
     assert done.returncode == 1
     assert "does not answer: The connection to the server" in done.stderr
@@ -242,7 +244,7 @@ def test_unreachable_cluster_is_reported_before_build(path: StandIns) -> None:
 
 
 def test_failed_step_is_named(path: StandIns) -> None:
-    path.answer("helm upgrade", err="Error: another operation is in progress\n", code=1)
+    path.set_response("helm upgrade", err="Error: another operation is in progress\n", code=1)
     done = path.run()
     assert done.returncode == 1
     assert "Error: another operation is in progress" in done.stderr
@@ -251,7 +253,7 @@ def test_failed_step_is_named(path: StandIns) -> None:
 
 
 def test_unready_proxy_is_reported_with_reason(path: StandIns) -> None:
-    path.answer("wait --for=condition=Ready", err="error: timed out\n", code=1)
+    path.set_response("wait --for=condition=Ready", err="error: timed out\n", code=1)
     done = path.run()
     assert done.returncode == 1
     assert "kubectl --context kind-mail -n mail describe mailp first" in done.stderr
@@ -261,8 +263,8 @@ def test_unready_proxy_is_reported_with_reason(path: StandIns) -> None:
 
 
 def test_cluster_is_created_after_confirmation(path: StandIns) -> None:
-    path.answer("kind get clusters", err="No kind clusters found.\n")
-    path.answer("config current-context", err="error: current-context is not set\n", code=1)
+    path.set_response("kind get clusters", err="No kind clusters found.\n")
+    path.set_response("config current-context", err="error: current-context is not set\n", code=1)
     done = path.run()
     assert done.returncode == 4
     assert "To create one: kind create cluster --name mailproxy" in done.stderr
@@ -275,29 +277,29 @@ def test_cluster_is_created_after_confirmation(path: StandIns) -> None:
 
 
 def test_only_kind_context_is_used_and_after_confirmation(path: StandIns) -> None:
-    path.answer("config current-context", "production\n")
+    path.set_response("config current-context", "production\n")
     done = path.run()
     assert done.returncode == 4
     assert "kubectl points to 'production', which is no cluster of kind." in done.stderr
     assert "CLUSTER_NAME=mail" in done.stderr
     assert path.run(stdin="\n").returncode == 4
     assert path.changes() == []
-    for answered in (path.run(stdin="y\n"), path.run(YES="1"), path.run("--name", "mail")):
-        assert answered.returncode == 0, answered.stderr
+    for result in (path.run(stdin="y\n"), path.run(YES="1"), path.run("--name", "mail")):
+        assert result.returncode == 0, result.stderr
     assert "production" not in "\n".join(path.commands())
     assert not any("use-context" in command for command in path.commands())
 
 
 def test_context_named_like_a_missing_kind_cluster_is_reported(path: StandIns) -> None:
-    """A cluster that was deleted, or that somebody named so."""
-    path.answer("config current-context", "kind-gone\n")
+    """The cluster was deleted, or another cluster has such a name."""
+    path.set_response("config current-context", "kind-gone\n")
     done = path.run()
     assert done.returncode == 4
     assert "kubectl points to 'kind-gone', which is no cluster of kind." in done.stderr
 
 
 def test_several_clusters_need_a_choice(path: StandIns) -> None:
-    path.answer("kind get clusters", "blue\ngreen\n")
+    path.set_response("kind get clusters", "blue\ngreen\n")
     done = path.run()
     assert done.returncode == 1
     assert "choose one, CLUSTER_NAME=... of blue, green" in done.stderr

@@ -61,7 +61,7 @@ def test_workflows_have_read_permission_unless_job_needs_more(name: str) -> None
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_scripts_contain_no_expressions(name: str) -> None:
-    """A name of a branch or tag would be run as shell; variables of the environment are not."""
+    """The shell would execute an expression with the name of a branch or tag, but not a variable."""
     assert "${{" not in _scripts(name)
 
 
