@@ -57,9 +57,9 @@ def test_untrusted_ca_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     try:
         operator.started()
         operator.eventually(lambda: "certificate is not accepted" in operator.said(), "to be logged")
-        answer = operator.admin.request("GET", "/readyz")
-        assert answer.status == 503
-        assert "certificate is not accepted" in answer.message
+        response = operator.admin.request("GET", "/readyz")
+        assert response.status == 503
+        assert "certificate is not accepted" in response.message
         assert operator.admin.request("GET", "/healthz").status == 200
     finally:
         operator.stop()

@@ -280,7 +280,7 @@ def test_paused_resource_writes_status_only(world: World) -> None:
     before = {at: version for at, version in world.versions().items() if at[0] != "MailProxy"}
     _ = world.api.patch("Deployment", world.namespace, "edge", {"spec": {"replicas": 7}}).checked_body
     world.put(paused=True, replicas=6)
-    world.until(lambda: world.condition("Reconciling") == ("False", "Paused"), "another look")
+    world.until(lambda: world.condition("Reconciling") == ("False", "Paused"), "the next reconcile")
     after = {at: version for at, version in world.versions().items() if at[0] != "MailProxy"}
     assert [at for at in before if before[at] != after.get(at)] == [("Deployment", "edge")]
     world.put(replicas=1)

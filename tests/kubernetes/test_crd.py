@@ -73,9 +73,9 @@ def largest(servers: int = 32, listeners: int = 16) -> Object:
 
 def test_crd_is_accepted_unchanged(real: Cluster) -> None:
     [definition] = manifests("crd.yaml")
-    answer = real.api.apply(definition, fieldValidation="Strict")
-    assert answer.checked_body
-    assert answer.warnings == ()
+    response = real.api.apply(definition, fieldValidation="Strict")
+    assert response.checked_body
+    assert response.warnings == ()
     stored = real.api.found("CustomResourceDefinition", "", "mailproxies.mailproxy.dev")
     conditions = {one["type"]: one["status"] for one in stored["status"]["conditions"]}
     assert conditions == {"NamesAccepted": "True", "Established": "True"}, "and its schema is structural"
@@ -88,9 +88,9 @@ def test_largest_resource_is_accepted(place: World, servers: int, listeners: int
 
 def test_larger_resource_is_rejected(place: World) -> None:
     for spec in (largest(33, 1), largest(1, 17)):
-        answer = place.api.create(place.body(**spec))
-        assert answer.status == 422
-        assert "must have at most" in answer.message
+        response = place.api.create(place.body(**spec))
+        assert response.status == 422
+        assert "must have at most" in response.message
 
 
 def test_two_managers_can_own_servers_of_one_resource(place: World) -> None:
@@ -102,8 +102,8 @@ def test_two_managers_can_own_servers_of_one_resource(place: World) -> None:
 
 
 def test_only_deployment_fields_have_defaults(place: World) -> None:
-    asked = place.body()["spec"]
-    assert {name: value for name, value in place.put()["spec"].items() if name not in asked} == {
+    spec = place.body()["spec"]
+    assert {name: value for name, value in place.put()["spec"].items() if name not in spec} == {
         "mode": "Deployment",
         "replicas": 2,
         "portStrategy": "Direct",
@@ -127,8 +127,8 @@ def test_status_is_written_to_subresource(place: World) -> None:
 def test_kubectl_scale_changes_replicas(place: World, kubectl: Kubectl) -> None:
     place.put()
     place.api.patch_status("MailProxy", place.namespace, "edge", {"replicas": 2, "selector": "a=b"})
-    said = kubectl("-n", place.namespace, "scale", "mailp/edge", "--replicas", "3")
-    assert "mailproxy.mailproxy.dev/edge scaled" in said
+    output = kubectl("-n", place.namespace, "scale", "mailp/edge", "--replicas", "3")
+    assert "mailproxy.mailproxy.dev/edge scaled" in output
     assert place.mail_proxy()["spec"]["replicas"] == 3
     scale = place.api.get(place.path("MailProxy") + "/scale").checked_body
     assert (scale["spec"], scale["status"]) == ({"replicas": 3}, {"replicas": 2, "selector": "a=b"})
@@ -169,16 +169,16 @@ def test_kubectl_selects_by_mode_and_waits_for_conditions(place: World, kubectl:
 
 def explained(kubectl: Kubectl, path: str) -> str:
     """Return the description of a field in the output of ``kubectl explain``."""
-    said = kubectl("explain", path)
-    assert "DESCRIPTION:" in said, said
-    description = said.partition("DESCRIPTION:")[2].partition("FIELDS:")[0]
+    output = kubectl("explain", path)
+    assert "DESCRIPTION:" in output, output
+    description = output.partition("DESCRIPTION:")[2].partition("FIELDS:")[0]
     return " ".join(description.split())
 
 
 def test_kubectl_explain_equals_documentation(kubectl: Kubectl) -> None:
-    said = explained(kubectl, "mailproxy.spec.mail.maxErrors")
-    assert "max_errors" in said
-    assert len(said.split()) > 8
+    output = explained(kubectl, "mailproxy.spec.mail.maxErrors")
+    assert "max_errors" in output
+    assert len(output.split()) > 8
     assert "<integer>" in kubectl("explain", "mailproxy.spec.mail.maxErrors")
 
 
@@ -217,8 +217,8 @@ spec:
 )
 def test_common_yaml_forms_are_accepted(place: World, kubectl: Kubectl, written: str, stored: Object) -> None:
     text = YAML.format(namespace=place.namespace, written=written)
-    said = kubectl("apply", "--server-side", "-f", "-", stdin=text)
-    assert "serverside-applied" in said
+    output = kubectl("apply", "--server-side", "-f", "-", stdin=text)
+    assert "serverside-applied" in output
     mail = place.mail_proxy()["spec"]["mail"]
     assert {name: mail[name] for name in stored} == stored
 
@@ -237,13 +237,13 @@ def test_wrong_yaml_type_is_rejected_with_field(
     place: World, kubectl: Kubectl, written: str, field: str
 ) -> None:
     text = YAML.format(namespace=place.namespace, written=written)
-    said = kubectl("create", "-f", "-", stdin=text)
-    assert field in said
+    output = kubectl("create", "-f", "-", stdin=text)
+    assert field in output
     assert place.find("MailProxy") is None
 
 
 def test_kubectl_applies_crd_and_manifests(kubectl: Kubectl) -> None:
     folder = "deploy"
     for name in ("crd.yaml", "rbac.yaml"):
-        said = kubectl("apply", "--server-side", "--force-conflicts", "-f", f"{folder}/{name}")
-        assert "error" not in said.lower(), said
+        output = kubectl("apply", "--server-side", "--force-conflicts", "-f", f"{folder}/{name}")
+        assert "error" not in output.lower(), output

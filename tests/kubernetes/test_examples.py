@@ -60,17 +60,17 @@ def test_expected_examples_exist() -> None:
 
 def test_operator_manifests_are_accepted(real: Cluster) -> None:
     for manifest in manifests("operator.yaml"):
-        answer = real.api.apply(_somewhere(manifest), fieldValidation="Strict", dryRun="All")
-        assert answer.checked_body
-        assert [one for one in answer.warnings if "would violate" in one] == []
+        response = real.api.apply(_somewhere(manifest), fieldValidation="Strict", dryRun="All")
+        assert response.checked_body
+        assert [one for one in response.warnings if "would violate" in one] == []
 
 
 def test_operator_runs_in_restricted_namespace(real: Cluster) -> None:
     label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     _ = real.api.patch("Namespace", "", SYSTEM, label).checked_body
     for manifest in manifests("operator.yaml"):
-        answer = real.api.apply(_somewhere(manifest), dryRun="All")
-        assert [one for one in answer.warnings if "would violate" in one] == []
+        response = real.api.apply(_somewhere(manifest), dryRun="All")
+        assert [one for one in response.warnings if "would violate" in one] == []
     nothing = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": None}}}
     _ = real.api.patch("Namespace", "", SYSTEM, nothing).checked_body
 
@@ -83,7 +83,7 @@ def _somewhere(manifest: Object) -> Object:
 
 def test_kustomization_installs_everything(kubectl: Kubectl) -> None:
     folder: Path = ROOT / "deploy"
-    said = kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-k", str(folder))
-    assert "error" not in said.lower(), said
+    output = kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-k", str(folder))
+    assert "error" not in output.lower(), output
     for word in ("customresourcedefinition", "clusterrole", "deployment", "serviceaccount"):
-        assert word in said, said
+        assert word in output, output

@@ -54,7 +54,9 @@ def test_standby_takes_over_when_leader_ends(idle_world: World, start: Callable[
     world.put()
     world.until(lambda: world.condition()[0], "work")
     assert (is_leader(first), is_leader(second)) == (True, False)
-    world.until(lambda: second.admin.request("GET", "/readyz").status == 200, "the other one stands by")
+    world.until(
+        lambda: second.admin.request("GET", "/readyz").status == 200, "the standby operator to be ready"
+    )
     first.stop()
     assert first.process.returncode == 0
     assert not holds(world, first), "it was given back"
@@ -87,12 +89,12 @@ def test_operator_that_loses_lease_ends(idle_world: World, start: Callable[[str]
 
     def is_stolen() -> bool:
         lease = world.api.found("Lease", SYSTEM, LEASE)
-        lease["spec"]["holderIdentity"] = "thief"
+        lease["spec"]["holderIdentity"] = "other"
         return world.api.replace(lease).status == 200
 
     world.until(is_stolen, "the theft")
     assert first.ended(EXPIRY) == 1
-    assert holder(world) == "thief", "what is another's is not given back"
+    assert holder(world) == "other", "the Lease of another holder is not released"
 
 
 def test_lease_is_owned_by_pod_of_holder(idle_world: World, new_operator: NewOperator) -> None:

@@ -60,9 +60,9 @@ def test_many_resources_settle_and_cause_no_more_requests(crowd: World) -> None:
         list(hands.map(report, names))
     waiting = list(names)
     crowd.until(lambda: all_settled(crowd, waiting), "all to settle", timeout=PATIENCE)
-    asked = requests(crowd)
-    assert len(asked) <= MOST_REQUESTS * COUNT
-    assert [one for one in asked if one.code >= 400 and one.code != 404] == []
+    sent = requests(crowd)
+    assert len(sent) <= MOST_REQUESTS * COUNT
+    assert [one for one in sent if one.code >= 400 and one.code != 404] == []
     assert {kind: len(crowd.api.list(kind, crowd.namespace)) for kind in ("Deployment", "ConfigMap")} == {
         "Deployment": COUNT,
         "ConfigMap": COUNT,
@@ -72,5 +72,5 @@ def test_many_resources_settle_and_cause_no_more_requests(crowd: World) -> None:
     crowd.put("one-more", replicas=0)
     crowd.until(lambda: crowd.find("Deployment", "one-more"), "one more", timeout=PATIENCE)
     after = {at: version for at, version in crowd.versions().items() if "one-more" not in at[1]}
-    assert after == before, "nobody else was touched"
-    assert len(requests(crowd)) - quiet <= MOST_REQUESTS, "and nobody else was looked at"
+    assert after == before, "no other resource was changed"
+    assert len(requests(crowd)) - quiet <= MOST_REQUESTS, "and no other resource was reconciled"

@@ -39,9 +39,9 @@ class Restarts:
         """Stop the running operator, start another, and wait until it has reconciled all resources."""
         if self.world.operator is not None:
             self.world.operator.stop()
-        begun = self.new("anew", f"--namespace={self.world.namespace}").started()
-        self.world.operator = begun
-        return begun
+        operator = self.new("restarted", f"--namespace={self.world.namespace}").started()
+        self.world.operator = operator
+        return operator
 
     def wait_until_idle(self) -> dict[tuple[str, str], str]:
         """Return the versions of all objects, after two seconds without a change by the operator."""
@@ -51,15 +51,15 @@ class Restarts:
             time.sleep(2.0)
             return before if self.world.versions() == before else None
 
-        found = self.world.until(unchanged, "the operator to come to rest")
+        found = self.world.until(unchanged, "no change for two seconds")
         assert found is not None
         return found
 
-    def wait_for_resync(self) -> None:
+    def restart_and_reconcile(self) -> None:
         """Restart the operator, and wait for the first reconcile of every resource."""
         count = len(self.world.api.list("MailProxy", self.world.namespace))
         operator = self.restart()
-        self.world.until(lambda: reconciles(operator) >= count, "the first look")
+        self.world.until(lambda: reconciles(operator) >= count, "the first reconcile")
 
 
 def reconciles(operator: Operator) -> float:
@@ -86,7 +86,7 @@ def test_resync_changes_nothing(restarts: Restarts, spec: dict[str, object]) -> 
         world.settle(kind=kind, count=2)
     world.until(lambda: world.condition("Reconciling") == ("False", "Settled"), "it to settle")
     before = world.versions()
-    restarts.wait_for_resync()
+    restarts.restart_and_reconcile()
     assert world.versions() == before
     assert "finalizers" not in world.mail_proxy()["metadata"]
 
@@ -98,7 +98,7 @@ def test_restarted_operator_keeps_last_valid_state(restarts: Restarts) -> None:
     world.put(mail={"authHttp": "http://auth.mail.svc:9000/auth", "setRealIpFrom": ["192.0.2.0/99"]})
     world.until(lambda: world.condition() == ("False", "InvalidSpec"), "the refusal")
     before = world.versions()
-    restarts.wait_for_resync()
+    restarts.restart_and_reconcile()
     assert world.versions() == before
     assert world.status()["configHash"] == good
     assert world.found("ConfigMap", "edge-config")["data"]["mailproxy.json"]
@@ -117,7 +117,7 @@ def test_refused_sysctls_are_remembered_after_restart(restarts: Restarts) -> Non
     world.until(lambda: world.condition("Stalled") == ("True", "SysctlForbidden"), "the breaker")
     world.until(lambda: world.find("Pod", "edge-bad") is None, "the refused pod to go")
     before = restarts.wait_until_idle()
-    restarts.wait_for_resync()
+    restarts.restart_and_reconcile()
     assert world.versions() == before
 
 

@@ -218,9 +218,9 @@ def test_owner_references_need_permission_on_finalizers(life: Life) -> None:
         "metadata": {"name": "child", "namespace": life.world.namespace, "ownerReferences": [owner]},
     }
     for role in ("mailproxy-operator", "without"):
-        answer = _user_with_role(life, role).request("POST", life.world.path("ConfigMap", ""), child)
-        assert answer.status == (201 if role == "mailproxy-operator" else 403), answer
-    assert "finalizers" in answer.message
+        response = _user_with_role(life, role).request("POST", life.world.path("ConfigMap", ""), child)
+        assert response.status == (201 if role == "mailproxy-operator" else 403), response
+    assert "finalizers" in response.message
 
 
 def _user_with_role(life: Life, role: str) -> Any:
@@ -245,7 +245,7 @@ def _user_with_role(life: Life, role: str) -> Any:
         "subjects": [{"kind": "ServiceAccount", "name": role, "namespace": SYSTEM}],
     }
     _ = life.cluster.api.apply(binding).checked_body
-    somebody = life.cluster.server.as_bearer(life.cluster.server.token(SYSTEM, role))
+    user = life.cluster.server.as_bearer(life.cluster.server.token(SYSTEM, role))
     listing = life.world.path("ConfigMap", "")
-    eventually(lambda: somebody.request("GET", listing).status == 200, "the rights")
-    return somebody
+    eventually(lambda: user.request("GET", listing).status == 200, "the rights")
+    return user

@@ -366,11 +366,11 @@ def api(real: Cluster) -> Api:
 def create_dry_run(api: Api, spec: Object, name: str = "edge") -> tuple[list[Object], str]:
     """Create a resource; return the causes of the API server's refusal, and its message."""
     made = {**body(**spec), "metadata": {"name": name, "namespace": "mail"}}
-    answer = api.create(made, dryRun="All", fieldValidation="Strict")
-    if answer.status == 201:
+    response = api.create(made, dryRun="All", fieldValidation="Strict")
+    if response.status == 201:
         return [], ""
-    assert answer.status == 422, answer
-    return list(answer.body["details"]["causes"]), answer.message
+    assert response.status == 422, response
+    return list(response.body["details"]["causes"]), response.message
 
 
 def is_valid_for_loader(spec: Object, name: str = "edge") -> bool:

@@ -115,8 +115,8 @@ def sidecar_of(made: Object) -> Object | None:
 
 def test_labelled_pod_is_created_with_sidecar(place: World) -> None:
     place.put(**SPEC)
-    answer = created(place, pod(place, "dovecot-0"))
-    made = answer.checked_body
+    response = created(place, pod(place, "dovecot-0"))
+    made = response.checked_body
     container = sidecar_of(made)
     assert container is not None
     assert made["metadata"]["labels"]["mailproxy.dev/proxy"] == "edge"
@@ -128,7 +128,7 @@ def test_labelled_pod_is_created_with_sidecar(place: World) -> None:
     ]
     digest = eventually(lambda: place.status().get("configHash"), "the status")
     assert made["metadata"]["annotations"]["mailproxy.dev/config-hash"] == digest
-    assert not answer.warnings
+    assert not response.warnings
 
 
 def test_proxy_has_no_token_of_application(place: World) -> None:
@@ -173,24 +173,24 @@ def test_conflicting_pod_runs_without_sidecar_and_is_reported(
     place: World, label: str, spec: dict[str, Any], expected: str
 ) -> None:
     place.put(**{**SPEC, **spec})
-    answer = created(place, pod(place, "dovecot-0", label))
-    assert sidecar_of(answer.checked_body) is None
-    assert any(expected in warning for warning in answer.warnings)
+    response = created(place, pod(place, "dovecot-0", label))
+    assert sidecar_of(response.checked_body) is None
+    assert any(expected in warning for warning in response.warnings)
     events = place.api.list("Event", place.namespace)
     assert [one["reason"] for one in events if expected in one["note"]] == ["SidecarMissing"]
 
 
 def test_failure_policy_fail_denies_pods(place: World) -> None:
     place.put(**{**SPEC, "sidecar": {"failurePolicy": "Fail", "selector": {"matchLabels": {"app": "cyrus"}}}})
-    answer = created(place, pod(place, "dovecot-0"))
-    assert answer.status == 403
-    assert "is for other pods" in answer.message
+    response = created(place, pod(place, "dovecot-0"))
+    assert response.status == 403
+    assert "is for other pods" in response.message
     assert place.find("Pod", "dovecot-0") is None
 
 
 def test_dry_run_request_creates_no_event(place: World) -> None:
-    answer = created(place, pod(place, "dovecot-0", "nobody"), dryRun="All")
-    assert any("MailProxy nobody does not exist" in warning for warning in answer.warnings)
+    response = created(place, pod(place, "dovecot-0", "nobody"), dryRun="All")
+    assert any("MailProxy nobody does not exist" in warning for warning in response.warnings)
     assert place.api.list("Event", place.namespace) == []
 
 
@@ -289,9 +289,9 @@ def test_example_runs_in_restricted_namespace(place: World) -> None:
     spec = {**template["spec"], "volumes": [*template["spec"]["volumes"], claim]}
     metadata = {"name": "dovecot-0", "namespace": place.namespace, "labels": template["metadata"]["labels"]}
     made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-    answer = created(place, made)
-    assert sidecar_of(answer.checked_body) is not None
-    assert not answer.warnings
+    response = created(place, made)
+    assert sidecar_of(response.checked_body) is not None
+    assert not response.warnings
     eventually(lambda: place.status("dovecot").get("replicas") == 1, "the pod to be counted")
     service = place.found("Service", "dovecot")["spec"]
     assert service["selector"] == {INJECT: "dovecot"}

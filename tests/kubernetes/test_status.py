@@ -164,7 +164,7 @@ def test_condition_of_another_manager_is_kept(world: World) -> None:
     del manifest["spec"]
     _ = world.api.user.request("PATCH", path, manifest, "application/apply-patch+yaml").checked_body
     world.put(replicas=0)
-    world.until(lambda: world.condition()[0], "another look")
+    world.until(lambda: world.condition()[0], "the next reconcile")
     assert "Audited" in [one["type"] for one in world.status()["conditions"]]
 
 

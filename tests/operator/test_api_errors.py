@@ -13,7 +13,7 @@ STATUS = {"kind": "Status"}
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("response", "error"),
     [
         (ApiResponse(404), KindMissing),
         (ApiResponse(404, {**STATUS, "message": 'namespaces "x" not found'}), NotFoundOrConflict),
@@ -22,8 +22,8 @@ STATUS = {"kind": "Status"}
         (ApiResponse(504), TransientError),
     ],
 )
-def test_error_from_response(answer: ApiResponse, error: type[Exception]) -> None:
-    assert type(error_from(answer, DEPLOYMENT, "Deployment edge")) is error
+def test_error_from_response(response: ApiResponse, error: type[Exception]) -> None:
+    assert type(error_from(response, DEPLOYMENT, "Deployment edge")) is error
 
 
 def test_message_length_is_limited() -> None:

@@ -109,13 +109,13 @@ async def test_deleted_object_is_not_read_from_index(world: World) -> None:
     assert await world.cache.delete(config_map(10))
     assert await world.read() == []
     world.cache.remember(config_map(10))
-    assert await world.read() == [], "an answer that arrives after the event"
+    assert await world.read() == [], "a response that arrives after the event"
     world.index[EDGE] = [config_map(11)]
     assert await world.read() == ["11"], "it had lost its label only"
 
 
 async def test_object_that_could_not_be_deleted_is_still_read(world: World) -> None:
-    """The API server answers 404 or 409: what there is instead is known from the watch."""
+    """The API server responds with 404 or 409: the watch delivers the current object."""
     world.index[EDGE] = [config_map(10)]
     assert not await world.cache.delete(config_map(10))
     assert await world.read() == ["10"]
@@ -150,7 +150,7 @@ async def test_object_is_created_with_one_request(world: World) -> None:
 
 
 async def test_object_of_another_owner_is_not_changed(world: World) -> None:
-    world.server.live = config_map(10, owner="somebody")
+    world.server.live = config_map(10, owner="other-uid")
     with pytest.raises(NameConflict, match="ConfigMap edge-config"):
         await world.cache.apply(new_config_map())
     assert [verb for verb, *_ in world.server.calls] == ["apply", "get"]

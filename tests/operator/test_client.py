@@ -280,7 +280,7 @@ async def test_failure_to_create_event_is_ignored(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("text", "expected"),
     [
         ('{"hash": "abc", "last_error": null}', RunningConfig("abc")),
         ('{"hash": "abc", "last_error": "no"}', RunningConfig("abc", "no")),
@@ -289,10 +289,10 @@ async def test_failure_to_create_event_is_ignored(world: World) -> None:
     ],
 )
 async def test_running_config_is_read_from_admin_endpoint(
-    world: World, monkeypatch: pytest.MonkeyPatch, answer: str, expected: RunningConfig | None
+    world: World, monkeypatch: pytest.MonkeyPatch, text: str, expected: RunningConfig | None
 ) -> None:
     async def respond(_: web.Request) -> web.Response:
-        return web.Response(text=answer)
+        return web.Response(text=text)
 
     app = web.Application()
     app.router.add_get("/config", respond)

@@ -46,17 +46,17 @@ ARGUMENTS = ("run", "--admin", "127.0.0.1:0", "--lease-namespace", "mail")
 NAMELESS = """
 import os, sys
 from mailproxy_operator.cli import main
-os.setreuid(54321, 0)  # nobody has that number; files can be read as before
+os.setreuid(54321, 0)  # a user without a name; files can be read as before
 sys.exit(main(sys.argv[1:]))
 """
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be somebody without a name")
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to run as a user without a name")
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(("-m", "mailproxy_operator"), id="as somebody"),
-        pytest.param(("-c", NAMELESS), id="as nobody in particular", marks=needs_root),
+        pytest.param(("-m", "mailproxy_operator"), id="named user"),
+        pytest.param(("-c", NAMELESS), id="user without a name", marks=needs_root),
     ],
 )
 async def test_run_ends_with_exit_code_0_after_sigterm(tmp_path: Path, command: tuple[str, ...]) -> None:
@@ -75,11 +75,11 @@ async def test_run_ends_with_exit_code_0_after_sigterm(tmp_path: Path, command: 
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(60):
             _, log = await process.communicate()
-        assert kube.found(LEASE, "mailproxy-operator")["spec"]["holderIdentity"] == "", "given back"
+        assert kube.found(LEASE, "mailproxy-operator")["spec"]["holderIdentity"] == "", "released"
     assert process.returncode == 0, log.decode()
     assert kube.find(DEPLOYMENT, "edge")
     assert b"secret" not in log
-    assert b"begun again" not in log, log.decode()
+    assert b"restarts it" not in log, log.decode()
     assert all(json.loads(line)["level"] in {"info", "warning"} for line in log.splitlines()), log.decode()
 
 

@@ -96,7 +96,7 @@ async def test_response_already_seen_by_reconcile_enqueues_nothing(poll: ConfigP
     await until(lambda: pods.concurrent == 0)
     pods.requested.clear()
     await asyncio.sleep(0.1)
-    assert len(pods.requested) <= 1, "nobody is asked for a resource that is gone"
+    assert len(pods.requested) <= 1, "no request for a deleted resource"
 
 
 async def test_concurrent_requests_are_limited(

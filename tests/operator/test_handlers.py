@@ -100,9 +100,9 @@ async def test_changes_by_others_enqueue_owner(world: World) -> None:
     assert world.is_enqueued()
     world.handlers.changed(CONFIG_MAP, edited, is_deleted=True)
     assert world.is_enqueued()
-    stranger = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "mail"}}
-    world.handlers.changed(POD, stranger, is_deleted=False)
-    world.handlers.changed(POD, stranger, is_deleted=True)
+    foreign_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "mail"}}
+    world.handlers.changed(POD, foreign_pod, is_deleted=False)
+    world.handlers.changed(POD, foreign_pod, is_deleted=True)
     assert not world.is_enqueued()
 
 

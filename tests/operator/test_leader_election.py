@@ -33,8 +33,8 @@ class Store:
         return copy.deepcopy(self.lease)
 
     async def write_lease(self, manifest: Manifest) -> bool:
-        known = self.lease["metadata"]["resourceVersion"] if self.lease else None
-        if manifest["metadata"].get("resourceVersion") != known:
+        current_version = self.lease["metadata"]["resourceVersion"] if self.lease else None
+        if manifest["metadata"].get("resourceVersion") != current_version:
             return False
         self.version += 1
         self.lease = copy.deepcopy(manifest)
@@ -118,10 +118,10 @@ async def test_lease_acquired_by_another_holder_is_lost() -> None:
     store = Store()
     holder = LeaderElector(store, KEY, "a")
     await holder.acquire()
-    store.spec["holderIdentity"] = "thief"
+    store.spec["holderIdentity"] = "other"
     async with asyncio.timeout(60):
         await holder.renew()
-    assert store.spec["holderIdentity"] == "thief"
+    assert store.spec["holderIdentity"] == "other"
 
 
 async def test_lease_is_lost_when_api_server_is_down_too_long() -> None:

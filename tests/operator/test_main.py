@@ -160,7 +160,7 @@ async def test_lost_lease_ends_operator(kube: FakeKube, monkeypatch: pytest.Monk
     async with running(kube, restarts=False, lease_namespace="mail", identity="first") as operator:
         await until(lambda: kube.find(LEASE, "mailproxy-operator"))
         stolen = kube.found(LEASE, "mailproxy-operator")
-        stolen["spec"]["holderIdentity"] = "thief"
+        stolen["spec"]["holderIdentity"] = "other"
         kube.put(stolen)
         async with asyncio.timeout(60):
             assert await operator == 1

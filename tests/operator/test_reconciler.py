@@ -384,7 +384,7 @@ async def test_refused_pod_causes_one_immediate_write(world: World) -> None:
     world.cluster.calls.clear()
     refused = world.cluster.found(POD, "edge-refused")
     assert await world.reconciler.remove_forbidden_sysctls(EDGE, refused)
-    assert world.cluster.calls == [("apply", "Deployment", "edge")], "one write, and no pod is asked"
+    assert world.cluster.calls == [("apply", "Deployment", "edge")], "one write, and no request to a pod"
     left = world.cluster.found(DEPLOYMENT, "edge")
     assert [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]] == [
         "net.ipv4.ip_unprivileged_port_start"

@@ -38,8 +38,10 @@ def test_first_probe_is_sent_after_a_normal_start(tmp_path: Path) -> None:
         tmp_path / "proxy", proxies.manifest([server], {"authHttp": "http://127.0.0.1:9/"})
     )
     try:
-        with urllib.request.urlopen(f"http://{started.admin}{startup_probe()['httpGet']['path']}") as answer:
-            assert answer.status == 200
+        with urllib.request.urlopen(
+            f"http://{started.admin}{startup_probe()['httpGet']['path']}"
+        ) as response:
+            assert response.status == 200
         spent = Path(f"/proc/{started.running.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         seconds = sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
     finally:
@@ -50,7 +52,7 @@ def test_first_probe_is_sent_after_a_normal_start(tmp_path: Path) -> None:
 def test_startup_probe_allows_slow_start() -> None:
     probe = startup_probe()
     assert probe["periodSeconds"] * probe["failureThreshold"] >= SLOW_START_SECONDS
-    assert probe["timeoutSeconds"] >= 5, "whoever starts has little time to answer"
+    assert probe["timeoutSeconds"] >= 5, "a starting process may respond slowly"
 
 
 @pytest.mark.parametrize(

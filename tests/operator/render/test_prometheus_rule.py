@@ -59,7 +59,7 @@ def test_every_alert_fires_on_its_data(needs: Needs, rules: Path, alert: Any) ->
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     # No alert is expected, so promtool prints those that fire.
     assert done.returncode == 1, done.stdout + done.stderr
-    said = done.stdout + done.stderr
-    assert f'alertname="{alert.name}"' in said, said
-    assert 'namespace="mail"' in said
-    assert 'mailproxy="edge"' in said
+    output = done.stdout + done.stderr
+    assert f'alertname="{alert.name}"' in output, output
+    assert 'namespace="mail"' in output
+    assert 'mailproxy="edge"' in output

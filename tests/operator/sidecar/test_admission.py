@@ -57,7 +57,7 @@ async def test_pod_gets_sidecar_and_config_hash() -> None:
 async def test_pod_with_sidecar_is_admitted_without_reading_resource() -> None:
     class Broken(MemoryCluster):
         async def get(self, *_: Any) -> Manifest:
-            raise TransientError("no answer")
+            raise TransientError("no response")
 
     decision = await decide(cluster_with(), pod())
     assert decision.pod is not None

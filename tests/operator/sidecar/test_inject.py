@@ -197,9 +197,10 @@ def test_safe_sysctls_are_added_to_those_of_pod() -> None:
 
 @pytest.mark.parametrize("name", ["net.ipv4.tcp_fin_timeout", "net/ipv4/tcp_fin_timeout"])
 def test_own_sysctl_of_pod_is_kept_with_warning(name: str) -> None:
-    asked = {"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "15"}]}
+    sysctl_spec = {"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "15"}]}
     found = inject(
-        rendered_sidecar(sysctls=asked), pod(securityContext={"sysctls": [{"name": name, "value": "30"}]})
+        rendered_sidecar(sysctls=sysctl_spec),
+        pod(securityContext={"sysctls": [{"name": name, "value": "30"}]}),
     )
     assert sysctls(injected_pod(found)) == [(name, "30"), (PORT_START, "143")]
     assert isinstance(found, Injected)
@@ -208,8 +209,10 @@ def test_own_sysctl_of_pod_is_kept_with_warning(name: str) -> None:
 
 
 def test_unsafe_sysctls_are_not_injected() -> None:
-    asked = {"unsafe": "Allow", "extra": [{"name": "net.core.somaxconn", "value": "9999"}]}
-    assert sysctls(injected_pod(inject(rendered_sidecar(sysctls=asked), pod()))) == [(PORT_START, "143")]
+    sysctl_spec = {"unsafe": "Allow", "extra": [{"name": "net.core.somaxconn", "value": "9999"}]}
+    assert sysctls(injected_pod(inject(rendered_sidecar(sysctls=sysctl_spec), pod()))) == [
+        (PORT_START, "143")
+    ]
 
 
 def test_no_sysctls_with_host_network() -> None:

@@ -133,10 +133,10 @@ def test_workload_that_cannot_be_injected_is_reported(text: str, problem: str) -
 
 def test_only_requesting_workloads_are_injected() -> None:
     spec = "spec: {template: {metadata: {labels: {LABEL}}, spec: {containers: [{name: a}]}}}\n"
-    asks = spec.replace("LABEL", "mailproxy.dev/inject: edge")
+    requesting = spec.replace("LABEL", "mailproxy.dev/inject: edge")
     text = "---\n".join(
         f"kind: Deployment\nmetadata: {{name: {name}}}\n{one}"
-        for name, one in (("a", spec.replace("LABEL", "a: b")), ("b", asks))
+        for name, one in (("a", spec.replace("LABEL", "a: b")), ("b", requesting))
     )
     pairs, _ = injected_workloads(rendered_sidecar(), text, "x.yaml")
     assert [before == after for before, after in pairs] == [True, False]

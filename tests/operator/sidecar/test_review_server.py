@@ -109,7 +109,7 @@ async def test_idle_connections_are_closed_for_new_review(site: Site) -> None:
         await until(lambda: site.server.waiting == 1)
         await open_idle_connections(site)
         site.may_decide.set()
-    assert deciding.result() == b"HTTP/1.1 200 OK\r\n", "a review that is being decided is spared"
+    assert deciding.result() == b"HTTP/1.1 200 OK\r\n", "a review that is being decided is kept"
     assert await site.review() == b"HTTP/1.1 200 OK\r\n"
     assert len(site.server.connections) <= 8
 

@@ -53,10 +53,10 @@ class Caller:
         headers = {"Content-Type": "application/json"}
         async with (
             aiohttp.ClientSession(headers=headers) as session,
-            session.post(url, data=io.BytesIO(body), ssl=context) as answer,
+            session.post(url, data=io.BytesIO(body), ssl=context) as response,
         ):
-            text = await answer.text()
-            return answer.status, json.loads(text) if answer.status == 200 else text
+            text = await response.text()
+            return response.status, json.loads(text) if response.status == 200 else text
 
     async def request_review(self, sent: dict[str, Any]) -> dict[str, Any]:
         """Request a review, and return the response."""

@@ -29,14 +29,14 @@ async def operating(port: int, pause: Callable[[int], float] = lambda _: 0.5) ->
         running(kube, admin_port=port, lease_namespace="mail", identity="one"),
         asyncio.TaskGroup() as tasks,
     ):
-        changes = tasks.create_task(_change_continuously(kube, pause))
+        agitation = tasks.create_task(_agitate(kube, pause))
         try:
             yield kube
         finally:
-            changes.cancel()
+            agitation.cancel()
 
 
-async def _change_continuously(kube: FakeKube, pause: Callable[[int], float]) -> None:
+async def _agitate(kube: FakeKube, pause: Callable[[int], float]) -> None:
     kube.put(_named("steady"))
     count = 0
     while True:

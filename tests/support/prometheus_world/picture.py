@@ -28,8 +28,8 @@ from support.prometheus_world.traffic import (
     break_the_protocol,
     fail_at_tls,
     guess_passwords,
+    meet_broken_neighbours,
     traffic,
-    use_broken_services,
 )
 from support.prometheus_world.watcher import VARIABLES, Watcher, as_pods, substituted, watch
 from support.servers.programs import Ports
@@ -43,9 +43,9 @@ NOTE: Final = (
     "Drawn by our own script from what Prometheus {version} answered to the dashboard's queries"
     " ({minutes:.0f} minutes, scraped every {interval:.0f} s); not a screenshot of Grafana."
 )
-_FAILURES: Final = {
+_TROUBLE: Final = {
     guess_passwords: 0.45,
-    use_broken_services: 0.6,
+    meet_broken_neighbours: 0.6,
     break_the_protocol: 0.25,
     fail_at_tls: 0.7,
 }
@@ -53,8 +53,8 @@ _FAILURES: Final = {
 
 def rhythm(visit: Visit, elapsed: float) -> float:
     """Vary the traffic over time, with failures at some times."""
-    if visit in _FAILURES:
-        share = _FAILURES[visit]
+    if visit in _TROUBLE:
+        share = _TROUBLE[visit]
         is_time = share - 0.15 < elapsed / SECONDS < share + 0.1
         return 0.3 if is_time else 3.0
     return 0.5 + 0.35 * math.sin(elapsed / SECONDS * 4 * math.pi)
@@ -64,15 +64,15 @@ def draw(seconds: float, folder: Path) -> None:
     """Run the traffic, and draw the dashboards."""
     path = find_program("prometheus")
     assert path is not None, reason(["prometheus"])
-    ports = Ports()
-    operator_port = ports.take()
+    taken = Ports()
+    operator_port = taken.take()
     with places(folder) as found:
         scrapes = [
             as_pods("mail/edge", "mail", {f"edge-{n}": one.admin for n, one in enumerate(found.proxies)}),
             as_pods("mailproxy-operator", "mailproxy-system", {"operator-0": f"127.0.0.1:{operator_port}"}),
         ]
         (folder / "watcher").mkdir()
-        watcher = watch(path, folder / "watcher", ports.take(), scrapes, interval=f"{INTERVAL:.0f}s")
+        watcher = watch(path, folder / "watcher", taken.take(), scrapes, interval=f"{INTERVAL:.0f}s")
         try:
             asyncio.run(_live(found, operator_port, seconds))
             end = time.time() - INTERVAL
@@ -87,12 +87,12 @@ def draw(seconds: float, folder: Path) -> None:
 
 
 async def _live(found: Places, operator_port: int, seconds: float) -> None:
-    def run_clients() -> None:
+    def meet_clients() -> None:
         with traffic(found, rhythm):
             time.sleep(seconds)
 
     async with operating(operator_port, pause=lambda count: 1.0 + 4.0 * (count % 7)):
-        await asyncio.to_thread(run_clients)
+        await asyncio.to_thread(meet_clients)
 
 
 def _picture(watcher: Watcher, dashboard: dict[str, Any], end: float, seconds: float) -> str:
@@ -135,6 +135,6 @@ def _lines(series: Sequence[dict[str, Any]], legend: str) -> list[Line]:
 
 
 if __name__ == "__main__":
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    asked = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
     with tempfile.TemporaryDirectory(prefix="mailproxy-picture-") as made:
-        draw(seconds, Path(made))
+        draw(asked, Path(made))

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from support.demo_servers import ACCOUNT, DemoServers, demo_servers
 from support.dns_server import DnsServer, dns_server, host, ptr
-from support.dns_server import found as dns_response
+from support.dns_server import found as answering
 from support.servers import proxy as proxies
 from support.servers.auth_service import AuthService, Backend, auth_service
 from support.servers.certificates import Certificates, certificates
@@ -46,7 +46,7 @@ class Places:
 @contextmanager
 def places(folder: Path, pods: int = 1) -> Iterator[Places]:
     """Start all servers, and stop them afterwards."""
-    free_ports = Ports()
+    taken = Ports()
     with ExitStack() as stack:
         mail = stack.enter_context(demo_servers())
         dns = stack.enter_context(_dns_in_background())
@@ -54,31 +54,31 @@ def places(folder: Path, pods: int = 1) -> Iterator[Places]:
         silent = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         silent.bind(("127.0.0.1", 0))
         service.backends |= {
-            "/dead": Backend(free_ports.take()),
+            "/dead": Backend(taken.take()),
             "/slow": Backend(mail.ports["imap"], delay=0.7),
         }
         (folder / "tls").mkdir()
         found = Places(mail, dns, certificates(folder / "tls"), service)
         for number in range(pods):
-            ports, body = _planned(found, free_ports, f"127.0.0.1:{silent.getsockname()[1]}")
+            ports, body = _planned(found, taken, f"127.0.0.1:{silent.getsockname()[1]}")
             found.ports.append(ports)
             found.proxies.append(proxies.start(folder / f"edge-{number}", body, "--workers", "2"))
             stack.callback(found.proxies[-1].stop)
         yield found
 
 
-def _planned(found: Places, free_ports: Ports, silent: str) -> tuple[dict[str, int], dict[str, Any]]:
+def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], dict[str, Any]]:
     """Return one proxy's ports and its manifest."""
     servers: list[dict[str, Any]] = []
     ports: dict[str, int] = {}
 
     def serve(name: str, protocol: str, auth: str, *, tls: bool = False, **directives: Any) -> None:
-        ports[name] = free_ports.take()
+        ports[name] = taken.take()
         listen: list[dict[str, Any]] = [{"address": "127.0.0.1", "port": ports[name]}]
         if directives.pop("behind", False):
             listen[0]["proxyProtocol"] = True
         if tls:
-            ports[f"{name}s"] = free_ports.take()
+            ports[f"{name}s"] = taken.take()
             listen.append({"address": "127.0.0.1", "port": ports[f"{name}s"], "ssl": True})
             directives["starttls"] = "Enabled"
         servers.append({"name": name, "protocol": protocol, "listen": listen, "authHttp": auth, **directives})
@@ -91,7 +91,7 @@ def _planned(found: Places, free_ports: Ports, silent: str) -> tuple[dict[str, i
     serve("balanced", "imap", good, behind=True, setRealIpFrom=["127.0.0.0/8"])
     serve("dead", "imap", found.service.url("/dead"))
     serve("slow", "imap", found.service.url("/slow"), authHttpTimeout="300ms")
-    serve("lost", "pop3", f"http://127.0.0.1:{free_ports.take()}/")
+    serve("lost", "pop3", f"http://127.0.0.1:{taken.take()}/")
     silenced = {"addresses": [silent]}
     serve("nameless", "smtp", good, resolver=silenced, resolverTimeout="300ms")
     mail = {
@@ -110,7 +110,7 @@ def _dns_in_background() -> Iterator[DnsServer]:
     thread.start()
     stack = AsyncExitStack()
     try:
-        yield asyncio.run_coroutine_threadsafe(_open_dns(stack), loop).result(_PATIENCE)
+        yield asyncio.run_coroutine_threadsafe(_opened(stack), loop).result(_PATIENCE)
     finally:
         asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result(_PATIENCE)
         loop.call_soon_threadsafe(loop.stop)
@@ -118,8 +118,8 @@ def _dns_in_background() -> Iterator[DnsServer]:
         loop.close()
 
 
-async def _open_dns(stack: AsyncExitStack) -> DnsServer:
+async def _opened(stack: AsyncExitStack) -> DnsServer:
     dns = await stack.enter_async_context(dns_server())
     dns.answers_ptr(_CLIENT, ptr("client.example.com", ttl=1))
-    dns.zone["client.example.com", "A"] = dns_response(host("127.0.0.1", ttl=1))
+    dns.zone["client.example.com", "A"] = answering(host("127.0.0.1", ttl=1))
     return dns

@@ -56,7 +56,7 @@ def wait_for_mail(places: Places, ports: Ports) -> None:
             client.noop()
 
 
-def log_in_by_digest(places: Places, ports: Ports) -> None:
+def prove_by_digest(places: Places, ports: Ports) -> None:
     """Log in with CRAM-MD5 and APOP."""
     with imaplib.IMAP4(HOST, ports["imap"], timeout=_SECONDS) as client:
         client.login_cram_md5(*_user(places))
@@ -96,7 +96,7 @@ def guess_passwords(places: Places, ports: Ports) -> None:
         raw.line()
 
 
-def use_broken_services(places: Places, ports: Ports) -> None:
+def meet_broken_neighbours(places: Places, ports: Ports) -> None:
     """A slow and a missing authentication service, a missing upstream, and silent DNS servers."""
     password = ACCOUNT.password.encode()
     for name, words in (
@@ -151,7 +151,7 @@ def resume_tls(places: Places, ports: Ports) -> None:
             session = client.session
 
 
-def connect_through_load_balancer(places: Places, ports: Ports) -> None:
+def come_through_a_balancer(places: Places, ports: Ports) -> None:
     """Connect with a PROXY header, and without."""
     header = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 143\r\n"
     with Raw(ports["balanced"], preface=header) as raw:
@@ -166,15 +166,15 @@ VISITS: Final[Sequence[Visit]] = (
     wait_for_mail,
     wait_for_mail,
     wait_for_mail,
-    log_in_by_digest,
+    prove_by_digest,
     fetch_mail,
     send_mail,
     guess_passwords,
-    use_broken_services,
+    meet_broken_neighbours,
     break_the_protocol,
     fail_at_tls,
     resume_tls,
-    connect_through_load_balancer,
+    come_through_a_balancer,
 )
 
 
