@@ -122,7 +122,7 @@ def start_of_operator(cluster: Cluster) -> dict[str, object]:
 
 def _answers_ready(operator: Operator) -> bool:
     try:
-        return operator.admin.ask("GET", "/readyz").status == 200
+        return operator.admin.request("GET", "/readyz").status == 200
     except OSError:
         return False
 
@@ -180,7 +180,7 @@ def group(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> 
 
 
 def _roll_out(world: World, name: str) -> None:
-    world.until(lambda: world.find("Deployment", name) is not None, name, patience=TIMEOUT_SECONDS)
+    world.until(lambda: world.find("Deployment", name) is not None, name, timeout=TIMEOUT_SECONDS)
     world.report(world.found("Deployment", name), 0)
 
 
@@ -192,7 +192,7 @@ def _until_settled(world: World, names: Sequence[str]) -> None:
             waiting.pop()
         return not waiting
 
-    world.until(all_are, "all to settle", patience=TIMEOUT_SECONDS)
+    world.until(all_are, "all to settle", timeout=TIMEOUT_SECONDS)
 
 
 def _asked(cluster: Cluster) -> list[Request]:

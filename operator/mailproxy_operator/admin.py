@@ -52,7 +52,7 @@ class AdminEndpoint:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        app = web.Application(middlewares=[self._noting_use])
+        app = web.Application(middlewares=[self._track_use])
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -74,7 +74,7 @@ class AdminEndpoint:
             await self._runner.cleanup()
 
     @web.middleware
-    async def _noting_use(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _track_use(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         with self.connections.busy(request.protocol):
             return await handler(request)
 

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from mailproxy_operator.api.credentials import CannotConfigure
+from mailproxy_config.standard_streams import ExitCode
+from mailproxy_operator.api.credentials import NoCredentials
 from mailproxy_operator.main import operate
 from mailproxy_operator.settings import DEFAULT_IMAGE, OperatorSettings, WebhookSettings
 
-CANNOT_START = 3
-WAY_OUT = (
+NO_CLUSTER_HINT = (
     "It reaches the API server with the service account of its pod, elsewhere with $KUBECONFIG"
     " or ~/.kube/config. Without a cluster, try: mailproxy-operator local --demo"
 )
@@ -36,9 +36,9 @@ def run_command(options: argparse.Namespace) -> int:
     settings = settings_from(options, os.environ)
     try:
         return asyncio.run(operate(settings))
-    except (CannotConfigure, OSError) as error:
-        sys.stderr.write(f"mailproxy-operator cannot start: {error}\n{WAY_OUT}\n")
-        return CANNOT_START
+    except (NoCredentials, OSError) as error:
+        sys.stderr.write(f"mailproxy-operator cannot start: {error}\n{NO_CLUSTER_HINT}\n")
+        return ExitCode.CANNOT_START
 
 
 def settings_from(options: argparse.Namespace, environment: Mapping[str, str]) -> OperatorSettings:
@@ -94,10 +94,10 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def _log_to_standard_error(form: str, level: str) -> None:
+def _log_to_standard_error(log_format: str, level: str) -> None:
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonLines() if form == "json" else plain)
+    handler.setFormatter(JsonLines() if log_format == "json" else plain)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # kopf logs every event; the reconciles that events enqueue log the relevant information.
     logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -39,7 +39,7 @@ class Connections:
         """Add an accepted connection; close the one with the longest idle time if there are too many."""
         self._drop_closed()
         if len(self._idle_since) >= self.maximum:
-            self._close_idlest()
+            self._close_longest_idle()
         self._idle_since[connection] = asyncio.get_running_loop().time()
         return connection
 
@@ -70,7 +70,7 @@ class Connections:
             if self._idle_since.pop(connection, None) is not None:
                 self._idle_since[connection] = asyncio.get_running_loop().time()
 
-    def _close_idlest(self) -> None:
+    def _close_longest_idle(self) -> None:
         for one in self._idle_since:
             transport = one.transport
             # Without a transport the connection is in its handshake, which has a deadline, or is closed.
@@ -116,13 +116,13 @@ def listening_socket(host: str, port: int, connections: Connections) -> socket.s
     Raises:
         OSError: The address cannot be bound.
     """
-    opened = _opened(host, port)
+    opened = _open_socket(host, port)
     made = ListeningSocket(opened.family, opened.type, opened.proto, opened.detach())
     made.connections = connections
     return made
 
 
-def _opened(host: str, port: int) -> socket.socket:
+def _open_socket(host: str, port: int) -> socket.socket:
     if host not in ("", "::"):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)

@@ -72,7 +72,7 @@ async def operate(
 
     Raises:
         OSError: It cannot listen.
-        CannotConfigure: There are no credentials.
+        NoCredentials: There are no credentials.
     """
     operator = Operator(settings, stop or asyncio.Event(), configuration=configuration, login=login)
     return await operator.run()
@@ -105,7 +105,7 @@ class Operator:
         self._code = 0
         self._cleaned = asyncio.Event()
         self._failure: BaseException | None = None
-        self._waiting = ""
+        self._missing_definition = ""
         self._registry = kopf.OperatorRegistry()
         self._cluster: KubeClient | None = None
         self._handlers: EventHandlers | None = None
@@ -127,8 +127,8 @@ class Operator:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 running = self._tasks.create_task(self._run_kopf())
-                cleaned = self._tasks.create_task(_plain(self._cleaned.wait()))
-                stopped = self._tasks.create_task(_plain(self._stop.wait()))
+                cleaned = self._tasks.create_task(_as_coroutine(self._cleaned.wait()))
+                stopped = self._tasks.create_task(_as_coroutine(self._stop.wait()))
                 await asyncio.wait([running, cleaned, stopped], return_when=asyncio.FIRST_COMPLETED)
                 cleaned.cancel()
                 stopped.cancel()
@@ -160,13 +160,13 @@ class Operator:
 
     def _end(self, reason: str) -> None:
         """End the process so that Kubernetes restarts it."""
-        _log.error("the operator ends, to be started again: %s", reason)
+        _log.error("the operator ends, and Kubernetes restarts it: %s", reason)
         self._code = 1
         self._stop.set()
 
     # -- kopf's activities ----------------------------------------------------
 
-    async def _start(self, settings: kopf.OperatorSettings, **known: Any) -> None:  # noqa: ANN401  kopf's own
+    async def _start(self, settings: kopf.OperatorSettings, **kwargs: Any) -> None:  # noqa: ANN401  kopf's own
         """Open clients and servers, and wait until the API server is ready for the operator."""
         try:
             cluster = await self._open(settings)
@@ -175,12 +175,12 @@ class Operator:
             raise
         version = await _retry_until_ok(cluster.version)
         await self._until_installed(cluster)
-        kinds = await _retry_until_ok(lambda: _served(cluster))
+        kinds = await _retry_until_ok(lambda: _served_kinds(cluster))
         cache = Cache(cluster)
-        cache.attach({kind: known[kind.plural] for kind in WATCHED})
+        cache.attach({kind: kwargs[kind.plural] for kind in WATCHED})
         reconciler = Reconciler(cache, self._settings.platform(version))
         handlers = EventHandlers(
-            reconciler, cache, recorder=self._metrics.reconciled, ask=cluster.running_config
+            reconciler, cache, recorder=self._metrics.reconciled, request_config=cluster.running_config
         )
         handlers.register(self._registry)
         self._handlers = handlers
@@ -192,9 +192,9 @@ class Operator:
             namespaces=self._settings.namespaces,
             interval=self._settings.resync_seconds,
         )
-        self._monitor.expect(kinds, self._settings.namespaces)
-        beside = self._tasks.create_task(self._run_beside(cluster, kinds))
-        self._stack.push_async_callback(_ended, beside)
+        self._monitor.set_watches(kinds, self._settings.namespaces)
+        background = self._tasks.create_task(self._run_background(cluster, kinds))
+        self._stack.push_async_callback(_cancel, background)
 
     async def _open(self, settings: kopf.OperatorSettings) -> KubeClient:
         """Open clients and servers."""
@@ -234,11 +234,11 @@ class Operator:
         cluster = self._cluster
         error = self._monitor.last_error or (cluster.last_error if cluster else "")
         if cluster is None or not cluster.is_authenticated:
-            return error or "no answer from the API server yet"
+            return error or "no response from the API server yet"
         if self._monitor.last_error:
             return self._monitor.last_error
         if not self._monitor.is_synced():
-            return self._waiting or error or "the resources have not all been read yet"
+            return self._missing_definition or error or "not all resources have been read yet"
         return "" if self._webhook is None else self._webhook.readiness_error()
 
     def liveness_error(self) -> str:
@@ -251,13 +251,13 @@ class Operator:
 
     # -- tasks beside kopf ----------------------------------------------------
 
-    async def _run_beside(self, cluster: KubeClient, kinds: tuple[Kind, ...]) -> None:
+    async def _run_background(self, cluster: KubeClient, kinds: tuple[Kind, ...]) -> None:
         """Run all tasks beside kopf until cancelled."""
-        parts = [self._lead(cluster), self._watch_kinds(cluster, kinds), self._watch_watches()]
+        parts = [self._lead(cluster), self._watch_kinds(cluster, kinds), self._check_watches()]
         if self._webhook is not None:
             parts.append(self._webhook.keep())
         try:
-            await _together(parts)
+            await _run_together(parts)
         except Exception:
             _log.exception("a task has failed")
             self._end("a task has failed")
@@ -269,13 +269,13 @@ class Operator:
             await self._reconcile()
             return
         key = Key(settings.lease_namespace, settings.lease_name)
-        leadership = LeaderElector(cluster, key, settings.identity, owner=settings.lease_owner())
-        await leadership.acquire()
+        elector = LeaderElector(cluster, key, settings.identity, owner=settings.lease_owner())
+        await elector.acquire()
         try:
-            await _until_first(self._reconcile(), leadership.hold())
+            await _run_until_first(self._reconcile(), elector.renew())
             self._end("the Lease is lost")
         finally:
-            await leadership.release()
+            await elector.release()
 
     async def _reconcile(self) -> None:
         """Reconcile the resources that events and resyncs enqueue."""
@@ -283,7 +283,7 @@ class Operator:
             raise RuntimeError("not started")
         self._metrics.set_leader(is_leader=True)
         try:
-            await _together(
+            await _run_together(
                 [
                     self._handlers.queue.run(),
                     self._handlers.poll.run(),
@@ -297,22 +297,22 @@ class Operator:
     async def _until_installed(self, cluster: KubeClient) -> None:
         """Wait for the custom resource definition: kopf would not detect it when it is added later."""
         while not await _retry_until_ok(lambda: cluster.has(MAIL_PROXY)):
-            self._waiting = NO_DEFINITION
+            self._missing_definition = NO_DEFINITION
             _log.warning(NO_DEFINITION)
             await asyncio.sleep(RETRY_SECONDS)
-        self._waiting = ""
+        self._missing_definition = ""
 
     async def _watch_kinds(self, cluster: KubeClient, kinds: tuple[Kind, ...]) -> None:
         """End the process when a kind was added to or removed from the cluster: kopf reads kinds once."""
         while True:
             await asyncio.sleep(KINDS_SECONDS)
-            found = await _retry_until_ok(lambda: _served(cluster))
+            found = await _retry_until_ok(lambda: _served_kinds(cluster))
             if found != kinds:
                 changed = ", ".join(sorted(kind.name for kind in {*found} ^ {*kinds}))
-                self._end(f"the cluster has other kinds than before: {changed}")
+                self._end(f"the kinds of the cluster have changed: {changed}")
                 return
 
-    async def _watch_watches(self) -> None:
+    async def _check_watches(self) -> None:
         """End the process when a watch has stalled."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
@@ -356,38 +356,38 @@ class _BackOffs:
         yield from itertools.repeat(BACK_OFFS[-1])
 
 
-async def _served(cluster: KubeClient) -> tuple[Kind, ...]:
+async def _served_kinds(cluster: KubeClient) -> tuple[Kind, ...]:
     """Return which of the watched kinds the cluster has."""
     served = await cluster.served(kind for kind in WATCHED if kind.optional)
     return tuple(kind for kind in WATCHED if not kind.optional or kind in served)
 
 
-async def _retry_until_ok(ask: Callable[[], Awaitable[T]]) -> T:
+async def _retry_until_ok(request: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
-            return await ask()
+            return await request()
         except OperatorError as failure:
             _log.warning("%s", failure)
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _together(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def _run_together(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run coroutines concurrently; a failure of one cancels the others."""
     async with asyncio.TaskGroup() as tasks:
         for part in parts:
             tasks.create_task(part)
 
 
-async def _plain(part: Awaitable[object]) -> None:
+async def _as_coroutine(part: Awaitable[object]) -> None:
     await part
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
 
 
-async def _until_first(*parts: Coroutine[Any, Any, None]) -> None:
+async def _run_until_first(*parts: Coroutine[Any, Any, None]) -> None:
     """Run coroutines concurrently until the first one ends; the others are cancelled."""
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(part) for part in parts]

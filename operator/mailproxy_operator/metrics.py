@@ -40,15 +40,15 @@ class Conditions:
     STATUSES = ("True", "False", "Unknown")
 
     def __init__(self) -> None:
-        self._known: dict[Key, dict[str, str]] = {}
+        self._conditions_of: dict[Key, dict[str, str]] = {}
 
-    def note(self, key: Key, found: Mapping[str, Mapping[str, str]]) -> None:
+    def store(self, key: Key, found: Mapping[str, Mapping[str, str]]) -> None:
         """Store the conditions of a resource."""
-        self._known[key] = {name: str(one.get("status", "")) for name, one in found.items()}
+        self._conditions_of[key] = {name: str(one.get("status", "")) for name, one in found.items()}
 
     def forget(self, key: Key) -> None:
         """Remove a resource."""
-        self._known.pop(key, None)
+        self._conditions_of.pop(key, None)
 
     def describe(self) -> Sequence[Metric]:
         """Return the metrics without series, for the registry."""
@@ -57,23 +57,26 @@ class Conditions:
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics with their series."""
         shown, omitted = self._families()
-        keys = sorted(self._known, key=lambda key: (self._known[key].get("Ready") == "True", key))
+        keys = sorted(
+            self._conditions_of, key=lambda key: (self._conditions_of[key].get("Ready") == "True", key)
+        )
         for key in keys[:MAX_RESOURCES]:
-            for name, holds in self._known[key].items():
+            for name, current in self._conditions_of[key].items():
                 for status in self.STATUSES:
-                    shown.add_metric((key.namespace, key.name, name, status), float(status == holds))
+                    shown.add_metric((key.namespace, key.name, name, status), float(status == current))
         omitted.add_metric((), float(max(0, len(keys) - MAX_RESOURCES)))
         yield from (shown, omitted)
 
     def _families(self) -> list[GaugeMetricFamily]:
-        limit = f"of at most {MAX_RESOURCES} resources, those first that are not ready"
         return [
             GaugeMetricFamily(
-                "mailproxy_operator_condition", f"Conditions {limit}.", labels=list(self.LABELS)
+                "mailproxy_operator_condition",
+                f"Conditions of at most {MAX_RESOURCES} resources, first of those that are not ready.",
+                labels=list(self.LABELS),
             ),
             GaugeMetricFamily(
                 "mailproxy_operator_condition_resources_omitted",
-                "Resources whose conditions are left out for that limit.",
+                f"Resources beyond {MAX_RESOURCES}, whose conditions are omitted.",
             ),
         ]
 
@@ -84,18 +87,18 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._ready: dict[Key, str] = {}
-        self._tripped: set[Key] = set()
+        self._forbidden: set[Key] = set()
         self._refused: dict[Key, str] = {}
         self._conditions = Conditions()
         registry, prefix = self.registry, "mailproxy_operator"
         self._reconciles = Counter(f"{prefix}_reconciles", "Reconciles.", ["result"], registry=registry)
         self._duration = Histogram(
-            f"{prefix}_reconcile_duration_seconds", "How long a reconcile takes.", registry=registry,
+            f"{prefix}_reconcile_duration_seconds", "Duration of reconciles.", registry=registry,
             buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60),
         )  # fmt: skip
         self._last_success = Gauge(
             f"{prefix}_last_success_timestamp_seconds",
-            "When a reconcile was last finished: the resource was carried out, or refused as invalid.",
+            "Time of the last reconcile that applied a resource or rejected it as invalid.",
             registry=registry,
         )
         self._resources = Gauge(
@@ -105,20 +108,23 @@ class Metrics:
             registry=registry,
         )
         self._config_errors = Counter(
-            f"{prefix}_config_errors", "Resources that were refused.", ["reason"], registry=registry
+            f"{prefix}_config_errors", "Resources that were rejected.", ["reason"], registry=registry
         )
         self._drift = Counter(
             f"{prefix}_drift_repairs",
-            "Objects that somebody had changed or deleted.",
+            "Objects that were repaired after another client had changed or deleted them.",
             ["kind"],
             registry=registry,
         )
         self._prunes = Counter(
-            f"{prefix}_prunes", "Objects deleted as no longer wanted.", ["kind"], registry=registry
+            f"{prefix}_prunes",
+            "Objects that were deleted because they are no longer rendered.",
+            ["kind"],
+            registry=registry,
         )
-        self._breakers = Gauge(
+        self._forbidden_sysctls = Gauge(
             f"{prefix}_circuit_breakers_open",
-            "Resources that nodes refuse a sysctl.",
+            "Resources with a sysctl that nodes refuse.",
             ["reason"],
             registry=registry,
         )
@@ -126,36 +132,37 @@ class Metrics:
             f"{prefix}_api_requests", "Requests to the API server.", ["verb", "code"], registry=registry
         )
         self._request_duration = Histogram(
-            f"{prefix}_api_request_duration_seconds", "How long they take.", ["verb"], registry=registry,
+            f"{prefix}_api_request_duration_seconds", "Duration of requests to the API server.", ["verb"],
+            registry=registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15),
         )  # fmt: skip
         self._watch_restarts = Counter(
-            f"{prefix}_watch_restarts", "Watches begun again, by why.", ["reason"], registry=registry
+            f"{prefix}_watch_restarts", "Restarts of watches, by reason.", ["reason"], registry=registry
         )
         self._queue = Gauge(f"{prefix}_queue_depth", "Resources waiting for a reconcile.", registry=registry)
         self._admissions = Counter(
             f"{prefix}_sidecar_admissions",
-            "Pods that asked for a sidecar, by what became of them.",
+            "Pods that request a sidecar, by the result of their admission.",
             ["result"],
             registry=registry,
         )
         self.is_leader = False
-        self._leader = Gauge(f"{prefix}_leader", "1 on the operator that works.", registry=registry)
-        self._name_build()
+        self._leader = Gauge(f"{prefix}_leader", "1 if this process is the leader.", registry=registry)
+        self._set_build_info()
         registry.register(self._conditions)
-        self._begin_at_zero()
+        self._create_series()
 
-    def _name_build(self) -> None:
+    def _set_build_info(self) -> None:
         build = Gauge(
-            "mailproxy_operator_build_info", "What runs.",
+            "mailproxy_operator_build_info", "Versions of the operator, as labels.",
             ["version", "revision", "python_version", "kopf_version"], registry=self.registry,
         )  # fmt: skip
-        known = _version("mailproxy")
+        package_version = _version("mailproxy")
         # The source revision is the local part of the version: 1.2.0+abc1234.
-        revision = known.partition("+")[2] or "unknown"
-        build.labels(known, revision, platform.python_version(), _version("kopf")).set(1)
+        revision = package_version.partition("+")[2] or "unknown"
+        build.labels(package_version, revision, platform.python_version(), _version("kopf")).set(1)
 
-    def _begin_at_zero(self) -> None:
+    def _create_series(self) -> None:
         """Create every series at start, so that the first event is an increase."""
         for result in ("ok", "retry", "hopeless", "error"):
             self._reconciles.labels(result)
@@ -167,7 +174,7 @@ class Metrics:
             self._admissions.labels(result)
         for reason in ("expired", "closed", "error", "inactive"):
             self._watch_restarts.labels(reason)
-        self._breakers.labels("sysctl_forbidden")
+        self._forbidden_sysctls.labels("sysctl_forbidden")
 
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Set the function that returns the number of resources in the queue at each scrape."""
@@ -205,10 +212,10 @@ class Metrics:
             self._drift.labels(kind).inc()
         for kind in outcome.pruned:
             self._prunes.labels(kind).inc()
-        self._note_refusal(key, outcome)
-        self._note_state(key, outcome)
+        self._count_refusal(key, outcome)
+        self._store_state(key, outcome)
 
-    def _note_refusal(self, key: Key, outcome: Outcome) -> None:
+    def _count_refusal(self, key: Key, outcome: Outcome) -> None:
         reason = _REASONS.get(outcome.refused.reason, "") if outcome.refused else ""
         if reason and self._refused.get(key) != reason:
             self._config_errors.labels(reason).inc()
@@ -217,19 +224,19 @@ class Metrics:
         else:
             self._refused.pop(key, None)
 
-    def _note_state(self, key: Key, outcome: Outcome) -> None:
+    def _store_state(self, key: Key, outcome: Outcome) -> None:
         conditions = {one["type"]: one for one in outcome.status.get("conditions", [])}
         if outcome.is_gone:
             self._ready.pop(key, None)
             self._conditions.forget(key)
         elif conditions:
-            self._conditions.note(key, conditions)
+            self._conditions.store(key, conditions)
             self._ready[key] = _READY.get(conditions["Ready"]["status"], "unknown")
-        tripped = conditions.get("Stalled", {}).get("reason") == "SysctlForbidden"
-        (self._tripped.add if tripped else self._tripped.discard)(key)
+        is_forbidden = conditions.get("Stalled", {}).get("reason") == "SysctlForbidden"
+        (self._forbidden.add if is_forbidden else self._forbidden.discard)(key)
         for ready in ("true", "false", "unknown"):
             self._resources.labels(ready).set(sum(one == ready for one in self._ready.values()))
-        self._breakers.labels("sysctl_forbidden").set(len(self._tripped))
+        self._forbidden_sysctls.labels("sysctl_forbidden").set(len(self._forbidden))
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the Prometheus exposition: the text and its content type."""

@@ -14,7 +14,7 @@ import yaml
 
 from mailproxy.cli import _parser as proxy_arguments
 from mailproxy_demo.manifest_file import read_resource
-from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.cli import argument_parser as operator_arguments
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.settings import Platform
@@ -131,7 +131,7 @@ def _simple(line: str) -> Iterator[list[str]]:
     yield command
 
 
-def _of(program: str) -> list[Any]:
+def _commands_of(program: str) -> list[Any]:
     return [
         pytest.param(words[1:], id=f"{page} {' '.join(words[1:4])}")
         for page, words in _commands()
@@ -139,7 +139,7 @@ def _of(program: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("words", _of("make"))
+@pytest.mark.parametrize("words", _commands_of("make"))
 def test_every_make_target_exists(words: list[str]) -> None:
     assert {word for word in words if "=" not in word} <= TARGETS
 
@@ -149,7 +149,7 @@ def test_every_make_target_exists(words: list[str]) -> None:
     [
         pytest.param(name, *one.values, id=f"{name} {one.id}")
         for name in ("mailproxy", "mailproxy-operator")
-        for one in _of(name)
+        for one in _commands_of(name)
     ],
 )
 def test_every_command_of_ours_parses(program: str, words: list[str]) -> None:
@@ -157,7 +157,7 @@ def test_every_command_of_ours_parses(program: str, words: list[str]) -> None:
     assert parser.parse_args(words)
 
 
-@pytest.mark.parametrize("words", _of("helm"))
+@pytest.mark.parametrize("words", _commands_of("helm"))
 def test_every_helm_option_exists(helm: Helm, words: list[str]) -> None:
     known = helm.check_output(words[0], "--help")
     options = {word.partition("=")[0] for word in words if word.startswith("-")}

@@ -47,12 +47,12 @@ def test_auth_http_is_the_address_of_the_service() -> None:
     service = _of_kind("Service")
     name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
     [port] = service["spec"]["ports"]
-    asked = _of_kind("MailProxy")["spec"]["mail"]["authHttp"]
-    assert asked == f"http://{name}.{namespace}.svc:{port['port']}/auth"
+    auth_url = _of_kind("MailProxy")["spec"]["mail"]["authHttp"]
+    assert auth_url == f"http://{name}.{namespace}.svc:{port['port']}/auth"
     assert service["spec"]["selector"] == _of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
 
 
-def test_the_program_of_the_manifest_is_the_file_that_the_page_starts() -> None:
+def test_program_in_manifest_equals_file_of_page() -> None:
     licence, _, text = (ROOT / "deploy/examples/auth.py").read_text().partition("\n")
     assert licence == "# SPDX-License-Identifier: Apache-2.0"
     assert _of_kind("ConfigMap")["data"]["auth.py"] == text
@@ -80,14 +80,14 @@ def first(
     dovecot: Dovecot, ports: Ports, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Proxy, int]]:
     """The proxy of the page, and its port, in place of 1143."""
-    folder, asked, port = tmp_path_factory.mktemp("first"), ports.take(), ports.take()
+    folder, auth_port, port = tmp_path_factory.mktemp("first"), ports.take(), ports.take()
     script = ROOT / "deploy/examples/auth.py"
-    given = {"MAIL_SERVER": f"localhost:{dovecot.ports['imap']}", "PORT": str(asked)}
+    given = {"MAIL_SERVER": f"localhost:{dovecot.ports['imap']}", "PORT": str(auth_port)}
     service = Running([sys.executable, "-u", str(script)], output=folder / "auth.log", env=given)
     try:
-        service.answers(asked)
+        service.answers(auth_port)
         [text] = re.findall(r"```yaml\n# mailproxy.yaml\n(.+?)```", PAGE, re.DOTALL)
-        body = yaml.safe_load(text.replace(":9000", f":{asked}").replace("1143", str(port)))
+        body = yaml.safe_load(text.replace(":9000", f":{auth_port}").replace("1143", str(port)))
         proxy = proxies.start(folder / "proxy", body)
         yield proxy, port
         proxy.stop()

@@ -55,7 +55,7 @@ def empty(cluster: ChartCluster) -> Iterator[ChartCluster]:
     """The API server; objects that the test leaves are removed."""
     yield cluster
     cluster.helm.run("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found")
-    cluster.api.asker.ask("DELETE", CRD)
+    cluster.api.user.request("DELETE", CRD)
     eventually(lambda: not cluster.exists(CRD), "the CRD to be gone")
 
 
@@ -74,7 +74,7 @@ def _left(cluster: ChartCluster) -> list[str]:
     return [
         item["metadata"]["name"]
         for path in LEFT
-        for item in cluster.api.get(path).good["items"]
+        for item in cluster.api.get(path).checked_body["items"]
         if item["metadata"]["name"] != "kubernetes"
     ]
 

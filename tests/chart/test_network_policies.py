@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mailproxy_operator.api.kube_version import KubeVersion
-from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.cli import argument_parser as operator_arguments
 from mailproxy_operator.command import settings_from
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render

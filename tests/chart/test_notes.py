@@ -22,7 +22,7 @@ UNSAFE: Object = {
 
 def notes(helm: Helm, values: Object, *options: str) -> str:
     if helm.major == 3:
-        pytest.skip("needs Helm 4: Helm 3 asks a cluster even for a trial run")
+        pytest.skip("needs Helm 4: Helm 3 needs a cluster even for a dry run")
     output = helm.check_output(
         "install", "mp", str(CHART), "-n", "mail", "--dry-run=client", *value_options(values), *options
     )

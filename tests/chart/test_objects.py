@@ -14,7 +14,7 @@ import yaml
 
 from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.api.kube_version import KubeVersion
-from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.cli import argument_parser as operator_arguments
 from mailproxy_operator.command import settings_from
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.crd.schema import custom_resource_definition
@@ -163,7 +163,7 @@ def test_crd_is_the_generated_one(helm: Helm) -> None:
         assert rendered == custom_resource_definition(KubeVersion.parse(version))
 
 
-def test_crd_is_kept_or_not_or_omitted(helm: Helm) -> None:
+def test_crd_can_be_kept_deleted_or_omitted(helm: Helm) -> None:
     unkept = find_object(helm.objects({"crds": {"keep": False}}), "CustomResourceDefinition")
     assert "annotations" not in unkept["metadata"]
     assert objects_of_kind(helm.objects({"crds": {"enabled": False}}), "CustomResourceDefinition") == []

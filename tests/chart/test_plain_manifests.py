@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.cli import argument_parser as operator_arguments
 from support.helm import ROOT, Helm, Object, find_object, release_objects
 from support.helm_cluster import ChartCluster, chart_cluster
 from support.kube_server import ABSENT, programs

@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api_server(needs: Needs, tmp_path: Path) -> Iterator[Server]:
-    """An API server that answers every request; the service account's folder is ``tmp_path``."""
+    """An API server that responds to every request; the service account's folder is ``tmp_path``."""
     authority = openssl_authority(needs("openssl"), tmp_path)
     authority.file.rename(tmp_path / "ca.crt")
     for name in ("token", "namespace"):
@@ -62,7 +62,7 @@ def api_server(needs: Needs, tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", ["await_crd", "helm_test"])
-def test_authority_without_key_usage_is_trusted(
+def test_ca_without_key_usage_is_trusted(
     name: str, api_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCOUNT_DIR", str(tmp_path))

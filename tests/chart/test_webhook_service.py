@@ -19,7 +19,7 @@ from support.helm_cluster import (
     own_address,
     serving_endpoints,
 )
-from support.kube_api import Answer
+from support.kube_api import Response
 from support.kube_cluster import Operator
 from support.kube_server import ABSENT, programs
 from support.servers.programs import Ports, eventually
@@ -55,13 +55,15 @@ def site(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
         values = value_options({"webhook": {"enabled": True, "port": port}})
         helm.check_output("install", RELEASE, str(CHART), "--namespace", NAMESPACE, *values)
         for manifest in serving_endpoints(cluster, SERVICE, OPERATOR, address):
-            _ = cluster.api.asker.ask("POST", manifest.pop("path"), manifest).good
+            _ = cluster.api.user.request("POST", manifest.pop("path"), manifest).checked_body
         operator = _operator(cluster)
         try:
             operator.started()
-            eventually(lambda: operator.admin.ask("GET", "/readyz").status == 200, "the webhook's trust")
+            eventually(lambda: operator.admin.request("GET", "/readyz").status == 200, "the webhook's trust")
             account = {"name": "default", "namespace": ELSEWHERE}
-            _ = cluster.api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}).good
+            _ = cluster.api.create(
+                {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}
+            ).checked_body
             yield Site(cluster, operator)
         finally:
             operator.stop()
@@ -87,40 +89,40 @@ def resource(site: Site) -> str:
     return "edge"
 
 
-def _pod(site: Site, name: str, wanted: str, namespace: str = ELSEWHERE) -> Answer:
+def _pod(site: Site, name: str, wanted: str, namespace: str = ELSEWHERE) -> Response:
     metadata = {"name": name, "namespace": namespace, "labels": {"mailproxy.dev/inject": wanted}}
     spec: dict[str, Any] = {"containers": [{"name": "a", "image": "a"}], "serviceAccountName": "default"}
     return site.cluster.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 
-def _sidecars(answer: Answer) -> list[str]:
-    return [one["name"] for one in answer.good["spec"].get("initContainers", [])]
+def _sidecars(response: Response) -> list[str]:
+    return [one["name"] for one in response.checked_body["spec"].get("initContainers", [])]
 
 
-def _asked_about(site: Site, name: str, wanted: str, found: Callable[[Answer], bool]) -> None:
-    """Create pods until the webhook has answered for one: on a busy machine it may exceed its timeout."""
+def _wait_for_review(site: Site, name: str, wanted: str, found: Callable[[Response], bool]) -> None:
+    """Create pods until the webhook has responded for one: on a busy machine it may exceed its timeout."""
     numbers = count()
     eventually(lambda: found(_pod(site, f"{name}-{next(numbers)}", wanted)), "an answer of the webhook")
 
 
 def test_pod_gets_its_sidecar_through_the_service(site: Site, resource: str) -> None:
     """Port, path, certificate name, CA bundle and permissions are all correct."""
-    _asked_about(site, "a", resource, lambda answer: _sidecars(answer) == ["mailproxy"])
+    _wait_for_review(site, "a", resource, lambda response: _sidecars(response) == ["mailproxy"])
 
 
 def test_webhook_warns_why_a_pod_gets_no_sidecar(site: Site) -> None:
-    def is_warned(answer: Answer) -> bool:
-        assert _sidecars(answer) == []
-        return any("nobody" in warning for warning in answer.warnings)
+    def is_warned(response: Response) -> bool:
+        assert _sidecars(response) == []
+        return any("nobody" in warning for warning in response.warnings)
 
-    _asked_about(site, "b", "nobody", is_warned)
+    _wait_for_review(site, "b", "nobody", is_warned)
 
 
 def test_webhook_ignores_pods_in_the_operators_namespace(site: Site) -> None:
     account = {"name": "default", "namespace": NAMESPACE}
     site.cluster.api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
-    answer = _pod(site, "a-2", "nobody", NAMESPACE)
-    assert not [warning for warning in answer.warnings if "nobody" in warning]
+    response = _pod(site, "a-2", "nobody", NAMESPACE)
+    assert not [warning for warning in response.warnings if "nobody" in warning]
 
 
 def test_pods_are_created_without_the_operator(site: Site, resource: str) -> None:

@@ -76,7 +76,7 @@ class Release:
         self.operators.append(Operator(self.cluster.cluster, name, kubeconfig, [*options, lease]))
         self.operators[-1].started()
         ready = "the webhook's trust"
-        eventually(lambda: self.operators[-1].admin.ask("GET", "/readyz").status == 200, ready)
+        eventually(lambda: self.operators[-1].admin.request("GET", "/readyz").status == 200, ready)
 
     def sidecars(self, name: str) -> list[str]:
         """Create a pod with the label; without a response of the webhook it would be rejected."""
@@ -86,7 +86,7 @@ class Release:
             "serviceAccountName": "default",
         }
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        made = self.cluster.api.create(pod).good
+        made = self.cluster.api.create(pod).checked_body
         return [one["name"] for one in made["spec"].get("initContainers", [])]
 
 
@@ -107,9 +107,11 @@ def release(helms: dict[int, Helm], request: pytest.FixtureRequest, tmp_path: Pa
         made = Release(cluster, port, tmp_path / "certificates", options)
         made.helm("install", {})
         for manifest in serving_endpoints(cluster, SERVICE, OPERATOR, address):
-            _ = cluster.api.asker.ask("POST", manifest.pop("path"), manifest).good
+            _ = cluster.api.user.request("POST", manifest.pop("path"), manifest).checked_body
         account = {"name": "default", "namespace": ELSEWHERE}
-        _ = cluster.api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}).good
+        _ = cluster.api.create(
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}
+        ).checked_body
         try:
             yield made
         finally:

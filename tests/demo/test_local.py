@@ -79,7 +79,7 @@ async def test_once_ends_after_check(tmp_path: Path, has_passed: bool, code: int
 
 def configured_proxy(words: Sequence[str]) -> list[str]:
     """A fake proxy that reports the hash of its configuration."""
-    return ["env", f"PYTHONPATH={os.pathsep.join(sys.path)}", *fake_proxy(words), "--honest"]
+    return ["env", f"PYTHONPATH={os.pathsep.join(sys.path)}", *fake_proxy(words), "--real-hash"]
 
 
 async def test_status_is_printed_when_it_changes(tmp_path: Path) -> None:

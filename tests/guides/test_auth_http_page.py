@@ -117,14 +117,14 @@ class Client:
         self._socket.sendall(line.encode() + b"\r\n")
 
     def receive(self) -> str:
-        return _as_on_the_page(self._file.readline()).decode().removesuffix("\r\n")
+        return _normalize(self._file.readline()).decode().removesuffix("\r\n")
 
     def close(self) -> None:
         self._file.close()
         self._socket.close()
 
 
-def _as_on_the_page(line: bytes) -> bytes:
+def _normalize(line: bytes) -> bytes:
     """Replace the challenge, which may be encoded, by that of the page."""
     prompt, space, encoded = line.rstrip(b"\r\n").partition(b" ")
     try:
@@ -136,7 +136,7 @@ def _as_on_the_page(line: bytes) -> bytes:
     return _CHALLENGE.sub(CHALLENGE, line)
 
 
-def _request_as_on_the_page(data: bytes) -> str:
+def _normalize_request(data: bytes) -> str:
     text = _CHALLENGE.sub(CHALLENGE, data).decode()
     assert "\n" not in text.replace("\r\n", "")
     text = text.replace("\r\nClient-IP: 127.0.0.1\r\n", "\r\nClient-IP: 192.0.2.42\r\n").replace("\r\n", "\n")
@@ -158,7 +158,7 @@ class World:
         return Client(self.ports[example.server], self.tls.client(self.tls.alice))
 
     def response(self, text: str, example: Example) -> bytes:
-        """Give the bytes of a response, with an address of this machine in place of the page's."""
+        """Return the bytes of a response, with an address of this machine in place of the page's."""
         protocol = next(one for one in PROTOCOLS if example.server.startswith(one))
         text = re.sub(r"^Auth-Server: 198\.51\.100\.\d+$", "Auth-Server: 127.0.0.1", text, flags=re.MULTILINE)
         text = re.sub(r"^Auth-Port: \d+$", f"Auth-Port: {self.mail[protocol].port}", text, flags=re.MULTILINE)
@@ -216,7 +216,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_examples_are_what_the_proxy_sends(world: World, example: Example) -> None:
+def test_examples_equal_requests_of_proxy(world: World, example: Example) -> None:
     client = world.client(example)
     try:
         for side, text in example.steps:
@@ -228,7 +228,7 @@ def test_examples_are_what_the_proxy_sends(world: World, example: Example) -> No
                 case "TLS":
                     client.handshake()
                 case "request":
-                    assert _request_as_on_the_page(world.requests.receive()) == text
+                    assert _normalize_request(world.requests.receive()) == text
                 case "response":
                     world.requests.respond(world.response(text, example))
                 case _:
@@ -237,7 +237,7 @@ def test_examples_are_what_the_proxy_sends(world: World, example: Example) -> No
         client.close()
 
 
-def test_the_page_has_every_protocol_with_every_method() -> None:
+def test_page_has_every_protocol_with_every_method() -> None:
     shown = set()
     for example in EXAMPLES:
         for kind, text in example.steps:
@@ -257,15 +257,15 @@ def test_the_page_has_every_protocol_with_every_method() -> None:
     }
 
 
-def test_the_digests_of_the_page_are_right() -> None:
-    """Whoever checks a service with the page's values must get the page's result."""
+def test_digests_of_page_are_valid() -> None:
+    """The values of the page are test vectors for authentication services."""
     cram = hmac.new(b"secret", CHALLENGE, "md5").hexdigest()
     apop = hashlib.md5(CHALLENGE + b"secret").hexdigest()
     found = re.findall(r"^Auth-Method: (\S+)\nAuth-User: \S+\nAuth-Pass: ([0-9a-f]{32})$", PAGE, re.MULTILINE)
     assert set(found) == {("cram-md5", cram), ("apop", apop)}
 
 
-def test_the_headers_of_the_page_are_in_the_order_of_its_table() -> None:
+def test_header_order_equals_table_of_page() -> None:
     [table] = re.findall(r"(?ms)^## The request$.+?(^\| # .+?)\n\n", PAGE)
     order = re.findall(r"^\| \d+ \| `([^`:]+)", table, re.MULTILINE)
     assert len(order) == 25
@@ -278,7 +278,7 @@ def test_the_headers_of_the_page_are_in_the_order_of_its_table() -> None:
                 assert set(names) - set(order) <= {"X-Auth-Key"}
 
 
-def test_numbers_and_reasons_of_the_page_are_those_of_the_program() -> None:
+def test_numbers_and_reasons_of_page_equal_program() -> None:
     imap, pop3, smtp = (MAX_TEXT[protocol] for protocol in (Protocol.IMAP, Protocol.POP3, Protocol.SMTP))
     assert f"{imap} (IMAP), {pop3} (POP3), {smtp} (SMTP)" in PAGE
     assert f"{MAX_HEAD:,} bytes" in PAGE
@@ -288,9 +288,9 @@ def test_numbers_and_reasons_of_the_page_are_those_of_the_program() -> None:
     assert rows == ["reason", *map(str, AuthErrorReason)]
 
 
-def test_a_failed_request_is_logged_and_counted_as_the_page_names_it(world: World) -> None:
+def test_failed_request_is_logged_and_counted_as_on_page(world: World) -> None:
     example = next(one for one in EXAMPLES if one.name == "imap-nginx error")
-    test_examples_are_what_the_proxy_sends(world, example)
+    test_examples_equal_requests_of_proxy(world, example)
     assert "502" in world.proxy.event("authorization_failed")["reason"]
     assert world.proxy.value("mailproxy_auth_errors_total", reason="http_5xx") >= 1
     assert "`authorization_failed`" in PAGE

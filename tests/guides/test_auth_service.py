@@ -58,8 +58,8 @@ class Started:
             lambda: len(self.events("users_loaded") + self.events("users_invalid")) > before, "the file"
         )
 
-    def ask(self, **headers: str) -> dict[str, str]:
-        """Ask as the proxy does; gives the headers of the answer."""
+    def send_request(self, **headers: str) -> dict[str, str]:
+        """Send a request as the proxy does; return the headers of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request("GET", "/auth", headers={"X-Auth-Key": KEY, **named})
@@ -181,7 +181,7 @@ def test_smtp_login_by_each_method(proxy: Proxy, listening: dict[str, int], meth
     client.close()
 
 
-def test_denied_login_keeps_the_connection_and_has_the_code_of_its_protocol(
+def test_denied_login_keeps_connection_and_has_code_of_protocol(
     proxy: Proxy, listening: dict[str, int]
 ) -> None:
     client = imaplib.IMAP4("127.0.0.1", listening["imap"], timeout=20)
@@ -196,7 +196,7 @@ def test_denied_login_keeps_the_connection_and_has_the_code_of_its_protocol(
     sender.close()
 
 
-def test_a_wrong_key_is_explained_by_the_proxys_log(service: Started, ports: Ports, tmp_path: Path) -> None:
+def test_wrong_key_is_reported_in_proxy_log(service: Started, ports: Ports, tmp_path: Path) -> None:
     port = ports.take()
     listen = [{"address": "127.0.0.1", "port": port}]
     mail = {"authHttp": f"http://127.0.0.1:{service.port}/auth"}
@@ -215,50 +215,50 @@ def test_a_wrong_key_is_explained_by_the_proxys_log(service: Started, ports: Por
         running.stop()
 
 
-# -- answers
+# -- responses
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_answers_name_an_address_and_the_port_of_the_protocol(
+def test_responses_have_address_and_port_of_protocol(
     service: Started, mail: dict[str, TinyMail], protocol: str
 ) -> None:
-    answer = service.ask(**login(protocol, "alice", PASSWORDS["alice"]))
-    assert answer["Auth-Status"] == "OK"
-    assert answer["Auth-Server"] in {"127.0.0.1", "::1"}
-    assert answer["Auth-Port"] == str(mail[protocol].port)
-    assert "Auth-Pass" not in answer
+    response = service.send_request(**login(protocol, "alice", PASSWORDS["alice"]))
+    assert response["Auth-Status"] == "OK"
+    assert response["Auth-Server"] in {"127.0.0.1", "::1"}
+    assert response["Auth-Port"] == str(mail[protocol].port)
+    assert "Auth-Pass" not in response
 
 
-def test_the_last_denial_of_a_connection_has_no_wait(service: Started) -> None:
-    asked = login("pop3", "alice", "guessed-4711")
-    assert service.ask(**asked)["Auth-Wait"] == "3"
-    assert "Auth-Wait" not in service.ask(**{**asked, "Auth_Login_Attempt": "5"})
+def test_last_denial_of_connection_has_no_auth_wait(service: Started) -> None:
+    parameters = login("pop3", "alice", "guessed-4711")
+    assert service.send_request(**parameters)["Auth-Wait"] == "3"
+    assert "Auth-Wait" not in service.send_request(**{**parameters, "Auth_Login_Attempt": "5"})
 
 
 @pytest.mark.parametrize("method", ["none", "external", "nonsense", ""])
-def test_other_methods_are_refused(service: Started, method: str) -> None:
-    answer = service.ask(**{**login("smtp", "alice", PASSWORDS["alice"]), "Auth_Method": method})
-    assert (answer["Auth-Status"], answer["Auth-Error-Code"]) == ("Authentication required", "530 5.7.0")
+def test_other_methods_are_denied(service: Started, method: str) -> None:
+    response = service.send_request(**{**login("smtp", "alice", PASSWORDS["alice"]), "Auth_Method": method})
+    assert (response["Auth-Status"], response["Auth-Error-Code"]) == ("Authentication required", "530 5.7.0")
 
 
-def test_a_user_has_mail_servers_of_its_own(users: str, ports: Ports, tmp_path: Path) -> None:
+def test_mail_servers_can_be_set_per_user(users: str, ports: Ports, tmp_path: Path) -> None:
     own = users.replace(
         "bob:{PLAIN}builder-7Qx", "bob:{PLAIN}builder-7Qx:imap=192.0.2.9:1143 pop3=[2001:db8::9]:1110"
     )
     started = Started(tmp_path, ports.take(), own)
     try:
-        answer = started.ask(**login("imap", "bob", PASSWORDS["bob"]))
-        assert (answer["Auth-Server"], answer["Auth-Port"]) == ("192.0.2.9", "1143")
-        answer = started.ask(**login("pop3", "bob", PASSWORDS["bob"]))
-        assert (answer["Auth-Server"], answer["Auth-Port"]) == ("2001:db8::9", "1110")
-        answer = started.ask(**login("smtp", "bob", PASSWORDS["bob"]))
-        assert answer["Auth-Error-Code"] == "454 4.7.0"
+        response = started.send_request(**login("imap", "bob", PASSWORDS["bob"]))
+        assert (response["Auth-Server"], response["Auth-Port"]) == ("192.0.2.9", "1143")
+        response = started.send_request(**login("pop3", "bob", PASSWORDS["bob"]))
+        assert (response["Auth-Server"], response["Auth-Port"]) == ("2001:db8::9", "1110")
+        response = started.send_request(**login("smtp", "bob", PASSWORDS["bob"]))
+        assert response["Auth-Error-Code"] == "454 4.7.0"
         assert started.events("login")[-1]["reason"] == "no mail server for smtp"
     finally:
         started.running.stop()
 
 
-def test_unknown_users_take_as_long_as_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_users_cause_same_hashing_as_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each check costs exactly one hash with the same parameters."""
     verifier = AUTH.Verifier()
     costs = []
@@ -304,7 +304,7 @@ def test_unknown_users_take_as_long_as_known_ones(monkeypatch: pytest.MonkeyPatc
         ("first:{PLAIN}hunter2secret", "this user has a line already"),
     ],
 )
-def test_a_wrong_line_is_named_without_its_secret(line: str, problem: str) -> None:
+def test_invalid_line_is_reported_without_secret(line: str, problem: str) -> None:
     data = f"# users\nfirst:{{PLAIN}}fine\n\n{line}\n".encode()
     with pytest.raises(AUTH.InvalidUsersError) as wrong:
         AUTH.parse_users(data)
@@ -315,7 +315,7 @@ def test_a_wrong_line_is_named_without_its_secret(line: str, problem: str) -> No
     assert "2secret" not in str(wrong.value)
 
 
-def test_all_wrong_lines_are_named_and_bytes_that_are_no_text() -> None:
+def test_all_invalid_lines_and_bytes_are_reported() -> None:
     with pytest.raises(AUTH.InvalidUsersError) as wrong:
         AUTH.parse_users(b"a:b\nc:{PLAIN}d\ne:f\n")
     assert [problem.partition(":")[0] for problem in wrong.value.problems] == ["line 1", "line 3"]
@@ -324,47 +324,47 @@ def test_all_wrong_lines_are_named_and_bytes_that_are_no_text() -> None:
 
 
 @pytest.mark.parametrize("first", ["alice:hunter2secret\n", None])
-def test_without_a_valid_file_everybody_gets_a_temporary_error_until_it_is_mended(
+def test_invalid_users_file_causes_temporary_errors_until_corrected(
     users: str, ports: Ports, tmp_path: Path, first: str | None
 ) -> None:
     started = Started(tmp_path, ports.take(), first, "--imap=127.0.0.1:143")
     try:
-        asked = login("imap", "alice", PASSWORDS["alice"])
-        answer = started.ask(**asked)
-        assert answer["Auth-Status"] == "[UNAVAILABLE] Temporary server problem, try again later"
-        assert answer["Auth-Wait"] == "3"
-        smtp = started.ask(**{**asked, "Auth_Protocol": "smtp"})
+        parameters = login("imap", "alice", PASSWORDS["alice"])
+        response = started.send_request(**parameters)
+        assert response["Auth-Status"] == "[UNAVAILABLE] Temporary server problem, try again later"
+        assert response["Auth-Wait"] == "3"
+        smtp = started.send_request(**{**parameters, "Auth_Protocol": "smtp"})
         assert smtp["Auth-Error-Code"] == "454 4.7.0"
         [invalid] = started.events("users_invalid")
         reason = "line 1: the password must begin with" if first else "No such file or directory"
         assert invalid["problems"][0].startswith(reason)
         assert started.events("login")[0]["reason"] == "there is no valid users file"
         started.write(users)
-        assert started.ask(**asked)["Auth-Status"] == "OK"
+        assert started.send_request(**parameters)["Auth-Status"] == "OK"
         assert "hunter2secret" not in started.running.said()
     finally:
         started.running.stop()
 
 
-def test_users_stay_as_they_were_when_the_file_becomes_invalid(
-    users: str, ports: Ports, tmp_path: Path
-) -> None:
+def test_users_are_kept_when_file_becomes_invalid(users: str, ports: Ports, tmp_path: Path) -> None:
     started = Started(tmp_path, ports.take(), users, "--imap=127.0.0.1:143")
     try:
         started.write("alice:{PLAIN}new-secret\nbroken\n")
-        assert started.ask(**login("imap", "alice", PASSWORDS["alice"]))["Auth-Status"] == "OK"
+        assert started.send_request(**login("imap", "alice", PASSWORDS["alice"]))["Auth-Status"] == "OK"
         connection = http.client.HTTPConnection("127.0.0.1", started.port, timeout=20)
         connection.request("GET", "/healthz")
         assert connection.getresponse().read() == b"users: line 2: no colon between user name and password\n"
         connection.close()
         started.write("alice:{PLAIN}new-secret\n")
-        assert started.ask(**login("imap", "alice", "new-secret"))["Auth-Status"] == "OK"
-        assert started.ask(**login("imap", "bob", PASSWORDS["bob"]))["Auth-Status"].startswith("[AUTH")
+        assert started.send_request(**login("imap", "alice", "new-secret"))["Auth-Status"] == "OK"
+        assert started.send_request(**login("imap", "bob", PASSWORDS["bob"]))["Auth-Status"].startswith(
+            "[AUTH"
+        )
     finally:
         started.running.stop()
 
 
-def test_commands_make_a_hash_and_check_a_file(tmp_path: Path) -> None:
+def test_commands_hash_and_check(tmp_path: Path) -> None:
     hashed = output_of([sys.executable, str(PROGRAM), "hash"], stdin="se:cret\n").strip()
     file = tmp_path / "users.txt"
     file.write_text(f"alice:{hashed}\n")
@@ -398,13 +398,11 @@ def _raw(port: int, request: bytes) -> bytes:
         (b"GET /auth HTTP/1.1\r\nX: " + b"x" * 40000 + b"\r\n\r\n", b"431"),
     ],
 )
-def test_requests_that_are_refused_close_the_connection(
-    service: Started, request_bytes: bytes, status: bytes
-) -> None:
-    answer = _raw(service.port, request_bytes)
-    assert answer.startswith(b"HTTP/1.1 " + status)
-    assert b"\r\nConnection: close\r\n" in answer
-    assert b"Auth-Status" not in answer
+def test_rejected_requests_close_connection(service: Started, request_bytes: bytes, status: bytes) -> None:
+    response = _raw(service.port, request_bytes)
+    assert response.startswith(b"HTTP/1.1 " + status)
+    assert b"\r\nConnection: close\r\n" in response
+    assert b"Auth-Status" not in response
 
 
 def test_connections_stay_open_between_requests(service: Started) -> None:
@@ -433,16 +431,18 @@ def test_connections_above_the_limit_get_a_temporary_error(
                 except TimeoutError:
                     return b""
 
-        answer = eventually(refused, "a refusal")
-        assert answer.startswith(b"HTTP/1.1 503")
-        assert b"\r\nAuth-Error-Code: 454 4.7.0\r\n" in answer
+        response = eventually(refused, "a refusal")
+        assert response.startswith(b"HTTP/1.1 503")
+        assert b"\r\nAuth-Error-Code: 454 4.7.0\r\n" in response
         for one in kept:
             one.close()
     finally:
         started.running.stop()
 
 
-def test_sigterm_answers_what_is_in_flight_and_ends_with_0(users: str, ports: Ports, tmp_path: Path) -> None:
+def test_sigterm_completes_current_requests_and_exits_with_0(
+    users: str, ports: Ports, tmp_path: Path
+) -> None:
     started = Started(tmp_path, ports.take(), users, "--imap=127.0.0.1:143")
     idle = http.client.HTTPConnection("127.0.0.1", started.port, timeout=20)
     idle.request("GET", "/healthz")
@@ -461,9 +461,9 @@ def test_sigterm_answers_what_is_in_flight_and_ends_with_0(users: str, ports: Po
     busy.close()
 
 
-def test_nothing_secret_is_logged(service: Started, users: str) -> None:
-    service.ask(**login("imap", "hunter2-typed-as-name", "hunter2-secret"))
-    service.ask(**login("imap", "alice", "hunter2-secret"))
+def test_no_secret_is_logged(service: Started, users: str) -> None:
+    service.send_request(**login("imap", "hunter2-typed-as-name", "hunter2-secret"))
+    service.send_request(**login("imap", "alice", "hunter2-secret"))
     said = service.running.said()
     hashed = users.partition("}")[2].partition("\n")[0]
     for secret in (*PASSWORDS.values(), "hunter2", KEY, hashed, "wonder%20land%25"):

@@ -33,7 +33,7 @@ def test_manifests_are_valid_and_restricted(version: str) -> None:
     assert pod_security_violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
 
 
-def test_the_shipped_users_are_valid_and_the_key_is_the_one_that_the_proxy_sends() -> None:
+def test_shipped_users_and_key_are_valid() -> None:
     users, key = _objects("secret.yaml")
     parsed = AUTH.parse_users(users["stringData"]["users.txt"].encode())
     assert parsed[b"alice"].hashed.matches(b"wonderland")
@@ -47,7 +47,7 @@ def test_the_shipped_users_are_valid_and_the_key_is_the_one_that_the_proxy_sends
     )
 
 
-def test_the_deployment_starts_with_its_arguments_and_its_image_with_its_own(tmp_path: Path) -> None:
+def test_program_starts_with_arguments_of_deployment_and_of_image(tmp_path: Path) -> None:
     container = _of_kind("Deployment")["spec"]["template"]["spec"]["containers"][0]
     parsed = [argument for argument in container["args"] if argument.startswith("--")]
     assert [argument.partition("=")[0] for argument in parsed] == ["--users", "--imap", "--pop3", "--smtp"]
@@ -58,7 +58,7 @@ def test_the_deployment_starts_with_its_arguments_and_its_image_with_its_own(tmp
     )
 
 
-def test_only_proxies_of_the_namespace_reach_the_service() -> None:
+def test_only_proxies_of_namespace_can_connect_to_service() -> None:
     policies = [_of_kind("NetworkPolicy")]
     target = Peer.of("mail", _of_kind("Deployment")["spec"]["template"])
     proxy_pod = Peer(
@@ -69,7 +69,7 @@ def test_only_proxies_of_the_namespace_reach_the_service() -> None:
     assert not allows_connection(policies, Peer("default", proxy_pod.labels, {}), target, 9000)
 
 
-def test_kustomize_brings_the_program(tmp_path: Path) -> None:
+def test_kustomize_includes_program(tmp_path: Path) -> None:
     kubectl = find_kubectl(tmp_path)
     if kubectl is None:
         pytest.skip(ABSENT)

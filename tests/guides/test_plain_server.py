@@ -76,7 +76,7 @@ def _run(command: str, file: Path, pid: int) -> subprocess.CompletedProcess[str]
 
 
 def _reload(proxy: Proxy) -> subprocess.CompletedProcess[str]:
-    """Do what systemctl reload does: the commands in order, up to the first that fails."""
+    """Run the commands of ``systemctl reload`` in order, up to the first that fails."""
     for command in DIRECTIVES["ExecReload"]:
         done = _run(command, proxy.file, proxy.running.pid)
         if done.returncode:
@@ -84,9 +84,7 @@ def _reload(proxy: Proxy) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_the_pages_manifest_runs_and_the_units_reload_keeps_sessions(
-    tls: Certificates, tmp_path: Path
-) -> None:
+def test_manifest_of_page_runs_and_reload_keeps_sessions(tls: Certificates, tmp_path: Path) -> None:
     ports = dict(zip(WELL_KNOWN, (Ports().take() for _ in WELL_KNOWN), strict=True))
     with tiny_mail("imap") as mail, auth_service({"alice": "wonderland"}, port=0) as service:
         service.backends["/auth"] = Backend(mail.port)
@@ -115,7 +113,7 @@ def test_the_pages_manifest_runs_and_the_units_reload_keeps_sessions(
 # -- the unit
 
 
-def test_commands_of_the_unit_are_such_as_there_are() -> None:
+def test_commands_of_unit_exist() -> None:
     [start] = DIRECTIVES["ExecStart"]
     check, hang_up = DIRECTIVES["ExecReload"]
     assert shlex.split(start)[:3] == [PROGRAM, "run", FILE]
@@ -124,7 +122,7 @@ def test_commands_of_the_unit_are_such_as_there_are() -> None:
     assert f"ln -s {PROGRAM} /usr/local/bin/mailproxy" in PAGE
 
 
-def test_stopping_gives_sessions_the_time_of_the_manifest() -> None:
+def test_stop_timeout_is_longer_than_drain() -> None:
     [text] = re.findall(r"timeout: (\d+)s}", PAGE)
     assert int(DIRECTIVES["TimeoutStopSec"][0].removesuffix("s")) > int(text)
     assert DIRECTIVES["KillMode"] == ["mixed"]
@@ -144,14 +142,14 @@ def test_systemd_accepts_the_unit(verifiable: Path) -> None:
     assert [line for line in said.splitlines() if "mailproxy" in line] == []
 
 
-def test_systemd_finds_a_misspelt_directive(verifiable: Path) -> None:
-    """Else the test above would prove nothing."""
+def test_systemd_reports_misspelt_directive(verifiable: Path) -> None:
+    """The previous test can fail: systemd-analyze reports this error."""
     verifiable.write_text(verifiable.read_text().replace("OOMPolicy=", "OOMPolciy="))
     said = output_of(["systemd-analyze", "--man=no", "verify", str(verifiable)])
     assert "OOMPolciy" in said
 
 
-def test_the_service_is_hardened(verifiable: Path) -> None:
+def test_service_is_hardened(verifiable: Path) -> None:
     said = output_of(["systemd-analyze", "security", "--offline=true", "--threshold=25", str(verifiable)])
     [exposure] = re.findall(r"Overall exposure level for mailproxy\.service: ([0-9.]+)", said)
     assert float(exposure) < 2.5
@@ -162,7 +160,7 @@ def test_the_service_is_hardened(verifiable: Path) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that everybody may enter."""
+    """A folder that all users may enter."""
     path = Path(tempfile.mkdtemp(prefix="mailproxy-plain-"))
     path.chmod(0o755)
     yield path
@@ -170,7 +168,7 @@ def folder() -> Iterator[Path]:
 
 
 def _unprivileged(folder: Path, setpriv: str) -> tuple[list[str], dict[str, str]]:
-    """Give a command and an environment that run Python as the unit does: a user with one capability."""
+    """Return a command and an environment that run Python as the unit does: a user with one capability."""
     become = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
     capability = "-all,+net_bind_service"
     become += [f"--inh-caps={capability}", f"--ambient-caps={capability}", f"--bounding-set={capability}"]
@@ -199,7 +197,7 @@ def _low_ports(count: int) -> list[int]:
     return found[os.getpid() % 50 :][:count]
 
 
-def test_one_capability_opens_low_ports_at_the_start_and_on_reload(folder: Path, needs: Needs) -> None:
+def test_one_capability_opens_low_ports_at_start_and_reload(folder: Path, needs: Needs) -> None:
     command, environment = _unprivileged(folder, needs("setpriv", by_root=True))
     first, second = _low_ports(2)
     file = folder / "nginx.conf"
@@ -225,7 +223,7 @@ def test_one_capability_opens_low_ports_at_the_start_and_on_reload(folder: Path,
         running.stop()
 
 
-def test_without_the_capability_the_error_names_it(folder: Path, needs: Needs) -> None:
+def test_error_without_capability_names_it(folder: Path, needs: Needs) -> None:
     command, environment = _unprivileged(folder, needs("setpriv", by_root=True))
     command = [word for word in command if "caps" not in word]
     file = folder / "nginx.conf"

@@ -48,8 +48,8 @@ def test_every_package_is_pinned_by_its_hashes(name: str) -> None:
 def test_locked_lists_have_every_dependency(image: str) -> None:
     """Direct dependencies only; a missing indirect one is found when the image is built."""
     command = [sys.executable, str(IMAGES / "direct_requirements.py"), image]
-    asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    names = {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in asked}
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    names = {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in listed}
     assert names <= _pinned(image).keys(), "run: make locks"
 
 
@@ -60,7 +60,7 @@ def test_no_image_has_the_dependencies_of_the_other() -> None:
 
 
 def test_proxy_imports_every_dependency() -> None:
-    """A library that is no longer imported costs every image its size and its security notices."""
+    """An unused library would add its size and its security notices to every image."""
     imported = {
         name.partition(".")[0]
         for file in (ROOT / "proxy").rglob("*.py")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make kind``, with programs on the path that record how they are called and answer as they are told."""
+"""``make kind``, with stand-ins for programs on the path: they record calls and print what a test sets."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ case "$command" in
 esac
 printf '%s\\036%s\\035' "$command" "$stdin" >> {calls}
 case "$command" in
-{answers}
+{responses}
 esac
 """
-"""With nothing but the shell: nothing else is on the path, and it starts quickly."""
+"""A shell script, because only the shell is on the path, and it starts quickly."""
 
 
 @dataclass
 class StandIns:
-    """A folder of stand-ins, which is the whole search path beside Python's own."""
+    """A folder of stand-ins, the only folder of the search path besides that of Python."""
 
     folder: Path
-    answers: list[str] = field(default_factory=list)
+    responses: list[str] = field(default_factory=list)
 
     def provide(self, *names: str) -> None:
         (self.folder / "bin").mkdir(exist_ok=True)
         for name in names:
             (self.folder / "bin" / name).touch(mode=0o755)
 
-    def answer(self, pattern: str, out: str = "", err: str = "", code: int = 0) -> None:
-        """Have commands that contain a text answer so; later answers come before earlier ones."""
+    def set_response(self, pattern: str, out: str = "", err: str = "", code: int = 0) -> None:
+        """Set the output and exit code of commands that contain a text; later settings come first."""
         outputs = f"printf %s {shlex.quote(out)}; printf %s {shlex.quote(err)} >&2; exit {code}"
-        self.answers.insert(0, f"  *{shlex.quote(pattern)}*) {outputs} ;;")
+        self.responses.insert(0, f"  *{shlex.quote(pattern)}*) {outputs} ;;")
 
     def calls(self) -> list[dict[str, str]]:
         file = self.folder / "calls"
@@ -74,13 +74,13 @@ class StandIns:
         return [command for command in self.commands() if CHANGES.match(command)]
 
     def environment(self, **more: str) -> dict[str, str]:
-        calls, answers = shlex.quote(str(self.folder / "calls")), "\n".join(self.answers)
+        calls, responses = shlex.quote(str(self.folder / "calls")), "\n".join(self.responses)
         for file in (self.folder / "bin").iterdir():
-            file.write_text(_STAND_IN.format(calls=calls, answers=answers))
+            file.write_text(_STAND_IN.format(calls=calls, responses=responses))
         return {"PATH": str(self.folder / "bin"), "HOME": str(self.folder), **more}
 
     def run(
-        self, *options: str, typed: str | None = None, **environment: str
+        self, *options: str, stdin: str | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         command = [
             sys.executable,
@@ -92,7 +92,7 @@ class StandIns:
             *options,
         ]
         given = self.environment(**environment)
-        if typed is None:
+        if stdin is None:
             return subprocess.run(
                 command,
                 env=given,
@@ -104,7 +104,7 @@ class StandIns:
             )
         master, slave = pty.openpty()
         try:
-            os.write(master, typed.encode())
+            os.write(master, stdin.encode())
             return subprocess.run(
                 command, env=given, stdin=slave, capture_output=True, text=True, timeout=60, check=False
             )
@@ -118,16 +118,16 @@ def path(tmp_path: Path) -> StandIns:
     """Everything is installed, and kubectl points to the kind cluster ``mail``."""
     made = StandIns(tmp_path)
     made.provide("docker", "kind", "k3d", "minikube", "helm", "kubectl", "make")
-    made.answer("docker info", f"{8 << 30}\n")
-    made.answer("docker image inspect", "sha256:0123456789abcdef0123456789abcdef\n")
-    made.answer("kind get clusters", "mail\n")
-    made.answer("k3d cluster list", json.dumps([{"name": "mail"}]))
-    made.answer("minikube profile list", json.dumps({"valid": [{"Name": "mail"}], "invalid": []}))
-    made.answer("config current-context", "kind-mail\n")
+    made.set_response("docker info", f"{8 << 30}\n")
+    made.set_response("docker image inspect", "sha256:0123456789abcdef0123456789abcdef\n")
+    made.set_response("kind get clusters", "mail\n")
+    made.set_response("k3d cluster list", json.dumps([{"name": "mail"}]))
+    made.set_response("minikube profile list", json.dumps({"valid": [{"Name": "mail"}], "invalid": []}))
+    made.set_response("config current-context", "kind-mail\n")
     return made
 
 
-def test_everything_happens_in_order_and_in_the_cluster_that_was_chosen(path: StandIns) -> None:
+def test_steps_run_in_order_in_chosen_cluster(path: StandIns) -> None:
     done = path.run()
     assert done.returncode == 0, done.stderr
     images = [f"ghcr.io/mailproxy/{name}:{TAG}" for name in ("mailproxy", "mailproxy-operator")]
@@ -152,7 +152,7 @@ def test_everything_happens_in_order_and_in_the_cluster_that_was_chosen(path: St
     assert "MAIL_SERVER=HOST:143" in done.stdout
 
 
-def test_a_second_run_does_the_same_and_asks_nothing(path: StandIns) -> None:
+def test_second_run_repeats_steps_without_questions(path: StandIns) -> None:
     path.run()
     first = path.changes()
     assert path.run().returncode == 0
@@ -171,10 +171,10 @@ def test_a_second_run_does_the_same_and_asks_nothing(path: StandIns) -> None:
         ),
     ],
 )
-def test_other_tools_load_images_in_their_own_way(
+def test_images_are_loaded_by_tool_of_cluster(
     path: StandIns, tool: str, context: str, load: list[str]
 ) -> None:
-    path.answer("config current-context", f"{context}\n")
+    path.set_response("config current-context", f"{context}\n")
     assert path.run("--tool", tool).returncode == 0
     images = [f"ghcr.io/mailproxy/{name}:{TAG}" for name in ("mailproxy", "mailproxy-operator")]
     loaded = [command for command in path.changes() if command.startswith(tool)]
@@ -190,7 +190,7 @@ def test_other_tools_load_images_in_their_own_way(
     )
 
 
-def test_the_users_mail_server_gets_into_the_first_proxy(path: StandIns) -> None:
+def test_mail_server_variable_is_used_in_first_proxy(path: StandIns) -> None:
     done = path.run("--mail-server", "imap.example.org:1143")
     [manifest] = [call["stdin"] for call in path.calls() if "kind: MailProxy" in call["stdin"]]
     assert 'value: "imap.example.org:1143"' in manifest
@@ -204,7 +204,7 @@ def test_the_users_mail_server_gets_into_the_first_proxy(path: StandIns) -> None
 @pytest.mark.parametrize(
     "missing", [["docker"], ["kind"], ["helm"], ["kubectl"], ["docker", "kind", "helm", "kubectl"]]
 )
-def test_missing_programs_are_named_with_where_to_get_them(path: StandIns, missing: list[str]) -> None:
+def test_missing_programs_are_reported_with_source(path: StandIns, missing: list[str]) -> None:
     for name in missing:
         (path.folder / "bin" / name).unlink()
     done = path.run()
@@ -213,8 +213,8 @@ def test_missing_programs_are_named_with_where_to_get_them(path: StandIns, missi
     assert path.commands() == []
 
 
-def test_an_engine_that_does_not_run_is_explained(path: StandIns) -> None:
-    path.answer(
+def test_stopped_container_engine_is_reported(path: StandIns) -> None:
+    path.set_response(
         "docker info", err="Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n", code=1
     )
     done = path.run()
@@ -223,8 +223,8 @@ def test_an_engine_that_does_not_run_is_explained(path: StandIns) -> None:
     assert path.changes() == []
 
 
-def test_too_little_memory_is_said_in_numbers_and_can_be_overruled(path: StandIns) -> None:
-    path.answer("docker info", f"{1 << 30}\n")
+def test_too_little_memory_is_reported_and_can_be_ignored(path: StandIns) -> None:
+    path.set_response("docker info", f"{1 << 30}\n")
     done = path.run()
     assert done.returncode == 1
     assert "Docker has 1024 MiB of memory, and a cluster needs 2048." in done.stderr
@@ -232,8 +232,10 @@ def test_too_little_memory_is_said_in_numbers_and_can_be_overruled(path: StandIn
     assert path.run(FORCE="1").returncode == 0
 
 
-def test_a_cluster_that_does_not_answer_is_explained_before_anything_is_built(path: StandIns) -> None:
-    path.answer("get --raw /readyz", err="The connection to the server 127.0.0.1:6443 was refused\n", code=1)
+def test_unreachable_cluster_is_reported_before_build(path: StandIns) -> None:
+    path.set_response(
+        "get --raw /readyz", err="The connection to the server 127.0.0.1:6443 was refused\n", code=1
+    )
     done = path.run()
     assert done.returncode == 1
     assert "does not answer: The connection to the server" in done.stderr
@@ -241,8 +243,8 @@ def test_a_cluster_that_does_not_answer_is_explained_before_anything_is_built(pa
     assert path.changes() == []
 
 
-def test_a_step_that_fails_ends_it_with_its_name(path: StandIns) -> None:
-    path.answer("helm upgrade", err="Error: another operation is in progress\n", code=1)
+def test_failed_step_is_named(path: StandIns) -> None:
+    path.set_response("helm upgrade", err="Error: another operation is in progress\n", code=1)
     done = path.run()
     assert done.returncode == 1
     assert "Error: another operation is in progress" in done.stderr
@@ -256,7 +258,7 @@ def test_a_step_that_fails_ends_it_with_its_name(path: StandIns) -> None:
     [("pending-install", "uninstall"), ("pending-upgrade", "rollback"), ("pending-rollback", "rollback")],
 )
 def test_killed_installation_is_reported_with_its_repair(path: StandIns, status: str, repair: str) -> None:
-    path.answer("status mailproxy-operator", json.dumps({"info": {"status": status}}))
+    path.set_response("status mailproxy-operator", json.dumps({"info": {"status": status}}))
     done = path.run()
     assert done.returncode == 1
     assert f"is in the state {status}" in done.stderr
@@ -266,15 +268,15 @@ def test_killed_installation_is_reported_with_its_repair(path: StandIns, status:
 
 
 @pytest.mark.parametrize(
-    "answer", ['{"info": {"status": "deployed"}}', '{"info": {"status": "failed"}}', "?"]
+    "response", ['{"info": {"status": "deployed"}}', '{"info": {"status": "failed"}}', "?"]
 )
-def test_installed_or_failed_release_is_upgraded(path: StandIns, answer: str) -> None:
-    path.answer("status mailproxy-operator", answer)
+def test_installed_or_failed_release_is_upgraded(path: StandIns, response: str) -> None:
+    path.set_response("status mailproxy-operator", response)
     assert path.run().returncode == 0
 
 
-def test_a_proxy_that_is_not_ready_leads_to_the_reason(path: StandIns) -> None:
-    path.answer("wait --for=condition=Ready", err="error: timed out\n", code=1)
+def test_unready_proxy_is_reported_with_reason(path: StandIns) -> None:
+    path.set_response("wait --for=condition=Ready", err="error: timed out\n", code=1)
     done = path.run()
     assert done.returncode == 1
     assert "kubectl --context kind-mail -n mail describe mailp first" in done.stderr
@@ -283,44 +285,44 @@ def test_a_proxy_that_is_not_ready_leads_to_the_reason(path: StandIns) -> None:
 # -- which cluster
 
 
-def test_without_a_cluster_one_is_created_after_a_yes(path: StandIns) -> None:
-    path.answer("kind get clusters", err="No kind clusters found.\n")
-    path.answer("config current-context", err="error: current-context is not set\n", code=1)
+def test_cluster_is_created_after_confirmation(path: StandIns) -> None:
+    path.set_response("kind get clusters", err="No kind clusters found.\n")
+    path.set_response("config current-context", err="error: current-context is not set\n", code=1)
     done = path.run()
     assert done.returncode == 4
     assert "To create one: kind create cluster --name mailproxy" in done.stderr
     assert path.changes() == []
-    assert path.run(typed="n\n").returncode == 4
+    assert path.run(stdin="n\n").returncode == 4
     assert path.changes() == []
-    assert path.run(typed="y\n").returncode == 0
+    assert path.run(stdin="y\n").returncode == 0
     assert path.changes()[0] == "kind create cluster --name mailproxy"
     assert "kubectl --context kind-mailproxy" in "\n".join(path.changes())
 
 
-def test_another_context_is_never_touched_and_kinds_only_after_a_yes(path: StandIns) -> None:
-    path.answer("config current-context", "production\n")
+def test_only_kind_context_is_used_and_after_confirmation(path: StandIns) -> None:
+    path.set_response("config current-context", "production\n")
     done = path.run()
     assert done.returncode == 4
     assert "kubectl points to 'production', which is no cluster of kind." in done.stderr
     assert "CLUSTER_NAME=mail" in done.stderr
-    assert path.run(typed="\n").returncode == 4
+    assert path.run(stdin="\n").returncode == 4
     assert path.changes() == []
-    for answered in (path.run(typed="y\n"), path.run(YES="1"), path.run("--name", "mail")):
-        assert answered.returncode == 0, answered.stderr
+    for result in (path.run(stdin="y\n"), path.run(YES="1"), path.run("--name", "mail")):
+        assert result.returncode == 0, result.stderr
     assert "production" not in "\n".join(path.commands())
     assert not any("use-context" in command for command in path.commands())
 
 
-def test_a_context_that_only_looks_like_kinds_is_none(path: StandIns) -> None:
-    """A cluster that was deleted, or that somebody named so."""
-    path.answer("config current-context", "kind-gone\n")
+def test_context_named_like_a_missing_kind_cluster_is_reported(path: StandIns) -> None:
+    """The cluster was deleted, or another cluster has such a name."""
+    path.set_response("config current-context", "kind-gone\n")
     done = path.run()
     assert done.returncode == 4
     assert "kubectl points to 'kind-gone', which is no cluster of kind." in done.stderr
 
 
-def test_several_clusters_have_to_be_told_apart(path: StandIns) -> None:
-    path.answer("kind get clusters", "blue\ngreen\n")
+def test_several_clusters_need_a_choice(path: StandIns) -> None:
+    path.set_response("kind get clusters", "blue\ngreen\n")
     done = path.run()
     assert done.returncode == 1
     assert "choose one, CLUSTER_NAME=... of blue, green" in done.stderr
@@ -331,7 +333,7 @@ def test_several_clusters_have_to_be_told_apart(path: StandIns) -> None:
 # -- around it
 
 
-def test_make_hands_its_variables_on(path: StandIns) -> None:
+def test_make_passes_variables_to_script(path: StandIns) -> None:
     (path.folder / "bin/make").unlink()
     command = [
         "/usr/bin/env",
@@ -353,7 +355,7 @@ def test_make_hands_its_variables_on(path: StandIns) -> None:
     assert any("imap.example.org:143" in call["stdin"] for call in path.calls())
 
 
-def test_the_chart_takes_the_images_that_were_loaded(path: StandIns, tmp_path: Path) -> None:
+def test_chart_uses_loaded_images(path: StandIns, tmp_path: Path) -> None:
     program = find_tool("helm", tmp_path)
     if program is None:
         pytest.skip(
@@ -368,7 +370,7 @@ def test_the_chart_takes_the_images_that_were_loaded(path: StandIns, tmp_path: P
     assert PROXY not in rendered
 
 
-def test_push_needs_a_registry_and_builds_for_both_architectures() -> None:
+def test_push_needs_registry_and_builds_both_architectures() -> None:
     def make(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "REGISTRY"}
         return subprocess.run(
@@ -396,7 +398,7 @@ def test_push_needs_a_registry_and_builds_for_both_architectures() -> None:
     assert "--secret" not in make("-n", "images").stdout
 
 
-def test_the_secret_is_mounted_where_packages_are_installed() -> None:
+def test_secret_is_mounted_where_packages_are_installed() -> None:
     steps = re.split(r"(?m)^(?=[A-Z]+ )", (ROOT / "Dockerfile").read_text())
     installing = [step for step in steps if step.startswith("RUN") and "require-hashes" in step]
     assert len(installing) == 3

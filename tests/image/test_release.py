@@ -46,7 +46,7 @@ def test_every_source_file_has_its_licence_line() -> None:
         for path in _sources()
         if LICENCE not in "\n".join(path.read_text().splitlines()[:3])
     ]
-    assert nameless == [], f"their first line has to say: # {LICENCE} (make fix writes it)"
+    assert nameless == [], f"their first line must be: # {LICENCE} (make fix writes it)"
 
 
 def test_licence_files_are_complete() -> None:

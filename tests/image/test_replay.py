@@ -141,8 +141,8 @@ async def test_operator_starts_unprivileged_with_read_only_root(
             assert container["image"] == "example.com/proxy:1"
             async with aiohttp.ClientSession() as session:
                 for host in ("127.0.0.1", "[::1]"):
-                    async with session.get(f"http://{host}:{port}/healthz") as answer:
-                        assert answer.status == 200
+                    async with session.get(f"http://{host}:{port}/healthz") as response:
+                        assert response.status == 200
         finally:
             with suppress(ProcessLookupError):
                 process.terminate()

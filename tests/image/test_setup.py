@@ -59,7 +59,7 @@ def test_missing_python_is_reported(tmp_path: Path) -> None:
     assert "python-of-nowhere does not run. Python 3.11 or newer is needed: apt install" in done.stderr
 
 
-def _half_made(venv: Path) -> None:
+def _incomplete_environment(venv: Path) -> None:
     """Create what ``python -m venv`` leaves behind if ensurepip is missing."""
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").write_text("home = /nowhere\n")
@@ -70,7 +70,7 @@ def _half_made(venv: Path) -> None:
 def test_incomplete_environment_is_created_again(tmp_path: Path, stamp: str) -> None:
     """Also if it was complete, and its interpreter was removed."""
     venv = tmp_path / "venv"
-    _half_made(venv)
+    _incomplete_environment(venv)
     if stamp:
         (venv / stamp).touch()
     done = _make("demo" if "demo" in stamp else "setup", sys.executable, venv)

@@ -33,7 +33,7 @@ def _scripts(name: str) -> str:
     return "\n".join(step.get("run", "") for step in _steps(name))
 
 
-def test_the_gate_runs_on_every_python_from_the_oldest_to_the_one_of_the_images() -> None:
+def test_checks_run_on_every_python_from_oldest_to_image() -> None:
     [oldest] = re.findall(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
     [shipped] = re.findall(r"ARG PYTHON=\S*python:3\.(\d+)", (ROOT / "Dockerfile").read_text())
     matrix = WORKFLOWS["ci.yml"]["jobs"]["gate"]["strategy"]["matrix"]["python"]
@@ -53,15 +53,15 @@ def test_commands_of_a_workflow_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_may_only_read_unless_a_job_needs_more(name: str) -> None:
+def test_workflows_have_read_permission_unless_job_needs_more(name: str) -> None:
     assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
     writing = {job for job, body in WORKFLOWS[name]["jobs"].items() if "permissions" in body}
     assert writing == ({"publish"} if name == "release.yml" else set())
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_no_expression_gets_into_a_script(name: str) -> None:
-    """A name of a branch or tag would be run as shell; variables of the environment are not."""
+def test_scripts_contain_no_expressions(name: str) -> None:
+    """The shell would execute an expression with the name of a branch or tag, but not a variable."""
     assert "${{" not in _scripts(name)
 
 
@@ -77,7 +77,7 @@ def test_actionlint_accepts_a_workflow(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_scripts_of_a_workflow_are_shell(name: str) -> None:
+def test_workflow_scripts_are_valid_bash(name: str) -> None:
     for step in _steps(name):
         if "run" in step:
             done = subprocess.run(
@@ -95,7 +95,7 @@ def _notes(folder: Path, changelog: str, tag: str) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_notes_of_a_release_are_its_part_of_the_changelog(tmp_path: Path) -> None:
+def test_release_notes_are_section_of_changelog(tmp_path: Path) -> None:
     text = f"# Changelog\n\n## Unreleased\n\n- later\n\n## {VERSION} - 2026-12-01\n\n### Added\n\n- this\n"
     text += "\n## 0.0.9\n\n- old\n"
     done = _notes(tmp_path, text, f"v{VERSION}")
@@ -104,7 +104,7 @@ def test_the_notes_of_a_release_are_its_part_of_the_changelog(tmp_path: Path) ->
     assert last.stdout == "- this\n"
 
 
-def test_a_release_without_notes_or_with_another_version_stops(tmp_path: Path) -> None:
+def test_release_without_notes_or_with_other_version_fails(tmp_path: Path) -> None:
     done = _notes(tmp_path, "# Changelog\n\n## Unreleased\n\n- later\n", f"v{VERSION}")
     assert done.returncode == 1
     assert f"no section '## {VERSION}'" in done.stderr

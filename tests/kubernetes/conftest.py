@@ -98,4 +98,4 @@ def kubectl(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
     program = find_kubectl(tmp_path_factory.mktemp("kubectl"))
     if program is None:
         pytest.skip(NO_KUBECTL)
-    return Kubectl(program, real.kubeconfig("admin", real.api.asker.token))
+    return Kubectl(program, real.kubeconfig("admin", real.api.user.token))

@@ -30,9 +30,7 @@ ssl.create_default_context = create_default_context
 
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
-def test_the_operator_works_with_an_authority_without_key_usage(
-    cluster: Cluster, idle_world: World, tmp_path: Path
-) -> None:
+def test_operator_accepts_ca_without_key_usage(cluster: Cluster, idle_world: World, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_STRICT)
     kubeconfig = cluster.kubeconfig("strict", cluster.operator_token())
     operator = Operator(cluster, "strict", kubeconfig, modules=[tmp_path])
@@ -41,7 +39,7 @@ def test_the_operator_works_with_an_authority_without_key_usage(
         operator.started()
         idle_world.put()
         idle_world.until(lambda: idle_world.find("Deployment"), "the Deployment")
-        idle_world.until(lambda: operator.admin.ask("GET", "/readyz").status == 200, "readiness")
+        idle_world.until(lambda: operator.admin.request("GET", "/readyz").status == 200, "readiness")
         idle_world.put("second")
         idle_world.until(lambda: idle_world.find("Deployment", "second"), "what only a watch notices")
         assert "not accepted" not in operator.said()
@@ -50,18 +48,18 @@ def test_the_operator_works_with_an_authority_without_key_usage(
 
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
-def test_an_authority_that_is_not_trusted_is_named(cluster: Cluster, tmp_path: Path) -> None:
+def test_untrusted_ca_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     other = tmp_path / "other.crt"
     other.write_bytes(PlainAuthority().certificate)
     kubeconfig = cluster.kubeconfig("mistrusting", cluster.operator_token())
-    kubeconfig.write_text(kubeconfig.read_text().replace(str(cluster.api.asker.authority), str(other)))
+    kubeconfig.write_text(kubeconfig.read_text().replace(str(cluster.api.user.authority), str(other)))
     operator = Operator(cluster, "mistrusting", kubeconfig)
     try:
         operator.started()
         operator.eventually(lambda: "certificate is not accepted" in operator.said(), "to be logged")
-        answer = operator.admin.ask("GET", "/readyz")
-        assert answer.status == 503
-        assert "certificate is not accepted" in answer.message
-        assert operator.admin.ask("GET", "/healthz").status == 200
+        response = operator.admin.request("GET", "/readyz")
+        assert response.status == 503
+        assert "certificate is not accepted" in response.message
+        assert operator.admin.request("GET", "/healthz").status == 200
     finally:
         operator.stop()

@@ -33,7 +33,7 @@ def managers(one: Object) -> set[str]:
     return {entry["manager"] for entry in one["metadata"]["managedFields"]}
 
 
-def test_a_resource_becomes_objects_that_it_owns(world: World) -> None:
+def test_resource_owns_its_objects(world: World) -> None:
     made = world.put()
     settled_at(world, ("False", "PodsNotReady"))
     children = world.children()
@@ -85,14 +85,14 @@ def test_a_resource_becomes_objects_that_it_owns(world: World) -> None:
         ),
     ],
 )
-def test_drift_is_repaired_and_what_others_added_stays(
+def test_drift_is_repaired_and_foreign_fields_are_kept(
     world: World, kind: str, name: str, edit: Object, kept: Any
 ) -> None:
     world.put()
     world.settle()
     content = "data" if kind == "ConfigMap" else "spec"
     good = world.found(kind, name)[content]
-    _ = world.api.patch(kind, world.namespace, name, edit).good
+    _ = world.api.patch(kind, world.namespace, name, edit).checked_body
 
     def is_repaired() -> bool:
         now = world.found(kind, name)[content]
@@ -113,7 +113,7 @@ def test_drift_is_repaired_and_what_others_added_stays(
         ("Deployment", "edge"),
     ],
 )
-def test_what_is_deleted_comes_back(world: World, kind: str, name: str) -> None:
+def test_deleted_objects_are_created_again(world: World, kind: str, name: str) -> None:
     world.put()
     world.settle()
     old = world.found(kind, name)["metadata"]["uid"]
@@ -122,17 +122,17 @@ def test_what_is_deleted_comes_back(world: World, kind: str, name: str) -> None:
     assert made["metadata"]["uid"] != old
 
 
-def test_a_label_by_which_a_child_is_found_comes_back(world: World) -> None:
+def test_removed_label_is_restored(world: World) -> None:
     world.put()
     world.settle()
     lost = {"metadata": {"labels": {"app.kubernetes.io/managed-by": None}}}
-    _ = world.api.patch("Service", world.namespace, "edge", lost).good
+    _ = world.api.patch("Service", world.namespace, "edge", lost).checked_body
     label = "app.kubernetes.io/managed-by"
     world.until(lambda: world.found("Service")["metadata"]["labels"].get(label), "the label")
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Service"])
-def test_a_hand_edited_port_is_repaired_without_a_trace(world: World, kind: str) -> None:
+def test_edited_port_is_repaired_without_new_field_manager(world: World, kind: str) -> None:
     world.put(servers=[server("imap", "imap", 143, 993)])
     world.settle()
     field = "port" if kind == "Service" else "containerPort"
@@ -155,7 +155,7 @@ def test_a_hand_edited_port_is_repaired_without_a_trace(world: World, kind: str)
     world.until(lambda: numbers() == [number for number in good if number != 993], "the port to go")
 
 
-def test_what_is_no_longer_wanted_is_pruned(world: World) -> None:
+def test_unused_objects_are_pruned(world: World) -> None:
     everything = {
         "autoscaling": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 70},
         "networkPolicy": {"enabled": True},
@@ -168,14 +168,14 @@ def test_what_is_no_longer_wanted_is_pruned(world: World) -> None:
     assert world.find("Deployment")
 
 
-def test_a_foreign_object_of_the_same_name_is_left_alone_and_reported(world: World) -> None:
+def test_foreign_object_of_same_name_is_reported_and_not_changed(world: World) -> None:
     foreign = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "edge-config", "namespace": world.namespace},
         "data": {"theirs": "kept"},
     }
-    before = world.api.create(foreign).good
+    before = world.api.create(foreign).checked_body
     world.put()
     settled_at(world, ("False", "NameConflict"))
     assert "ConfigMap edge-config" in world.message()
@@ -188,7 +188,7 @@ def test_a_foreign_object_of_the_same_name_is_left_alone_and_reported(world: Wor
     settled_at(world, ("False", "PodsNotReady"))
 
 
-def test_an_invalid_resource_keeps_what_runs(world: World) -> None:
+def test_invalid_resource_keeps_running_objects(world: World) -> None:
     world.put()
     good = world.settle()["status"]
     before = {at: one["spec"] for at, one in world.children().items() if "spec" in one}
@@ -203,7 +203,7 @@ def test_an_invalid_resource_keeps_what_runs(world: World) -> None:
     world.until(lambda: world.condition("Accepted") == ("True", "Accepted"), "acceptance")
 
 
-def test_listeners_that_collide_are_reported(world: World) -> None:
+def test_conflicting_listeners_are_reported(world: World) -> None:
     twice = [
         {"name": name, "protocol": "imap", "listen": [{"address": "[::]", "port": 143}]}
         for name in ("a", "b")
@@ -213,7 +213,7 @@ def test_listeners_that_collide_are_reported(world: World) -> None:
     assert "spec.servers[1].listen[0]" in world.message()
 
 
-def test_a_directive_leaves_the_pods_alone_and_a_port_does_not(world: World) -> None:
+def test_changed_port_replaces_pods_and_changed_directive_does_not(world: World) -> None:
     world.put()
     world.settle()
     template = world.found("Deployment")["spec"]["template"]
@@ -223,7 +223,7 @@ def test_a_directive_leaves_the_pods_alone_and_a_port_does_not(world: World) -> 
     for pod in world.pods():
         assert pod["metadata"]["annotations"]["mailproxy.dev/config-hash"] == wanted
     assert world.found("Deployment")["spec"]["template"] == template
-    world.answer(wanted)
+    world.report_config(wanted)
     settled_at(world, ("True", "Ready"))
     world.put(servers=[server("imap", "imap", 143, 993)])
     world.until(lambda: world.condition("Reconciling") == ("True", "RollingOut"), "a roll-out")
@@ -236,14 +236,14 @@ def test_a_directive_leaves_the_pods_alone_and_a_port_does_not(world: World) -> 
     world.settle()
 
 
-def test_the_number_of_pods_goes_to_an_autoscaler_and_comes_back(world: World) -> None:
+def test_replicas_are_handed_to_autoscaler_and_back(world: World) -> None:
     world.put(replicas=4)
     world.settle()
     world.put(autoscaling={"minReplicas": 2, "maxReplicas": 9, "targetCPUUtilizationPercentage": 70})
     world.until(lambda: world.find("HorizontalPodAutoscaler"), "the autoscaler")
     world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
     assert world.found("Deployment")["spec"]["replicas"] == 4
-    _ = world.api.patch("Deployment", world.namespace, "edge", {"spec": {"replicas": 6}}).good
+    _ = world.api.patch("Deployment", world.namespace, "edge", {"spec": {"replicas": 6}}).checked_body
     world.put(
         autoscaling={"minReplicas": 2, "maxReplicas": 9, "targetCPUUtilizationPercentage": 70},
         servers=[server("imap", "imap", 143, 993)],
@@ -255,7 +255,7 @@ def test_the_number_of_pods_goes_to_an_autoscaler_and_comes_back(world: World) -
     assert world.until(lambda: world.find("HorizontalPodAutoscaler") is None, "its end")
 
 
-def test_another_mode_comes_before_the_old_one_goes(world: World) -> None:
+def test_new_workload_is_available_before_old_one_is_deleted(world: World) -> None:
     world.put(replicas=1)
     before = world.settle()["status"]
     world.put(mode="DaemonSet")
@@ -272,22 +272,22 @@ def test_another_mode_comes_before_the_old_one_goes(world: World) -> None:
     assert world.find("ConfigMap", "edge-config")
 
 
-def test_paused_stops_every_write_but_the_status(world: World) -> None:
+def test_paused_resource_writes_status_only(world: World) -> None:
     world.put()
     world.settle()
     world.put(paused=True, mail={**AUTH, "timeout": "30s"}, replicas=5)
     world.until(lambda: world.condition("Reconciling") == ("False", "Paused"), "the pause")
     before = {at: version for at, version in world.versions().items() if at[0] != "MailProxy"}
-    _ = world.api.patch("Deployment", world.namespace, "edge", {"spec": {"replicas": 7}}).good
+    _ = world.api.patch("Deployment", world.namespace, "edge", {"spec": {"replicas": 7}}).checked_body
     world.put(paused=True, replicas=6)
-    world.until(lambda: world.condition("Reconciling") == ("False", "Paused"), "another look")
+    world.until(lambda: world.condition("Reconciling") == ("False", "Paused"), "the next reconcile")
     after = {at: version for at, version in world.versions().items() if at[0] != "MailProxy"}
     assert [at for at in before if before[at] != after.get(at)] == [("Deployment", "edge")]
     world.put(replicas=1)
     world.until(lambda: world.found("Deployment")["spec"]["replicas"] == 1, "work again")
 
 
-def test_deletion_leaves_nothing_to_wait_for(world: World) -> None:
+def test_deletion_has_no_finalizer(world: World) -> None:
     world.put()
     world.settle()
     assert world.api.delete("MailProxy", world.namespace, "edge").status == 200
@@ -297,10 +297,12 @@ def test_deletion_leaves_nothing_to_wait_for(world: World) -> None:
 
 
 @only_real
-def test_a_namesake_waits_until_what_its_predecessor_left_is_collected(world: World) -> None:
+def test_recreated_resource_waits_for_garbage_collection(world: World) -> None:
     world.put()
     world.settle()
-    _ = world.api.asker.ask("DELETE", world.path("MailProxy"), {"propagationPolicy": "Background"}).good
+    _ = world.api.user.request(
+        "DELETE", world.path("MailProxy"), {"propagationPolicy": "Background"}
+    ).checked_body
     second = world.put()
     settled_at(world, ("False", "NameConflict"))
     world.collect_garbage()

@@ -71,39 +71,39 @@ def largest(servers: int = 32, listeners: int = 16) -> Object:
     }
 
 
-def test_the_definition_is_accepted_as_it_stands(real: Cluster) -> None:
+def test_crd_is_accepted_unchanged(real: Cluster) -> None:
     [definition] = manifests("crd.yaml")
-    answer = real.api.apply(definition, fieldValidation="Strict")
-    assert answer.good
-    assert answer.warnings == ()
+    response = real.api.apply(definition, fieldValidation="Strict")
+    assert response.checked_body
+    assert response.warnings == ()
     stored = real.api.found("CustomResourceDefinition", "", "mailproxies.mailproxy.dev")
     conditions = {one["type"]: one["status"] for one in stored["status"]["conditions"]}
     assert conditions == {"NamesAccepted": "True", "Established": "True"}, "and its schema is structural"
 
 
 @pytest.mark.parametrize(("servers", "listeners"), [(32, 16), (8, 16), (1, 16), (32, 1)])
-def test_the_largest_resource_is_accepted(place: World, servers: int, listeners: int) -> None:
+def test_largest_resource_is_accepted(place: World, servers: int, listeners: int) -> None:
     _ = place.put(**largest(servers, listeners))
 
 
-def test_more_than_the_largest_is_refused(place: World) -> None:
+def test_larger_resource_is_rejected(place: World) -> None:
     for spec in (largest(33, 1), largest(1, 17)):
-        answer = place.api.create(place.body(**spec))
-        assert answer.status == 422
-        assert "must have at most" in answer.message
+        response = place.api.create(place.body(**spec))
+        assert response.status == 422
+        assert "must have at most" in response.message
 
 
-def test_two_teams_can_have_their_servers_in_one_resource(place: World) -> None:
+def test_two_managers_can_own_servers_of_one_resource(place: World) -> None:
     for team, port in (("imap", 143), ("pop3", 110)):
         part = place.body()
         part["spec"]["servers"] = [{"name": team, "protocol": team, "listen": [{"port": port}]}]
-        assert place.api.apply(part, manager=team).good
+        assert place.api.apply(part, manager=team).checked_body
     assert [one["name"] for one in place.mail_proxy()["spec"]["servers"]] == ["imap", "pop3"]
 
 
-def test_no_directive_has_a_default_and_deployment_fields_do(place: World) -> None:
-    asked = place.body()["spec"]
-    assert {name: value for name, value in place.put()["spec"].items() if name not in asked} == {
+def test_only_deployment_fields_have_defaults(place: World) -> None:
+    spec = place.body()["spec"]
+    assert {name: value for name, value in place.put()["spec"].items() if name not in spec} == {
         "mode": "Deployment",
         "replicas": 2,
         "portStrategy": "Direct",
@@ -113,28 +113,28 @@ def test_no_directive_has_a_default_and_deployment_fields_do(place: World) -> No
     }
 
 
-def test_the_status_has_a_path_of_its_own(place: World) -> None:
+def test_status_is_written_to_subresource(place: World) -> None:
     before = place.put()
     both = {**place.body(), "status": {"replicas": 7}}
-    assert place.api.apply(both).good.get("status") is None
+    assert place.api.apply(both).checked_body.get("status") is None
     changed = {"status": {"replicas": 3, "conditions": [READY]}, "spec": {"replicas": 9}}
     path = place.path("MailProxy") + "/status"
-    after = place.api.asker.ask("PATCH", path, changed, "application/merge-patch+json").good
+    after = place.api.user.request("PATCH", path, changed, "application/merge-patch+json").checked_body
     assert (after["status"]["replicas"], after["spec"]) == (3, before["spec"])
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
 
 
-def test_kubectl_scales_it(place: World, kubectl: Kubectl) -> None:
+def test_kubectl_scale_changes_replicas(place: World, kubectl: Kubectl) -> None:
     place.put()
     place.api.patch_status("MailProxy", place.namespace, "edge", {"replicas": 2, "selector": "a=b"})
-    said = kubectl("-n", place.namespace, "scale", "mailp/edge", "--replicas", "3")
-    assert "mailproxy.mailproxy.dev/edge scaled" in said
+    output = kubectl("-n", place.namespace, "scale", "mailp/edge", "--replicas", "3")
+    assert "mailproxy.mailproxy.dev/edge scaled" in output
     assert place.mail_proxy()["spec"]["replicas"] == 3
-    scale = place.api.get(place.path("MailProxy") + "/scale").good
+    scale = place.api.get(place.path("MailProxy") + "/scale").checked_body
     assert (scale["spec"], scale["status"]) == ({"replicas": 3}, {"replicas": 2, "selector": "a=b"})
 
 
-def test_kubectl_shows_the_columns(place: World, kubectl: Kubectl) -> None:
+def test_kubectl_get_shows_columns(place: World, kubectl: Kubectl) -> None:
     place.put()
     status = {
         "replicas": 3,
@@ -144,7 +144,7 @@ def test_kubectl_shows_the_columns(place: World, kubectl: Kubectl) -> None:
         "conditions": [READY],
         "addresses": [{"type": "IPAddress", "value": "192.0.2.9"}],
     }
-    _ = place.api.patch_status("MailProxy", place.namespace, "edge", status).good
+    _ = place.api.patch_status("MailProxy", place.namespace, "edge", status).checked_body
     heading, line = kubectl("-n", place.namespace, "get", "mailp").splitlines()
     assert heading.split() == ["NAME", "MODE", "READY", "SYNCED", "REASON", "AGE"]
     assert line.split()[:5] == ["edge", "Deployment", "2/2", "1", "Ready"]
@@ -156,34 +156,34 @@ def test_kubectl_shows_the_columns(place: World, kubectl: Kubectl) -> None:
 
 def test_kubectl_selects_by_mode_and_waits_for_conditions(place: World, kubectl: Kubectl) -> None:
     newer = custom_resource_definition(KubeVersion(1, 31))
-    assert place.api.apply(newer, fieldValidation="Strict").good
+    assert place.api.apply(newer, fieldValidation="Strict").checked_body
     place.put()
     place.put("other", mode="DaemonSet")
     options = ("-n", place.namespace, "get", "mailp", "-o", "name", "--field-selector")
     assert kubectl(*options, "spec.mode=DaemonSet").split() == ["mailproxy.mailproxy.dev/other"]
     assert kubectl(*options, "spec.mode=Deployment").split() == ["mailproxy.mailproxy.dev/edge"]
-    _ = place.api.patch_status("MailProxy", place.namespace, "edge", {"conditions": [READY]}).good
+    _ = place.api.patch_status("MailProxy", place.namespace, "edge", {"conditions": [READY]}).checked_body
     wait = ("-n", place.namespace, "wait", "mailp/edge", "--for=condition=Ready")
     assert "condition met" in kubectl(*wait, "--timeout=20s")
 
 
 def explained(kubectl: Kubectl, path: str) -> str:
     """Return the description of a field in the output of ``kubectl explain``."""
-    said = kubectl("explain", path)
-    assert "DESCRIPTION:" in said, said
-    description = said.partition("DESCRIPTION:")[2].partition("FIELDS:")[0]
+    output = kubectl("explain", path)
+    assert "DESCRIPTION:" in output, output
+    description = output.partition("DESCRIPTION:")[2].partition("FIELDS:")[0]
     return " ".join(description.split())
 
 
-def test_kubectl_explains_a_field_as_documentation_does(kubectl: Kubectl) -> None:
-    said = explained(kubectl, "mailproxy.spec.mail.maxErrors")
-    assert "max_errors" in said
-    assert len(said.split()) > 8
+def test_kubectl_explain_equals_documentation(kubectl: Kubectl) -> None:
+    output = explained(kubectl, "mailproxy.spec.mail.maxErrors")
+    assert "max_errors" in output
+    assert len(output.split()) > 8
     assert "<integer>" in kubectl("explain", "mailproxy.spec.mail.maxErrors")
 
 
-def test_every_directive_and_every_parameter_is_explained(real: Cluster, kubectl: Kubectl) -> None:
-    document = real.api.get("/openapi/v3/apis/mailproxy.dev/v1alpha1").good
+def test_kubectl_explain_has_every_directive_and_parameter(real: Cluster, kubectl: Kubectl) -> None:
+    document = real.api.get("/openapi/v3/apis/mailproxy.dev/v1alpha1").checked_body
     schema = document["components"]["schemas"]["dev.mailproxy.v1alpha1.MailProxy"]
     spec = schema["properties"]["spec"]["properties"]
     levels = [spec["mail"]["properties"], spec["servers"]["items"]["properties"]]
@@ -215,10 +215,10 @@ spec:
         ('resolver: {mode: "Off"}', {"resolver": {"mode": "Off"}}),
     ],
 )
-def test_yaml_as_people_write_it(place: World, kubectl: Kubectl, written: str, stored: Object) -> None:
+def test_common_yaml_forms_are_accepted(place: World, kubectl: Kubectl, written: str, stored: Object) -> None:
     text = YAML.format(namespace=place.namespace, written=written)
-    said = kubectl("apply", "--server-side", "-f", "-", stdin=text)
-    assert "serverside-applied" in said
+    output = kubectl("apply", "--server-side", "-f", "-", stdin=text)
+    assert "serverside-applied" in output
     mail = place.mail_proxy()["spec"]["mail"]
     assert {name: mail[name] for name in stored} == stored
 
@@ -233,17 +233,17 @@ def test_yaml_as_people_write_it(place: World, kubectl: Kubectl, written: str, s
         ("maxError: 5", "maxError"),
     ],
 )
-def test_yaml_that_says_something_else_is_refused_with_the_field(
+def test_wrong_yaml_type_is_rejected_with_field(
     place: World, kubectl: Kubectl, written: str, field: str
 ) -> None:
     text = YAML.format(namespace=place.namespace, written=written)
-    said = kubectl("create", "-f", "-", stdin=text)
-    assert field in said
+    output = kubectl("create", "-f", "-", stdin=text)
+    assert field in output
     assert place.find("MailProxy") is None
 
 
-def test_kubectl_applies_the_definition_and_what_comes_with_it(kubectl: Kubectl) -> None:
+def test_kubectl_applies_crd_and_manifests(kubectl: Kubectl) -> None:
     folder = "deploy"
     for name in ("crd.yaml", "rbac.yaml"):
-        said = kubectl("apply", "--server-side", "--force-conflicts", "-f", f"{folder}/{name}")
-        assert "error" not in said.lower(), said
+        output = kubectl("apply", "--server-side", "--force-conflicts", "-f", f"{folder}/{name}")
+        assert "error" not in output.lower(), output

@@ -27,13 +27,13 @@ def mail_proxies(name: str) -> list[Object]:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_is_accepted_and_settles(world: World, name: str) -> None:
+def test_example_is_accepted_and_settles(world: World, name: str) -> None:
     examples = mail_proxies(name)
     assert examples, f"{name} has no MailProxy"
     for manifest in examples:
         wanted = manifest["metadata"]["name"]
         strictly = {"fieldValidation": "Strict"} if world.cluster.is_real else {}
-        _ = world.api.apply(in_namespace(manifest, world.namespace), **strictly).good
+        _ = world.api.apply(in_namespace(manifest, world.namespace), **strictly).checked_body
         mode = manifest["spec"].get("mode", "Deployment")
         if mode == "Sidecar":
             world.until(lambda: world.condition(name=wanted) == ("True", "Ready"), wanted)  # noqa: B023
@@ -45,7 +45,7 @@ def test_an_example_is_accepted_and_settles(world: World, name: str) -> None:
         )
 
 
-def test_there_are_the_examples_that_people_look_for() -> None:
+def test_expected_examples_exist() -> None:
     wanted = {
         "minimal.yaml",
         "cert-manager.yaml",
@@ -58,21 +58,21 @@ def test_there_are_the_examples_that_people_look_for() -> None:
     assert wanted <= set(EXAMPLES)
 
 
-def test_the_operators_own_manifests_are_accepted(real: Cluster) -> None:
+def test_operator_manifests_are_accepted(real: Cluster) -> None:
     for manifest in manifests("operator.yaml"):
-        answer = real.api.apply(_somewhere(manifest), fieldValidation="Strict", dryRun="All")
-        assert answer.good
-        assert [one for one in answer.warnings if "would violate" in one] == []
+        response = real.api.apply(_somewhere(manifest), fieldValidation="Strict", dryRun="All")
+        assert response.checked_body
+        assert [one for one in response.warnings if "would violate" in one] == []
 
 
-def test_the_operator_may_run_where_pods_are_restricted(real: Cluster) -> None:
+def test_operator_runs_in_restricted_namespace(real: Cluster) -> None:
     label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
-    _ = real.api.patch("Namespace", "", SYSTEM, label).good
+    _ = real.api.patch("Namespace", "", SYSTEM, label).checked_body
     for manifest in manifests("operator.yaml"):
-        answer = real.api.apply(_somewhere(manifest), dryRun="All")
-        assert [one for one in answer.warnings if "would violate" in one] == []
+        response = real.api.apply(_somewhere(manifest), dryRun="All")
+        assert [one for one in response.warnings if "would violate" in one] == []
     nothing = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": None}}}
-    _ = real.api.patch("Namespace", "", SYSTEM, nothing).good
+    _ = real.api.patch("Namespace", "", SYSTEM, nothing).checked_body
 
 
 def _somewhere(manifest: Object) -> Object:
@@ -81,9 +81,9 @@ def _somewhere(manifest: Object) -> Object:
     return {**manifest, "metadata": {"namespace": SYSTEM, **manifest["metadata"]}}
 
 
-def test_everything_is_installed_with_one_command(kubectl: Kubectl) -> None:
+def test_kustomization_installs_everything(kubectl: Kubectl) -> None:
     folder: Path = ROOT / "deploy"
-    said = kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-k", str(folder))
-    assert "error" not in said.lower(), said
+    output = kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-k", str(folder))
+    assert "error" not in output.lower(), output
     for word in ("customresourcedefinition", "clusterrole", "deployment", "serviceaccount"):
-        assert word in said, said
+        assert word in output, output

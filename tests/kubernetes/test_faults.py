@@ -21,7 +21,7 @@ LONG = 90.0
 
 
 @pytest.fixture(scope="module")
-def own(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def own_cluster(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """An API server that a test may stop without effect on other tests."""
     found = programs()
     assert found is not None, "there is one already"
@@ -31,11 +31,11 @@ def own(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clu
 
 
 @pytest.fixture
-def site(own: Cluster, request: pytest.FixtureRequest) -> Iterator[World]:
+def site(own_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[World]:
     """A namespace and an operator for these tests; the operator resyncs every few seconds."""
-    kubeconfig = own.kubeconfig("operator", own.operator_token())
-    operator = Operator(own, request.node.name, kubeconfig, ["--resync=5"])
-    world = World(own, operator, Addresses())
+    kubeconfig = own_cluster.kubeconfig("operator", own_cluster.operator_token())
+    operator = Operator(own_cluster, request.node.name, kubeconfig, ["--resync=5"])
+    world = World(own_cluster, operator, Addresses())
     try:
         operator.started()
         yield world
@@ -44,37 +44,37 @@ def site(own: Cluster, request: pytest.FixtureRequest) -> Iterator[World]:
         world.close()
 
 
-def kube(world: World) -> KubeServer:
+def api_server(world: World) -> KubeServer:
     assert world.cluster.server is not None
     return world.cluster.server
 
 
-def working(world: World) -> Operator:
+def running_operator(world: World) -> Operator:
     assert world.operator is not None
     return world.operator
 
 
 def is_ready(operator: Operator) -> bool:
-    return operator.admin.ask("GET", "/readyz").status == 200
+    return operator.admin.request("GET", "/readyz").status == 200
 
 
-def test_the_api_server_ends_and_comes_back(site: World) -> None:
+def test_restart_of_api_server(site: World) -> None:
     site.put()
     site.settle()
-    kube(site).stop()
-    kube(site).start()
+    api_server(site).stop()
+    api_server(site).start()
     site.put(servers=[server("imap", "imap", 143, 993)])
-    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", patience=LONG)
+    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", timeout=LONG)
     site.api.delete("Service", site.namespace, "edge")
-    site.until(lambda: site.find("Service"), "the Service again", patience=LONG)
+    site.until(lambda: site.find("Service"), "the Service again", timeout=LONG)
 
 
-def test_what_changes_while_nobody_looks_is_found(site: World) -> None:
+def test_changes_while_operator_is_down_are_found(site: World) -> None:
     site.put()
     site.settle()
-    working(site).stop()
+    running_operator(site).stop()
     site.api.delete("Service", site.namespace, "edge")
-    _ = site.api.patch("Deployment", site.namespace, "edge", {"spec": {"replicas": 9}}).good
+    _ = site.api.patch("Deployment", site.namespace, "edge", {"spec": {"replicas": 9}}).checked_body
     _ = site.put("second")
     token = site.cluster.operator_token()
     again = Operator(site.cluster, "again", site.cluster.kubeconfig("operator", token))
@@ -86,64 +86,66 @@ def test_what_changes_while_nobody_looks_is_found(site: World) -> None:
         again.stop()
 
 
-def test_an_operator_with_an_expired_token_waits_for_a_better_one(own: Cluster) -> None:
-    world = World(own, None, Addresses())
-    expired = kube(world).expired_token(SYSTEM, ACCOUNT)
-    operator = Operator(own, "expired", own.kubeconfig("expired", expired)).started()
+def test_operator_with_expired_token_waits_for_new_token(own_cluster: Cluster) -> None:
+    world = World(own_cluster, None, Addresses())
+    expired = api_server(world).expired_token(SYSTEM, ACCOUNT)
+    operator = Operator(own_cluster, "expired", own_cluster.kubeconfig("expired", expired)).started()
     world.operator = operator
     try:
-        operator.eventually(lambda: "may have expired" in operator.said(), "to be told")
+        operator.eventually(lambda: "may have expired" in operator.said(), "to be logged")
         assert not is_ready(operator)
-        assert operator.admin.ask("GET", "/healthz").status == 200, "starting it again would not help"
+        assert operator.admin.request("GET", "/healthz").status == 200, "starting it again would not help"
         assert expired not in operator.said()
         world.put()
-        own.kubeconfig("expired", own.operator_token())
+        own_cluster.kubeconfig("expired", own_cluster.operator_token())
         world.until(lambda: world.find("Deployment"), "work")
         assert is_ready(operator)
-        assert own.operator_token() not in operator.said()
+        assert own_cluster.operator_token() not in operator.said()
     finally:
         operator.stop()
         world.close()
 
 
-def test_credentials_that_expire_on_the_way_are_read_again(site: World) -> None:
+def test_expired_credentials_are_read_again(site: World) -> None:
     site.put()
     site.settle()
-    operator = working(site)
+    operator = running_operator(site)
     site.api.delete("ServiceAccount", SYSTEM, ACCOUNT)
-    kube(site).stop()
-    kube(site).start()  # watches end, and start again with the old token
-    site.operator.eventually(lambda: "watching: the API server" in site.operator.said(), "to be told")  # type: ignore[union-attr]
+    api_server(site).stop()
+    api_server(site).start()  # watches end, and start again with the old token
+    site.operator.eventually(lambda: "watching: the API server" in site.operator.said(), "to be logged")  # type: ignore[union-attr]
     assert not is_ready(site.operator)
     account = {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
         "metadata": {"name": ACCOUNT, "namespace": SYSTEM},
     }
-    _ = site.api.apply(account).good
+    _ = site.api.apply(account).checked_body
     site.cluster.kubeconfig("operator", site.cluster.new_operator_token())
     site.put(servers=[server("imap", "imap", 143, 993)])
-    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", patience=LONG)
+    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", timeout=LONG)
     site.put("second")
-    site.until(lambda: site.find("Deployment", "second"), "the watch", patience=LONG)
+    site.until(lambda: site.find("Deployment", "second"), "the watch", timeout=LONG)
     assert is_ready(operator)
 
 
-def test_rights_that_are_taken_away_and_given_back(site: World) -> None:
+def test_permissions_removed_and_restored(site: World) -> None:
     binding = "mailproxy-operator"
     before = site.api.found("ClusterRoleBinding", "", binding)
     site.api.delete("ClusterRoleBinding", "", binding)
     site.put()
     refused = "cannot get resource"
-    operator = working(site)
-    operator.eventually(lambda: refused in operator.said() or "cannot list" in operator.said(), "to be told")
+    operator = running_operator(site)
+    operator.eventually(
+        lambda: refused in operator.said() or "cannot list" in operator.said(), "to be logged"
+    )
     kept = {"name": binding, "labels": before["metadata"]["labels"]}
-    _ = site.api.create({**before, "metadata": kept}).good
-    site.until(lambda: site.condition() == ("False", "PodsNotReady"), "work", patience=LONG)
+    _ = site.api.create({**before, "metadata": kept}).checked_body
+    site.until(lambda: site.condition() == ("False", "PodsNotReady"), "work", timeout=LONG)
     assert operator.process.poll() is None
 
 
-def test_a_policy_that_refuses_one_object_is_named(site: World) -> None:
+def test_admission_policy_that_rejects_object_is_reported(site: World) -> None:
     policy: Object = {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
@@ -169,8 +171,8 @@ def test_a_policy_that_refuses_one_object_is_named(site: World) -> None:
         "spec": {"policyName": "no-services", "validationActions": ["Deny"]},
     }
     root = "/apis/admissionregistration.k8s.io/v1"
-    _ = site.api.post(f"{root}/validatingadmissionpolicies", policy).good
-    _ = site.api.post(f"{root}/validatingadmissionpolicybindings", bound).good
+    _ = site.api.post(f"{root}/validatingadmissionpolicies", policy).checked_body
+    _ = site.api.post(f"{root}/validatingadmissionpolicybindings", bound).checked_body
     probe = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -183,20 +185,20 @@ def test_a_policy_that_refuses_one_object_is_named(site: World) -> None:
     assert "services are made by hand here" in site.message("Accepted")
     assert "Service edge" in site.message("Accepted")
     for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
-        _ = site.api.asker.ask("DELETE", f"{root}/{plural}/no-services").good
+        _ = site.api.user.request("DELETE", f"{root}/{plural}/no-services").checked_body
     eventually(lambda: site.api.create(probe, dryRun="All").status == 201, "the end of the policy")
     site.put(workers=2)
     site.until(lambda: site.condition("Accepted") == ("True", "Accepted"), "acceptance")
 
 
-def test_a_resource_that_goes_while_it_is_worked_on(site: World) -> None:
+def test_resource_deleted_during_reconcile(site: World) -> None:
     for number in range(30):
         site.put(f"brief-{number}")
     for number in range(30):
         site.api.delete("MailProxy", site.namespace, f"brief-{number}")
     site.put("last")
     site.until(lambda: site.condition(name="last")[0], "the last one")
-    assert [line for line in working(site).lines() if "exception" in line] == []
+    assert [line for line in running_operator(site).lines() if "exception" in line] == []
     site.collect_garbage()
     site.put("later")
     site.until(lambda: site.condition(name="later")[0], "a later one")

@@ -30,7 +30,7 @@ def holds(world: World, operator: Operator) -> bool:
 
 
 def is_leader(operator: Operator) -> bool:
-    text = operator.admin.ask("GET", "/metrics").body["message"]
+    text = operator.admin.request("GET", "/metrics").body["message"]
     return "mailproxy_operator_leader 1.0" in text
 
 
@@ -46,9 +46,7 @@ def start(idle_world: World, new_operator: NewOperator) -> Callable[[str], Opera
     return started
 
 
-def test_one_works_and_the_other_takes_over_when_it_leaves(
-    idle_world: World, start: Callable[[str], Operator]
-) -> None:
+def test_standby_takes_over_when_leader_ends(idle_world: World, start: Callable[[str], Operator]) -> None:
     world = idle_world
     first = start("first")
     world.until(lambda: holds(world, first), "the Lease")
@@ -56,7 +54,9 @@ def test_one_works_and_the_other_takes_over_when_it_leaves(
     world.put()
     world.until(lambda: world.condition()[0], "work")
     assert (is_leader(first), is_leader(second)) == (True, False)
-    world.until(lambda: second.admin.ask("GET", "/readyz").status == 200, "the other one stands by")
+    world.until(
+        lambda: second.admin.request("GET", "/readyz").status == 200, "the standby operator to be ready"
+    )
     first.stop()
     assert first.process.returncode == 0
     assert not holds(world, first), "it was given back"
@@ -68,7 +68,7 @@ def test_one_works_and_the_other_takes_over_when_it_leaves(
     assert transitions >= 1
 
 
-def test_one_that_was_killed_is_replaced_when_its_lease_expires(
+def test_standby_takes_over_when_lease_of_killed_leader_expires(
     idle_world: World, start: Callable[[str], Operator]
 ) -> None:
     world = idle_world
@@ -78,26 +78,26 @@ def test_one_that_was_killed_is_replaced_when_its_lease_expires(
     first.process.kill()
     first.process.wait(20)
     world.put()
-    world.until(lambda: holds(world, second), "the other one", patience=EXPIRY)
+    world.until(lambda: holds(world, second), "the other one", timeout=EXPIRY)
     world.until(lambda: world.condition()[0], "work")
 
 
-def test_one_that_loses_the_lease_stops(idle_world: World, start: Callable[[str], Operator]) -> None:
+def test_operator_that_loses_lease_ends(idle_world: World, start: Callable[[str], Operator]) -> None:
     world = idle_world
     first = start("robbed")
     world.until(lambda: holds(world, first), "the Lease")
 
     def is_stolen() -> bool:
         lease = world.api.found("Lease", SYSTEM, LEASE)
-        lease["spec"]["holderIdentity"] = "thief"
+        lease["spec"]["holderIdentity"] = "other"
         return world.api.replace(lease).status == 200
 
     world.until(is_stolen, "the theft")
     assert first.ended(EXPIRY) == 1
-    assert holder(world) == "thief", "what is another's is not given back"
+    assert holder(world) == "other", "the Lease of another holder is not released"
 
 
-def test_the_lease_belongs_to_the_pod_of_its_holder(idle_world: World, new_operator: NewOperator) -> None:
+def test_lease_is_owned_by_pod_of_holder(idle_world: World, new_operator: NewOperator) -> None:
     """Only granted rights are used: OpenShift's admission requires one to change an owner reference."""
     world = idle_world
     world.api.delete("Lease", SYSTEM, LEASE)
@@ -112,9 +112,9 @@ def test_the_lease_belongs_to_the_pod_of_its_holder(idle_world: World, new_opera
 
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
-def test_one_that_may_not_have_the_lease_says_so(idle_world: World, new_operator: NewOperator) -> None:
+def test_forbidden_lease_is_logged(idle_world: World, new_operator: NewOperator) -> None:
     options = ("--lease-namespace=kube-system", f"--namespace={idle_world.namespace}")
     operator = new_operator("unwelcome", *options).started()
-    operator.eventually(lambda: "cannot be taken" in operator.said(), "to be told")
+    operator.eventually(lambda: "could not be acquired" in operator.said(), "to be logged")
     assert "forbidden" in operator.said()
     assert operator.process.poll() is None

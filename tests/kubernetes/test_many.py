@@ -48,21 +48,21 @@ def all_settled(world: World, waiting: list[str]) -> bool:
     return not waiting
 
 
-def test_hundreds_settle_and_then_rest(crowd: World) -> None:
+def test_many_resources_settle_and_cause_no_more_requests(crowd: World) -> None:
     names = [f"edge-{number}" for number in range(COUNT)]
     with ThreadPoolExecutor(8) as hands:
         list(hands.map(lambda name: crowd.put(name, replicas=0), names))
-        crowd.until(lambda: crowd.find("Deployment", names[-1]), "the last Deployment", patience=PATIENCE)
+        crowd.until(lambda: crowd.find("Deployment", names[-1]), "the last Deployment", timeout=PATIENCE)
 
         def report(name: str) -> None:
-            crowd.report(crowd.until(lambda: crowd.find("Deployment", name), name, patience=PATIENCE), 0)
+            crowd.report(crowd.until(lambda: crowd.find("Deployment", name), name, timeout=PATIENCE), 0)
 
         list(hands.map(report, names))
     waiting = list(names)
-    crowd.until(lambda: all_settled(crowd, waiting), "all to settle", patience=PATIENCE)
-    asked = requests(crowd)
-    assert len(asked) <= MOST_REQUESTS * COUNT
-    assert [one for one in asked if one.code >= 400 and one.code != 404] == []
+    crowd.until(lambda: all_settled(crowd, waiting), "all to settle", timeout=PATIENCE)
+    sent = requests(crowd)
+    assert len(sent) <= MOST_REQUESTS * COUNT
+    assert [one for one in sent if one.code >= 400 and one.code != 404] == []
     assert {kind: len(crowd.api.list(kind, crowd.namespace)) for kind in ("Deployment", "ConfigMap")} == {
         "Deployment": COUNT,
         "ConfigMap": COUNT,
@@ -70,7 +70,7 @@ def test_hundreds_settle_and_then_rest(crowd: World) -> None:
     before = crowd.versions()
     quiet = len(requests(crowd))
     crowd.put("one-more", replicas=0)
-    crowd.until(lambda: crowd.find("Deployment", "one-more"), "one more", patience=PATIENCE)
+    crowd.until(lambda: crowd.find("Deployment", "one-more"), "one more", timeout=PATIENCE)
     after = {at: version for at, version in crowd.versions().items() if "one-more" not in at[1]}
-    assert after == before, "nobody else was touched"
-    assert len(requests(crowd)) - quiet <= MOST_REQUESTS, "and nobody else was looked at"
+    assert after == before, "no other resource was changed"
+    assert len(requests(crowd)) - quiet <= MOST_REQUESTS, "and no other resource was reconciled"

@@ -35,15 +35,15 @@ class Restarts:
     world: World
     new: NewOperator
 
-    def again(self) -> Operator:
+    def restart(self) -> Operator:
         """Stop the running operator, start another, and wait until it has reconciled all resources."""
         if self.world.operator is not None:
             self.world.operator.stop()
-        begun = self.new("anew", f"--namespace={self.world.namespace}").started()
-        self.world.operator = begun
-        return begun
+        operator = self.new("restarted", f"--namespace={self.world.namespace}").started()
+        self.world.operator = operator
+        return operator
 
-    def at_rest(self) -> dict[tuple[str, str], str]:
+    def wait_until_idle(self) -> dict[tuple[str, str], str]:
         """Return the versions of all objects, after two seconds without a change by the operator."""
 
         def unchanged() -> dict[tuple[str, str], str] | None:
@@ -51,19 +51,19 @@ class Restarts:
             time.sleep(2.0)
             return before if self.world.versions() == before else None
 
-        found = self.world.until(unchanged, "the operator to come to rest")
+        found = self.world.until(unchanged, "no change for two seconds")
         assert found is not None
         return found
 
-    def after_a_look(self) -> None:
+    def restart_and_reconcile(self) -> None:
         """Restart the operator, and wait for the first reconcile of every resource."""
         count = len(self.world.api.list("MailProxy", self.world.namespace))
-        operator = self.again()
-        self.world.until(lambda: reconciles(operator) >= count, "the first look")
+        operator = self.restart()
+        self.world.until(lambda: reconciles(operator) >= count, "the first reconcile")
 
 
 def reconciles(operator: Operator) -> float:
-    text = operator.admin.ask("GET", "/metrics").body["message"]
+    text = operator.admin.request("GET", "/metrics").body["message"]
     lines = [line for line in text.splitlines() if line.startswith("mailproxy_operator_reconciles_total")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -71,12 +71,12 @@ def reconciles(operator: Operator) -> float:
 @pytest.fixture
 def restarts(idle_world: World, new_operator: NewOperator) -> Restarts:
     made = Restarts(idle_world, new_operator)
-    made.again()
+    made.restart()
     return made
 
 
 @pytest.mark.parametrize("spec", [{}, EVERYTHING, {"mode": "DaemonSet"}, {"mode": "Sidecar", "service": {}}])
-def test_a_second_look_changes_nothing(restarts: Restarts, spec: dict[str, object]) -> None:
+def test_resync_changes_nothing(restarts: Restarts, spec: dict[str, object]) -> None:
     world = restarts.world
     world.put(**spec)
     kind = str(spec.get("mode", "Deployment"))
@@ -86,26 +86,26 @@ def test_a_second_look_changes_nothing(restarts: Restarts, spec: dict[str, objec
         world.settle(kind=kind, count=2)
     world.until(lambda: world.condition("Reconciling") == ("False", "Settled"), "it to settle")
     before = world.versions()
-    restarts.after_a_look()
+    restarts.restart_and_reconcile()
     assert world.versions() == before
     assert "finalizers" not in world.mail_proxy()["metadata"]
 
 
-def test_the_last_good_state_outlives_the_operator(restarts: Restarts) -> None:
+def test_restarted_operator_keeps_last_valid_state(restarts: Restarts) -> None:
     world = restarts.world
     world.put()
     good = world.settle()["status"]["configHash"]
     world.put(mail={"authHttp": "http://auth.mail.svc:9000/auth", "setRealIpFrom": ["192.0.2.0/99"]})
     world.until(lambda: world.condition() == ("False", "InvalidSpec"), "the refusal")
     before = world.versions()
-    restarts.after_a_look()
+    restarts.restart_and_reconcile()
     assert world.versions() == before
     assert world.status()["configHash"] == good
     assert world.found("ConfigMap", "edge-config")["data"]["mailproxy.json"]
 
 
 @pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
-def test_what_was_refused_is_remembered(restarts: Restarts) -> None:
+def test_refused_sysctls_are_remembered_after_restart(restarts: Restarts) -> None:
     """Otherwise each start of the operator would create many pods that are refused."""
     world = restarts.world
     backlog = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
@@ -116,12 +116,12 @@ def test_what_was_refused_is_remembered(restarts: Restarts) -> None:
     world.set_pod_status("edge-bad", {"phase": "Failed", "reason": "SysctlForbidden", "message": message})
     world.until(lambda: world.condition("Stalled") == ("True", "SysctlForbidden"), "the breaker")
     world.until(lambda: world.find("Pod", "edge-bad") is None, "the refused pod to go")
-    before = restarts.at_rest()
-    restarts.after_a_look()
+    before = restarts.wait_until_idle()
+    restarts.restart_and_reconcile()
     assert world.versions() == before
 
 
-def test_the_longest_name_will_do(restarts: Restarts) -> None:
+def test_longest_name_is_reconciled(restarts: Restarts) -> None:
     name = "m" * 50
     restarts.world.put(name, **EVERYTHING)
     restarts.world.settle(name, count=1)

@@ -47,7 +47,7 @@ class Life:
         return self.cluster.server.requests(USER)
 
 
-def kind_of_its_own(name: str, plural: str) -> Object:
+def additional_kind(name: str, plural: str) -> Object:
     """Return a definition like those of the Prometheus operator, without its schema."""
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
@@ -95,7 +95,7 @@ def _without_monitoring(world: World) -> None:
     world.put(monitoring=MONITORING)
     world.settle()
     for name, plural in (("PodMonitor", "podmonitors"), ("PrometheusRule", "prometheusrules")):
-        _ = world.api.apply(kind_of_its_own(name, plural)).good
+        _ = world.api.apply(additional_kind(name, plural)).checked_body
         listing = f"/apis/monitoring.coreos.com/v1/{plural}"
         eventually(lambda listing=listing: world.api.get(listing).status == 200, name)  # type: ignore[misc]
 
@@ -106,7 +106,7 @@ def _with_everything(world: World) -> None:
     kinds = ("HorizontalPodAutoscaler", "NetworkPolicy", "PodMonitor", "PrometheusRule")
     world.until(lambda: all(world.find(kind) for kind in kinds), "every kind")
     _edit_a_port(world)
-    _meet_pods(world)
+    _handle_pods(world)
     world.put(mode="DaemonSet", pod={"serviceAccountName": "their-own"})
     world.until(lambda: world.find("DaemonSet"), "the DaemonSet")
     world.report(world.found("DaemonSet"), 1)
@@ -119,11 +119,11 @@ def _with_everything(world: World) -> None:
 def _edit_a_port(world: World) -> None:
     edited = world.found("Service")
     edited["spec"]["ports"][0]["port"] = 144
-    _ = world.api.replace(edited).good
+    _ = world.api.replace(edited).checked_body
     world.until(lambda: world.found("Service")["spec"]["ports"][0]["port"] == 143, "the repair")
 
 
-def _meet_pods(world: World) -> None:
+def _handle_pods(world: World) -> None:
     world.make_pod("edge-starting", world.found("Deployment"))
     world.make_pod("edge-refused", world.found("Deployment"))
     message = 'forbidden sysctl: "net.ipv4.ip_unprivileged_port_start" not allowlisted'
@@ -145,11 +145,11 @@ def granted() -> dict[str, set[Right]]:
     found: dict[str, set[Right]] = {"ClusterRole": set(), "Role": set()}
     for role in documents:
         if (role["kind"], role["metadata"]["name"]) in bound:
-            found[role["kind"]] |= {right for rule in role["rules"] for right in _rights(rule)}
+            found[role["kind"]] |= {right for rule in role["rules"] for right in _permissions(rule)}
     return found
 
 
-def _rights(rule: dict[str, Any]) -> Iterator[Right]:
+def _permissions(rule: dict[str, Any]) -> Iterator[Right]:
     for group in rule.get("apiGroups", []):
         for resource in rule["resources"]:
             for verb in rule["verbs"]:
@@ -162,11 +162,11 @@ def used(requests: list[Request]) -> set[Right]:
     return found | {(one.group, one.resource, "create") for one in requests if one.created}
 
 
-def test_no_request_is_refused(life: Life) -> None:
+def test_no_request_of_operator_is_forbidden(life: Life) -> None:
     assert [one for one in life.requests() if one.code in {401, 403}] == []
 
 
-def test_the_rights_are_exactly_those_that_are_used(life: Life) -> None:
+def test_permissions_are_exactly_those_in_use(life: Life) -> None:
     rights = granted()
     # An object that exists but is not in the cache is read by name; the webhook reads MailProxies.
     by_name = {(kind.api_version.rpartition("/")[0], kind.plural, "get") for kind in (*OWNED, MAIL_PROXY)}
@@ -174,20 +174,20 @@ def test_the_rights_are_exactly_those_that_are_used(life: Life) -> None:
     assert used(life.requests()) | ASKED_BY_ADMISSION | by_name == rights["ClusterRole"] | rights["Role"]
 
 
-def test_the_lease_is_used_in_the_operators_namespace_only(life: Life) -> None:
+def test_lease_is_used_only_in_operator_namespace(life: Life) -> None:
     leases = [one for one in life.requests() if one.resource == "leases"]
     assert {one.namespace for one in leases} == {SYSTEM}
     of_leases = {right for right in ASKED_BY_ADMISSION if right[1] == "leases"}
     assert used(leases) | of_leases == granted()["Role"]
 
 
-def test_no_secret_is_ever_asked_for(life: Life) -> None:
+def test_no_secret_is_requested(life: Life) -> None:
     assert [one.path for one in life.requests() if one.resource.startswith("secrets")] == []
     everything = granted()["ClusterRole"] | granted()["Role"]
     assert not any("*" in right or right[1].startswith("secrets") for right in everything)
 
 
-def test_the_service_account_can_do_nothing_else(life: Life) -> None:
+def test_service_account_has_no_other_permissions(life: Life) -> None:
     assert life.cluster.server is not None
     account = life.cluster.server.as_bearer(life.cluster.operator_token())
     namespace = life.world.namespace
@@ -199,10 +199,10 @@ def test_the_service_account_can_do_nothing_else(life: Life) -> None:
         ("DELETE", f"/api/v1/namespaces/{namespace}/configmaps/edge-config"),
         ("GET", f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
     ):
-        assert account.ask(method, path, {} if method == "POST" else None).status == 403, path
+        assert account.request(method, path, {} if method == "POST" else None).status == 403, path
 
 
-def test_owner_references_need_the_right_on_finalizers(life: Life) -> None:
+def test_owner_references_need_permission_on_finalizers(life: Life) -> None:
     """This shows that the right is needed, although no request uses it."""
     owner = {
         "apiVersion": "mailproxy.dev/v1alpha1",
@@ -218,12 +218,12 @@ def test_owner_references_need_the_right_on_finalizers(life: Life) -> None:
         "metadata": {"name": "child", "namespace": life.world.namespace, "ownerReferences": [owner]},
     }
     for role in ("mailproxy-operator", "without"):
-        answer = _as_somebody_with(life, role).ask("POST", life.world.path("ConfigMap", ""), child)
-        assert answer.status == (201 if role == "mailproxy-operator" else 403), answer
-    assert "finalizers" in answer.message
+        response = _user_with_role(life, role).request("POST", life.world.path("ConfigMap", ""), child)
+        assert response.status == (201 if role == "mailproxy-operator" else 403), response
+    assert "finalizers" in response.message
 
 
-def _as_somebody_with(life: Life, role: str) -> Any:
+def _user_with_role(life: Life, role: str) -> Any:
     """Return a client with the operator's role, or with that role without the right on finalizers."""
     assert life.cluster.server is not None
     [rules] = [
@@ -234,9 +234,9 @@ def _as_somebody_with(life: Life, role: str) -> Any:
     if role == "without":
         kept = [rule for rule in rules if rule["resources"] != ["mailproxies/finalizers"]]
         made = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "rules": kept}
-        _ = life.cluster.api.apply({**made, "metadata": {"name": role}}).good
+        _ = life.cluster.api.apply({**made, "metadata": {"name": role}}).checked_body
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": role, "namespace": SYSTEM}}
-    _ = life.cluster.api.apply(account).good
+    _ = life.cluster.api.apply(account).checked_body
     binding = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",
@@ -244,8 +244,8 @@ def _as_somebody_with(life: Life, role: str) -> Any:
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
         "subjects": [{"kind": "ServiceAccount", "name": role, "namespace": SYSTEM}],
     }
-    _ = life.cluster.api.apply(binding).good
-    somebody = life.cluster.server.as_bearer(life.cluster.server.token(SYSTEM, role))
+    _ = life.cluster.api.apply(binding).checked_body
+    user = life.cluster.server.as_bearer(life.cluster.server.token(SYSTEM, role))
     listing = life.world.path("ConfigMap", "")
-    eventually(lambda: somebody.ask("GET", listing).status == 200, "the rights")
-    return somebody
+    eventually(lambda: user.request("GET", listing).status == 200, "the rights")
+    return user

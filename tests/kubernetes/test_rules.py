@@ -92,7 +92,7 @@ def selector(operator: str, *values: str) -> Object:
 SECRET: Final = {"secretKeyRef": {"name": "a", "key": "b"}}
 CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 
-REFUSED: Final[list[tuple[Object, str, str]]] = [
+INVALID: Final[list[tuple[Object, str, str]]] = [
     # (spec, the field that the error names, text of the error)
     ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server"),
     (listen(ssl=True), "spec", NEEDS_TLS),
@@ -298,7 +298,7 @@ MISTYPED: Final[list[tuple[Object, str, str]]] = [
 ]
 """Refused by types alone: no rule is evaluated."""
 
-TAKEN: Final[list[Object]] = [
+VALID: Final[list[Object]] = [
     {},
     mail(timeout=60, proxyTimeout="1d", smtpGreetingDelay="500ms", authHttpTimeout="1m30s"),
     mail(timeout="60", resolverTimeout="1w2d"),
@@ -359,21 +359,21 @@ NAMES: Final = [
 
 @pytest.fixture(scope="module")
 def api(real: Cluster) -> Api:
-    _ = real.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mail"}}).good
+    _ = real.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mail"}}).checked_body
     return real.api
 
 
-def asked(api: Api, spec: Object, name: str = "edge") -> tuple[list[Object], str]:
+def create_dry_run(api: Api, spec: Object, name: str = "edge") -> tuple[list[Object], str]:
     """Create a resource; return the causes of the API server's refusal, and its message."""
     made = {**body(**spec), "metadata": {"name": name, "namespace": "mail"}}
-    answer = api.create(made, dryRun="All", fieldValidation="Strict")
-    if answer.status == 201:
+    response = api.create(made, dryRun="All", fieldValidation="Strict")
+    if response.status == 201:
         return [], ""
-    assert answer.status == 422, answer
-    return list(answer.body["details"]["causes"]), answer.message
+    assert response.status == 422, response
+    return list(response.body["details"]["causes"]), response.message
 
 
-def is_taken_by_the_loader(spec: Object, name: str = "edge") -> bool:
+def is_valid_for_loader(spec: Object, name: str = "edge") -> bool:
     made = body(**spec)
     made["metadata"]["name"] = name
     try:
@@ -383,46 +383,46 @@ def is_taken_by_the_loader(spec: Object, name: str = "edge") -> bool:
     return True
 
 
-def identified(case: object) -> str | None:
+def case_id(case: object) -> str | None:
     return case if isinstance(case, str) else None
 
 
-@pytest.mark.parametrize(("spec", "field", "message"), REFUSED + MISTYPED, ids=identified)
-def test_what_is_wrong_is_refused_with_the_field_and_the_reason(
+@pytest.mark.parametrize(("spec", "field", "message"), INVALID + MISTYPED, ids=case_id)
+def test_invalid_resource_is_rejected_with_field_and_reason(
     api: Api, spec: Object, field: str, message: str
 ) -> None:
-    causes, whole = asked(api, spec)
+    causes, whole = create_dry_run(api, spec)
     assert any(field == cause["field"] and message in cause["message"] for cause in causes), whole
     assert "actual cost" not in whole
-    assert not is_taken_by_the_loader(spec)
+    assert not is_valid_for_loader(spec)
 
 
-@pytest.mark.parametrize(("spec", "field", "message"), REFUSED, ids=identified)
-def test_a_rule_says_nothing_but_its_sentence(api: Api, spec: Object, field: str, message: str) -> None:
-    causes, whole = asked(api, spec)
+@pytest.mark.parametrize(("spec", "field", "message"), INVALID, ids=case_id)
+def test_rule_violation_has_only_its_message(api: Api, spec: Object, field: str, message: str) -> None:
+    causes, whole = create_dry_run(api, spec)
     assert {cause["field"] for cause in causes} == {field}, whole
     assert all(message in cause["message"] for cause in causes), whole
 
 
-@pytest.mark.parametrize("spec", TAKEN)
-def test_what_is_right_is_taken(api: Api, spec: Object) -> None:
-    assert asked(api, spec) == ([], "")
-    assert is_taken_by_the_loader(spec)
+@pytest.mark.parametrize("spec", VALID)
+def test_valid_resource_is_accepted(api: Api, spec: Object) -> None:
+    assert create_dry_run(api, spec) == ([], "")
+    assert is_valid_for_loader(spec)
 
 
 @pytest.mark.parametrize(("name", "message"), NAMES)
-def test_names_that_would_not_do_for_a_service_are_refused(api: Api, name: str, message: str) -> None:
-    causes, whole = asked(api, {}, name)
+def test_names_invalid_for_services_are_rejected(api: Api, name: str, message: str) -> None:
+    causes, whole = create_dry_run(api, {}, name)
     assert any(message in cause["message"] for cause in causes), whole
-    assert not is_taken_by_the_loader({}, name)
+    assert not is_valid_for_loader({}, name)
 
 
-def test_the_longest_name_is_taken(api: Api) -> None:
-    assert asked(api, {}, "a" * 50) == ([], "")
+def test_longest_name_is_accepted(api: Api) -> None:
+    assert create_dry_run(api, {}, "a" * 50) == ([], "")
 
 
-def test_every_rule_is_tried() -> None:
-    tried = {message for _, _, message in REFUSED} | {message for _, message in NAMES}
+def test_every_rule_has_a_test() -> None:
+    tried = {message for _, _, message in INVALID} | {message for _, message in NAMES}
     [definition] = manifests("crd.yaml")
     assert {rule["message"] for rule in _rules(definition)} == tried
 

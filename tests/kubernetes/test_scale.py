@@ -24,18 +24,18 @@ def replicas(world: World) -> int:
 
 
 def scale_of(world: World) -> Object:
-    found: Object = world.api.get(world.path("MailProxy") + "/scale").good
+    found: Object = world.api.get(world.path("MailProxy") + "/scale").checked_body
     return found
 
 
 def scale_deployment(world: World, count: int) -> None:
     """Act as the controller of the autoscaler."""
     path = world.path("Deployment") + "/scale"
-    asked = {"spec": {"replicas": count}}
-    _ = world.api.asker.ask("PATCH", path, asked, "application/merge-patch+json").good
+    scale = {"spec": {"replicas": count}}
+    _ = world.api.user.request("PATCH", path, scale, "application/merge-patch+json").checked_body
 
 
-def test_kubectl_scales_the_pods(world: World, kubectl: Kubectl) -> None:
+def test_kubectl_scale_changes_number_of_pods(world: World, kubectl: Kubectl) -> None:
     world.put()
     world.settle()
     for count in (5, 0, 1):
@@ -49,7 +49,7 @@ def test_kubectl_scales_the_pods(world: World, kubectl: Kubectl) -> None:
     assert len(selected) == 1, "by which an autoscaler finds the pods"
 
 
-def test_our_autoscaler_has_the_last_word(world: World, kubectl: Kubectl) -> None:
+def test_autoscaler_of_resource_overrides_replicas(world: World, kubectl: Kubectl) -> None:
     world.put(autoscaling=AUTOSCALING)
     world.until(lambda: world.find("HorizontalPodAutoscaler"), "the autoscaler")
     target = world.found("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
@@ -57,22 +57,24 @@ def test_our_autoscaler_has_the_last_word(world: World, kubectl: Kubectl) -> Non
     world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
     scale_deployment(world, 7)
     kubectl("-n", world.namespace, "scale", "mailproxy", "edge", "--replicas=3")
-    world.until(lambda: world.condition("Accepted")[0] == "True", "a look at the new generation")
+    world.until(lambda: world.condition("Accepted")[0] == "True", "the new generation to be reconciled")
     assert "spec.replicas is not used" in world.message("Accepted")
     assert replicas(world) == 7
     world.put(autoscaling=AUTOSCALING, replicas=3, servers=[server("imap", "imap", 143, 993)])
-    world.until(lambda: world.condition("Accepted")[0] == "True", "another look")
+    world.until(lambda: world.condition("Accepted")[0] == "True", "the next reconcile")
     assert replicas(world) == 7
 
 
-def test_an_autoscaler_of_the_users_own_scales_the_resource(world: World) -> None:
+def test_autoscaler_of_user_scales_resource(world: World) -> None:
     world.put()
     world.settle()
-    asked = {"spec": {"replicas": 6}}
+    scale = {"spec": {"replicas": 6}}
     path = world.path("MailProxy") + "/scale"
-    _ = world.api.asker.ask("PATCH", path, asked, "application/merge-patch+json").good
+    _ = world.api.user.request("PATCH", path, scale, "application/merge-patch+json").checked_body
     world.until(lambda: replicas(world) == 6, "six replicas")
     before = world.found("Deployment")["metadata"]["generation"]
     world.settle()
-    assert world.found("Deployment")["metadata"]["generation"] == before, "nobody fights"
+    assert world.found("Deployment")["metadata"]["generation"] == before, (
+        "no other manager changes the replicas"
+    )
     assert world.mail_proxy()["spec"]["replicas"] == 6

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from support.kube_api import PLURALS, Answer, Object, path_of
+from support.kube_api import PLURALS, Object, Response, path_of
 from support.kube_cluster import Cluster, Operator, manifests
 from support.kube_world import Addresses, World
 from support.operator_bodies import server
@@ -63,18 +63,20 @@ def site(real: Cluster) -> Iterator[Site]:
     PLURALS.setdefault("StatefulSet", ("apps/v1", "statefulsets"))
     port = Ports().take()
     for manifest in manifests("webhook", "rbac.yaml"):
-        _ = real.api.apply(manifest).good
+        _ = real.api.apply(manifest).checked_body
     [configuration] = [one for one in manifests("webhook", "webhook.yaml") if one["kind"] == WEBHOOK]
     # The API server of a test cannot connect to Services.
     configuration["webhooks"][0]["clientConfig"] = {"url": f"https://127.0.0.1:{port}/inject"}
     configuration["metadata"]["namespace"] = ""
-    _ = real.api.apply(configuration).good
+    _ = real.api.apply(configuration).checked_body
     options = [f"--webhook=127.0.0.1:{port}", "--resync=30"]
     operator = Operator(real, "sidecars", real.kubeconfig("sidecars", real.operator_token()), options)
     found = Site(real, operator, options)
     try:
         operator.started()
-        eventually(lambda: operator.admin.ask("GET", "/readyz").status == 200, "the webhook to be trusted")
+        eventually(
+            lambda: operator.admin.request("GET", "/readyz").status == 200, "the webhook to be trusted"
+        )
         yield found
     finally:
         found.operator.stop()
@@ -85,9 +87,9 @@ def site(real: Cluster) -> Iterator[Site]:
 def place(site: Site, addresses: Addresses) -> Iterator[World]:
     """A namespace that enforces the *restricted* Pod Security standard."""
     world = World(site.cluster, site.operator, addresses)
-    _ = world.api.patch("Namespace", "", world.namespace, {"metadata": {"labels": RESTRICTED}}).good
+    _ = world.api.patch("Namespace", "", world.namespace, {"metadata": {"labels": RESTRICTED}}).checked_body
     account = {"metadata": {"name": "default", "namespace": world.namespace}}
-    _ = world.api.create({"apiVersion": "v1", "kind": "ServiceAccount", **account}).good
+    _ = world.api.create({"apiVersion": "v1", "kind": "ServiceAccount", **account}).checked_body
     yield world
     world.close()
 
@@ -102,7 +104,7 @@ def pod(world: World, name: str, label: str | None = "edge", **spec: Any) -> Obj
     }
 
 
-def created(world: World, made: Object, **query: str) -> Answer:
+def created(world: World, made: Object, **query: str) -> Response:
     return world.api.create(made, **query)
 
 
@@ -111,10 +113,10 @@ def sidecar_of(made: Object) -> Object | None:
     return found[0] if found else None
 
 
-def test_a_labelled_pod_comes_back_with_the_sidecar(place: World) -> None:
+def test_labelled_pod_is_created_with_sidecar(place: World) -> None:
     place.put(**SPEC)
-    answer = created(place, pod(place, "dovecot-0"))
-    made = answer.good
+    response = created(place, pod(place, "dovecot-0"))
+    made = response.checked_body
     container = sidecar_of(made)
     assert container is not None
     assert made["metadata"]["labels"]["mailproxy.dev/proxy"] == "edge"
@@ -126,12 +128,12 @@ def test_a_labelled_pod_comes_back_with_the_sidecar(place: World) -> None:
     ]
     digest = eventually(lambda: place.status().get("configHash"), "the status")
     assert made["metadata"]["annotations"]["mailproxy.dev/config-hash"] == digest
-    assert not answer.warnings
+    assert not response.warnings
 
 
-def test_the_application_s_token_is_not_the_proxy_s(place: World) -> None:
+def test_proxy_has_no_token_of_application(place: World) -> None:
     place.put(**SPEC)
-    made = created(place, pod(place, "dovecot-0")).good
+    made = created(place, pod(place, "dovecot-0")).checked_body
     container = sidecar_of(made)
     assert container is not None
     mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
@@ -142,57 +144,57 @@ def test_the_application_s_token_is_not_the_proxy_s(place: World) -> None:
     assert application["/run/mailproxy"] == mounts["/run/mailproxy"] == "mailproxy-sockets"
 
 
-def test_a_second_look_changes_nothing(place: World) -> None:
+def test_resync_changes_nothing(place: World) -> None:
     place.put(**SPEC)
-    first = created(place, pod(place, "dovecot-0")).good
+    first = created(place, pod(place, "dovecot-0")).checked_body
     again = {**first, "metadata": {"name": "dovecot-1", "namespace": place.namespace}}
     again["metadata"] |= {key: first["metadata"][key] for key in ("labels", "annotations")}
-    assert created(place, again).good["spec"] == first["spec"]
+    assert created(place, again).checked_body["spec"] == first["spec"]
 
 
-def test_other_pods_are_untouched(place: World) -> None:
+def test_other_pods_are_not_changed(place: World) -> None:
     place.put(**SPEC)
     plain = pod(place, "postfix-0", label=None)
-    made = created(place, plain).good
+    made = created(place, plain).checked_body
     assert "initContainers" not in made["spec"]
     assert "annotations" not in made["metadata"]
 
 
 @pytest.mark.parametrize(
-    ("label", "spec", "told"),
+    ("label", "spec", "expected"),
     [
-        ("nobody", {}, "there is no MailProxy nobody"),
+        ("nobody", {}, "MailProxy nobody does not exist"),
         ("edge", {"mode": "Deployment"}, "MailProxy edge has mode Deployment"),
         ("edge", {"sidecar": {"selector": {"matchLabels": {"app": "cyrus"}}}}, "is for other pods"),
-        ("edge", {"servers": [server("imap", "imap", 31143)]}, "port 31143 is taken by container dovecot"),
+        ("edge", {"servers": [server("imap", "imap", 31143)]}, "port 31143 is used by container dovecot"),
     ],
 )
-def test_what_cannot_carry_it_runs_without_and_says_so(
-    place: World, label: str, spec: dict[str, Any], told: str
+def test_conflicting_pod_runs_without_sidecar_and_is_reported(
+    place: World, label: str, spec: dict[str, Any], expected: str
 ) -> None:
     place.put(**{**SPEC, **spec})
-    answer = created(place, pod(place, "dovecot-0", label))
-    assert sidecar_of(answer.good) is None
-    assert any(told in warning for warning in answer.warnings)
+    response = created(place, pod(place, "dovecot-0", label))
+    assert sidecar_of(response.checked_body) is None
+    assert any(expected in warning for warning in response.warnings)
     events = place.api.list("Event", place.namespace)
-    assert [one["reason"] for one in events if told in one["note"]] == ["SidecarMissing"]
+    assert [one["reason"] for one in events if expected in one["note"]] == ["SidecarMissing"]
 
 
-def test_a_resource_may_have_pods_refused(place: World) -> None:
+def test_failure_policy_fail_denies_pods(place: World) -> None:
     place.put(**{**SPEC, "sidecar": {"failurePolicy": "Fail", "selector": {"matchLabels": {"app": "cyrus"}}}})
-    answer = created(place, pod(place, "dovecot-0"))
-    assert answer.status == 403
-    assert "is for other pods" in answer.message
+    response = created(place, pod(place, "dovecot-0"))
+    assert response.status == 403
+    assert "is for other pods" in response.message
     assert place.find("Pod", "dovecot-0") is None
 
 
-def test_a_dry_run_leaves_no_event(place: World) -> None:
-    answer = created(place, pod(place, "dovecot-0", "nobody"), dryRun="All")
-    assert any("there is no MailProxy nobody" in warning for warning in answer.warnings)
+def test_dry_run_request_creates_no_event(place: World) -> None:
+    response = created(place, pod(place, "dovecot-0", "nobody"), dryRun="All")
+    assert any("MailProxy nobody does not exist" in warning for warning in response.warnings)
     assert place.api.list("Event", place.namespace) == []
 
 
-def test_only_what_a_sidecar_needs_is_made(place: World) -> None:
+def test_sidecar_mode_creates_only_needed_objects(place: World) -> None:
     place.put(**SPEC)
     eventually(lambda: place.find("ConfigMap", "edge-config"), "the ConfigMap")
     eventually(lambda: place.condition("Ready") == ("True", "Ready"), "the status")
@@ -203,10 +205,10 @@ def test_only_what_a_sidecar_needs_is_made(place: World) -> None:
     assert [(one["port"], one["targetPort"]) for one in service["spec"]["ports"]] == [(993, 993)]
 
 
-def test_the_status_counts_who_carries_it_and_who_runs_what(place: World) -> None:
+def test_status_counts_pods_by_sidecar_and_configuration(place: World) -> None:
     place.put(**SPEC)
     for name in ("dovecot-0", "dovecot-1"):
-        _ = created(place, pod(place, name)).good
+        _ = created(place, pod(place, name)).checked_body
     eventually(lambda: numbers(place) == (2, 0, 0), "the pods to be counted")
     digest = place.status()["configHash"]
     for name in ("dovecot-0", "dovecot-1"):
@@ -218,16 +220,16 @@ def test_the_status_counts_who_carries_it_and_who_runs_what(place: World) -> Non
     place.endpoints["dovecot-1"].hash = digest
     eventually(lambda: place.condition("Ready") == ("True", "Ready"), "both to be in sync", patience=60.0)
     assert numbers(place) == (2, 2, 2)
-    assert "pods that carry it: 2, ready: 2" in place.message("Available")
+    assert "pods with the sidecar: 2, ready: 2" in place.message("Available")
     place.put(**{**SPEC, "workerConnections": 99})
     eventually(lambda: place.status()["configHash"] != digest, "the new configuration")
     newer = place.status()["configHash"]
 
-    def told() -> list[str]:
+    def config_hashes() -> list[str]:
         pods = [place.found("Pod", name) for name in ("dovecot-0", "dovecot-1")]
         return [one["metadata"]["annotations"]["mailproxy.dev/config-hash"] for one in pods]
 
-    eventually(lambda: told() == [newer, newer], "the pods to be told, so that the kubelet looks at once")
+    eventually(lambda: config_hashes() == [newer, newer], "the pods to be annotated")
 
 
 def numbers(world: World) -> tuple[int | None, ...]:
@@ -240,27 +242,31 @@ def run(world: World, name: str) -> None:
     world.run_pod(name)
     status = world.found("Pod", name)["status"]
     [running] = status["containerStatuses"]
-    _ = world.api.patch_status("Pod", world.namespace, name, {"initContainerStatuses": [running]}).good
+    _ = world.api.patch_status(
+        "Pod", world.namespace, name, {"initContainerStatuses": [running]}
+    ).checked_body
 
 
-def test_an_operator_that_is_down_blocks_nothing(site: Site, place: World) -> None:
+def test_pods_are_created_while_operator_is_down(site: Site, place: World) -> None:
     place.put(**SPEC)
     site.operator.stop()
     assert site.operator.process.returncode == 0
     try:
-        made = created(place, pod(place, "dovecot-0")).good
+        made = created(place, pod(place, "dovecot-0")).checked_body
         assert sidecar_of(made) is None
     finally:
         kubeconfig = site.cluster.kubeconfig("sidecars", site.cluster.operator_token())
         site.operator = Operator(site.cluster, "sidecars-2", kubeconfig, site.options).started()
     ready = "/readyz"
-    eventually(lambda: site.operator.admin.ask("GET", ready).status == 200, "the webhook to be trusted again")
-    assert sidecar_of(created(place, pod(place, "dovecot-1")).good) is not None
-    without = "1 pod asks for it and runs without"
+    eventually(
+        lambda: site.operator.admin.request("GET", ready).status == 200, "the webhook to be trusted again"
+    )
+    assert sidecar_of(created(place, pod(place, "dovecot-1")).checked_body) is not None
+    without = "1 pod requests the sidecar without having it"
     eventually(lambda: without in place.message("Available"), "the other one to be counted")
 
 
-def test_the_rights_of_the_webhook_are_those_that_are_used(site: Site, place: World) -> None:
+def test_permissions_of_webhook_are_exactly_those_in_use(site: Site, place: World) -> None:
     assert site.cluster.server is not None
     used = {
         (one.verb, one.name)
@@ -270,22 +276,22 @@ def test_the_rights_of_the_webhook_are_those_that_are_used(site: Site, place: Wo
     assert used == {("get", "mailproxy-operator"), ("patch", "mailproxy-operator")}
     path = path_of("Secret", place.namespace)
     token = site.cluster.operator_token()
-    assert site.cluster.server.as_bearer(token).ask("GET", path).status == 403
+    assert site.cluster.server.as_bearer(token).request("GET", path).status == 403
 
 
-def test_the_example_runs_in_a_restricted_namespace(place: World) -> None:
+def test_example_runs_in_restricted_namespace(place: World) -> None:
     for manifest in manifests("examples", "sidecar.yaml"):
         _ = place.api.apply(
             {**manifest, "metadata": {**manifest["metadata"], "namespace": place.namespace}}
-        ).good
+        ).checked_body
     template = place.found("StatefulSet", "dovecot")["spec"]["template"]
     claim = {"name": "mail", "persistentVolumeClaim": {"claimName": "mail-dovecot-0"}}
     spec = {**template["spec"], "volumes": [*template["spec"]["volumes"], claim]}
     metadata = {"name": "dovecot-0", "namespace": place.namespace, "labels": template["metadata"]["labels"]}
     made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-    answer = created(place, made)
-    assert sidecar_of(answer.good) is not None
-    assert not answer.warnings
+    response = created(place, made)
+    assert sidecar_of(response.checked_body) is not None
+    assert not response.warnings
     eventually(lambda: place.status("dovecot").get("replicas") == 1, "the pod to be counted")
     service = place.found("Service", "dovecot")["spec"]
     assert service["selector"] == {INJECT: "dovecot"}

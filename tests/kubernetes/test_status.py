@@ -27,7 +27,7 @@ BACKLOG: Final = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "
 UNSAFE: Final[Object] = {"servers": [BACKLOG], "sysctls": {"unsafe": "Allow"}}
 
 
-def eventually_is(world: World, kind: str, wanted: tuple[str, str]) -> None:
+def wait_for_condition(world: World, kind: str, wanted: tuple[str, str]) -> None:
     world.until(lambda: world.condition(kind) == wanted, f"{kind}={wanted}")
 
 
@@ -51,7 +51,7 @@ def fail(world: World, pod: str, name: str) -> None:
     world.set_pod_status(pod, {"phase": "Failed", "reason": "SysctlForbidden", "message": message})
 
 
-def test_a_whole_status(world: World) -> None:
+def test_complete_status(world: World) -> None:
     world.put(servers=[server("imap", "imap", 143, 993)])
     made = world.settle()
     status = made["status"]
@@ -78,43 +78,43 @@ def test_a_whole_status(world: World) -> None:
     assert all(pod["spec"]["securityContext"]["sysctls"] for pod in world.pods())
 
 
-def test_pods_take_the_configuration_one_by_one(world: World) -> None:
+def test_synced_pods_are_counted_one_by_one(world: World) -> None:
     world.put()
     world.settle()
     pods = sorted(pod["metadata"]["name"] for pod in world.pods())
     world.put(mail={**AUTH, "timeout": "30s"})
-    eventually_is(world, "ConfigSynced", ("False", "ConfigPropagating"))
-    eventually_is(world, "Reconciling", ("True", "ConfigPropagating"))
+    wait_for_condition(world, "ConfigSynced", ("False", "ConfigPropagating"))
+    wait_for_condition(world, "Reconciling", ("True", "ConfigPropagating"))
     wanted = world.status()["configHash"]
-    world.answer(wanted, pods=(pods[0],))
+    world.report_config(wanted, pods=(pods[0],))
     world.until(lambda: world.status()["podsSynced"] == 1, "one pod")
     assert world.condition() == ("False", "ConfigPropagating")
-    world.answer("older", "spec.mail: no", pods=(pods[1],))
-    eventually_is(world, "ConfigSynced", ("False", "ConfigRejected"))
+    world.report_config("older", "spec.mail: no", pods=(pods[1],))
+    wait_for_condition(world, "ConfigSynced", ("False", "ConfigRejected"))
     assert pods[1] in world.message()
     assert "spec.mail: no" in world.message()
     assert world.condition("Stalled") == ("True", "ConfigRejected")
     world.put(mail={**AUTH, "timeout": "31s"})
     world.until(lambda: world.status()["configHash"] != wanted, "a newer configuration")
-    world.answer(world.status()["configHash"])
-    eventually_is(world, "Ready", ("True", "Ready"))
+    world.report_config(world.status()["configHash"])
+    wait_for_condition(world, "Ready", ("True", "Ready"))
 
 
-def test_a_pod_that_does_not_answer_is_unknown(world: World) -> None:
+def test_pod_without_response_is_unknown(world: World) -> None:
     world.put()
     world.settle()
     [silent, _] = sorted(world.endpoints)
     world.endpoints.pop(silent).close()
     world.put(mail={**AUTH, "timeout": "30s"})
     world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
-    world.answer(world.status()["configHash"])
-    eventually_is(world, "ConfigSynced", ("Unknown", "PodsUnreachable"))
+    world.report_config(world.status()["configHash"])
+    wait_for_condition(world, "ConfigSynced", ("Unknown", "PodsUnreachable"))
     assert silent in world.message()
     assert world.condition() == ("Unknown", "PodsUnreachable")
 
 
 @only_real
-def test_pods_that_leave_are_not_counted(world: World) -> None:
+def test_terminating_pods_are_not_counted(world: World) -> None:
     world.put(replicas=1)
     world.settle()
     [leaving] = [pod["metadata"]["name"] for pod in world.pods()]
@@ -125,13 +125,13 @@ def test_pods_that_leave_are_not_counted(world: World) -> None:
         "metadata": {"name": leaving, "namespace": world.namespace},
         "target": {"apiVersion": "v1", "kind": "Node", "name": "node"},
     }
-    _ = world.api.post(world.path("Pod", leaving) + "/binding", binding).good
-    _ = world.api.asker.ask("DELETE", world.path("Pod", leaving)).good
+    _ = world.api.post(world.path("Pod", leaving) + "/binding", binding).checked_body
+    _ = world.api.user.request("DELETE", world.path("Pod", leaving)).checked_body
     assert world.find("Pod", leaving), "only a pod on a node takes its time"
     world.until(lambda: world.status()["podsSynced"] == 0, "none to count")
 
 
-def test_times_and_events_tell_of_transitions_only(world: World) -> None:
+def test_times_and_events_change_only_with_transitions(world: World) -> None:
     world.put()
     made = world.settle()
     times = {one["type"]: one["lastTransitionTime"] for one in made["status"]["conditions"]}
@@ -139,8 +139,8 @@ def test_times_and_events_tell_of_transitions_only(world: World) -> None:
     events = len(world.events())
     world.put(mail={**AUTH, "timeout": "30s"})
     world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
-    world.answer(world.status()["configHash"])
-    eventually_is(world, "Ready", ("True", "Ready"))
+    world.report_config(world.status()["configHash"])
+    wait_for_condition(world, "Ready", ("True", "Ready"))
     after = {one["type"]: one["lastTransitionTime"] for one in world.status()["conditions"]}
     same = ("Accepted", "ResolvedRefs", "Available", "Stalled")
     assert {name: after[name] for name in same} == {name: times[name] for name in same}
@@ -149,7 +149,7 @@ def test_times_and_events_tell_of_transitions_only(world: World) -> None:
 
 
 @only_real
-def test_a_condition_of_somebody_else_stays(world: World) -> None:
+def test_condition_of_another_manager_is_kept(world: World) -> None:
     world.put()
     world.settle()
     theirs = {
@@ -162,9 +162,9 @@ def test_a_condition_of_somebody_else_stays(world: World) -> None:
     path = world.path("MailProxy") + "/status?fieldManager=auditor"
     manifest = {**world.body(), "status": {"conditions": [theirs]}}
     del manifest["spec"]
-    _ = world.api.asker.ask("PATCH", path, manifest, "application/apply-patch+yaml").good
+    _ = world.api.user.request("PATCH", path, manifest, "application/apply-patch+yaml").checked_body
     world.put(replicas=0)
-    world.until(lambda: world.condition()[0], "another look")
+    world.until(lambda: world.condition()[0], "the next reconcile")
     assert "Audited" in [one["type"] for one in world.status()["conditions"]]
 
 
@@ -175,7 +175,7 @@ def test_scaled_to_zero(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
+    ("failure", "reason"),
     [
         ('secret "mail-tls" not found', "SecretNotFound"),
         (
@@ -190,12 +190,12 @@ def test_scaled_to_zero(world: World) -> None:
         ("failed to sync secret cache: timed out waiting for the condition", "MountFailed"),
     ],
 )
-def test_what_cannot_be_mounted_is_named(world: World, trouble: str, reason: str) -> None:
-    message = f"{trouble}"
+def test_mount_failure_is_reported(world: World, failure: str, reason: str) -> None:
+    message = f"{failure}"
     tls = {"sslCertificate": [{"secretName": "mail-tls"}], "starttls": "Enabled"}
     world.put(replicas=1, mail={**AUTH, **tls})
     world.until(lambda: world.find("Deployment"), "the Deployment")
-    eventually_is(world, "ResolvedRefs", ("Unknown", "NotYetMounted"))
+    wait_for_condition(world, "ResolvedRefs", ("Unknown", "NotYetMounted"))
     world.make_pod("edge-a", world.found("Deployment"))
     waiting = {"name": "mailproxy", "image": "m", "imageID": "", "ready": False, "restartCount": 0}
     stuck = {**waiting, "state": {"waiting": {"reason": "ContainerCreating"}}}
@@ -214,36 +214,36 @@ def test_what_cannot_be_mounted_is_named(world: World, trouble: str, reason: str
             },
             "lastTimestamp": "2026-01-01T00:00:00Z",
         },
-    ).good  # fmt: skip
-    eventually_is(world, "ResolvedRefs", ("False", reason))
+    ).checked_body  # fmt: skip
+    wait_for_condition(world, "ResolvedRefs", ("False", reason))
     assert message in world.message()
     world.until(lambda: reason in [one["reason"] for one in world.events()], "the event")
     assert {one["type"] for one in world.events() if one["reason"] == reason} == {"Warning"}
 
 
-def test_a_pod_that_no_node_takes_is_diagnosed(world: World) -> None:
+def test_unschedulable_pod_is_reported_with_message(world: World) -> None:
     world.put(replicas=1)
     world.until(lambda: world.find("Deployment"), "the Deployment")
     world.make_pod("edge-a", world.found("Deployment"))
     message = "0/3 nodes are available: 3 Insufficient cpu."
     pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     world.set_pod_status("edge-a", {"phase": "Pending", "conditions": [pending]})
-    eventually_is(world, "Available", ("False", "Unschedulable"))
+    wait_for_condition(world, "Available", ("False", "Unschedulable"))
     assert world.message("Available") == f"pod edge-a: {message}"
 
 
-def test_a_daemon_set_without_nodes_is_not_ready(world: World) -> None:
+def test_daemon_set_without_nodes_is_not_ready(world: World) -> None:
     world.put(mode="DaemonSet")
     workload = world.until(lambda: world.find("DaemonSet"), "the DaemonSet")
     world.report(workload, 0)
-    eventually_is(world, "Ready", ("False", "NoNodes"))
+    wait_for_condition(world, "Ready", ("False", "NoNodes"))
     assert "nodeSelector" in world.message()
 
 
-def test_a_sidecar_that_a_pod_asks_for_in_vain_is_not_ready(world: World) -> None:
+def test_sidecar_with_uninjected_pod_is_not_ready(world: World) -> None:
     world.put(mode="Sidecar")
-    eventually_is(world, "Ready", ("True", "Ready"))
-    assert "no pod asks for it" in world.message()
+    wait_for_condition(world, "Ready", ("True", "Ready"))
+    assert "no pod requests the sidecar" in world.message()
     bare = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -254,14 +254,14 @@ def test_a_sidecar_that_a_pod_asks_for_in_vain_is_not_ready(world: World) -> Non
     }  # fmt: skip
     account = {"apiVersion": "v1", "kind": "ServiceAccount"}
     world.api.create({**account, "metadata": {"name": "default", "namespace": world.namespace}})
-    _ = world.api.create(bare).good
-    eventually_is(world, "Ready", ("False", "SidecarMissing"))
+    _ = world.api.create(bare).checked_body
+    wait_for_condition(world, "Ready", ("False", "SidecarMissing"))
     assert "app" in world.message()
     world.api.delete("Pod", world.namespace, "app")
-    eventually_is(world, "Ready", ("True", "Ready"))
+    wait_for_condition(world, "Ready", ("True", "Ready"))
 
 
-def test_a_pod_that_does_not_start(world: World) -> None:
+def test_pod_that_does_not_start_is_reported(world: World) -> None:
     world.put(replicas=1)
     world.until(lambda: world.find("Deployment"), "the Deployment")
     world.make_pod("edge-a", world.found("Deployment"))
@@ -274,12 +274,12 @@ def test_a_pod_that_does_not_start(world: World) -> None:
         "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}},
     }
     world.set_pod_status("edge-a", {"phase": "Pending", "containerStatuses": [stuck]})
-    eventually_is(world, "Available", ("False", "ImagePullFailed"))
+    wait_for_condition(world, "Available", ("False", "ImagePullFailed"))
     assert "Back-off pulling image" in world.message()
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
+    ("failure", "reason"),
     [
         ({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}, "PodsRefused"),
         (
@@ -288,21 +288,21 @@ def test_a_pod_that_does_not_start(world: World) -> None:
         ),
     ],
 )
-def test_what_the_deployment_tells_is_passed_on(world: World, trouble: Object, reason: str) -> None:
+def test_deployment_failures_are_reported(world: World, failure: Object, reason: str) -> None:
     world.put()
     workload = world.until(lambda: world.find("Deployment"), "the Deployment")
-    told = {
-        **trouble,
+    condition = {
+        **failure,
         "message": "exceeded quota",
         "lastUpdateTime": "2026-01-01T00:00:00Z",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
-    world.report(workload, 0, conditions=[told])
-    eventually_is(world, "Available", ("False", reason))
+    world.report(workload, 0, conditions=[condition])
+    wait_for_condition(world, "Available", ("False", reason))
     assert world.message("Available") == "exceeded quota"
 
 
-def test_a_refused_sysctl_is_left_out_and_pods_that_run_stay(world: World) -> None:
+def test_refused_sysctl_is_removed_and_running_pods_are_kept(world: World) -> None:
     world.put()
     world.settle()
     good = world.found("Deployment")["spec"]["template"]
@@ -311,7 +311,7 @@ def test_a_refused_sysctl_is_left_out_and_pods_that_run_stay(world: World) -> No
     for number in range(3):
         world.make_pod(f"edge-bad-{number}", world.found("Deployment"))
         fail(world, f"edge-bad-{number}", "net.core.somaxconn")
-    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    wait_for_condition(world, "Stalled", ("True", "SysctlForbidden"))
     world.until(
         lambda: not any("bad" in pod["metadata"]["name"] for pod in world.pods()), "failed pods to go"
     )
@@ -320,8 +320,8 @@ def test_a_refused_sysctl_is_left_out_and_pods_that_run_stay(world: World) -> No
     assert after["spec"]["template"]["metadata"] == good["metadata"]
     note = json.loads(after["metadata"]["annotations"]["mailproxy.dev/refused-sysctls"])
     assert note == {"generation": 2, "names": ["net.core.somaxconn"]}
-    told = sysctl(world, "net.core.somaxconn")
-    assert (told["applied"], told["reason"]) == (False, "SysctlForbidden")
+    entry = sysctl(world, "net.core.somaxconn")
+    assert (entry["applied"], entry["reason"]) == (False, "SysctlForbidden")
     assert world.condition() == ("False", "SysctlForbidden")
     assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
     assert "allowedUnsafeSysctls" in world.message("Stalled")
@@ -331,7 +331,7 @@ def test_a_refused_sysctl_is_left_out_and_pods_that_run_stay(world: World) -> No
     world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "another try with a new generation")
 
 
-def test_a_refused_port_start_is_left_out_too(world: World) -> None:
+def test_refused_port_start_sysctl_is_removed(world: World) -> None:
     world.put()
     world.settle()
     world.put(servers=[server("imap", "imap", 143), server("smtp", "smtp", 25)])
@@ -339,13 +339,13 @@ def test_a_refused_port_start_is_left_out_too(world: World) -> None:
     world.until(lambda: world.condition("Reconciling") == ("True", "RollingOut"), "the roll-out")
     world.make_pod("edge-bad", world.found("Deployment"))
     fail(world, "edge-bad", name)
-    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    wait_for_condition(world, "Stalled", ("True", "SysctlForbidden"))
     assert "HighPort" in world.message("Stalled")
     assert template_sysctls(world) == []
     world.until(lambda: world.find("Pod", "edge-bad") is None, "the failed pod to go")
 
 
-def test_a_refused_sysctl_makes_few_pods(world: World) -> None:
+def test_refused_sysctl_creates_few_pods(world: World) -> None:
     """A ReplicaSet replaces a refused pod at once: four a second, and 77 without the operator's limit."""
     world.put(replicas=4)
     world.settle()
@@ -360,18 +360,20 @@ def test_a_refused_sysctl_makes_few_pods(world: World) -> None:
         made += 1
         time.sleep(PACE)
     assert 1 <= made <= 10
-    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    wait_for_condition(world, "Stalled", ("True", "SysctlForbidden"))
     assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
     world.until(
         lambda: not any("bad" in one["metadata"]["name"] for one in world.pods()), "failed pods to go"
     )
 
 
-def test_somebody_elses_pod_with_our_labels_is_left_alone(world: World) -> None:
+def test_foreign_pod_with_own_labels_is_not_changed(world: World) -> None:
     world.put(**UNSAFE)
     world.until(lambda: world.find("Deployment"), "the Deployment")
     world.make_pod("edge-theirs", world.found("Deployment"))
-    _ = world.api.patch("Pod", world.namespace, "edge-theirs", {"metadata": {"ownerReferences": None}}).good
+    _ = world.api.patch(
+        "Pod", world.namespace, "edge-theirs", {"metadata": {"ownerReferences": None}}
+    ).checked_body
     fail(world, "edge-theirs", "net.core.somaxconn")
     world.put(**UNSAFE, workers=2)
     world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
@@ -391,44 +393,44 @@ def test_somebody_elses_pod_with_our_labels_is_left_alone(world: World) -> None:
         ({"service": {"ipFamilyPolicy": "RequireDualStack"}}, "InvalidSpec", "dual-stack"),
     ],
 )
-def test_what_only_the_api_server_can_refuse(
+def test_error_found_only_by_api_server_is_reported(
     world: World, spec: dict[str, Any], reason: str, word: str
 ) -> None:
     world.put(**spec)
-    eventually_is(world, "Accepted", ("False", reason))
+    wait_for_condition(world, "Accepted", ("False", reason))
     assert word in world.message("Accepted")
     assert world.condition("Stalled") == ("True", reason)
     world.put()
-    eventually_is(world, "Accepted", ("True", "Accepted"))
+    wait_for_condition(world, "Accepted", ("True", "Accepted"))
 
 
 @only_real
-def test_a_quota_is_reported(world: World) -> None:
+def test_quota_error_is_reported(world: World) -> None:
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
         "metadata": {"name": "none", "namespace": world.namespace},
         "spec": {"hard": {"count/deployments.apps": "0"}},
     }
-    _ = world.api.create(quota).good
+    _ = world.api.create(quota).checked_body
     _ = world.api.patch_status(
         "ResourceQuota",
         world.namespace,
         "none",
         {"hard": quota["spec"]["hard"], "used": {"count/deployments.apps": "0"}},
-    ).good
+    ).checked_body
     world.put()
-    eventually_is(world, "Accepted", ("False", "Forbidden"))
+    wait_for_condition(world, "Accepted", ("False", "Forbidden"))
     assert "exceeded quota" in world.message("Accepted")
     world.api.delete("ResourceQuota", world.namespace, "none")
 
 
 @only_real
-def test_a_warning_of_pod_security_is_passed_on(world: World) -> None:
+def test_pod_security_warning_is_reported(world: World) -> None:
     label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
-    _ = world.api.patch("Namespace", "", world.namespace, label).good
+    _ = world.api.patch("Namespace", "", world.namespace, label).checked_body
     world.put()
-    eventually_is(world, "Accepted", ("True", "Accepted"))
+    wait_for_condition(world, "Accepted", ("True", "Accepted"))
     assert "would violate" not in world.message("Accepted"), "what we render is restricted"
     world.settle()
     world.put(portStrategy="HighPort", pod={"hostNetwork": True})

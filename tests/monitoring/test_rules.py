@@ -158,7 +158,7 @@ OPERATOR: dict[str, tuple[Series, list[Series]]] = {
 }
 
 
-def _judged(needs: Needs, folder: Path, rules: dict[str, Any], test: dict[str, Any]) -> str:
+def _run_promtool(needs: Needs, folder: Path, rules: dict[str, Any], test: dict[str, Any]) -> str:
     """Run one unit test with promtool, and return its output."""
     promtool = needs("promtool")
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
@@ -179,7 +179,7 @@ def test_recording_rules_have_expected_values(needs: Needs, tmp_path: Path, reco
     expected = {"labels": f"{{{labels}}}", "value": value}
     asked = {"expr": f"round({record}, 0.001)", "eval_time": "10m", "exp_samples": [expected]}
     test = {"input_series": _series(series), "promql_expr_test": [asked]}
-    assert PASSED in _judged(needs, tmp_path, chart_rules(), test)
+    assert PASSED in _run_promtool(needs, tmp_path, chart_rules(), test)
 
 
 def _firing(
@@ -189,7 +189,7 @@ def _firing(
     folder.mkdir()
     firing = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
     asked = {"expr": firing, "eval_time": f"{minute}m", "exp_samples": []}
-    return _judged(needs, folder, rules, {"input_series": _series(series), "promql_expr_test": [asked]})
+    return _run_promtool(needs, folder, rules, {"input_series": _series(series), "promql_expr_test": [asked]})
 
 
 @pytest.mark.interop
@@ -225,7 +225,7 @@ def test_missing_operator_is_down(needs: Needs, tmp_path: Path) -> None:
 # --- every MailProxy at once, for a Prometheus without its operator ------------
 
 
-def _of(name: str, series: Series) -> Series:
+def _input_series(name: str, series: Series) -> Series:
     """The input series of an alert, with the labels of another MailProxy."""
     job = f'namespace="{name}", mailproxy="edge", job="{name}/edge"'
     return [(one.replace('job="mail/edge"', job), values) for one, values in series]
@@ -234,7 +234,7 @@ def _of(name: str, series: Series) -> Series:
 @pytest.mark.interop
 @pytest.mark.parametrize("alert", SERIES)
 def test_two_proxies_have_two_alerts(needs: Needs, tmp_path: Path, alert: str) -> None:
-    series = [*_of("a", SERIES[alert]), *_of("b", SERIES[alert])]
+    series = [*_input_series("a", SERIES[alert]), *_input_series("b", SERIES[alert])]
     # A hash or a certificate of one proxy must not be compared with those of the other.
     output = _firing(needs, tmp_path / "two", plain_rules(), series, alert, 80)
     for namespace in ("a", "b"):
@@ -339,7 +339,7 @@ def test_plain_alert_has_the_instance(needs: Needs, tmp_path: Path) -> None:
     labels = 'job="mailproxy", mailproxy="edge", instance="mail1:9113"'
     failed = (f"mailproxy_config_last_reload_successful{{{labels}}}", "0x20")
     test = {"input_series": _series([failed]), "alert_rule_test": [fired]}
-    assert PASSED in _judged(needs, tmp_path, plain_rules(), test)
+    assert PASSED in _run_promtool(needs, tmp_path, plain_rules(), test)
 
 
 def test_rules_query_only_existing_metrics() -> None:

@@ -47,9 +47,9 @@ class Site:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    meters = Metrics()
+    metrics = Metrics()
     async with AdminEndpoint(
-        "127.0.0.1", 0, metrics=meters, liveness_error=lambda: "", readiness_error=lambda: ""
+        "127.0.0.1", 0, metrics=metrics, liveness_error=lambda: "", readiness_error=lambda: ""
     ) as endpoint:
         made = Site(endpoint)
         yield made
@@ -57,7 +57,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 @pytest.mark.parametrize("host", ["", "::"])
-async def test_an_address_that_stands_for_all_takes_both_families(host: str) -> None:
+async def test_wildcard_address_accepts_ipv4_and_ipv6(host: str) -> None:
     async with AdminEndpoint(
         host, 0, metrics=Metrics(), liveness_error=lambda: "", readiness_error=lambda: ""
     ) as endpoint:
@@ -67,7 +67,7 @@ async def test_an_address_that_stands_for_all_takes_both_families(host: str) -> 
             await writer.wait_closed()
 
 
-async def closed(reader: asyncio.StreamReader) -> None:
+async def read_to_end(reader: asyncio.StreamReader) -> None:
     async with asyncio.timeout(SECONDS):
         try:
             while await reader.read(65536):
@@ -76,36 +76,36 @@ async def closed(reader: asyncio.StreamReader) -> None:
             pass
 
 
-async def test_quiet_connections_do_not_pile_up(site: Site) -> None:
+async def test_connection_above_limit_closes_longest_idle_one(site: Site) -> None:
     """A new probe is served: the connection that has been idle longest is closed."""
-    quiet = [await site.connect() for _ in range(admin.MAX_CONNECTIONS + 8)]
-    for reader in quiet[:8]:
-        await closed(reader)
+    idle = [await site.connect() for _ in range(admin.MAX_CONNECTIONS + 8)]
+    for reader in idle[:8]:
+        await read_to_end(reader)
     assert await site.probe() == b"HTTP/1.1 200 OK\r\n"
     assert len(site.endpoint.connections) <= admin.MAX_CONNECTIONS
-    assert not any(reader.at_eof() for reader in quiet[9:])
+    assert not any(reader.at_eof() for reader in idle[9:])
 
 
-async def test_a_connection_that_was_used_lately_stays(site: Site) -> None:
+async def test_recently_used_connection_is_kept(site: Site) -> None:
     """Prometheus keeps its connection from one scrape to the next."""
     kept = await site.connect(PROBE)
     assert await site.line(kept) == b"HTTP/1.1 200 OK\r\n"
-    quiet = [await site.connect() for _ in range(admin.MAX_CONNECTIONS - 1)]
+    idle = [await site.connect() for _ in range(admin.MAX_CONNECTIONS - 1)]
     site.writers[0].write(PROBE)
     while await site.line(kept) != b"HTTP/1.1 200 OK\r\n":
         pass
-    quiet += [await site.connect() for _ in range(8)]
-    for reader in quiet[:8]:
-        await closed(reader)
+    idle += [await site.connect() for _ in range(8)]
+    for reader in idle[:8]:
+        await read_to_end(reader)
     assert not kept.at_eof()
 
 
-async def test_a_client_that_reads_nothing_is_closed_with_what_it_was_to_get(site: Site) -> None:
+async def test_unread_response_is_discarded_when_connection_is_closed(site: Site) -> None:
     """A normal close waits until the client reads, so sockets and their buffers would accumulate."""
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", site.endpoint.port))
-        transport = await opened(site)
+        transport = await only_transport(site)
         transport.write(b"x" * 16_000_000)  # more than the kernel's buffers hold
         assert transport.get_write_buffer_size() > 0
         for _ in range(admin.MAX_CONNECTIONS):
@@ -113,7 +113,7 @@ async def test_a_client_that_reads_nothing_is_closed_with_what_it_was_to_get(sit
         await until(lambda: transport.get_write_buffer_size() == 0)
 
 
-async def opened(site: Site) -> asyncio.WriteTransport:
+async def only_transport(site: Site) -> asyncio.WriteTransport:
     await until(lambda: any(one.transport is not None for one in site.endpoint.connections))
     [transport] = [one.transport for one in site.endpoint.connections]
     assert isinstance(transport, asyncio.WriteTransport)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy_operator.api.api_errors import Answer, error_from, is_port_drift, warnings
+from mailproxy_operator.api.api_errors import ApiResponse, error_from, is_port_drift, warnings
 from mailproxy_operator.api.kinds import CONFIG_MAP, DEPLOYMENT
 from mailproxy_operator.errors import KindMissing, NotFoundOrConflict, TerminalError, TransientError
 
@@ -13,22 +13,22 @@ STATUS = {"kind": "Status"}
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("response", "error"),
     [
-        (Answer(404), KindMissing),
-        (Answer(404, {**STATUS, "message": 'namespaces "x" not found'}), NotFoundOrConflict),
-        (Answer(400, STATUS), TerminalError),
-        (Answer(500, {**STATUS, "message": "expected string, got &value"}), TerminalError),
-        (Answer(504), TransientError),
+        (ApiResponse(404), KindMissing),
+        (ApiResponse(404, {**STATUS, "message": 'namespaces "x" not found'}), NotFoundOrConflict),
+        (ApiResponse(400, STATUS), TerminalError),
+        (ApiResponse(500, {**STATUS, "message": "expected string, got &value"}), TerminalError),
+        (ApiResponse(504), TransientError),
     ],
 )
-def test_error_froms(answer: Answer, error: type[Exception]) -> None:
-    assert type(error_from(answer, DEPLOYMENT, "Deployment edge")) is error
+def test_error_from_response(response: ApiResponse, error: type[Exception]) -> None:
+    assert type(error_from(response, DEPLOYMENT, "Deployment edge")) is error
 
 
-def test_a_message_is_bounded() -> None:
-    assert len(Answer(500, {"message": "x" * 10_000}).message) == 2000
-    assert str(error_from(Answer(503), CONFIG_MAP, "ConfigMap a")) == "ConfigMap a: HTTP 503"
+def test_message_length_is_limited() -> None:
+    assert len(ApiResponse(500, {"message": "x" * 10_000}).message) == 2000
+    assert str(error_from(ApiResponse(503), CONFIG_MAP, "ConfigMap a")) == "ConfigMap a: HTTP 503"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_message_is_bounded() -> None:
     ],
 )
 def test_port_drift(status: int, cause: dict[str, str], is_drift: bool) -> None:
-    assert is_port_drift(Answer(status, {"details": {"causes": [cause]}})) is is_drift
+    assert is_port_drift(ApiResponse(status, {"details": {"causes": [cause]}})) is is_drift
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mailproxy_operator.api.api_tls import ApiServerContext
 from mailproxy_operator.api.credentials import Configuration, client_context
 from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY
 from support.kube_authority import PlainAuthority
-from support.kube_faults import Running, watched, watches
+from support.kube_faults import OperatorInProcess, running_with_metrics
 from support.operator_bodies import body
 from support.operator_fakekube import FakeKube
 from support.operator_running import until
@@ -45,13 +45,13 @@ def authority() -> PlainAuthority:
 
 
 @pytest.fixture
-def serving(authority: PlainAuthority, tmp_path: Path) -> ssl.SSLContext:
-    return authority.serving(tmp_path)
+def tls_context(authority: PlainAuthority, tmp_path: Path) -> ssl.SSLContext:
+    return authority.server_context(tmp_path)
 
 
 @pytest.fixture
-async def kube(serving: ssl.SSLContext) -> AsyncIterator[FakeKube]:
-    async with FakeKube(serving) as fake:
+async def kube(tls_context: ssl.SSLContext) -> AsyncIterator[FakeKube]:
+    async with FakeKube(tls_context) as fake:
         fake.put(body())
         yield fake
 
@@ -63,8 +63,8 @@ def ca(authority: PlainAuthority, tmp_path: Path) -> Path:
     return path
 
 
-def operator(kube: FakeKube, ca: Path) -> AbstractAsyncContextManager[Running]:
-    return watched(
+def operator(kube: FakeKube, ca: Path) -> AbstractAsyncContextManager[OperatorInProcess]:
+    return running_with_metrics(
         kube,
         configuration=Configuration(host=kube.url, ssl_ca_cert=str(ca)),
         login=lambda **_: kopf.ConnectionInfo(server=kube.url, ca_path=str(ca)),
@@ -78,86 +78,84 @@ def renew(ca: Path, authority: PlainAuthority) -> None:
     other.replace(ca)
 
 
-async def ready(running: Running) -> None:
+async def wait_until_ready(running: OperatorInProcess) -> None:
     async with asyncio.timeout(60):
         while (await running.get("/readyz"))[0] != 200:
             await asyncio.sleep(0.05)
 
 
-async def why_not(running: Running, text: str) -> None:
+async def wait_until_not_ready(running: OperatorInProcess, text: str) -> None:
     async with asyncio.timeout(60):
         while text not in (await running.get("/readyz"))[1]:
             await asyncio.sleep(0.05)
     assert (await running.get("/readyz"))[0] == 503
 
 
-async def test_an_authority_without_key_usage_and_key_identifiers_is_accepted(
-    kube: FakeKube, ca: Path
-) -> None:
+async def test_ca_without_key_usage_and_key_identifiers_is_accepted(kube: FakeKube, ca: Path) -> None:
     async with operator(kube, ca) as running:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
-        await until(lambda: watches(kube))
-        await ready(running)
+        await until(kube.open_watches)
+        await wait_until_ready(running)
 
 
-async def test_a_certificate_of_another_authority_is_not(
+async def test_certificate_of_another_ca_is_rejected(
     kube: FakeKube, ca: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     renew(ca, PlainAuthority())
     async with operator(kube, ca) as running:
-        await why_not(running, "certificate is not accepted: 127.0.0.1:")
+        await wait_until_not_ready(running, "certificate is not accepted: 127.0.0.1:")
         assert "certificate signature failure" in caplog.text or "unable to get" in caplog.text
         assert (await running.get("/healthz"))[0] == 200, "another start would not help"
-        assert watches(kube) == 0
+        assert kube.open_watches() == []
 
 
-async def test_a_renewed_authority_is_used_without_a_restart(
-    kube: FakeKube, ca: Path, serving: ssl.SSLContext, tmp_path: Path
+async def test_renewed_ca_file_is_used_without_restart(
+    kube: FakeKube, ca: Path, tls_context: ssl.SSLContext, tmp_path: Path
 ) -> None:
     async with operator(kube, ca) as running:
-        await until(lambda: watches(kube))
-        await ready(running)
+        await until(kube.open_watches)
+        await wait_until_ready(running)
         renewed = PlainAuthority("renewed")
-        renewed.load(serving, tmp_path)
+        renewed.load(tls_context, tmp_path)
         kube.close_connections()
-        await why_not(running, "certificate is not accepted")
+        await wait_until_not_ready(running, "certificate is not accepted")
         renew(ca, renewed)
-        await ready(running)
-        await until(lambda: watches(kube))
+        await wait_until_ready(running)
+        await until(kube.open_watches)
         kube.put({**body(), "metadata": {"name": "second", "namespace": "mail"}})
         await until(lambda: kube.find(DEPLOYMENT, "second"))
 
 
-async def test_an_authority_inside_a_renewed_kubeconfig_is_used_too(
-    kube: FakeKube, authority: PlainAuthority, serving: ssl.SSLContext, tmp_path: Path, ca: Path,
+async def test_renewed_ca_in_kubeconfig_is_used(
+    kube: FakeKube, authority: PlainAuthority, tls_context: ssl.SSLContext, tmp_path: Path, ca: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """There is no file to watch: the kubeconfig is read again when a certificate is rejected."""
     monkeypatch.setattr("mailproxy_operator.api.watch_monitor.RENEW_SECONDS", 0.0)
-    known = {"ca": authority.certificate}
-    login = lambda **_: kopf.ConnectionInfo(server=kube.url, ca_data=known["ca"])  # noqa: E731
+    current = {"ca": authority.certificate}
+    login = lambda **_: kopf.ConnectionInfo(server=kube.url, ca_data=current["ca"])  # noqa: E731
     configuration = Configuration(host=kube.url, ssl_ca_cert=str(ca))
-    async with watched(kube, configuration=configuration, login=login) as running:
-        await until(lambda: watches(kube))
+    async with running_with_metrics(kube, configuration=configuration, login=login) as running:
+        await until(kube.open_watches)
         renewed = PlainAuthority("renewed")
-        renewed.load(serving, tmp_path)
-        known["ca"] = renewed.certificate
+        renewed.load(tls_context, tmp_path)
+        current["ca"] = renewed.certificate
         renew(ca, renewed)
         kube.requests.clear()
         kube.close_connections()
         await until(lambda: ("watch", "MailProxy", "") in kube.requests)
-        await ready(running)
+        await wait_until_ready(running)
 
 
-async def test_a_server_that_refuses_connections_is_named(kube: FakeKube, ca: Path) -> None:
+async def test_readiness_names_server_that_refuses_connections(kube: FakeKube, ca: Path) -> None:
     url = "https://127.0.0.1:1"
     given = Configuration(host=url, ssl_ca_cert=str(ca))
     login = lambda **_: kopf.ConnectionInfo(server=url, ca_path=str(ca))  # noqa: E731
-    async with watched(kube, configuration=given, login=login) as running:
-        await why_not(running, "not ready: 127.0.0.1:1: Connection refused")
+    async with running_with_metrics(kube, configuration=given, login=login) as running:
+        await wait_until_not_ready(running, "not ready: 127.0.0.1:1: Connection refused")
 
 
-def test_files_that_cannot_be_used_change_nothing(ca: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_ca_file_is_ignored(ca: Path, caplog: pytest.LogCaptureFixture) -> None:
     context = client_context(Configuration(host="https://x", ssl_ca_cert=str(ca)))
     assert isinstance(context, ApiServerContext)
     before = context.current()
@@ -171,9 +169,9 @@ def test_files_that_cannot_be_used_change_nothing(ca: Path, caplog: pytest.LogCa
     assert context.current() is not before
 
 
-async def test_it_is_said_what_is_waited_for(kube: FakeKube, ca: Path) -> None:
+async def test_readiness_reports_missing_crd(kube: FakeKube, ca: Path) -> None:
     kube.missing.add(MAIL_PROXY)
     async with operator(kube, ca) as running:
-        await why_not(running, "the custom resource definition is not installed")
+        await wait_until_not_ready(running, "the custom resource definition is not installed")
         kube.missing.clear()
-        await ready(running)
+        await wait_until_ready(running)

@@ -71,7 +71,7 @@ async def world() -> World:
     return World()
 
 
-def new() -> Manifest:
+def new_config_map() -> Manifest:
     made = config_map(0)
     del made["metadata"]["uid"], made["metadata"]["resourceVersion"]
     return made
@@ -85,7 +85,7 @@ async def test_reads_make_no_requests(world: World) -> None:
     assert world.server.calls == []
 
 
-async def test_own_write_is_read_until_the_watch_has_brought_it(world: World) -> None:
+async def test_own_write_is_read_until_watch_delivers_it(world: World) -> None:
     world.index[EDGE] = [config_map(10)]
     world.cache.remember(config_map(12))
     assert await world.read() == ["12"]
@@ -103,25 +103,25 @@ async def test_newer_event_wins_over_own_write(world: World) -> None:
     assert await world.read() == ["13"]
 
 
-async def test_deleted_object_is_not_read_though_the_index_has_it(world: World) -> None:
+async def test_deleted_object_is_not_read_from_index(world: World) -> None:
     world.index[EDGE] = [config_map(10)]
     world.server.objects[CONFIG_MAP, Key("mail", "edge-config")] = config_map(10)
     assert await world.cache.delete(config_map(10))
     assert await world.read() == []
     world.cache.remember(config_map(10))
-    assert await world.read() == [], "an answer that arrives after the event"
+    assert await world.read() == [], "a response that arrives after the event"
     world.index[EDGE] = [config_map(11)]
     assert await world.read() == ["11"], "it had lost its label only"
 
 
 async def test_object_that_could_not_be_deleted_is_still_read(world: World) -> None:
-    """The API server answers 404 or 409: what there is instead is known from the watch."""
+    """The API server responds with 404 or 409: the watch delivers the current object."""
     world.index[EDGE] = [config_map(10)]
     assert not await world.cache.delete(config_map(10))
     assert await world.read() == ["10"]
 
 
-async def test_object_deleted_while_its_watch_was_listed_again_is_found_by_comparing(world: World) -> None:
+async def test_comparison_finds_object_deleted_while_watch_restarted(world: World) -> None:
     world.index[EDGE] = [config_map(10)]
     before = world.cache.uids(CONFIG_MAP)
     assert [one["metadata"]["uid"] for one in world.cache.compare(CONFIG_MAP, before, [])] == ["one"]
@@ -136,7 +136,7 @@ async def test_object_created_while_it_was_listed_is_kept(world: World) -> None:
     assert await world.read() == ["10"]
 
 
-async def test_what_a_watch_has_missed_is_found_by_comparing(world: World) -> None:
+async def test_comparison_finds_change_that_watch_missed(world: World) -> None:
     world.index[EDGE] = [config_map(10)]
     assert len(list(world.cache.compare(CONFIG_MAP, ["one"], [config_map(11)]))) == 1
     assert await world.read() == ["11"]
@@ -144,43 +144,43 @@ async def test_what_a_watch_has_missed_is_found_by_comparing(world: World) -> No
 
 
 async def test_object_is_created_with_one_request(world: World) -> None:
-    await world.cache.apply(new())
+    await world.cache.apply(new_config_map())
     assert world.server.calls == [("apply", "ConfigMap", NEVER_A_VERSION)]
     assert await world.read() == ["50"]
 
 
-async def test_object_of_somebody_else_is_not_changed(world: World) -> None:
-    world.server.live = config_map(10, owner="somebody")
+async def test_object_of_another_owner_is_not_changed(world: World) -> None:
+    world.server.live = config_map(10, owner="other-uid")
     with pytest.raises(NameConflict, match="ConfigMap edge-config"):
-        await world.cache.apply(new())
+        await world.cache.apply(new_config_map())
     assert [verb for verb, *_ in world.server.calls] == ["apply", "get"]
 
 
-async def test_own_object_that_the_cache_lacks_is_known_from_then_on(world: World) -> None:
+async def test_own_object_missing_in_cache_is_added_after_conflict(world: World) -> None:
     world.server.live = config_map(10)
     with pytest.raises(NotFoundOrConflict):
-        await world.cache.apply(new())
+        await world.cache.apply(new_config_map())
     assert await world.read() == ["10"]
 
 
-async def test_object_that_vanishes_in_between_is_created(world: World) -> None:
+async def test_object_deleted_during_apply_is_created(world: World) -> None:
     world.server.failures["deleted"] = Exception()
-    await world.cache.apply(new())
+    await world.cache.apply(new_config_map())
     assert [version for verb, _, version in world.server.calls if verb == "apply"] == [NEVER_A_VERSION, ""]
 
 
-async def test_pods_without_the_label_of_a_proxy_are_read_beside_the_index(world: World) -> None:
+async def test_unlabelled_pods_are_read_in_addition_to_index(world: World) -> None:
     labels = {names.INJECT: "edge"}
     metadata = {"name": "a", "namespace": "mail", "uid": "p", "resourceVersion": "9", "labels": labels}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
     assert world.cache.set_unlabelled_pods([pod]) == {EDGE}
     assert world.cache.set_unlabelled_pods([pod]) == set()
-    assert await world.cache.list_labelled(POD, "mail", names.carrier_labels("edge")) == [pod]
+    assert await world.cache.list_labelled(POD, "mail", names.injected_pod_labels("edge")) == [pod]
     assert world.cache.set_unlabelled_pods([]) == {EDGE}
-    assert await world.cache.list_labelled(POD, "mail", names.carrier_labels("edge")) == []
+    assert await world.cache.list_labelled(POD, "mail", names.injected_pod_labels("edge")) == []
 
 
-async def test_deletions_are_forgotten_when_no_index_holds_the_object(
+async def test_deletion_is_forgotten_when_object_is_in_no_index(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailproxy_operator.controller.cache.FORGET_SECONDS", -1.0)

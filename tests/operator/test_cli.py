@@ -42,7 +42,7 @@ def test_render_reads_standard_input(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("kind: Service\n", "holds no resource of kind MailProxy"),
         (
@@ -52,16 +52,16 @@ def test_render_reads_standard_input(
         ("kind: [", ":"),
     ],
 )
-def test_render_tells_what_is_wrong(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+def test_render_reports_invalid_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str
 ) -> None:
     file = tmp_path / "edge.yaml"
     file.write_text(text)
     assert main(["render", "-f", str(file)]) == 1
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "-f", str(tmp_path / "nothing")]) == 1
     assert "No such file" in capsys.readouterr().err
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     "arguments",
     [[], ["render"], ["render", "-f", "x", "--kube-version", "new"], ["fly"]],
 )
-def test_wrong_usage(arguments: list[str]) -> None:
+def test_wrong_usage_has_exit_code_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -113,7 +113,7 @@ def test_local_and_render_import_neither_kopf_nor_kubernetes() -> None:
     assert subprocess.run([sys.executable, "-c", source], env=environment, check=False).returncode == 0
 
 
-def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--version"])
     assert left.value.code == 0
@@ -142,7 +142,7 @@ def test_logs_are_text_on_a_terminal_and_json_elsewhere(
 
 
 @pytest.mark.parametrize("arguments", [["crd"], ["render", "-f", str(DEMO)]])
-def test_a_full_disk_is_no_traceback(arguments: list[str]) -> None:
+def test_full_disk_is_reported_without_traceback(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         found = subprocess.run(
             [sys.executable, "-m", "mailproxy_operator", *arguments],
@@ -158,7 +158,7 @@ def test_a_full_disk_is_no_traceback(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["render", "local"])
-def test_a_file_that_is_not_text_is_no_traceback(
+def test_binary_file_is_reported_without_traceback(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "binary"
@@ -167,7 +167,7 @@ def test_a_file_that_is_not_text_is_no_traceback(
     assert str(file) in capsys.readouterr().err
 
 
-def test_render_takes_the_file_as_an_argument_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_accepts_file_as_positional_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "-f", str(DEMO)]) == 0
     with_option = capsys.readouterr().out
     assert main(["render", str(DEMO)]) == 0

@@ -42,19 +42,19 @@ EDGE = Key("mail", "edge")
 class World:
     kube: FakeKube
     cluster: KubeClient
-    metered: list[tuple[str, str]]
+    recorded: list[tuple[str, str]]
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    metered: list[tuple[str, str]] = []
+    recorded: list[tuple[str, str]] = []
     async with (
         FakeKube() as fake,
         aiohttp.ClientSession() as pods,
         ApiClient(Configuration(host=fake.url)) as api,
     ):
-        cluster = KubeClient(api, pods, meter=lambda verb, code, _: metered.append((verb, code)))
-        yield World(fake, cluster, metered)
+        cluster = KubeClient(api, pods, meter=lambda verb, code, _: recorded.append((verb, code)))
+        yield World(fake, cluster, recorded)
 
 
 def config_map(data: str = "1", **metadata: Any) -> Manifest:
@@ -78,22 +78,22 @@ async def test_objects_are_applied_and_read(world: World) -> None:
     assert await world.cluster.list_labelled(CONFIG_MAP, "mail", {"a": "c"}) == []
     [entry] = world.kube.found(CONFIG_MAP, "edge")["metadata"]["managedFields"]
     assert (entry["manager"], entry["operation"]) == ("mailproxy-operator", "Apply")
-    assert world.metered[:2] == [("get", "4xx"), ("apply", "2xx")]
+    assert world.recorded[:2] == [("get", "4xx"), ("apply", "2xx")]
 
 
-async def test_foreign_fields_survive_an_apply(world: World) -> None:
+async def test_apply_keeps_fields_of_other_managers(world: World) -> None:
     await world.cluster.apply(config_map())
-    theirs = world.kube.found(CONFIG_MAP, "edge")
-    theirs["metadata"]["annotations"] = {"theirs": "kept"}
-    theirs["data"] = {"key": "edited", "other": "kept"}
-    world.kube.put(theirs)
+    other = world.kube.found(CONFIG_MAP, "edge")
+    other["metadata"]["annotations"] = {"theirs": "kept"}
+    other["data"] = {"key": "edited", "other": "kept"}
+    world.kube.put(other)
     await world.cluster.apply(config_map())
-    left = world.kube.found(CONFIG_MAP, "edge")
-    assert left["data"] == {"key": "1", "other": "kept"}
-    assert left["metadata"]["annotations"] == {"theirs": "kept"}
+    stored = world.kube.found(CONFIG_MAP, "edge")
+    assert stored["data"] == {"key": "1", "other": "kept"}
+    assert stored["metadata"]["annotations"] == {"theirs": "kept"}
 
 
-async def test_deleting_spares_a_namesake(world: World) -> None:
+async def test_delete_keeps_another_object_of_same_name(world: World) -> None:
     applied = (await world.cluster.apply(config_map())).manifest
     await world.cluster.delete({**applied, "metadata": {**applied["metadata"], "uid": "other"}})
     assert world.kube.find(CONFIG_MAP, "edge")
@@ -102,7 +102,7 @@ async def test_deleting_spares_a_namesake(world: World) -> None:
     assert world.kube.find(CONFIG_MAP, "edge") is None
 
 
-async def test_what_a_list_holds_can_be_deleted(world: World) -> None:
+async def test_listed_object_can_be_deleted(world: World) -> None:
     world.kube.put(config_map())
     [found] = await world.cluster.list_labelled(CONFIG_MAP, "mail", {"a": "b"})
     assert (found["apiVersion"], found["kind"]) == ("v1", "ConfigMap")
@@ -110,12 +110,12 @@ async def test_what_a_list_holds_can_be_deleted(world: World) -> None:
     assert world.kube.find(CONFIG_MAP, "edge") is None
 
 
-async def test_a_uid_that_does_not_match_is_gone(world: World) -> None:
+async def test_apply_with_wrong_uid_is_a_conflict(world: World) -> None:
     with pytest.raises(NotFoundOrConflict):
         await world.cluster.apply(config_map(uid="uid-of-another"))
 
 
-async def test_annotating_leaves_the_rest_alone_and_makes_nothing(world: World) -> None:
+async def test_patch_annotations_changes_nothing_else_and_creates_nothing(world: World) -> None:
     await world.cluster.patch_annotations(POD, EDGE, {"a": "b"})
     assert world.kube.find(POD, "edge") is None
     world.kube.put(
@@ -127,11 +127,11 @@ async def test_annotating_leaves_the_rest_alone_and_makes_nothing(world: World) 
         }
     )
     await world.cluster.patch_annotations(POD, EDGE, {"a": "b"})
-    left = world.kube.found(POD, "edge")
-    assert (left["metadata"]["annotations"], left["spec"]) == ({"a": "b"}, {"x": 1})
+    stored = world.kube.found(POD, "edge")
+    assert (stored["metadata"]["annotations"], stored["spec"]) == ({"a": "b"}, {"x": 1})
 
 
-async def test_the_status_has_a_path_of_its_own(world: World) -> None:
+async def test_status_is_written_to_subresource(world: World) -> None:
     await world.cluster.apply_status({**body(), "status": {"replicas": 1}})
     world.kube.put(body())
     await world.cluster.apply_status({**body(), "status": {"replicas": 1}})
@@ -139,7 +139,9 @@ async def test_the_status_has_a_path_of_its_own(world: World) -> None:
     assert world.kube.found(MAIL_PROXY, "edge")["metadata"]["generation"] == 1
 
 
-def refusing(status: int, text: str = "no", **headers: str) -> Callable[[web.Request], web.Response | None]:
+def patch_error(
+    status: int, text: str = "no", **headers: str
+) -> Callable[[web.Request], web.Response | None]:
     payload = {"kind": "Status", "message": text, "code": status}
 
     def fault(request: web.Request) -> web.Response | None:
@@ -164,29 +166,31 @@ def refusing(status: int, text: str = "no", **headers: str) -> Callable[[web.Req
         (503, "", TransientError),
     ],
 )
-async def test_what_answers_mean(world: World, status: int, text: str, error: type[Exception]) -> None:
-    world.kube.faults.append(refusing(status, text))
+async def test_error_of_each_response_status(
+    world: World, status: int, text: str, error: type[Exception]
+) -> None:
+    world.kube.faults.append(patch_error(status, text))
     with pytest.raises(error, match=text or "HTTP 503"):
         await world.cluster.apply(config_map())
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("Deployment", "InvalidPodFields"), ("Service", "InvalidSpec")])
-async def test_whose_fault_an_invalid_object_is(world: World, kind: str, reason: str) -> None:
-    world.kube.faults.append(refusing(422))
+async def test_reason_of_invalid_object_depends_on_kind(world: World, kind: str, reason: str) -> None:
+    world.kube.faults.append(patch_error(422))
     version = "apps/v1" if kind == "Deployment" else "v1"
     with pytest.raises(TerminalError) as refused:
         await world.cluster.apply({"apiVersion": version, "kind": kind, "metadata": config_map()["metadata"]})
     assert refused.value.reason == reason
 
 
-async def test_a_pause_that_the_server_asks_for_is_kept(world: World) -> None:
-    world.kube.faults.append(refusing(429, **{"Retry-After": "7"}))
+async def test_retry_after_is_used_as_delay(world: World) -> None:
+    world.kube.faults.append(patch_error(429, **{"Retry-After": "7"}))
     with pytest.raises(TransientError) as refused:
         await world.cluster.apply(config_map())
     assert refused.value.delay == 7.0
 
 
-async def test_a_kind_that_the_cluster_lacks(world: World) -> None:
+async def test_kind_missing_in_cluster(world: World) -> None:
     world.kube.missing.add(POD_MONITOR)
     monitor = {
         "apiVersion": POD_MONITOR.api_version,
@@ -199,19 +203,19 @@ async def test_a_kind_that_the_cluster_lacks(world: World) -> None:
         await world.cluster.apply(monitor)
 
 
-async def test_warnings_are_read(world: World) -> None:
+async def test_warning_headers_are_returned(world: World) -> None:
     world.kube.warnings.append('would violate PodSecurity \\"restricted:latest\\"')
     applied = await world.cluster.apply(config_map())
     assert applied.warnings == ('would violate PodSecurity "restricted:latest"',)
 
 
-async def test_a_server_that_is_not_there_is_tried_again() -> None:
+async def test_refused_connection_is_transient() -> None:
     async with aiohttp.ClientSession() as pods, ApiClient(Configuration(host="http://127.0.0.1:1")) as api:
         with pytest.raises(TransientError):
             await KubeClient(api, pods).get(CONFIG_MAP, EDGE)
 
 
-async def test_a_connection_that_hangs_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_has_a_timeout(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
     monkeypatch.setattr(client, "REQUEST_SECONDS", 0.05)
@@ -227,15 +231,15 @@ async def test_a_connection_that_hangs_is_given_up(world: World, monkeypatch: py
         aiohttp.ClientSession() as pods,
         client.api_client(Configuration(host=str(silent.make_url("")).rstrip("/"))) as api,
     ):
-        with pytest.raises(TransientError, match="no answer in time"):
+        with pytest.raises(TransientError, match="no response in time"):
             await KubeClient(api, pods).get(CONFIG_MAP, EDGE)
 
 
-async def test_the_version(world: World) -> None:
+async def test_version_of_api_server(world: World) -> None:
     assert await world.cluster.version() == KubeVersion(1, 36)
 
 
-async def test_long_lists_come_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_list_is_read_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = [
         {"items": [{**body()}], "metadata": {"continue": "next"}},
         {"items": [{**body(), "metadata": {"name": "other", "namespace": "mail"}}], "metadata": {}},
@@ -252,7 +256,7 @@ async def test_long_lists_come_in_pages(world: World, monkeypatch: pytest.Monkey
     assert [one["metadata"]["name"] for one in found] == ["edge", "other"]
 
 
-async def test_events_about_volumes(world: World) -> None:
+async def test_mount_failures_are_newest_events_about_volumes(world: World) -> None:
     def event(name: str, reason: str, message: str, when: str) -> Manifest:
         return {
             "apiVersion": "v1",
@@ -270,13 +274,13 @@ async def test_events_about_volumes(world: World) -> None:
     assert await world.cluster.mount_failures("mail") == {"a": "new"}
 
 
-async def test_an_event_that_cannot_be_published_is_no_error(world: World) -> None:
+async def test_failure_to_create_event_is_ignored(world: World) -> None:
     world.kube.faults.append(lambda request: web.Response(status=403) if request.method == "POST" else None)
     await world.cluster.create_event({"metadata": {"name": "x", "namespace": "mail"}})
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("text", "expected"),
     [
         ('{"hash": "abc", "last_error": null}', RunningConfig("abc")),
         ('{"hash": "abc", "last_error": "no"}', RunningConfig("abc", "no")),
@@ -284,21 +288,21 @@ async def test_an_event_that_cannot_be_published_is_no_error(world: World) -> No
         ("nonsense", None),
     ],
 )
-async def test_pods_are_asked(
-    world: World, monkeypatch: pytest.MonkeyPatch, answer: str, expected: RunningConfig | None
+async def test_running_config_is_read_from_admin_endpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch, text: str, expected: RunningConfig | None
 ) -> None:
-    async def told(_: web.Request) -> web.Response:
-        return web.Response(text=answer)
+    async def respond(_: web.Request) -> web.Response:
+        return web.Response(text=text)
 
     app = web.Application()
-    app.router.add_get("/config", told)
+    app.router.add_get("/config", respond)
     async with TestServer(app) as pod:
         monkeypatch.setattr(names, "ADMIN_PORT", pod.port)
         assert await world.cluster.running_config({"status": {"podIP": "127.0.0.1"}}) == expected
     assert await world.cluster.running_config({"status": {"podIP": "127.0.0.1"}}) is None
 
 
-async def test_a_hand_edited_port_is_repaired_without_a_trace(world: World) -> None:
+async def test_edited_port_is_repaired_without_new_field_manager(world: World) -> None:
     world.kube.put(body(servers=[server("imap", "imap", 143, 993)]))
     reconciler = Reconciler(world.cluster, Platform(kube_version=KubeVersion(1, 36)))
     await reconciler.reconcile(EDGE)
@@ -321,7 +325,7 @@ def _ports(manifest: Manifest) -> Any:
     return manifest["spec"]["template"]["spec"]["containers"][0]["ports"]
 
 
-async def test_the_number_of_pods_survives_the_hand_over_to_an_autoscaler(world: World) -> None:
+async def test_replicas_are_kept_when_autoscaler_is_added(world: World) -> None:
     world.kube.put(body(replicas=4))
     reconciler = Reconciler(world.cluster, Platform(kube_version=KubeVersion(1, 36)))
     await reconciler.reconcile(EDGE)
@@ -333,7 +337,7 @@ async def test_the_number_of_pods_survives_the_hand_over_to_an_autoscaler(world:
     assert world.kube.found(DEPLOYMENT, "edge")["spec"]["replicas"] == 3
 
 
-async def test_a_second_reconcile_leaves_every_version(world: World) -> None:
+async def test_second_reconcile_changes_no_resource_version(world: World) -> None:
     world.kube.put(body())
     await Reconciler(world.cluster, Platform()).reconcile(EDGE)
     before = world.kube.versions()
@@ -342,7 +346,7 @@ async def test_a_second_reconcile_leaves_every_version(world: World) -> None:
     assert "finalizers" not in world.kube.found(MAIL_PROXY, "edge")["metadata"]
 
 
-async def test_leases_are_won_by_whoever_writes_first(world: World) -> None:
+async def test_second_write_of_same_lease_version_fails(world: World) -> None:
     lease: Manifest = {
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
@@ -352,13 +356,15 @@ async def test_leases_are_won_by_whoever_writes_first(world: World) -> None:
     assert await world.cluster.read_lease(EDGE) is None
     assert await world.cluster.write_lease(lease)
     assert not await world.cluster.write_lease(lease)
-    held = await world.cluster.read_lease(EDGE)
-    assert held is not None
-    assert await world.cluster.write_lease({**held, "spec": {"holderIdentity": "b"}})
-    assert not await world.cluster.write_lease({**held, "spec": {"holderIdentity": "c"}})
+    stored = await world.cluster.read_lease(EDGE)
+    assert stored is not None
+    assert await world.cluster.write_lease({**stored, "spec": {"holderIdentity": "b"}})
+    assert not await world.cluster.write_lease({**stored, "spec": {"holderIdentity": "c"}})
 
 
-async def test_refused_credentials_are_read_again(world: World, tmp_path: Path) -> None:
+async def test_refused_credentials_are_read_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fault(request: web.Request) -> web.Response | None:
         is_good = request.headers.get("Authorization") == "Bearer new"
         return (
@@ -376,7 +382,7 @@ async def test_refused_credentials_are_read_again(world: World, tmp_path: Path) 
         credentials_of(kubeconfig, world.kube.url, "new")
         with pytest.raises(TransientError):
             await cluster.get(CONFIG_MAP, EDGE)
-        credentials._read_at -= 60
+        monkeypatch.setattr("mailproxy_operator.api.credentials.RENEW_SECONDS", 0.0)
         assert await cluster.get(CONFIG_MAP, EDGE) is None
         await cluster.version()
         assert cluster.is_authenticated

@@ -18,7 +18,7 @@ import yaml
 
 from mailproxy_operator.api.kinds import DEPLOYMENT, LEASE
 from mailproxy_operator.api.kube_version import KubeVersion
-from mailproxy_operator.cli import _parser, main
+from mailproxy_operator.cli import argument_parser, main
 from mailproxy_operator.command import JsonLines, settings_from
 from mailproxy_operator.settings import DEFAULT_IMAGE
 from support.operator_bodies import body
@@ -46,20 +46,20 @@ ARGUMENTS = ("run", "--admin", "127.0.0.1:0", "--lease-namespace", "mail")
 NAMELESS = """
 import os, sys
 from mailproxy_operator.cli import main
-os.setreuid(54321, 0)  # nobody has that number; files can be read as before
+os.setreuid(54321, 0)  # a user without a name; files can be read as before
 sys.exit(main(sys.argv[1:]))
 """
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be somebody without a name")
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to run as a user without a name")
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(("-m", "mailproxy_operator"), id="as somebody"),
-        pytest.param(("-c", NAMELESS), id="as nobody in particular", marks=needs_root),
+        pytest.param(("-m", "mailproxy_operator"), id="named user"),
+        pytest.param(("-c", NAMELESS), id="user without a name", marks=needs_root),
     ],
 )
-async def test_it_works_until_told_to_end(tmp_path: Path, command: tuple[str, ...]) -> None:
+async def test_run_ends_with_exit_code_0_after_sigterm(tmp_path: Path, command: tuple[str, ...]) -> None:
     async with FakeKube() as kube:
         kube.put(body())
         named = {"USER", "LOGNAME", "LNAME", "USERNAME", "HOME"} if "-c" in command else set()
@@ -75,15 +75,15 @@ async def test_it_works_until_told_to_end(tmp_path: Path, command: tuple[str, ..
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(60):
             _, log = await process.communicate()
-        assert kube.found(LEASE, "mailproxy-operator")["spec"]["holderIdentity"] == "", "given back"
+        assert kube.found(LEASE, "mailproxy-operator")["spec"]["holderIdentity"] == "", "released"
     assert process.returncode == 0, log.decode()
     assert kube.find(DEPLOYMENT, "edge")
     assert b"secret" not in log
-    assert b"begun again" not in log, log.decode()
+    assert b"restarts it" not in log, log.decode()
     assert all(json.loads(line)["level"] in {"info", "warning"} for line in log.splitlines()), log.decode()
 
 
-def test_without_an_api_server_it_says_what_it_wants(
+def test_run_without_credentials_prints_hint(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
@@ -104,14 +104,14 @@ def test_without_an_api_server_it_says_what_it_wants(
         ({"node_min_version": KubeVersion(1, 30)}, {}, "node_min_version", KubeVersion(1, 30)),
     ],
 )
-def test_arguments_win_over_the_environment(
+def test_arguments_override_environment(
     given: dict[str, Any], environment: dict[str, str], name: str, expected: object
 ) -> None:
-    options = argparse.Namespace(**{**vars(_parser().parse_args(["run"])), **given})
+    options = argparse.Namespace(**{**vars(argument_parser().parse_args(["run"])), **given})
     assert getattr(settings_from(options, environment), name) == expected
 
 
-def test_a_log_line_is_json() -> None:
+def test_log_line_is_json() -> None:
     try:
         raise ValueError("no")
     except ValueError:
@@ -122,7 +122,7 @@ def test_a_log_line_is_json() -> None:
 
 
 @pytest.mark.parametrize("text", ["8080", "host:port", "host:99999"])
-def test_an_address_that_is_none(text: str) -> None:
+def test_invalid_address_is_rejected(text: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["run", "--admin", text])
     assert ended.value.code == 2

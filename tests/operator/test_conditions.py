@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from mailproxy_operator.api.cluster import RunningConfig
-from mailproxy_operator.controller.conditions import HOPELESS, Facts, conditions, evaluate_conditions, synced
+from mailproxy_operator.controller.conditions import (
+    TERMINAL_REASONS,
+    Facts,
+    conditions,
+    count_synced,
+    evaluate_conditions,
+)
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
 from mailproxy_operator.errors import ConditionCause
 
@@ -36,7 +42,7 @@ def failing(kind: str, message: str, **more: Any) -> Workload:
     return Workload(**{"desired": 1, "failures": {kind: ConditionCause("Because", message)}, **more})
 
 
-def carried(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
+def sidecar_facts(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
     """A sidecar with these injected pods; ``without`` are pods that request it and run without it."""
     return facts(mode="Sidecar", observed=Observed(pods=pods, without_sidecar=without))
 
@@ -45,14 +51,14 @@ NO_NODES = Workload(desired=0, is_per_node=True)
 PENDING = ConditionCause("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
 UNSCHEDULABLE = pod("b", is_ready=False, has_started=False, running=None, unscheduled=PENDING)
 WAITING = pod(is_ready=False, has_started=False, running=None)
-LEAVING = pod("b", is_terminating=True, running=None)
-NO_SECRET, NO_MAP = 'secret "x" not found', 'configmap "x" not found'
+TERMINATING = pod("b", is_terminating=True, running=None)
+NO_SECRET, NO_CONFIG_MAP = 'secret "x" not found', 'configmap "x" not found'
 REFUSAL = ConditionCause("InvalidSpec", "spec.mail.timeout: must be a time")
 SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
 
 
 @pytest.mark.parametrize(
-    ("known", "name", "status", "reason"),
+    ("given_facts", "name", "status", "reason"),
     [
         (facts(), "Ready", "True", "Ready"),
         (facts(), "Accepted", "True", "Accepted"),
@@ -72,7 +78,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
             "False",
             "SecretKeyNotFound",
         ),
-        (facts(STARTING, WAITING, mounts={"a": NO_MAP}), "ResolvedRefs", "False", "ConfigMapNotFound"),
+        (facts(STARTING, WAITING, mounts={"a": NO_CONFIG_MAP}), "ResolvedRefs", "False", "ConfigMapNotFound"),
         (
             facts(STARTING, WAITING, mounts={"a": "references non-existent config key: ca.crt"}),
             "ResolvedRefs",
@@ -100,12 +106,12 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         ),
         # Available
         (facts(mode="Sidecar"), "Available", "True", "SidecarMode"),
-        (carried(), "Ready", "True", "Ready"),
-        (carried(pod(), without=("b",)), "Available", "False", "SidecarMissing"),
-        (carried(without=("b",)), "Ready", "False", "SidecarMissing"),
-        (carried(WAITING), "Available", "False", "PodsNotReady"),
-        (carried(pod(is_ready=False), pod("b")), "Available", "True", "SidecarMode"),
-        (carried(LEAVING), "Ready", "True", "Ready"),
+        (sidecar_facts(), "Ready", "True", "Ready"),
+        (sidecar_facts(pod(), without=("b",)), "Available", "False", "SidecarMissing"),
+        (sidecar_facts(without=("b",)), "Ready", "False", "SidecarMissing"),
+        (sidecar_facts(WAITING), "Available", "False", "PodsNotReady"),
+        (sidecar_facts(pod(is_ready=False), pod("b")), "Available", "True", "SidecarMode"),
+        (sidecar_facts(TERMINATING), "Ready", "True", "Ready"),
         (facts(NO_NODES), "Available", "False", "NoNodes"),
         (facts(NO_NODES), "Ready", "False", "NoNodes"),
         (facts(STARTING, UNSCHEDULABLE), "Available", "False", "Unschedulable"),
@@ -138,7 +144,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
             "ConfigRejected",
         ),
         (facts(STARTING, WAITING), "ConfigSynced", "False", "ConfigPropagating"),
-        (facts(SERVING, pod(), LEAVING), "ConfigSynced", "True", "AllPodsSynced"),
+        (facts(SERVING, pod(), TERMINATING), "ConfigSynced", "True", "AllPodsSynced"),
         # Reconciling
         (facts(), "Reconciling", "False", "Settled"),
         (facts(paused=True), "Reconciling", "False", "Paused"),
@@ -157,14 +163,14 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         (facts(SERVING, pod(running=None)), "Ready", "Unknown", "PodsUnreachable"),
     ],
 )  # fmt: skip
-def test_judgement(known: Facts, name: str, status: str, reason: str) -> None:
-    found = evaluate_conditions(known)[name]
+def test_condition(given_facts: Facts, name: str, status: str, reason: str) -> None:
+    found = evaluate_conditions(given_facts)[name]
     assert (found.status, found.reason) == (status, reason)
     assert found.message
 
 
-@pytest.mark.parametrize("reason", sorted(HOPELESS))
-def test_nothing_is_both_reconciling_and_stalled(reason: str) -> None:
+@pytest.mark.parametrize("reason", sorted(TERMINAL_REASONS))
+def test_stalled_resource_is_not_reconciling(reason: str) -> None:
     found = evaluate_conditions(
         facts(ROLLING, refused=ConditionCause(reason, "x"), retrying=ConditionCause("Retrying", "y"))
     )
@@ -172,7 +178,7 @@ def test_nothing_is_both_reconciling_and_stalled(reason: str) -> None:
     assert found["Reconciling"].status == "False"
 
 
-def test_a_time_changes_only_with_its_status() -> None:
+def test_transition_time_changes_only_with_status() -> None:
     first = conditions(evaluate_conditions(facts(STARTING, WAITING)), generation=1, previous=[], now="then")
     second = conditions(evaluate_conditions(facts()), generation=2, previous=first, now="now")
     times = {one["type"]: one["lastTransitionTime"] for one in second}
@@ -190,33 +196,35 @@ def test_a_time_changes_only_with_its_status() -> None:
 
 def test_pods_are_counted_as_synced_only_without_an_error() -> None:
     pods = (pod("a"), pod("b", running=RunningConfig("old")), pod("c", running=RunningConfig("new", "no")))
-    assert synced((*pods, pod("d", is_terminating=True), pod("e", running=None)), "new") == 1
+    assert count_synced((*pods, pod("d", is_terminating=True), pod("e", running=None)), "new") == 1
 
 
-def test_what_is_worth_telling_stands_with_the_acceptance() -> None:
+def test_accepted_message_has_notices_and_warnings() -> None:
     found = evaluate_conditions(facts(warnings=("would violate PodSecurity",), notices=("low bits lost",)))[
         "Accepted"
     ]
     assert found.status == "True"
-    assert found.message.endswith("; note: low bits lost; the API server warns: would violate PodSecurity")
+    assert found.message.endswith(
+        "; note: low bits lost; warning of the API server: would violate PodSecurity"
+    )
 
 
-def test_ready_does_not_claim_that_clients_are_served_where_no_pod_is_wanted() -> None:
-    assert evaluate_conditions(facts(EMPTY))["Ready"].message == "no pods are wanted"
-    assert "no pod asks for it" in evaluate_conditions(carried())["Ready"].message
+def test_ready_message_without_desired_pods() -> None:
+    assert evaluate_conditions(facts(EMPTY))["Ready"].message == "no pods are desired"
+    assert "no pod requests the sidecar" in evaluate_conditions(sidecar_facts())["Ready"].message
     assert "clients are served" in evaluate_conditions(facts())["Ready"].message
 
 
-def test_pods_without_their_sidecar_are_named_with_what_helps() -> None:
+def test_message_lists_pods_without_sidecar_and_advice() -> None:
     names = tuple(f"app-{number}" for number in range(8))
-    message = evaluate_conditions(carried(without=names))["Available"].message
+    message = evaluate_conditions(sidecar_facts(without=names))["Available"].message
     assert message.startswith(
-        "8 pods ask for it and run without: app-0, app-1, app-2, app-3, app-4 and 3 more"
+        "8 pods request the sidecar without having it: app-0, app-1, app-2, app-3, app-4 and 3 more"
     )
-    assert "delete them" in message
+    assert "delete the pods" in message
 
 
-def test_a_pod_that_no_node_takes_is_named_while_the_old_ones_serve() -> None:
+def test_unschedulable_pod_is_reported_during_rollout() -> None:
     found = evaluate_conditions(facts(ROLLING, pod(), UNSCHEDULABLE))
     assert found["Available"].status == "True"
     assert found["Reconciling"].reason == "RollingOut"

@@ -33,24 +33,24 @@ class Pods:
     """Pods with responses that a test sets; they count the requests."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, RunningConfig | None] = {}
-        self.asked: list[str] = []
+        self.responses: dict[str, RunningConfig | None] = {}
+        self.requested: list[str] = []
         self.changed: list[Key] = []
-        self.at_once = self.most_at_once = 0
-        self.held = asyncio.Event()
-        self.held.set()
+        self.concurrent = self.max_concurrent = 0
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
 
-    async def ask(self, one: dict[str, Any]) -> RunningConfig | None:
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        await self.held.wait()
-        self.at_once -= 1
-        self.asked.append(one["metadata"]["name"])
-        return self.answers.get(one["metadata"]["name"])
+    async def request_config(self, one: dict[str, Any]) -> RunningConfig | None:
+        self.concurrent += 1
+        self.max_concurrent = max(self.max_concurrent, self.concurrent)
+        await self.may_respond.wait()
+        self.concurrent -= 1
+        self.requested.append(one["metadata"]["name"])
+        return self.responses.get(one["metadata"]["name"])
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_poll, "POLL_SECONDS", 0.01)
 
 
@@ -60,83 +60,83 @@ async def pods() -> Pods:
 
 
 @pytest.fixture
-async def poll(quick: None, pods: Pods) -> AsyncIterator[ConfigPoll]:
-    del quick
-    made = ConfigPoll(pods.ask, pods.changed.append)
+async def poll(short_interval: None, pods: Pods) -> AsyncIterator[ConfigPoll]:
+    del short_interval
+    made = ConfigPoll(pods.request_config, pods.changed.append)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(made.run())
         yield made
         running.cancel()
 
 
-async def test_a_pod_that_answers_something_else_wakes_its_resource_once(
-    poll: ConfigPoll, pods: Pods
-) -> None:
-    pods.answers["a"] = GOOD
-    poll.note(EDGE, [(pod("a"), GOOD)])
-    await until(lambda: len(pods.asked) > 3)
+async def test_changed_response_enqueues_resource_once(poll: ConfigPoll, pods: Pods) -> None:
+    pods.responses["a"] = GOOD
+    poll.store(EDGE, [(pod("a"), GOOD)])
+    await until(lambda: len(pods.requested) > 3)
     assert pods.changed == []
-    for answer in (BAD, GOOD, None):
-        pods.answers["a"] = answer
+    for response in (BAD, GOOD, None):
+        pods.responses["a"] = response
         await until(lambda: pods.changed)
-        count = len(pods.asked)
-        await until(lambda: len(pods.asked) > count + 3)  # noqa: B023  it ends with the loop
+        count = len(pods.requested)
+        await until(lambda: len(pods.requested) > count + 3)  # noqa: B023  it ends with the loop
         assert pods.changed == [EDGE]
         pods.changed.clear()
 
 
-async def test_what_a_reconcile_has_seen_meanwhile_is_not_told_again(poll: ConfigPoll, pods: Pods) -> None:
-    pods.answers["a"] = BAD
-    pods.held.clear()
-    poll.note(EDGE, [(pod("a"), GOOD)])
-    await until(lambda: pods.at_once)
-    poll.note(EDGE, [(pod("a"), BAD)])
-    pods.held.set()
-    await until(lambda: len(pods.asked) > 3)
+async def test_response_already_seen_by_reconcile_enqueues_nothing(poll: ConfigPoll, pods: Pods) -> None:
+    pods.responses["a"] = BAD
+    pods.may_respond.clear()
+    poll.store(EDGE, [(pod("a"), GOOD)])
+    await until(lambda: pods.concurrent)
+    poll.store(EDGE, [(pod("a"), BAD)])
+    pods.may_respond.set()
+    await until(lambda: len(pods.requested) > 3)
     assert pods.changed == []
-    poll.note(EDGE, [])
-    await until(lambda: pods.at_once == 0)
-    pods.asked.clear()
+    poll.store(EDGE, [])
+    await until(lambda: pods.concurrent == 0)
+    pods.requested.clear()
     await asyncio.sleep(0.1)
-    assert len(pods.asked) <= 1, "nobody is asked for a resource that is gone"
+    assert len(pods.requested) <= 1, "no request for a deleted resource"
 
 
-async def test_only_so_many_are_asked_at_once(
+async def test_concurrent_requests_are_limited(
     poll: ConfigPoll, pods: Pods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pods.held.clear()
-    names = [str(number) for number in range(3 * config_poll.MAX_ASKED_AT_ONCE)]
-    poll.note(EDGE, [(pod(name), None) for name in names])
-    await until(lambda: pods.at_once == config_poll.MAX_ASKED_AT_ONCE)
-    pods.held.set()
-    await until(lambda: set(pods.asked) >= set(names))
-    assert pods.most_at_once == config_poll.MAX_ASKED_AT_ONCE
+    pods.may_respond.clear()
+    names = [str(number) for number in range(3 * config_poll.MAX_CONCURRENT_REQUESTS)]
+    poll.store(EDGE, [(pod(name), None) for name in names])
+    await until(lambda: pods.concurrent == config_poll.MAX_CONCURRENT_REQUESTS)
+    pods.may_respond.set()
+    await until(lambda: set(pods.requested) >= set(names))
+    assert pods.max_concurrent == config_poll.MAX_CONCURRENT_REQUESTS
 
 
-async def test_a_certificate_that_does_not_load_reaches_the_status(quick: None) -> None:
+async def test_certificate_error_of_pod_is_reported_in_status(short_interval: None) -> None:
     """The API server sees no change: neither an event nor a resync reports it."""
-    del quick
+    del short_interval
     cluster = MemoryCluster()
     cluster.put(body(replicas=1))
     reconciler = Reconciler(cluster, Platform())
-    handlers = EventHandlers(reconciler, Cache(cluster), recorder=lambda *_: None, ask=cluster.running_config)
+    handlers = EventHandlers(
+        reconciler, Cache(cluster), recorder=lambda *_: None, request_config=cluster.running_config
+    )
     async with asyncio.TaskGroup() as tasks:
         working = [tasks.create_task(handlers.queue.run()), tasks.create_task(handlers.poll.run())]
         handlers.queue.enqueue(EDGE)
         await until(lambda: cluster.found_status("edge"))
         cluster.roll_out("edge")
         digest = cluster.found_status("edge")["configHash"]
-        cluster.answer(digest)
+        cluster.report_config(digest)
         handlers.queue.enqueue(EDGE)
         await until(lambda: cluster.condition("edge") == ("True", "Ready"))
-        cluster.answer(digest, "certificate /etc/mailproxy-refs/tls.crt does not load")
+        cluster.report_config(digest, "certificate /etc/mailproxy-refs/tls.crt does not load")
         await until(lambda: cluster.condition("edge", "ConfigSynced") == ("False", "ConfigRejected"))
         assert cluster.condition("edge", "ResolvedRefs") == ("False", "InvalidCertificate")
-        cluster.answer(digest)
+        cluster.report_config(digest)
         await until(lambda: cluster.condition("edge") == ("True", "Ready"))
         for task in working:
             task.cancel()
 
 
-def test_a_change_is_seen_within_half_a_minute() -> None:
+def test_poll_interval_is_at_most_half_a_minute() -> None:
     assert config_poll.POLL_SECONDS <= 30.0

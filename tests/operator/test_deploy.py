@@ -33,11 +33,11 @@ from support.operator_running import running, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
-Right = tuple[str, str, str]
+Permission = tuple[str, str, str]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_renders_what_a_pod_can_load(example: Path) -> None:
+def test_rendered_configuration_of_every_example_loads(example: Path) -> None:
     plan = planned(Resource.read(read_resource(example.read_text(), example.name)), Platform())
     loaded, _ = parse_rendered(parse_json(plan.document))
     assert loaded == plan.config
@@ -53,7 +53,7 @@ def test_every_example_meets_the_restricted_standard(example: Path, version: Kub
             _assert_restricted(manifest["spec"]["template"]["spec"])
 
 
-def test_the_operator_itself_meets_the_restricted_standard() -> None:
+def test_operator_pod_meets_restricted_standard() -> None:
     [deployment] = [one for one in _documents("operator.yaml") if one["kind"] == "Deployment"]
     _assert_restricted(deployment["spec"]["template"]["spec"])
 
@@ -75,7 +75,7 @@ def _assert_restricted(spec: dict[str, Any]) -> None:
         assert {"configMap", "secret", "projected", "emptyDir"} & volume.keys()
 
 
-def test_everything_is_in_the_kustomization() -> None:
+def test_kustomization_lists_all_manifests() -> None:
     [kustomization] = _documents("kustomization.yaml")
     assert sorted(kustomization["resources"]) == ["crd.yaml", "operator.yaml", "rbac.yaml"]
 
@@ -84,7 +84,7 @@ def _documents(name: str) -> list[dict[str, Any]]:
     return [one for one in yaml.safe_load_all((DEPLOY / name).read_text()) if one]
 
 
-def _granted() -> set[Right]:
+def _granted() -> set[Permission]:
     documents = _documents("rbac.yaml")
     # The roles for users have no binding: they are aggregated into the cluster's own roles.
     bound = {one["roleRef"]["name"] for one in documents if "roleRef" in one}
@@ -99,26 +99,26 @@ def _granted() -> set[Right]:
     }
 
 
-def test_there_is_no_right_on_secrets_and_no_wildcard() -> None:
+def test_no_permission_for_secrets_and_no_wildcard() -> None:
     granted = _granted()
     assert not [right for right in granted if right[1].startswith("secrets") or "*" in right]
 
 
-async def test_the_rights_are_exactly_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_permissions_are_exactly_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy_operator.api.leader_election.RENEW_SECONDS", 0.2)
     async with FakeKube() as kube:
         async with running(kube, lease_namespace="mail", identity="test"):
-            await _live_through_everything(kube)
-        used = {right for verb, kind, sub in kube.requests for right in _rights(verb, kind, sub)}
+            await _exercise_all_permissions(kube)
+        used = {right for verb, kind, sub in kube.requests for right in _permissions(verb, kind, sub)}
     # Required by an admission plugin of OpenShift, not by a request of the operator.
     used.add(("mailproxy.dev", "mailproxies/finalizers", "update"))
     used.add(("coordination.k8s.io", "leases", "delete"))
     # An object that exists but is not in the cache is read by name; the webhook reads MailProxies.
-    used |= {right for kind in (*OWNED, MAIL_PROXY) for right in _rights("get", kind.name, "")}
+    used |= {right for kind in (*OWNED, MAIL_PROXY) for right in _permissions("get", kind.name, "")}
     assert used == _granted()
 
 
-async def _live_through_everything(kube: FakeKube) -> None:
+async def _exercise_all_permissions(kube: FakeKube) -> None:
     """One resource uses every kind, stops using them, and gets pods in every state."""
     everything = {
         "autoscaling": {"maxReplicas": 3},
@@ -137,7 +137,7 @@ async def _live_through_everything(kube: FakeKube) -> None:
     )
     kube.put(body(mode="DaemonSet"))
     await until(lambda: kube.find(DAEMON_SET, "edge"))
-    _be_available(kube)
+    _set_available(kube)
     await until(lambda: not kube.names(DEPLOYMENT))
     kube.put(body(mode="Sidecar"))
     await until(lambda: not kube.names(DAEMON_SET))
@@ -150,7 +150,7 @@ def _put_pod(kube: FakeKube, name: str, template: dict[str, Any], status: dict[s
     kube.put({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status})
 
 
-def _be_available(kube: FakeKube) -> None:
+def _set_available(kube: FakeKube) -> None:
     live = kube.found(DAEMON_SET, "edge")
     numbers = (
         "desiredNumberScheduled",
@@ -165,7 +165,7 @@ def _be_available(kube: FakeKube) -> None:
 _VERBS = {"post": ("create",), "put": ("update",), "apply": ("patch", "create")}
 
 
-def _rights(verb: str, kind_name: str, sub: str) -> set[Right]:
+def _permissions(verb: str, kind_name: str, sub: str) -> set[Permission]:
     kinds = {
         kind.name: kind
         for kind in KINDS

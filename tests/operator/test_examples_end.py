@@ -32,7 +32,7 @@ def programs() -> Iterator[tuple[str, str]]:
 PROGRAMS: Final = list(programs())
 
 
-def test_there_are_programs() -> None:
+def test_examples_with_programs() -> None:
     assert {example for example, _ in PROGRAMS} == {"first-proxy", "sidecar"}
 
 
@@ -55,7 +55,7 @@ def as_process_1(file: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
 
 
 @pytest.mark.parametrize("program", [text for _, text in PROGRAMS], ids=[name for name, _ in PROGRAMS])
-def test_it_ends_with_its_pod(program: str, tmp_path: Path) -> None:
+def test_program_as_process_1_ends_on_sigterm(program: str, tmp_path: Path) -> None:
     """It exits at once, and not at the end of the grace period."""
     file = tmp_path / "auth.py"
     file.write_text(program)

@@ -15,7 +15,7 @@ from mailproxy_operator.api.kinds import DEPLOYMENT, DISRUPTION_BUDGET, MAIL_PRO
 from mailproxy_operator.controller import reconciler as reconcile_module
 from mailproxy_operator.controller import resync as resync_module
 from mailproxy_operator.controller import work_queue as work_queue_module
-from support.kube_faults import HANGS, Fault, Matching, is_list, watched, watches
+from support.kube_faults import HANGS, Fault, Matching, is_list, running_with_metrics
 from support.operator_bodies import body, server
 from support.operator_fakekube import FakeKube
 from support.operator_running import until
@@ -37,15 +37,15 @@ def is_status(request: web.Request) -> bool:
     return request.path.endswith("/status")
 
 
-def is_annotating(request: web.Request) -> bool:
+def is_annotation_patch(request: web.Request) -> bool:
     return request.method == "PATCH" and "/pods/" in request.path
 
 
-def is_deleting(request: web.Request) -> bool:
+def is_delete(request: web.Request) -> bool:
     return request.method == "DELETE"
 
 
-def is_telling(request: web.Request) -> bool:
+def is_event_creation(request: web.Request) -> bool:
     return request.method == "POST" and request.path.endswith("/events")
 
 
@@ -54,9 +54,9 @@ VERBS: dict[str, tuple[str, Matching]] = {
     "list": ("list", is_list),
     "apply": ("apply", is_apply),
     "apply status": ("apply", is_status),
-    "patch": ("patch", is_annotating),
-    "delete": ("delete", is_deleting),
-    "create": ("create", is_telling),
+    "patch": ("patch", is_annotation_patch),
+    "delete": ("delete", is_delete),
+    "create": ("create", is_event_creation),
 }
 
 
@@ -67,16 +67,16 @@ async def kube() -> AsyncIterator[FakeKube]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(main_module, "BACK_OFFS", (0.02, 0.02))
-    monkeypatch.setattr(work_queue_module, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(work_queue_module, "LONGEST_PAUSE", 0.2)
-    monkeypatch.setattr(reconcile_module, "LOOK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(work_queue_module, "MIN_BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(work_queue_module, "MAX_BACKOFF_SECONDS", 0.2)
+    monkeypatch.setattr(reconcile_module, "ROLLOUT_REQUEUE_SECONDS", 0.1)
 
 
 @pytest.fixture
-def given_up_soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def short_request_timeout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce the timeout of requests to a server that does not respond."""
     if request.getfixturevalue("status") == HANGS:
         monkeypatch.setattr(kube_module, "REQUEST_SECONDS", 0.5)
@@ -88,7 +88,7 @@ def condition(kube: FakeKube, name: str, kind: str) -> dict[str, Any]:
     return next((one for one in conditions if one["type"] == kind), {"reason": "", "message": ""})
 
 
-def pod(kube: FakeKube) -> None:
+def put_pod(kube: FakeKube) -> None:
     """Create a pod without the annotation of the wanted configuration."""
     template = kube.found(DEPLOYMENT, "edge")["spec"]["template"]["metadata"]
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "edge-1", "uid": "r", "controller": True}
@@ -105,10 +105,10 @@ def code(status: int) -> str:
     return CODES.get(status, "4xx")
 
 
-@pytest.mark.usefixtures("given_up_soon")
+@pytest.mark.usefixtures("short_request_timeout")
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("verb", VERBS)
-async def test_it_is_counted_and_survived(kube: FakeKube, verb: str, status: int) -> None:
+async def test_api_error_is_counted_and_not_fatal(kube: FakeKube, verb: str, status: int) -> None:
     counted, matching = VERBS[verb]
     fault = Fault(matching, status)
     kube.put(body(servers=[server("imap", "imap", 143)]))
@@ -116,20 +116,20 @@ async def test_it_is_counted_and_survived(kube: FakeKube, verb: str, status: int
         kube.put(body(servers=[server("imap", "imap", 143)], podDisruptionBudget={"maxUnavailable": 1}))
     if verb not in {"patch", "delete"}:
         kube.faults.append(fault)
-    async with watched(kube, resync_seconds=30.0) as operator:
+    async with running_with_metrics(kube, resync_seconds=30.0) as operator:
         if verb in {"patch", "delete"}:
             await until(lambda: kube.find(DEPLOYMENT, "edge"))
             await until(lambda: condition(kube, "edge", "Ready")["reason"] == "PodsNotReady")
             kube.faults.append(fault)
-            await until(lambda: watches(kube))
-            pod(kube)
+            await until(kube.open_watches)
+            put_pod(kube)
             if verb == "delete":
                 kube.put(body(mode="Sidecar", servers=[server("imap", "imap", 143)]))
-        await operator.counts("api_requests_total", verb=counted, code=code(status))
-        assert fault.met
+        await operator.wait_for_metric("api_requests_total", verb=counted, code=code(status))
+        assert fault.count
         assert (await operator.get("/healthz"))[0] == 200, "another start would not help"
-        fault.lift()
-        await until(lambda: watches(kube))
+        fault.disable()
+        await until(kube.open_watches)
         mode = "Sidecar" if verb == "delete" else "Deployment"
         kube.put(body(mode=mode, servers=[server("imap", "imap", 993)]))
         kube.put({**body(), "metadata": {"name": "second", "namespace": "mail"}})
@@ -144,30 +144,30 @@ async def test_it_is_counted_and_survived(kube: FakeKube, verb: str, status: int
 _NONE = {"spec": {"ports": [{"port": 0}]}}
 
 
-@pytest.mark.usefixtures("given_up_soon")
+@pytest.mark.usefixtures("short_request_timeout")
 @pytest.mark.parametrize(
-    ("status", "kind", "reason", "says"),
+    ("status", "kind", "reason", "expected"),
     [
-        (400, "Accepted", "InvalidSpec", "said by the fault"),
+        (400, "Accepted", "InvalidSpec", "injected error"),
         (401, "Reconciling", "Retrying", "they may have expired"),
-        (403, "Accepted", "Forbidden", "said by the fault"),
-        (404, "Reconciling", "Retrying", "said by the fault"),
-        (409, "Reconciling", "Retrying", "said by the fault"),
-        (410, "Reconciling", "Retrying", "said by the fault"),
-        (422, "Accepted", "InvalidSpec", "said by the fault"),
-        (429, "Reconciling", "Retrying", "said by the fault"),
-        (500, "Reconciling", "Retrying", "said by the fault"),
-        (HANGS, "Reconciling", "Retrying", "no answer in time"),
+        (403, "Accepted", "Forbidden", "injected error"),
+        (404, "Reconciling", "Retrying", "injected error"),
+        (409, "Reconciling", "Retrying", "injected error"),
+        (410, "Reconciling", "Retrying", "injected error"),
+        (422, "Accepted", "InvalidSpec", "injected error"),
+        (429, "Reconciling", "Retrying", "injected error"),
+        (500, "Reconciling", "Retrying", "injected error"),
+        (HANGS, "Reconciling", "Retrying", "no response in time"),
     ],
 )
-async def test_what_was_refused_stands_in_the_status(
-    kube: FakeKube, status: int, kind: str, reason: str, says: str
+async def test_api_error_is_reported_in_status(
+    kube: FakeKube, status: int, kind: str, reason: str, expected: str
 ) -> None:
     kube.faults.append(Fault(is_apply, status))
     kube.put(body())
-    async with watched(kube):
+    async with running_with_metrics(kube):
         await until(lambda: condition(kube, "edge", kind)["reason"] == reason)
         message = condition(kube, "edge", kind)["message"]
-        assert says in message
+        assert expected in message
         assert "edge" in message, "which object"
         assert kube.find(POD, "edge-1-a") is None

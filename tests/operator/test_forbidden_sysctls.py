@@ -31,11 +31,11 @@ def workload(annotation: str | None) -> dict[str, Any]:
         (None, set()),
     ],
 )
-def test_memory(annotation: str | None, remembered: set[str]) -> None:
+def test_memory_sysctls(annotation: str | None, remembered: set[str]) -> None:
     assert forbidden_sysctls.remembered([workload(annotation), workload(None)], 3) == remembered
 
 
-def test_what_is_written_is_read() -> None:
+def test_refused_sysctls_are_read_as_written() -> None:
     noted = {"metadata": {"annotations": refused_sysctls.written({"b", "a"}, 7)}}
     assert refused_sysctls.read(noted, 7) == {"a", "b"}
 
@@ -49,17 +49,17 @@ def test_what_is_written_is_read() -> None:
         (Pod(name="a"), set()),
     ],
 )
-def test_whose_refusal_counts(pod: Pod, names: set[str]) -> None:
+def test_refused_names_are_of_newest_template(pod: Pod, names: set[str]) -> None:
     assert forbidden_sysctls.refused_names(Observed(pods=(pod,))) == names
 
 
-def test_a_storm_is_cleared_a_part_at_a_time() -> None:
+def test_number_of_deleted_refused_pods_is_limited() -> None:
     pods = [{"metadata": {"name": str(n)}, "status": {"reason": "SysctlForbidden"}} for n in range(80)]
     pods.append({"metadata": {"name": "fine"}, "status": {"phase": "Running"}})
     assert len(forbidden_sysctls.refused_pods(pods)) == 50
 
 
-def test_what_is_said() -> None:
+def test_message_names_sysctl_and_advice() -> None:
     assert forbidden_sysctls.finding(frozenset()) is None
     found = forbidden_sysctls.finding(frozenset({"net.core.somaxconn"}))
     assert found is not None

@@ -13,6 +13,7 @@ from mailproxy_operator.api.kinds import AUTOSCALER, CONFIG_MAP, DEPLOYMENT, MAI
 from mailproxy_operator.controller.cache import Cache
 from mailproxy_operator.controller.handlers import EventHandlers
 from mailproxy_operator.controller.reconciler import Reconciler
+from mailproxy_operator.controller.work_queue import WorkQueue
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster
@@ -28,13 +29,13 @@ class World:
         self.cache.attach({MAIL_PROXY: self.resources})
         self.reconciler = Reconciler(self.cluster, Platform())
         self.handlers = EventHandlers(
-            self.reconciler, self.cache, recorder=lambda *_: None, ask=self.cluster.running_config
+            self.reconciler, self.cache, recorder=lambda *_: None, request_config=self.cluster.running_config
         )
 
     def is_enqueued(self) -> bool:
         """Return whether anything was enqueued since the last call."""
         found = bool(len(self.handlers.queue))
-        self.handlers.queue._entries.clear()
+        self.handlers.queue = WorkQueue(self.reconciler.reconcile)
         return found
 
 
@@ -93,19 +94,19 @@ async def test_status_of_an_autoscaler_enqueues_nothing(world: World) -> None:
     assert world.is_enqueued()
 
 
-async def test_edits_and_deletions_by_others_enqueue_the_owner(world: World) -> None:
+async def test_changes_by_others_enqueue_owner(world: World) -> None:
     edited = world.cluster.put({**world.cluster.found(CONFIG_MAP, "edge-config"), "data": {}})
     world.handlers.changed(CONFIG_MAP, edited, is_deleted=False)
     assert world.is_enqueued()
     world.handlers.changed(CONFIG_MAP, edited, is_deleted=True)
     assert world.is_enqueued()
-    stranger = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "mail"}}
-    world.handlers.changed(POD, stranger, is_deleted=False)
-    world.handlers.changed(POD, stranger, is_deleted=True)
+    foreign_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "mail"}}
+    world.handlers.changed(POD, foreign_pod, is_deleted=False)
+    world.handlers.changed(POD, foreign_pod, is_deleted=True)
     assert not world.is_enqueued()
 
 
-async def test_pod_with_a_sidecar_enqueues_both_proxies_that_its_labels_name(world: World) -> None:
+async def test_pod_with_sidecar_enqueues_both_proxies_in_its_labels(world: World) -> None:
     labels = {names.PROXY: "edge", names.INJECT: "other"}
     pod = {
         "apiVersion": "v1",
@@ -113,10 +114,10 @@ async def test_pod_with_a_sidecar_enqueues_both_proxies_that_its_labels_name(wor
         "metadata": {"name": "a", "namespace": "mail", "labels": labels},
     }
     world.handlers.changed(POD, pod, is_deleted=False)
-    assert world.handlers.queue._entries.keys() == {EDGE, Key("mail", "other")}
+    assert world.handlers.queue.keys() == {EDGE, Key("mail", "other")}
 
 
-async def test_resync_enqueues_every_resource_and_those_that_vanished_once(world: World) -> None:
+async def test_resync_enqueues_every_resource_and_deleted_ones_once(world: World) -> None:
     world.handlers.changed(MAIL_PROXY, world.cluster.found(MAIL_PROXY, "edge"), is_deleted=False)
     assert world.is_enqueued()
     world.handlers.resync(spread=0.0)

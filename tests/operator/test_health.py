@@ -18,7 +18,7 @@ from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.controller.resync import Resync
 from mailproxy_operator.errors import TransientError
 from mailproxy_operator.settings import Platform
-from support.kube_faults import HANGS, Fault, Running, watched, watches
+from support.kube_faults import HANGS, Fault, OperatorInProcess, running_with_metrics
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster
 from support.operator_fakekube import FakeKube
@@ -45,7 +45,7 @@ class Source(MemoryCluster):
         self.hangs = False
 
     async def list_all(
-        self, kind: Kind, namespaces: tuple[str, ...], selector: str, moved: Callable[[], None]
+        self, kind: Kind, namespaces: tuple[str, ...], selector: str, on_page: Callable[[], None]
     ) -> list[Manifest]:
         del namespaces, selector
         self.lists += 1
@@ -53,121 +53,123 @@ class Source(MemoryCluster):
             raise self.failure
         while self.is_slow:
             await asyncio.sleep(0.02)
-            moved()
+            on_page()
         if self.hangs:
             await asyncio.Event().wait()
-        return [one for (its, _), one in self.objects.items() if its is kind]
+        return [one for (stored_kind, _), one in self.objects.items() if stored_kind is kind]
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "STUCK_SECONDS", 0.2)
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(resync_module, "SETTLE_SECONDS", 0.0)
 
 
-def resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandlers]:
+def new_resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandlers]:
     cache = Cache(source)
     cache.attach({MAIL_PROXY: {}})
     reconciler = Reconciler(cache, Platform())
-    handlers = EventHandlers(reconciler, cache, recorder=lambda *_: None, ask=source.running_config)
+    handlers = EventHandlers(
+        reconciler, cache, recorder=lambda *_: None, request_config=source.running_config
+    )
     return Resync(source, cache, handlers, namespaces=(), interval=interval), handlers
 
 
-async def is_ready(operator: Running) -> None:
+async def wait_until_ready(operator: OperatorInProcess) -> None:
     async with asyncio.timeout(60):
         while (await operator.get("/readyz"))[0] != 200:
             await asyncio.sleep(0.05)
 
 
-async def for_a_while() -> None:
+async def wait_half_a_second() -> None:
     await asyncio.sleep(0.5)
 
 
-@pytest.mark.usefixtures("quick")
-async def test_a_listing_of_thousands_is_not_stuck() -> None:
+@pytest.mark.usefixtures("short_delays")
+async def test_slow_list_with_progress_is_not_stuck() -> None:
     source = Source()
     source.is_slow = True
     async with asyncio.TaskGroup() as tasks:
-        looking, _ = resync(source)
-        running = tasks.create_task(looking.run())
-        await for_a_while()
-        assert (looking.liveness_error(), source.lists) == ("", 1)
+        resync, _ = new_resync(source)
+        running = tasks.create_task(resync.run())
+        await wait_half_a_second()
+        assert (resync.liveness_error(), source.lists) == ("", 1)
         source.is_slow = False
         await until(lambda: source.lists > 30)
         running.cancel()
 
 
-@pytest.mark.usefixtures("quick")
-async def test_an_api_server_that_refuses_is_not_a_reason_to_start_again() -> None:
+@pytest.mark.usefixtures("short_delays")
+async def test_refusing_api_server_does_not_affect_liveness() -> None:
     source = Source()
     source.failure = TransientError("busy")
     async with asyncio.TaskGroup() as tasks:
-        looking, _ = resync(source)
-        running = tasks.create_task(looking.run())
-        await for_a_while()
-        assert looking.liveness_error() == ""
+        resync, _ = new_resync(source)
+        running = tasks.create_task(resync.run())
+        await wait_half_a_second()
+        assert resync.liveness_error() == ""
         source.failure = None
         await until(lambda: source.lists > 30)
         running.cancel()
 
 
-@pytest.mark.usefixtures("quick")
-async def test_a_resync_without_progress_is_reported() -> None:
+@pytest.mark.usefixtures("short_delays")
+async def test_resync_without_progress_affects_liveness() -> None:
     source = Source()
     source.hangs = True
     async with asyncio.TaskGroup() as tasks:
-        looking, _ = resync(source)
-        running = tasks.create_task(looking.run())
+        resync, _ = new_resync(source)
+        running = tasks.create_task(resync.run())
         await until(lambda: source.lists)
-        await for_a_while()
-        assert looking.liveness_error().startswith("no resync has made progress for")
+        await wait_half_a_second()
+        assert resync.liveness_error().startswith("no resync has made progress for")
         running.cancel()
 
 
-async def test_a_pause_that_the_server_asks_for_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_after_of_list_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "LONGEST_RETRY_SECONDS", 0.02)
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.01)
     source = Source()
     source.failure = TransientError("busy", delay=3600.0)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(resync(source)[0].run())
+        running = tasks.create_task(new_resync(source)[0].run())
         await until(lambda: source.lists >= 3)
         running.cancel()
 
 
-@pytest.mark.usefixtures("quick")
-async def test_kind_whose_watch_was_listed_again_is_compared_at_once() -> None:
+@pytest.mark.usefixtures("short_delays")
+async def test_kind_is_compared_at_once_after_its_watch_restarts_with_a_list() -> None:
     source = Source()
     async with asyncio.TaskGroup() as tasks:
-        looking, handlers = resync(source, interval=3600.0)
-        running = tasks.create_task(looking.run())
-        await for_a_while()
+        resync, handlers = new_resync(source, interval=3600.0)
+        running = tasks.create_task(resync.run())
+        await wait_half_a_second()
         assert source.lists == 0
         source.put(body())
-        looking.listed_again(MAIL_PROXY)
+        resync.listed_again(MAIL_PROXY)
         await until(lambda: source.lists == 1)
         await until(lambda: len(handlers.queue) == 1)
         running.cancel()
 
 
-async def test_it_is_ready_when_it_has_seen_everything_once(kube: FakeKube) -> None:
+async def test_operator_is_ready_after_all_lists_are_read(kube: FakeKube) -> None:
     fault = Fault(lambda one: one.path.endswith("/mailproxies") and "watch" not in one.query, HANGS)
     kube.faults.append(fault)
-    async with watched(kube) as operator:
-        await until(lambda: fault.met)
+    async with running_with_metrics(kube) as operator:
+        await until(lambda: fault.count)
         assert (await operator.get("/readyz"))[0] == 503
         assert (await operator.get("/healthz"))[0] == 200
     kube.faults.clear()
-    async with watched(kube) as operator:
+    async with running_with_metrics(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
-        await is_ready(operator)
+        await wait_until_ready(operator)
 
 
 async def test_malformed_requests_write_no_tracebacks(
     kube: FakeKube, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with watched(kube) as operator:
+    async with running_with_metrics(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
         caplog.clear()
         for malformed in (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\x16\x03\x01", b"GET / HTTP/9.x\r\n\r\n"):
@@ -181,32 +183,30 @@ async def test_malformed_requests_write_no_tracebacks(
         assert [record for record in caplog.records if record.exc_info] == []
 
 
-async def test_without_the_definition_it_is_not_ready(kube: FakeKube) -> None:
+async def test_operator_is_not_ready_without_crd(kube: FakeKube) -> None:
     kube.missing.add(MAIL_PROXY)
-    async with watched(kube) as operator:
-        await operator.counts("api_requests_total", verb="get")
+    async with running_with_metrics(kube) as operator:
+        await operator.wait_for_metric("api_requests_total", verb="get")
         assert (await operator.get("/readyz"))[0] == 503
         assert (await operator.get("/healthz"))[0] == 200
 
 
-async def test_whoever_stands_by_is_ready(kube: FakeKube) -> None:
-    async with watched(kube, lease_namespace="mail", identity="first") as first:
+async def test_standby_operator_is_ready(kube: FakeKube) -> None:
+    async with running_with_metrics(kube, lease_namespace="mail", identity="first") as first:
         await until(lambda: kube.find(LEASE, "mailproxy-operator"))
-        async with watched(kube, lease_namespace="mail", identity="second") as second:
-            await second.counts("api_requests_total", verb="get")
+        async with running_with_metrics(kube, lease_namespace="mail", identity="second") as second:
+            await second.wait_for_metric("api_requests_total", verb="get")
             await until(lambda: kube.find(DEPLOYMENT, "edge"))
-            await is_ready(second)
+            await wait_until_ready(second)
             assert (await first.metric("leader"), await second.metric("leader")) == (1, 0)
 
 
-async def test_a_reconcile_that_never_ends_is_told_by_the_liveness(
-    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reconcile_that_hangs_affects_liveness(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy_operator.main.STUCK_SECONDS", 0.2)
     monkeypatch.setattr(work_queue_module, "RECONCILE_SECONDS", 3600.0)
-    async with watched(kube) as operator:
+    async with running_with_metrics(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
-        await until(lambda: watches(kube))
+        await until(kube.open_watches)
         kube.faults.append(Fault(lambda one: one.method == "PATCH", HANGS))
         kube.put(body(workers=2))
         async with asyncio.timeout(60):

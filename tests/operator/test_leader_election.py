@@ -33,8 +33,8 @@ class Store:
         return copy.deepcopy(self.lease)
 
     async def write_lease(self, manifest: Manifest) -> bool:
-        known = self.lease["metadata"]["resourceVersion"] if self.lease else None
-        if manifest["metadata"].get("resourceVersion") != known:
+        current_version = self.lease["metadata"]["resourceVersion"] if self.lease else None
+        if manifest["metadata"].get("resourceVersion") != current_version:
             return False
         self.version += 1
         self.lease = copy.deepcopy(manifest)
@@ -49,13 +49,13 @@ class Store:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_durations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leader_election, "DURATION_SECONDS", 0.3)
     monkeypatch.setattr(leader_election, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(leader_election, "RETRY_SECONDS", 0.02)
 
 
-async def test_whoever_comes_first_holds_it() -> None:
+async def test_first_candidate_acquires_lease() -> None:
     store = Store()
     await LeaderElector(store, KEY, "a").acquire()
     assert (store.spec["holderIdentity"], store.spec["leaseTransitions"]) == ("a", 0)
@@ -65,7 +65,7 @@ async def test_whoever_comes_first_holds_it() -> None:
     assert store.spec["holderIdentity"] == "a"
 
 
-async def test_a_record_that_no_longer_changes_is_taken_over() -> None:
+async def test_lease_that_is_not_renewed_is_taken_over() -> None:
     store = Store()
     await LeaderElector(store, KEY, "a").acquire()
     async with asyncio.timeout(60):
@@ -73,12 +73,12 @@ async def test_a_record_that_no_longer_changes_is_taken_over() -> None:
     assert (store.spec["holderIdentity"], store.spec["leaseTransitions"]) == ("b", 1)
 
 
-async def test_a_record_that_changes_is_respected() -> None:
+async def test_renewed_lease_is_not_taken_over() -> None:
     store = Store()
     holder = LeaderElector(store, KEY, "a")
     await holder.acquire()
     async with asyncio.TaskGroup() as tasks:
-        holding = tasks.create_task(holder.hold())
+        holding = tasks.create_task(holder.renew())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 await LeaderElector(store, KEY, "b").acquire()
@@ -86,7 +86,7 @@ async def test_a_record_that_changes_is_respected() -> None:
     assert store.spec["holderIdentity"] == "a"
 
 
-async def test_what_is_given_back_is_free_at_once() -> None:
+async def test_released_lease_can_be_acquired_at_once() -> None:
     store = Store()
     holder = LeaderElector(store, KEY, "a")
     await holder.acquire()
@@ -97,40 +97,40 @@ async def test_what_is_given_back_is_free_at_once() -> None:
     assert store.spec["holderIdentity"] == "b"
 
 
-async def test_a_renewal_that_arrives_late_does_not_keep_it() -> None:
+async def test_late_renewal_does_not_prevent_release() -> None:
     store = Store()
     holder = LeaderElector(store, KEY, "a")
     await holder.acquire()
     read, late = store.read_lease, iter([True, False, False])
 
-    async def overtaken(key: Key) -> Manifest | None:
+    async def read_then_renew(key: Key) -> Manifest | None:
         found = await read(key)
         if next(late) and found is not None:
             assert await store.write_lease(found)
         return found
 
-    store.read_lease = overtaken  # type: ignore[method-assign]
+    store.read_lease = read_then_renew  # type: ignore[method-assign]
     await holder.release()
     assert store.spec["holderIdentity"] == ""
 
 
-async def test_a_stolen_lease_is_lost() -> None:
+async def test_lease_acquired_by_another_holder_is_lost() -> None:
     store = Store()
     holder = LeaderElector(store, KEY, "a")
     await holder.acquire()
-    store.spec["holderIdentity"] = "thief"
+    store.spec["holderIdentity"] = "other"
     async with asyncio.timeout(60):
-        await holder.hold()
-    assert store.spec["holderIdentity"] == "thief"
+        await holder.renew()
+    assert store.spec["holderIdentity"] == "other"
 
 
-async def test_a_server_that_is_down_for_too_long_costs_the_lease() -> None:
+async def test_lease_is_lost_when_api_server_is_down_too_long() -> None:
     store = Store()
     holder = LeaderElector(store, KEY, "a")
     await holder.acquire()
     store.is_down = True
     async with asyncio.timeout(60):
-        await holder.hold()
+        await holder.renew()
     await holder.release()
 
 
@@ -150,7 +150,7 @@ async def test_lease_belongs_to_the_pod_of_its_holder() -> None:
     assert store.lease["metadata"]["ownerReferences"] == [other]
 
 
-async def test_lease_that_vanishes_with_its_last_holder_is_made_anew() -> None:
+async def test_deleted_lease_is_created_again() -> None:
     store = Store()
     first = LeaderElector(store, KEY, "a", owner=OWNER)
     await first.acquire()

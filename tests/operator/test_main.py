@@ -31,7 +31,7 @@ def reason(kube: FakeKube, name: str = "edge") -> str:
     return next((one["reason"] for one in conditions if one["type"] == "Ready"), "")
 
 
-async def test_resources_are_served_from_the_first_moment_on(kube: FakeKube) -> None:
+async def test_resources_are_created_updated_and_deleted(kube: FakeKube) -> None:
     kube.put(body())
     async with running(kube):
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
@@ -46,7 +46,7 @@ async def test_resources_are_served_from_the_first_moment_on(kube: FakeKube) -> 
         assert "annotations" not in kube.found(MAIL_PROXY, "second")["metadata"]
 
 
-async def test_what_is_edited_or_deleted_is_restored(kube: FakeKube) -> None:
+async def test_edited_and_deleted_objects_are_restored(kube: FakeKube) -> None:
     kube.put(body())
     async with running(kube):
         await until(lambda: reason(kube))
@@ -58,35 +58,34 @@ async def test_what_is_edited_or_deleted_is_restored(kube: FakeKube) -> None:
         await until(lambda: kube.found(CONFIG_MAP, "edge-config")["data"]["mailproxy.json"] != "by hand")
 
 
-async def test_what_a_watch_has_missed_the_resync_finds(kube: FakeKube) -> None:
+async def test_resync_finds_changes_that_a_watch_missed(kube: FakeKube) -> None:
     kube.put(body())
     async with running(kube, resync_seconds=0.5):
         await until(lambda: reason(kube))
-        watches, kube._watches = kube._watches, []
-        kube.remove(SERVICE, "edge")
-        kube.put({**body(), "metadata": {"name": "second", "namespace": "mail"}})
-        await until(lambda: kube.find(SERVICE, "edge") and kube.find(SERVICE, "second"))
-        kube._watches = watches
+        with kube.muted_watches():
+            kube.remove(SERVICE, "edge")
+            kube.put({**body(), "metadata": {"name": "second", "namespace": "mail"}})
+            await until(lambda: kube.find(SERVICE, "edge") and kube.find(SERVICE, "second"))
 
 
-async def test_watches_that_end_are_begun_again(kube: FakeKube) -> None:
+async def test_ended_watches_are_restarted(kube: FakeKube) -> None:
     async with running(kube):
-        [old] = await until(lambda: [one for one in kube._watches if one[0] is MAIL_PROXY])
+        [old] = await until(kube.open_watches)
         kube.end_watches()
-        await until(lambda: old not in kube._watches)
-        await until(lambda: [one for one in kube._watches if one[0] is MAIL_PROXY])
+        await until(lambda: old not in kube.open_watches())
+        await until(kube.open_watches)
         kube.put(body())
         await until(lambda: reason(kube))
 
 
-async def test_errors_are_survived(kube: FakeKube) -> None:
-    failing = {"left": 5}
+async def test_reconcile_is_retried_after_api_errors(kube: FakeKube) -> None:
+    failures = {"left": 5}
 
     def fault(request: web.Request) -> web.Response | None:
-        if request.method == "PATCH" and failing["left"]:
-            failing["left"] -= 1
+        if request.method == "PATCH" and failures["left"]:
+            failures["left"] -= 1
             return web.json_response(
-                {"kind": "Status", "message": "busy"}, status=500 if failing["left"] % 2 else 429
+                {"kind": "Status", "message": "busy"}, status=500 if failures["left"] % 2 else 429
             )
         return None
 
@@ -94,10 +93,10 @@ async def test_errors_are_survived(kube: FakeKube) -> None:
     kube.put(body())
     async with running(kube):
         await until(lambda: reason(kube) == "PodsNotReady")
-    assert failing["left"] == 0
+    assert failures["left"] == 0
 
 
-async def test_one_bad_resource_does_not_keep_the_others_waiting(kube: FakeKube) -> None:
+async def test_failing_resource_does_not_delay_others(kube: FakeKube) -> None:
     def fault(request: web.Request) -> web.Response | None:
         is_bad = request.method == "PATCH" and "/bad" in request.path and "status" not in request.path
         return web.json_response({"kind": "Status", "message": "no"}, status=500) if is_bad else None
@@ -114,7 +113,7 @@ async def test_one_bad_resource_does_not_keep_the_others_waiting(kube: FakeKube)
         assert reconciling["reason"] == "Retrying"
 
 
-async def test_namespaces_are_kept_to(kube: FakeKube) -> None:
+async def test_only_configured_namespaces_are_reconciled(kube: FakeKube) -> None:
     kube.put(body())
     kube.put({**body(), "metadata": {"name": "edge", "namespace": "other"}})
     async with running(kube, namespaces=("mail",)):
@@ -122,14 +121,14 @@ async def test_namespaces_are_kept_to(kube: FakeKube) -> None:
         assert kube.find(DEPLOYMENT, "edge", "other") is None
 
 
-async def test_a_cluster_without_monitoring_kinds(kube: FakeKube) -> None:
+async def test_cluster_without_monitoring_kinds_is_supported(kube: FakeKube) -> None:
     kube.missing.add(POD_MONITOR)
     kube.put(body(monitoring={"podMonitor": {"enabled": True}}))
     async with running(kube):
         await until(lambda: reason(kube) == "PodsNotReady")
 
 
-async def test_a_definition_that_is_installed_later(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_crd_installed_after_start_is_detected(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main_module, "RETRY_SECONDS", 0.05)
     kube.missing.add(MAIL_PROXY)
     async with running(kube):
@@ -139,7 +138,7 @@ async def test_a_definition_that_is_installed_later(kube: FakeKube, monkeypatch:
         await until(lambda: reason(kube))
 
 
-async def test_of_two_operators_one_works_and_the_other_takes_over(
+async def test_second_operator_takes_over_after_first_ends(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailproxy_operator.api.leader_election.RETRY_SECONDS", 0.1)
@@ -156,38 +155,38 @@ async def test_of_two_operators_one_works_and_the_other_takes_over(
         await until(lambda: kube.found(LEASE, "mailproxy-operator")["spec"]["holderIdentity"] == "third")
 
 
-async def test_a_lost_lease_ends_the_operator(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_lease_ends_operator(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy_operator.api.leader_election.RENEW_SECONDS", 1.0)
     async with running(kube, restarts=False, lease_namespace="mail", identity="first") as operator:
         await until(lambda: kube.find(LEASE, "mailproxy-operator"))
         stolen = kube.found(LEASE, "mailproxy-operator")
-        stolen["spec"]["holderIdentity"] = "thief"
+        stolen["spec"]["holderIdentity"] = "other"
         kube.put(stolen)
         async with asyncio.timeout(60):
             assert await operator == 1
 
 
-async def test_the_admin_endpoint(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_admin_endpoint(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoints: list[AdminEndpoint] = []
 
-    def noted(*arguments: Any, **more: Any) -> AdminEndpoint:
+    def record_endpoint(*arguments: Any, **more: Any) -> AdminEndpoint:
         endpoints.append(AdminEndpoint(*arguments, **more))
         return endpoints[-1]
 
-    monkeypatch.setattr(main_module, "AdminEndpoint", noted)
+    monkeypatch.setattr(main_module, "AdminEndpoint", record_endpoint)
     kube.put(body())
     async with running(kube), aiohttp.ClientSession() as session:
         await until(lambda: reason(kube))
         base = f"http://127.0.0.1:{endpoints[0].port}"
-        async with session.get(f"{base}/healthz") as answer:
-            assert (answer.status, await answer.text()) == (200, "ok\n")
-        async with session.get(f"{base}/readyz") as answer:
-            assert answer.status == 200
+        async with session.get(f"{base}/healthz") as response:
+            assert (response.status, await response.text()) == (200, "ok\n")
+        async with session.get(f"{base}/readyz") as response:
+            assert response.status == 200
         async with asyncio.timeout(60):  # the status is written before the reconcile has ended and is counted
             text = ""
             while 'mailproxy_operator_resources{ready="false"} 1.0' not in text:
-                async with session.get(f"{base}/metrics") as answer:
-                    text = await answer.text()
+                async with session.get(f"{base}/metrics") as response:
+                    text = await response.text()
         assert 'mailproxy_operator_reconciles_total{result="ok"}' in text
         assert (
             'mailproxy_operator_condition{name="edge",namespace="mail",status="False",type="Ready"} 1.0'

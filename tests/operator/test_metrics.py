@@ -17,8 +17,8 @@ from mailproxy_operator.metrics import Metrics
 EDGE = Key("mail", "edge")
 
 
-def value(meters: Metrics, name: str, /, **labels: str) -> float | None:
-    return meters.registry.get_sample_value(f"mailproxy_operator_{name}", labels)
+def value(metrics: Metrics, name: str, /, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"mailproxy_operator_{name}", labels)
 
 
 def status(ready: str, stalled: str = "NotStalled") -> dict[str, Any]:
@@ -34,51 +34,51 @@ def status(ready: str, stalled: str = "NotStalled") -> dict[str, Any]:
         (None, "error"),
     ],
 )
-def test_results_are_counted(outcome: Outcome | None, result: str) -> None:
-    meters = Metrics()
-    meters.reconciled(EDGE, outcome, 0.2)
+def test_reconciles_are_counted_by_result(outcome: Outcome | None, result: str) -> None:
+    metrics = Metrics()
+    metrics.reconciled(EDGE, outcome, 0.2)
     for one in ("ok", "retry", "hopeless", "error"):
-        assert value(meters, "reconciles_total", result=one) == (1.0 if one == result else 0.0)
-    assert value(meters, "reconcile_duration_seconds_count") == 1.0
-    assert bool(value(meters, "last_success_timestamp_seconds")) is (result in {"ok", "hopeless"})
+        assert value(metrics, "reconciles_total", result=one) == (1.0 if one == result else 0.0)
+    assert value(metrics, "reconcile_duration_seconds_count") == 1.0
+    assert bool(value(metrics, "last_success_timestamp_seconds")) is (result in {"ok", "hopeless"})
 
 
-def test_resources_are_counted_by_their_condition_and_forgotten_with_it() -> None:
-    meters = Metrics()
-    meters.reconciled(EDGE, Outcome(status=status("True")), 0.1)
-    meters.reconciled(Key("mail", "b"), Outcome(status=status("Unknown", "SysctlForbidden")), 0.1)
-    assert value(meters, "resources", ready="true") == 1.0
-    assert value(meters, "resources", ready="unknown") == 1.0
-    assert value(meters, "circuit_breakers_open", reason="sysctl_forbidden") == 1.0
-    meters.reconciled(EDGE, Outcome(is_gone=True), 0.1)
-    meters.reconciled(Key("mail", "b"), Outcome(status=status("False")), 0.1)
-    assert value(meters, "resources", ready="true") == 0.0
-    assert value(meters, "resources", ready="false") == 1.0
-    assert value(meters, "circuit_breakers_open", reason="sysctl_forbidden") == 0.0
+def test_resources_are_counted_by_ready_condition() -> None:
+    metrics = Metrics()
+    metrics.reconciled(EDGE, Outcome(status=status("True")), 0.1)
+    metrics.reconciled(Key("mail", "b"), Outcome(status=status("Unknown", "SysctlForbidden")), 0.1)
+    assert value(metrics, "resources", ready="true") == 1.0
+    assert value(metrics, "resources", ready="unknown") == 1.0
+    assert value(metrics, "circuit_breakers_open", reason="sysctl_forbidden") == 1.0
+    metrics.reconciled(EDGE, Outcome(is_gone=True), 0.1)
+    metrics.reconciled(Key("mail", "b"), Outcome(status=status("False")), 0.1)
+    assert value(metrics, "resources", ready="true") == 0.0
+    assert value(metrics, "resources", ready="false") == 1.0
+    assert value(metrics, "circuit_breakers_open", reason="sysctl_forbidden") == 0.0
 
 
-def test_a_refusal_counts_once_until_it_is_over() -> None:
-    meters = Metrics()
+def test_repeated_config_error_is_counted_once() -> None:
+    metrics = Metrics()
     refused = Outcome(refused=ConditionCause("ListenerConflict", "no"))
     for outcome in (refused, refused, Outcome(), refused):
-        meters.reconciled(EDGE, outcome, 0.1)
-    assert value(meters, "config_errors_total", reason="listener_conflict") == 2.0
+        metrics.reconciled(EDGE, outcome, 0.1)
+    assert value(metrics, "config_errors_total", reason="listener_conflict") == 2.0
 
 
 def test_repairs_and_prunes_are_counted_by_kind() -> None:
-    meters = Metrics()
-    meters.reconciled(EDGE, Outcome(drifted=("Service",), pruned=("PodMonitor",)), 0.1)
-    assert value(meters, "drift_repairs_total", kind="Service") == 1.0
-    assert value(meters, "prunes_total", kind="PodMonitor") == 1.0
+    metrics = Metrics()
+    metrics.reconciled(EDGE, Outcome(drifted=("Service",), pruned=("PodMonitor",)), 0.1)
+    assert value(metrics, "drift_repairs_total", kind="Service") == 1.0
+    assert value(metrics, "prunes_total", kind="PodMonitor") == 1.0
 
 
 def test_requests_are_counted() -> None:
-    meters = Metrics()
-    meters.requested("apply", "2xx", 0.01)
-    meters.watch_queue(lambda: 3)
-    assert value(meters, "api_requests_total", verb="apply", code="2xx") == 1.0
-    assert value(meters, "api_request_duration_seconds_count", verb="apply") == 1.0
-    assert value(meters, "queue_depth") == 3.0
+    metrics = Metrics()
+    metrics.requested("apply", "2xx", 0.01)
+    metrics.watch_queue(lambda: 3)
+    assert value(metrics, "api_requests_total", verb="apply", code="2xx") == 1.0
+    assert value(metrics, "api_request_duration_seconds_count", verb="apply") == 1.0
+    assert value(metrics, "queue_depth") == 3.0
 
 
 CATALOGUE = {
@@ -120,11 +120,11 @@ CATALOGUE = {
 """Name, type, and the values of each label: empty before the first event, ``None`` for any value."""
 
 
-def test_the_catalogue_is_whole_from_the_start() -> None:
+def test_all_metrics_exist_from_start() -> None:
     text, _ = Metrics().exposition()
     families = {family.name: family for family in text_string_to_metric_families(text.decode())}
-    told = {f"mailproxy_operator_{name.removesuffix('_total')}" for name in CATALOGUE}
-    assert {name for name in families if not name.endswith("_created")} == told
+    expected = {f"mailproxy_operator_{name.removesuffix('_total')}" for name in CATALOGUE}
+    assert {name for name in families if not name.endswith("_created")} == expected
     for name, (kind, labels) in CATALOGUE.items():
         family = families[f"mailproxy_operator_{name.removesuffix('_total')}"]
         assert family.type == kind, name
@@ -136,53 +136,56 @@ def test_the_catalogue_is_whole_from_the_start() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "revision"), [("1.2.0+abc1234", "abc1234"), ("1.2.0", "unknown"), ("unknown", "unknown")]
+    ("package_version", "revision"),
+    [("1.2.0+abc1234", "abc1234"), ("1.2.0", "unknown"), ("unknown", "unknown")],
 )
-def test_the_revision_is_the_local_part_of_the_version(
-    monkeypatch: pytest.MonkeyPatch, known: str, revision: str
+def test_build_revision_is_local_part_of_version(
+    monkeypatch: pytest.MonkeyPatch, package_version: str, revision: str
 ) -> None:
-    monkeypatch.setattr(meters_module, "version", lambda _: known)
+    monkeypatch.setattr(meters_module, "version", lambda _: package_version)
     text, _ = Metrics().exposition()
-    assert f'revision="{revision}",version="{known}"' in text.decode()
+    assert f'revision="{revision}",version="{package_version}"' in text.decode()
 
 
-def test_how_long_a_watch_lasts_is_no_duration_of_a_request() -> None:
-    meters = Metrics()
-    meters.requested("watch", "2xx", 300.0)
-    assert value(meters, "api_requests_total", verb="watch", code="2xx") == 1.0
-    assert value(meters, "api_request_duration_seconds_count", verb="watch") is None
+def test_duration_of_watch_is_not_observed() -> None:
+    metrics = Metrics()
+    metrics.requested("watch", "2xx", 300.0)
+    assert value(metrics, "api_requests_total", verb="watch", code="2xx") == 1.0
+    assert value(metrics, "api_request_duration_seconds_count", verb="watch") is None
 
 
-def test_conditions_name_their_resource() -> None:
-    meters = Metrics()
-    where = {"namespace": "mail", "name": "edge"}
+def test_condition_series_have_resource_labels() -> None:
+    metrics = Metrics()
+    resource_labels = {"namespace": "mail", "name": "edge"}
     for ready in ("True", "False"):
-        meters.reconciled(EDGE, Outcome(status=status(ready)), 0.1)
+        metrics.reconciled(EDGE, Outcome(status=status(ready)), 0.1)
         for one in ("True", "False", "Unknown"):
-            found = value(meters, "condition", **where, type="Ready", status=one)
+            found = value(metrics, "condition", **resource_labels, type="Ready", status=one)
             assert found == (1.0 if one == ready else 0.0)
-    meters.reconciled(EDGE, Outcome(is_gone=True), 0.1)
-    assert value(meters, "condition", **where, type="Ready", status="False") is None
-    assert b"edge" not in meters.exposition()[0]
+    metrics.reconciled(EDGE, Outcome(is_gone=True), 0.1)
+    assert value(metrics, "condition", **resource_labels, type="Ready", status="False") is None
+    assert b"edge" not in metrics.exposition()[0]
 
 
-def test_series_of_conditions_are_limited_and_the_resources_that_are_not_ready_come_first(
+def test_condition_series_are_limited_and_unready_resources_come_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(meters_module, "MAX_RESOURCES", 3)
-    meters = Metrics()
+    metrics = Metrics()
     for number in range(5):
-        meters.reconciled(Key("mail", f"good-{number}"), Outcome(status=status("True")), 0.1)
-    meters.reconciled(Key("mail", "sick"), Outcome(status=status("False")), 0.1)
-    families = {one.name: one for one in meters.registry.collect()}
+        metrics.reconciled(Key("mail", f"good-{number}"), Outcome(status=status("True")), 0.1)
+    metrics.reconciled(Key("mail", "sick"), Outcome(status=status("False")), 0.1)
+    families = {one.name: one for one in metrics.registry.collect()}
     samples = families["mailproxy_operator_condition"].samples
     assert {one.labels["name"] for one in samples} == {"sick", "good-0", "good-1"}
-    assert value(meters, "condition_resources_omitted") == 3.0
+    assert value(metrics, "condition_resources_omitted") == 3.0
 
 
-def test_an_invalid_resource_is_no_fault_of_the_operator() -> None:
-    meters = Metrics()
-    meters.reconciled(EDGE, Outcome(refused=ConditionCause("InvalidSpec", "no"), status=status("False")), 0.1)
-    assert value(meters, "reconciles_total", result="error") == 0.0
-    assert value(meters, "last_success_timestamp_seconds")
-    assert value(meters, "condition", namespace="mail", name="edge", type="Ready", status="False") == 1.0
+def test_invalid_resource_counts_as_successful_reconcile() -> None:
+    metrics = Metrics()
+    metrics.reconciled(
+        EDGE, Outcome(refused=ConditionCause("InvalidSpec", "no"), status=status("False")), 0.1
+    )
+    assert value(metrics, "reconciles_total", result="error") == 0.0
+    assert value(metrics, "last_success_timestamp_seconds")
+    assert value(metrics, "condition", namespace="mail", name="edge", type="Ready", status="False") == 1.0

@@ -63,12 +63,12 @@ def deployment(status: dict[str, Any], replicas: int = 2) -> dict[str, Any]:
         ),
     ],
 )
-async def test_workloads(live: dict[str, Any], expected: Workload) -> None:
+async def test_observed_workload(live: dict[str, Any], expected: Workload) -> None:
     observed, _ = await observe(MemoryCluster(), EDGE, live, None)
     assert observed.workload == expected
 
 
-async def test_a_deployment_whose_pods_take_node_ports_may_lack_one_while_it_rolls() -> None:
+async def test_deployment_with_node_ports_is_available_with_one_pod_missing() -> None:
     """As with a DaemonSet: the old pod is deleted first, so a rollout is not an outage."""
     live = deployment({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 1})
     live["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
@@ -131,7 +131,7 @@ def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
         ),
     ],
 )
-async def test_pods(live: dict[str, Any], expected: Pod) -> None:
+async def test_observed_pod(live: dict[str, Any], expected: Pod) -> None:
     cluster = MemoryCluster()
     cluster.put(live)
     cluster.running["a"] = RunningConfig("h")
@@ -140,7 +140,7 @@ async def test_pods(live: dict[str, Any], expected: Pod) -> None:
     assert len(pods) == 1
 
 
-async def test_pods_that_leave_are_not_asked() -> None:
+async def test_terminating_pods_get_no_request() -> None:
     cluster = MemoryCluster()
     cluster.put(pod({"running": {}}))["metadata"]["deletionTimestamp"] = "now"
     cluster.running["a"] = RunningConfig("h")
@@ -150,7 +150,7 @@ async def test_pods_that_leave_are_not_asked() -> None:
 
 
 @pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
-async def test_pods_that_have_ended_are_not_asked(phase: str) -> None:
+async def test_ended_pods_get_no_request(phase: str) -> None:
     """An evicted pod keeps its address in its status, and another pod may have that address now."""
     cluster = MemoryCluster()
     cluster.put(pod({}, phase=phase, reason="Evicted", message="m"))
@@ -159,7 +159,7 @@ async def test_pods_that_have_ended_are_not_asked(phase: str) -> None:
     assert observed.pods[0].running is None
 
 
-async def test_volumes_are_asked_about_only_while_a_pod_does_not_start() -> None:
+async def test_mount_failures_are_read_only_while_a_pod_is_starting() -> None:
     cluster = MemoryCluster()
     cluster.mounts = {"a": 'secret "x" not found'}
     cluster.put(pod({"waiting": {"reason": "ContainerCreating"}}))
@@ -191,6 +191,8 @@ async def test_volumes_are_asked_about_only_while_a_pod_does_not_start() -> None
         ),
     ],
 )
-async def test_addresses(service: dict[str, Any] | None, addresses: tuple[tuple[str, str], ...]) -> None:
+async def test_addresses_of_service(
+    service: dict[str, Any] | None, addresses: tuple[tuple[str, str], ...]
+) -> None:
     observed, _ = await observe(MemoryCluster(), EDGE, None, service)
     assert observed.addresses == addresses

@@ -31,19 +31,19 @@ def test_ports_are_sorted_by_number_and_collapse_addresses() -> None:
     )
 
 
-def test_high_ports_keep_the_name_of_the_port_that_clients_use() -> None:
+def test_high_port_has_name_of_client_port() -> None:
     assert ports([listener("imap", 143, offset=10_000)]) == (Port(143, 10_143, "imap-143", "imap"),)
 
 
-def test_two_protocols_on_one_number_share_the_first_ones_name() -> None:
+def test_two_protocols_on_one_port_number_use_name_of_first() -> None:
     found = [listener("imap", 4000, "192.0.2.1"), listener("pop3", 4000, "192.0.2.2")]
     assert [port.name for port in ports(found)] == ["imap-4000"]
 
 
-def test_every_name_fits_a_container_port() -> None:
+def test_port_names_fit_length_limit() -> None:
     assert max(len(port.name) for port in ports([listener("smtp", 65535), listener("pop3", 1)])) <= 15
 
 
 @pytest.mark.parametrize(("numbers", "smallest"), [((143, 25, 993), 25), ((1024, 2025), None), ((), None)])
-def test_privileged(numbers: tuple[int, ...], smallest: int | None) -> None:
+def test_smallest_privileged_port(numbers: tuple[int, ...], smallest: int | None) -> None:
     assert privileged(ports([listener("smtp", number) for number in numbers])) == smallest

@@ -55,7 +55,7 @@ class World:
             await self.reconcile()
             self.cluster.roll_out("edge")
         outcome = await self.reconcile()
-        self.cluster.answer(outcome.status["configHash"])
+        self.cluster.report_config(outcome.status["configHash"])
         return await self.reconcile()
 
     def writes(self) -> list[tuple[str, str, str]]:
@@ -69,7 +69,7 @@ def world() -> World:
     return World()
 
 
-async def test_a_resource_becomes_a_serving_proxy(world: World) -> None:
+async def test_resource_becomes_ready_proxy(world: World) -> None:
     world.put()
     outcome = await world.reconcile()
     assert outcome.again_after == 5.0
@@ -103,7 +103,7 @@ async def test_a_resource_becomes_a_serving_proxy(world: World) -> None:
     ]
 
 
-async def test_a_second_reconcile_writes_nothing(world: World) -> None:
+async def test_second_reconcile_writes_nothing(world: World) -> None:
     world.put()
     await world.settle()
     world.writes()
@@ -115,7 +115,7 @@ async def test_a_second_reconcile_writes_nothing(world: World) -> None:
     assert {at: one["metadata"]["resourceVersion"] for at, one in world.cluster.objects.items()} == before
 
 
-async def test_a_first_look_that_was_broken_off_is_made_good(world: World) -> None:
+async def test_interrupted_first_reconcile_is_completed(world: World) -> None:
     """The first reconcile wrote objects and no status; then the spec changed."""
     world.put(networkPolicy={"enabled": True})
     await world.reconcile()
@@ -153,7 +153,7 @@ async def test_drift_is_repaired(world: World, kind: Any, deleted: bool) -> None
 
 
 @pytest.mark.parametrize("kind", [DEPLOYMENT, SERVICE])
-async def test_a_label_of_ours_that_was_edited_is_restored(world: World, kind: Any) -> None:
+async def test_edited_label_is_restored(world: World, kind: Any) -> None:
     world.put()
     await world.settle()
     before = world.cluster.found(kind, "edge")["metadata"]["labels"]
@@ -163,7 +163,7 @@ async def test_a_label_of_ours_that_was_edited_is_restored(world: World, kind: A
     assert outcome.drifted == (kind.name,)
 
 
-async def test_a_change_of_configuration_leaves_the_template_alone(world: World) -> None:
+async def test_configuration_change_keeps_pod_template(world: World) -> None:
     world.put()
     await world.settle()
     template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
@@ -173,12 +173,12 @@ async def test_a_change_of_configuration_leaves_the_template_alone(world: World)
     assert world.cluster.condition("edge") == ("False", "ConfigPropagating")
     pod = world.cluster.found(POD, "edge-0")
     assert pod["metadata"]["annotations"][names.CONFIG_HASH] == outcome.status["configHash"]
-    world.cluster.answer(outcome.status["configHash"])
+    world.cluster.report_config(outcome.status["configHash"])
     await world.reconcile()
     assert world.cluster.condition("edge") == ("True", "Ready")
 
 
-async def test_a_new_port_changes_the_template(world: World) -> None:
+async def test_new_port_changes_pod_template(world: World) -> None:
     world.put()
     await world.settle()
     template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
@@ -188,7 +188,7 @@ async def test_a_new_port_changes_the_template(world: World) -> None:
     assert changed["metadata"]["annotations"] != template["metadata"]["annotations"]
 
 
-async def test_an_invalid_resource_keeps_what_runs(world: World) -> None:
+async def test_invalid_resource_keeps_running_objects(world: World) -> None:
     world.put()
     good = await world.settle()
     world.writes()
@@ -207,7 +207,7 @@ async def test_an_invalid_resource_keeps_what_runs(world: World) -> None:
     assert world.writes() == []
 
 
-async def test_duplicate_listeners_have_a_reason_of_their_own(world: World) -> None:
+async def test_duplicate_listeners_have_reason_listener_conflict(world: World) -> None:
     world.put(servers=[server("a", "imap", 143), server("b", "imap", 143)])
     await world.reconcile()
     assert world.cluster.condition("edge") == ("False", "ListenerConflict")
@@ -220,7 +220,7 @@ async def test_duplicate_listeners_have_a_reason_of_their_own(world: World) -> N
         ({"monitoring": {"podMonitor": {"enabled": True}}}, POD_MONITOR),
     ],
 )
-async def test_what_is_no_longer_wanted_is_pruned(world: World, spec: dict[str, Any], kind: Any) -> None:
+async def test_unused_objects_are_pruned(world: World, spec: dict[str, Any], kind: Any) -> None:
     world.put(**spec)
     await world.settle()
     assert world.cluster.find(kind, "edge")
@@ -231,9 +231,7 @@ async def test_what_is_no_longer_wanted_is_pruned(world: World, spec: dict[str, 
 
 
 @pytest.mark.parametrize("is_deleted_first", [False, True])
-async def test_what_is_switched_off_and_on_again_was_not_tampered_with(
-    world: World, is_deleted_first: bool
-) -> None:
+async def test_object_disabled_and_enabled_again_is_not_drift(world: World, is_deleted_first: bool) -> None:
     for enabled in (True, False, True):
         world.put(networkPolicy={"enabled": enabled})
         if is_deleted_first and not enabled:
@@ -243,7 +241,7 @@ async def test_what_is_switched_off_and_on_again_was_not_tampered_with(
     assert (await world.reconcile()).drifted == ("NetworkPolicy",)
 
 
-async def test_another_mode_keeps_the_old_pods_until_the_new_ones_serve(world: World) -> None:
+async def test_mode_change_keeps_old_pods_until_new_ones_are_available(world: World) -> None:
     world.put()
     await world.settle()
     world.put(mode="DaemonSet")
@@ -256,7 +254,7 @@ async def test_another_mode_keeps_the_old_pods_until_the_new_ones_serve(world: W
     assert world.cluster.find(DISRUPTION_BUDGET, "edge") is None
 
 
-async def test_another_mode_keeps_the_old_pods_while_no_node_takes_the_new_ones(world: World) -> None:
+async def test_mode_change_keeps_old_pods_without_eligible_nodes(world: World) -> None:
     """A node selector that matches no node must not end the running proxy."""
     world.put()
     await world.settle()
@@ -276,7 +274,7 @@ async def test_another_mode_keeps_the_old_pods_while_no_node_takes_the_new_ones(
 PROXY = "mailproxy.dev/proxy"
 
 
-def _as_before_the_label(world: World) -> None:
+def _remove_proxy_labels(world: World) -> None:
     """Change all objects to what an operator of the release before the label made."""
     for (kind, _), one in world.cluster.objects.items():
         if kind is not MAIL_PROXY:
@@ -286,11 +284,11 @@ def _as_before_the_label(world: World) -> None:
     world.reconciler = Reconciler(world.cluster, PLATFORM)
 
 
-async def test_upgrade_labels_every_object_and_every_running_pod(world: World) -> None:
+async def test_upgrade_labels_objects_and_running_pods(world: World) -> None:
     world.put(networkPolicy={"enabled": True})
     await world.settle()
     selector = world.cluster.found(DEPLOYMENT, "edge")["spec"]["selector"]
-    _as_before_the_label(world)
+    _remove_proxy_labels(world)
     await world.reconcile()
     for (kind, key), one in world.cluster.objects.items():
         if kind is not MAIL_PROXY:
@@ -304,28 +302,28 @@ async def test_objects_without_the_label_are_still_pruned(world: World) -> None:
     """With the update from that release, the spec stops using one of them."""
     world.put(networkPolicy={"enabled": True})
     await world.settle()
-    _as_before_the_label(world)
+    _remove_proxy_labels(world)
     world.put()
     await world.settle()
     assert world.cluster.find(NETWORK_POLICY, "edge") is None
 
 
 @pytest.mark.parametrize("kind", [SERVICE, CONFIG_MAP])
-async def test_what_belongs_to_somebody_else_is_never_touched(world: World, kind: Any) -> None:
+async def test_object_of_another_owner_is_reported_and_not_changed(world: World, kind: Any) -> None:
     name = "edge-config" if kind is CONFIG_MAP else "edge"
-    theirs = world.cluster.put(
+    foreign = world.cluster.put(
         {"apiVersion": "v1", "kind": kind.name, "metadata": {"name": name, "namespace": "mail"}, "data": {}}
     )
     world.put()
     outcome = await world.reconcile()
-    assert world.cluster.found(kind, name) == theirs
+    assert world.cluster.found(kind, name) == foreign
     assert world.cluster.condition("edge") == ("False", "NameConflict")
     assert outcome.refused is not None
     assert f"{kind.name} {name}" in outcome.refused.message
     assert [call for call in world.writes() if call[0] == "apply"] == []
 
 
-async def test_a_paused_resource_gets_only_its_status(world: World) -> None:
+async def test_paused_resource_gets_status_only(world: World) -> None:
     world.put()
     await world.settle()
     world.writes()
@@ -337,17 +335,17 @@ async def test_a_paused_resource_gets_only_its_status(world: World) -> None:
     assert outcome.again_after is None
 
 
-async def test_a_refused_sysctl_trips_the_breaker(world: World) -> None:
+async def test_refused_sysctl_is_removed_from_template(world: World) -> None:
     world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
     await world.settle()
     template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
     _refuse_pod(world.cluster, template, "net.core.somaxconn")
     await world.reconcile()
     left = world.cluster.found(DEPLOYMENT, "edge")
-    asked = [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]]
-    assert asked == ["net.ipv4.ip_unprivileged_port_start"]
-    note = json.loads(left["metadata"]["annotations"][names.REFUSED_SYSCTLS])
-    assert note == {"generation": 1, "names": ["net.core.somaxconn"]}
+    applied = [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]]
+    assert applied == ["net.ipv4.ip_unprivileged_port_start"]
+    recorded = json.loads(left["metadata"]["annotations"][names.REFUSED_SYSCTLS])
+    assert recorded == {"generation": 1, "names": ["net.core.somaxconn"]}
     assert world.cluster.find(POD, "edge-refused") is None
     assert world.cluster.condition("edge") == ("False", "SysctlForbidden")
     assert world.cluster.condition("edge", "Available") == ("True", "MinimumReplicasAvailable")
@@ -363,7 +361,7 @@ async def test_a_refused_sysctl_trips_the_breaker(world: World) -> None:
     assert retried[0]["name"] == "net.core.somaxconn"
 
 
-async def test_a_refused_port_start_is_left_out_too(world: World) -> None:
+async def test_refused_port_start_sysctl_is_removed(world: World) -> None:
     """A container that cannot listen is restarted with back-off; a refused pod is replaced at once."""
     world.put()
     await world.settle()
@@ -378,7 +376,7 @@ async def test_a_refused_port_start_is_left_out_too(world: World) -> None:
     assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == left
 
 
-async def test_a_refused_pod_is_acted_upon_before_anything_else(world: World) -> None:
+async def test_refused_pod_causes_one_immediate_write(world: World) -> None:
     world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
     await world.settle()
     template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
@@ -386,7 +384,7 @@ async def test_a_refused_pod_is_acted_upon_before_anything_else(world: World) ->
     world.cluster.calls.clear()
     refused = world.cluster.found(POD, "edge-refused")
     assert await world.reconciler.remove_forbidden_sysctls(EDGE, refused)
-    assert world.cluster.calls == [("apply", "Deployment", "edge")], "one write, and no pod is asked"
+    assert world.cluster.calls == [("apply", "Deployment", "edge")], "one write, and no request to a pod"
     left = world.cluster.found(DEPLOYMENT, "edge")
     assert [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]] == [
         "net.ipv4.ip_unprivileged_port_start"
@@ -401,7 +399,7 @@ async def test_a_refused_pod_is_acted_upon_before_anything_else(world: World) ->
     assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == left["spec"]
 
 
-async def test_the_workload_is_changed_before_refused_pods_are_deleted(world: World) -> None:
+async def test_workload_is_changed_before_refused_pods_are_deleted(world: World) -> None:
     world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
     await world.settle()
     template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
@@ -413,7 +411,7 @@ async def test_the_workload_is_changed_before_refused_pods_are_deleted(world: Wo
 
 
 @pytest.mark.parametrize("owner", [[], [{"kind": "ReplicaSet", "name": "other-1", "controller": True}]])
-async def test_a_refused_pod_of_somebody_else_changes_nothing(
+async def test_refused_pod_of_another_owner_changes_nothing(
     world: World, owner: list[dict[str, Any]]
 ) -> None:
     world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
@@ -425,7 +423,7 @@ async def test_a_refused_pod_of_somebody_else_changes_nothing(
     assert not await world.reconciler.remove_forbidden_sysctls(EDGE, refused)
 
 
-async def test_an_unsafe_sysctl_is_tried_with_one_pod_first(world: World) -> None:
+async def test_unsafe_sysctl_starts_with_one_pod(world: World) -> None:
     world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()], replicas=20)
     await world.reconcile()
     spec = world.cluster.found(DEPLOYMENT, "edge")["spec"]
@@ -472,7 +470,7 @@ def _refuse_pod(cluster: MemoryCluster, template: dict[str, Any], sysctl: str) -
         (NotFoundOrConflict("replaced"), "Reconciling", ("True", "Retrying")),
     ],
 )
-async def test_an_apply_that_fails(
+async def test_failed_apply_is_reported_in_conditions(
     world: World, failure: Exception, condition: str, expected: tuple[str, str]
 ) -> None:
     world.put()
@@ -485,13 +483,13 @@ async def test_an_apply_that_fails(
     assert world.cluster.condition("edge") == ("True", "Ready")
 
 
-async def test_what_is_forbidden_is_looked_at_again(world: World) -> None:
+async def test_forbidden_apply_is_requeued(world: World) -> None:
     world.put()
     world.cluster.failures["Deployment"] = TerminalError("exceeded quota", "Forbidden")
     assert (await world.reconcile()).again_after == 60.0
 
 
-async def test_a_failure_with_the_pods_stands_in_the_status(world: World) -> None:
+async def test_failure_to_annotate_pods_is_reported_in_status(world: World) -> None:
     world.put()
     world.cluster.failures["annotate"] = TerminalError("pods is forbidden", "Forbidden")
     await world.reconcile()
@@ -502,16 +500,16 @@ async def test_a_failure_with_the_pods_stands_in_the_status(world: World) -> Non
     assert world.cluster.condition("edge", "Accepted") == ("True", "Accepted")
 
 
-async def test_a_missing_kind_is_skipped(world: World) -> None:
+async def test_missing_kind_is_skipped(world: World) -> None:
     world.put(monitoring={"podMonitor": {"enabled": True}})
     world.cluster.failures["PodMonitor"] = KindMissing("monitoring.coreos.com/v1")
     outcome = await world.settle()
     assert world.cluster.condition("edge") == ("True", "Ready")
     accepted = next(one for one in outcome.status["conditions"] if one["type"] == "Accepted")
-    assert "no PodMonitor until its definition is installed" in accepted["message"]
+    assert "no PodMonitor until its CRD is installed" in accepted["message"]
 
 
-async def test_a_deleted_resource_is_left_to_the_garbage_collector(world: World) -> None:
+async def test_deleted_resource_is_not_reconciled(world: World) -> None:
     assert (await world.reconcile()).is_gone
     stored = world.cluster.put(body())
     stored["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
@@ -519,21 +517,21 @@ async def test_a_deleted_resource_is_left_to_the_garbage_collector(world: World)
     assert world.writes() == []
 
 
-async def test_events_tell_transitions_and_nothing_twice(world: World) -> None:
+async def test_events_are_created_once_per_transition(world: World) -> None:
     world.put()
     await world.settle()
     await world.reconcile()
-    told = [(event["type"], event["reason"]) for event in world.cluster.events]
-    assert told == [("Normal", "PodsNotReady"), ("Warning", "PodsUnreachable"), ("Normal", "Ready")]
+    events = [(event["type"], event["reason"]) for event in world.cluster.events]
+    assert events == [("Normal", "PodsNotReady"), ("Warning", "PodsUnreachable"), ("Normal", "Ready")]
     world.put(servers=[])
     await world.reconcile()
     await world.reconcile()
-    assert [(event["type"], event["reason"]) for event in world.cluster.events][len(told) :] == [
+    assert [(event["type"], event["reason"]) for event in world.cluster.events][len(events) :] == [
         ("Warning", "InvalidSpec")
     ]
 
 
-async def test_an_autoscaler_takes_over_the_number_of_pods(world: World) -> None:
+async def test_autoscaler_takes_over_replicas(world: World) -> None:
     world.put(replicas=4)
     await world.settle()
     live = world.cluster.found(DEPLOYMENT, "edge")
@@ -543,8 +541,8 @@ async def test_an_autoscaler_takes_over_the_number_of_pods(world: World) -> None
     world.writes()
     world.put(autoscaling={"maxReplicas": 9})
     await world.reconcile()
-    handed_over = [call for call in world.writes() if call[1] == "Deployment"]
-    assert handed_over == [(names.HANDOVER_MANAGER, "Deployment", "edge"), ("apply", "Deployment", "edge")]
+    writes = [call for call in world.writes() if call[1] == "Deployment"]
+    assert writes == [(names.HANDOVER_MANAGER, "Deployment", "edge"), ("apply", "Deployment", "edge")]
     accepted = world.cluster.found(MAIL_PROXY, "edge")["status"]["conditions"][1]
     assert (accepted["type"], accepted["status"]) == ("Accepted", "True")
     assert "spec.replicas is not used" in accepted["message"]
@@ -562,18 +560,18 @@ _SPECS: tuple[dict[str, Any], ...] = (
 
 
 @given(history=st.lists(st.sampled_from(_SPECS), max_size=4), final=st.sampled_from(_SPECS[:4] + _SPECS[5:]))
-async def test_whatever_happened_before_the_end_is_the_same(
+async def test_result_does_not_depend_on_history(
     history: list[dict[str, Any]], final: dict[str, Any]
 ) -> None:
-    travelled, direct = World(), World()
+    with_history, direct = World(), World()
     for spec in history:
-        travelled.put(**spec)
-        await travelled.reconcile()
-    for world in (travelled, direct):
+        with_history.put(**spec)
+        await with_history.reconcile()
+    for world in (with_history, direct):
         world.put(**final)
         await world.settle()
         await world.reconcile()
-    assert _content(travelled.cluster) == _content(direct.cluster)
+    assert _content(with_history.cluster) == _content(direct.cluster)
 
 
 def _content(cluster: MemoryCluster) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
             yield from nodes(schema[key], f"{path}[]")
 
 
-def test_the_file_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_crd_file_equals_output_of_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["crd"]) == 0
     printed = capsys.readouterr().out
     assert (ROOT / "deploy" / "crd.yaml").read_text() == printed, (
@@ -42,7 +42,7 @@ def test_the_file_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_definition_is_valid_on_every_supported_version(version: str) -> None:
+def test_crd_is_valid_on_every_supported_version(version: str) -> None:
     """Validation is strict, as with ``kubectl apply``: a field that a version does not have is an error."""
     assert schema_errors(custom_resource_definition(KubeVersion.parse(version)), version) == []
     shipped = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
@@ -50,7 +50,7 @@ def test_the_definition_is_valid_on_every_supported_version(version: str) -> Non
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_mode_is_selectable_where_kubernetes_can_select(
+def test_mode_is_selectable_field_from_kubernetes_1_31(
     version: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["crd", "--kube-version", version]) == 0
@@ -67,7 +67,7 @@ def test_every_directive_has_its_field_with_a_description_and_no_default(level: 
     assert [path for path, schema in nodes(level) if "default" in schema] == []
 
 
-def test_everything_a_stranger_can_write_is_bounded() -> None:
+def test_every_field_is_limited() -> None:
     for path, schema in nodes(SCHEMA):
         if schema.get("type") == "array":
             assert "maxItems" in schema, path
@@ -77,13 +77,13 @@ def test_everything_a_stranger_can_write_is_bounded() -> None:
             assert "maxProperties" in schema, path
 
 
-def test_a_schema_is_structural() -> None:
+def test_schema_is_structural() -> None:
     for path, schema in nodes(SCHEMA):
         assert "type" in schema or schema.get("x-kubernetes-int-or-string"), path
         assert not {"anyOf", "oneOf", "$ref"} & schema.keys(), path
 
 
-def test_names() -> None:
+def test_names_in_crd() -> None:
     spec = CRD["spec"]
     assert CRD["metadata"]["name"] == f"{spec['names']['plural']}.{spec['group']}"
     assert spec["names"]["shortNames"] == ["mailp"]
@@ -92,7 +92,7 @@ def test_names() -> None:
     assert version["subresources"]["scale"]["labelSelectorPath"] == ".status.selector"
 
 
-def test_what_the_status_says_has_a_field() -> None:
+def test_status_has_all_fields() -> None:
     status = SCHEMA["properties"]["status"]["properties"]
     assert set(status) == {
         "observedGeneration",

@@ -10,14 +10,14 @@ from mailproxy_operator.settings import OperatorSettings
 
 
 @pytest.mark.parametrize("text", ["1.30", "v1.30.4", "1.30+", "v1.30.2-gke.100"])
-def test_versions(text: str) -> None:
+def test_version_formats(text: str) -> None:
     assert KubeVersion.parse(text) == KubeVersion(1, 30)
     assert KubeVersion(1, 9) < KubeVersion.parse(text) < KubeVersion(2, 0)
     assert str(KubeVersion.parse(text)) == "1.30"
 
 
 @pytest.mark.parametrize("text", ["", "one", "1", "v1"])
-def test_what_is_none(text: str) -> None:
+def test_invalid_versions_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="write it as"):
         KubeVersion.parse(text)
 
@@ -31,7 +31,7 @@ def test_what_is_none(text: str) -> None:
         ("", ("", "op-0", "u"), False),
     ],
 )
-def test_a_lease_has_an_owner_in_its_own_namespace_only(
+def test_lease_has_owner_only_in_same_namespace(
     lease_namespace: str, pod: tuple[str, str, str], is_owned: bool
 ) -> None:
     namespace, name, uid = pod

@@ -24,28 +24,28 @@ def planned_for(**spec: Any) -> Plan:
     return planned(Resource.read(body(**spec)), Platform())
 
 
-def made(
-    plan: Plan | None, previous: dict[str, Any], refused: ConditionCause | None = None, **seen: Any
+def computed_status(
+    plan: Plan | None, previous: dict[str, Any], refused: ConditionCause | None = None, **found: Any
 ) -> dict[str, Any]:
     resource = {**body(), "metadata": {**body()["metadata"], "generation": 4}, "status": previous}
-    facts = status.facts(resource, plan, Observed(**seen), refused=refused, failed=None)
+    facts = status.facts(resource, plan, Observed(**found), refused=refused, failed=None)
     return status.status(facts, plan, previous=previous, now=WRITTEN)
 
 
-def test_what_a_good_resource_says() -> None:
+def test_status_of_valid_resource() -> None:
     workload = Workload(desired=2, replicas=3, ready=2)
-    seen = made(planned_for(), {}, workload=workload, addresses=(("IPAddress", "192.0.2.1"),))
-    assert (seen["observedGeneration"], seen["replicas"], seen["readyReplicas"]) == (4, 3, 2)
-    assert seen["addresses"] == [{"type": "IPAddress", "value": "192.0.2.1"}]
-    assert len(seen["configHash"]) == 64
+    found = computed_status(planned_for(), {}, workload=workload, addresses=(("IPAddress", "192.0.2.1"),))
+    assert (found["observedGeneration"], found["replicas"], found["readyReplicas"]) == (4, 3, 2)
+    assert found["addresses"] == [{"type": "IPAddress", "value": "192.0.2.1"}]
+    assert len(found["configHash"]) == 64
 
 
-def test_listeners_are_told_as_clients_and_pods_see_them() -> None:
+def test_status_lists_client_and_container_ports() -> None:
     listen = [{"port": 143}, {"address": "unix:/run/mailproxy/x"}]
     plan = planned_for(
         portStrategy="HighPort", servers=[{"name": "imap", "protocol": "imap", "listen": listen}]
     )
-    first, second = made(plan, {})["listeners"]
+    first, second = computed_status(plan, {})["listeners"]
     assert (first["port"], first["containerPort"], first["servicePort"]) == (143, 10143, 143)
     assert second == {"server": "imap", "protocol": "imap", "address": "unix:/run/mailproxy/x", "tls": False}
 
@@ -56,18 +56,18 @@ def test_conflicting_sysctls_have_no_value() -> None:
         {"port": 2143, "soKeepalive": {"idle": "10m"}},
     ]
     plan = planned_for(servers=[{"name": "imap", "protocol": "imap", "listen": listen}])
-    [sysctl] = made(plan, {})["sysctls"]
+    [sysctl] = computed_status(plan, {})["sysctls"]
     assert "value" not in sysctl
     assert sysctl["reason"] == "ConflictingListeners"
 
 
 @pytest.mark.parametrize("plan", [None, planned_for(servers=[server("imap", "imap", 1143)])])
-def test_a_refused_resource_keeps_what_the_last_good_one_said(plan: Plan | None) -> None:
-    good = made(planned_for(), {})
-    refused = made(plan, good, ConditionCause("InvalidSpec", "no"))
+def test_status_of_invalid_resource_keeps_fields_of_last_valid_one(plan: Plan | None) -> None:
+    good = computed_status(planned_for(), {})
+    refused = computed_status(plan, good, ConditionCause("InvalidSpec", "no"))
     for name in ("configHash", "selector", "listeners", "sysctls"):
         assert refused[name] == good[name]
-    assert "configHash" not in made(None, {}, ConditionCause("InvalidSpec", "no"))
+    assert "configHash" not in computed_status(None, {}, ConditionCause("InvalidSpec", "no"))
 
 
 def conditions(ready: str, reason: str, reconciling: str = "False") -> dict[str, Any]:
@@ -80,7 +80,7 @@ def conditions(ready: str, reason: str, reconciling: str = "False") -> dict[str,
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "expected"),
     [
         ({}, conditions("False", "PodsNotReady", "True"), ("Normal", "PodsNotReady")),
         (conditions("False", "A"), conditions("True", "Ready"), ("Normal", "Ready")),
@@ -97,16 +97,16 @@ def conditions(ready: str, reason: str, reconciling: str = "False") -> dict[str,
         (conditions("False", "A"), conditions("False", "B"), ("Warning", "B")),
     ],
 )
-def test_events_tell_transitions(
-    before: dict[str, Any], after: dict[str, Any], told: tuple[str, str] | None
+def test_event_is_created_when_ready_changes(
+    before: dict[str, Any], after: dict[str, Any], expected: tuple[str, str] | None
 ) -> None:
     event = status.transition(body(), before, after, now=NOW)
-    assert (event and (event["type"], event["reason"])) == told
+    assert (event and (event["type"], event["reason"])) == expected
     if event:
         assert len(event["note"]) <= 1000
 
 
-def test_two_transitions_within_a_second_are_two_events() -> None:
+def test_two_events_within_a_second_have_different_names() -> None:
     first, second = (
         status.transition(body(), {}, conditions("True", "Ready"), now=NOW + timedelta(microseconds=step))
         for step in (0, 1)
@@ -118,7 +118,7 @@ def test_two_transitions_within_a_second_are_two_events() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "is_on_its_way"),
+    ("written", "is_in_progress"),
     [
         (conditions("True", "Ready"), False),
         (conditions("False", "PodsNotReady"), True),
@@ -129,5 +129,5 @@ def test_two_transitions_within_a_second_are_two_events() -> None:
         ({"conditions": [{"type": "Reconciling", "status": "False", "reason": "Paused"}]}, False),
     ],
 )
-def test_when_another_look_is_due(written: dict[str, Any], is_on_its_way: bool) -> None:
-    assert status.is_on_its_way(written) is is_on_its_way
+def test_status_in_progress_needs_requeue(written: dict[str, Any], is_in_progress: bool) -> None:
+    assert status.is_in_progress(written) is is_in_progress

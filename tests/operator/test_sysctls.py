@@ -80,14 +80,14 @@ SOMAXCONN, RMEM, WMEM = "net.core.somaxconn", "net.ipv4.tcp_rmem", "net.ipv4.tcp
         ([listen(143, rcvbuf=ByteCount(33554432))], None, {RMEM: "4096 67108864 67108864"}),
     ],
 )
-def test_what_listeners_ask_for(
+def test_sysctls_of_listeners(
     listens: list[ListenConfig], port: int | None, expected: dict[str, str] | None
 ) -> None:
     found = applied(decided(*listens, port=port))
     assert found == (applied(decided(SEED)) if expected is None else expected)
 
 
-def test_each_tells_why() -> None:
+def test_each_sysctl_has_a_reason() -> None:
     found = sysctls([listen(143), SEED], Policy(), KubeVersion(1, 36), privileged_port=143)
     assert {one.name.rpartition(".")[2]: one.reason for one in found} == {
         "ip_unprivileged_port_start": "PrivilegedPort",
@@ -110,7 +110,7 @@ def test_each_tells_why() -> None:
     ],
     ids=["absent", "enabled", "disabled", "another time", "unix"],
 )
-def test_keepalive_sysctl_stays_where_all_listeners_that_set_it_agree(other: ListenConfig) -> None:
+def test_keepalive_sysctl_is_set_when_listeners_agree(other: ListenConfig) -> None:
     found = decided(SEED, other)[TIME]
     assert (found.value, found.applied, found.reason) == ("1800", True, "SoKeepalive")
 
@@ -122,8 +122,8 @@ def test_message_of_a_conflict_names_each_value_and_its_listeners() -> None:
         listen(143, so_keepalive=IDLE_10),
     )
     assert found[TIME].message == (
-        "not set, because listeners disagree: *:143 sets 600, *:993 *:995 set 1800; "
-        "the sockets themselves have what each listener sets"
+        "not set, because listeners have different values: *:143 sets 600, *:993 *:995 set 1800; "
+        "each socket has the value of its listener"
     )
     assert found["net.ipv4.tcp_keepalive_probes"].message == ""
 
@@ -137,7 +137,7 @@ def test_message_of_a_conflict_names_each_value_and_its_listeners() -> None:
         ({}, KubeVersion(1, 28), "NodeTooOld", "Kubernetes 1.29"),
     ],
 )
-def test_message_explains_why_a_sysctl_was_left_out(
+def test_message_explains_why_sysctl_is_not_applied(
     policy: dict[str, Any], version: KubeVersion, reason: str, words: str
 ) -> None:
     found = decided(SEED, version=version, **policy)[TIME]
@@ -169,7 +169,7 @@ def test_a_large_backlog(policy: dict[str, Any], is_applied: bool, reason: str) 
     )
 
 
-def test_extra_overrides_what_listeners_ask_for() -> None:
+def test_extra_sysctls_override_those_of_listeners() -> None:
     found = decided(listen(143, so_keepalive=IDLE_30), extra=((TIME, "600"),))
     assert (found[TIME].value, found[TIME].applied, found[TIME].reason) == ("600", True, "Extra")
 
@@ -190,7 +190,7 @@ def test_extra_on_an_old_node(name: str, unsafe_allowed: bool, is_applied: bool,
 
 
 @pytest.mark.parametrize("unsafe_allowed", [False, True])
-def test_buffers_need_a_newer_node(unsafe_allowed: bool) -> None:
+def test_buffer_sysctls_need_kubernetes_1_32(unsafe_allowed: bool) -> None:
     found = decided(listen(143, rcvbuf=ByteCount(262144)), version=OLD, unsafe_allowed=unsafe_allowed)[RMEM]
     assert (found.applied, found.reason) == (False, "NodeTooOld")
 
@@ -209,7 +209,7 @@ def test_buffers_need_a_newer_node(unsafe_allowed: bool) -> None:
         max_size=6,
     )
 )
-def test_the_order_of_listeners_does_not_matter(listens: list[ListenConfig]) -> None:
+def test_order_of_listeners_does_not_matter(listens: list[ListenConfig]) -> None:
     forward = sysctls(listens, Policy(), NEW, privileged_port=None)
     assert forward == sysctls(listens[::-1], Policy(), NEW, privileged_port=None)
     assert [one.name for one in forward] == sorted({one.name for one in forward})

@@ -53,13 +53,13 @@ async def running(work: Work, workers: int = 4) -> AsyncIterator[WorkQueue]:
             task.cancel()
 
 
-async def until(what: Callable[[], object]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
-        while not what():
+        while not condition():
             await asyncio.sleep(0.005)
 
 
-async def test_a_resource_that_was_woken_often_is_reconciled_once() -> None:
+async def test_resource_enqueued_many_times_is_reconciled_once() -> None:
     work = Work()
     async with running(work) as queue:
         for _ in range(50):
@@ -70,7 +70,7 @@ async def test_a_resource_that_was_woken_often_is_reconciled_once() -> None:
     assert sorted(work.done) == [A, B]
 
 
-async def test_one_woken_while_it_runs_runs_again_afterwards() -> None:
+async def test_resource_enqueued_during_its_reconcile_is_reconciled_again() -> None:
     work = Work()
     work.gate[A] = asyncio.Event()
     async with running(work) as queue:
@@ -85,8 +85,8 @@ async def test_one_woken_while_it_runs_runs_again_afterwards() -> None:
         await until(lambda: len(queue) == 0)
 
 
-async def test_events_do_not_shorten_the_pause_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_queue, "FIRST_PAUSE", 30.0)
+async def test_events_do_not_shorten_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_queue, "MIN_BACKOFF_SECONDS", 30.0)
     work = Work()
     work.results[A] = [Outcome(failed=TransientError("busy"))]
     async with running(work) as queue:
@@ -109,10 +109,10 @@ async def test_events_do_not_shorten_the_pause_after_a_failure(monkeypatch: pyte
         ValueError("a bug"),
     ],
 )
-async def test_what_fails_is_tried_again(
+async def test_failed_reconcile_is_retried(
     monkeypatch: pytest.MonkeyPatch, failure: Outcome | Exception
 ) -> None:
-    monkeypatch.setattr(work_queue, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(work_queue, "MIN_BACKOFF_SECONDS", 0.01)
     work = Work()
     work.results[A] = [failure, failure]
     recorder: list[Outcome | None] = []
@@ -126,9 +126,9 @@ async def test_what_fails_is_tried_again(
     assert recorder[-1] == Outcome()
 
 
-async def test_what_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reconcile_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_queue, "RECONCILE_SECONDS", 0.02)
-    monkeypatch.setattr(work_queue, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(work_queue, "MIN_BACKOFF_SECONDS", 0.01)
     work = Work()
     work.gate[A] = asyncio.Event()
     async with running(work, workers=1) as queue:
@@ -138,7 +138,7 @@ async def test_what_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         await until(lambda: B in work.done)
 
 
-async def test_a_resource_can_ask_for_another_look() -> None:
+async def test_outcome_can_requeue_resource() -> None:
     work = Work()
     work.results[A] = [Outcome(again_after=0.01), Outcome(again_after=0.01)]
     async with running(work) as queue:
@@ -146,19 +146,19 @@ async def test_a_resource_can_ask_for_another_look() -> None:
         await until(lambda: len(work.done) == 3)
 
 
-async def test_looks_become_rarer_until_somebody_edits_the_resource(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_queue, "LONGEST_LOOK", 0.04)
+async def test_requeue_delay_grows_until_resource_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_queue, "MAX_REQUEUE_SECONDS", 0.04)
     work = Work()
     work.results[A] = [Outcome(again_after=0.01)] * 6
     async with running(work) as queue:
         queue.enqueue(A)
         await until(lambda: work.results[A] == [])
-        assert queue._entries[A].requeues == 6
+        assert queue.requeues(A) == 6
         queue.enqueue(A, reset_backoff=True)
-        assert queue._entries[A].requeues == 0
+        assert queue.requeues(A) == 0
 
 
-async def test_many_resources_are_worked_on_a_few_at_a_time() -> None:
+async def test_number_of_concurrent_reconciles_is_limited() -> None:
     work = Work()
     gate = asyncio.Event()
     keys = [Key("mail", str(index)) for index in range(100)]

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from support.helm import Helm, Object
-from support.kube_api import Answer
+from support.kube_api import Response
 from support.kube_cluster import Cluster
 from support.kube_server import KubeServer, Programs, kube_server
 from support.servers.programs import eventually
@@ -36,7 +36,7 @@ class ChartCluster:
         self.cluster = Cluster(server.admin, folder, server)
         self.helm = helm
         self._folder = folder
-        kubeconfig = self.cluster.kubeconfig("admin", server.admin.asker.token)
+        kubeconfig = self.cluster.kubeconfig("admin", server.admin.user.token)
         self.kubeconfig = kubeconfig
         helm.use_kubeconfig(kubeconfig)
         for name in (NAMESPACE, "other"):
@@ -46,7 +46,7 @@ class ChartCluster:
                 "kind": "Namespace",
                 "metadata": {"name": name, "labels": labels},
             }
-            _ = self.api.create(namespace).good
+            _ = self.api.create(namespace).checked_body
 
     def exists(self, path: str) -> bool:
         """Whether an object exists at a path."""
@@ -63,9 +63,9 @@ class ChartCluster:
             Its standard output.
         """
         eventually(lambda: self.exists(f"{_JOBS}/{job}"), job)
-        done = self._run(self.api.get(f"{_JOBS}/{job}").good, environment)
+        done = self._run(self.api.get(f"{_JOBS}/{job}").checked_body, environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        _ = self._mark_complete(job).good
+        _ = self._mark_complete(job).checked_body
         return done.stdout
 
     def _run(self, job: Object, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,7 @@ class ChartCluster:
             check=False,
         )
 
-    def _mark_complete(self, job: str) -> Answer:
+    def _mark_complete(self, job: str) -> Response:
         """Set the status of a Job, as its controller does."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         conditions = [
@@ -104,7 +104,7 @@ class ChartCluster:
         ]
         status = {"startTime": now, "completionTime": now, "succeeded": 1, "conditions": conditions}
         content = "application/merge-patch+json"
-        return self.api.asker.ask("PATCH", f"{_JOBS}/{job}/status", {"status": status}, content)
+        return self.api.user.request("PATCH", f"{_JOBS}/{job}/status", {"status": status}, content)
 
 
 def serving_endpoints(cluster: ChartCluster, service: str, deployment: str, address: str) -> list[Object]:

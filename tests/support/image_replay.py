@@ -23,7 +23,7 @@ from support.dockerfile import Dockerfile, Instruction, Stage
 
 SECONDS: Final = 600.0
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_HANDED_ON: Final = ("PIP_", "SSL_", "REQUESTS_", "HTTP_", "HTTPS_", "NO_PROXY", "http", "no_proxy")
+_PASSED_ON: Final = ("PIP_", "SSL_", "REQUESTS_", "HTTP_", "HTTPS_", "NO_PROXY", "http", "no_proxy")
 _BECOME_NOBODY: Final = (
     "setpriv",
     "--reuid=65532",
@@ -66,7 +66,7 @@ class Replay:
         return layer
 
     def build(self, name: str) -> None:
-        """Build a stage, and the stages that it needs."""
+        """Build a stage, and the stages that it is based on."""
         if name in self._built:
             return
         stage = self._dockerfile.stages[name]
@@ -77,13 +77,13 @@ class Replay:
             shutil.copytree(self.layer(stage.base), self.layer(name), symlinks=True, dirs_exist_ok=True)
         else:
             environment = {"PATH": _PATH, "PWD": "/"}
-            self._give_python(name)
+            self._install_python(name)
         self.environments[name] = environment
         for instruction in stage.instructions:
-            self._do(name, instruction, environment)
+            self._execute(name, instruction, environment)
         self._built.add(name)
 
-    def _give_python(self, stage: str) -> None:
+    def _install_python(self, stage: str) -> None:
         """Install a script ``python`` that runs this machine's Python, for all users."""
         python = Path(os.path.realpath(sys.executable))
         for parent in reversed(python.parents[:-1]):
@@ -94,7 +94,7 @@ class Replay:
         (folder / "python").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
         (folder / "python").chmod(0o755)
 
-    def _do(self, name: str, instruction: Instruction, environment: dict[str, str]) -> None:
+    def _execute(self, name: str, instruction: Instruction, environment: dict[str, str]) -> None:
         match instruction.word:
             case "RUN":
                 self._run(name, instruction.rest, environment)
@@ -111,7 +111,7 @@ class Replay:
     def _run(self, name: str, command: str, environment: Mapping[str, str]) -> None:
         command = re.sub(r"^--mount=\S+ +", "", command)  # a secret that is not given is no file
         script = f"cd {shlex.quote(environment['PWD'])} && {command}"
-        given = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}
+        given = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         done = subprocess.run(
             self.inside(name, ["/bin/sh", "-ec", script]),
             # HOME is set for RUN only: in a running image, the container engine sets it.
@@ -140,7 +140,7 @@ class Replay:
                 shutil.copy2(found, to)
 
     def inside(
-        self, name: str, command: Sequence[str], *, read_only: bool = False, alone: bool = False
+        self, name: str, command: Sequence[str], *, read_only: bool = False, without_network: bool = False
     ) -> list[str]:
         """Return the command that runs another command inside a stage.
 
@@ -148,7 +148,7 @@ class Replay:
             name: The stage.
             command: The command to run.
             read_only: Mount the root read-only except ``/tmp``, and run as user 65532.
-            alone: Use a network namespace with loopback only.
+            without_network: Use a network namespace with loopback only.
         """
         folder = self._folder / name
         overlay = f"lowerdir=/,upperdir={self.layer(name)},workdir={folder / 'work'}"
@@ -157,12 +157,12 @@ class Replay:
             f"mount -t overlay overlay -o {shlex.quote(overlay)} root",
             "mount --rbind /dev root/dev && mount --rbind /proc root/proc",
         ]
-        if alone:
+        if without_network:
             steps.append("ip link set lo up")
         become: list[str] = []
         if read_only:
             steps.append("mount -o remount,ro root && mount -t tmpfs -o mode=1777 tmpfs root/tmp")
             become = list(_BECOME_NOBODY)
         steps.append('exec chroot root "$@"')
-        net = ["--net"] if alone else []
+        net = ["--net"] if without_network else []
         return ["unshare", "--mount", *net, "sh", "-ec", " && ".join(steps), "sh", *become, *command]

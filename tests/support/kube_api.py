@@ -59,7 +59,7 @@ CHILDREN: Final = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response: its status, its body and its warnings."""
 
     status: int
@@ -67,7 +67,7 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
     @property
-    def good(self) -> Object:
+    def checked_body(self) -> Object:
         """The body of a response whose status must be 2xx."""
         assert 200 <= self.status < 300, f"{self.status}: {self.body.get('message', self.body)}"
         return self.body
@@ -79,14 +79,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asker:
+class ApiUser:
     """Sends requests as one user."""
 
     url: str
     token: str = field(default="", repr=False)
     authority: Path | None = None
 
-    def ask(self, method: str, path: str, body: object = None, content: str = "application/json") -> Answer:
+    def request(
+        self, method: str, path: str, body: object = None, content: str = "application/json"
+    ) -> Response:
         """Send one request on a new connection."""
         connection = self._connection()
         headers = {"Accept": "application/json", "Content-Type": content}
@@ -98,7 +100,7 @@ class Asker:
             text = response.read()
         finally:
             connection.close()
-        return Answer(response.status, _parsed(text), tuple(response.headers.get_all("Warning") or ()))
+        return Response(response.status, _parsed(text), tuple(response.headers.get_all("Warning") or ()))
 
     def _connection(self) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)
@@ -130,56 +132,56 @@ def path_of(kind: str, namespace: str = "", name: str = "", **query: str) -> str
 class Api:
     """An API server, with requests sent as one user."""
 
-    def __init__(self, asker: Asker) -> None:
-        self.asker = asker
+    def __init__(self, user: ApiUser) -> None:
+        self.user = user
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str) -> Response:
         """Read the path."""
-        return self.asker.ask("GET", path)
+        return self.user.request("GET", path)
 
-    def post(self, path: str, body: Object) -> Answer:
+    def post(self, path: str, body: Object) -> Response:
         """Post an object to a path."""
-        return self.asker.ask("POST", path, body)
+        return self.user.request("POST", path, body)
 
-    def create(self, manifest: Object, **query: str) -> Answer:
+    def create(self, manifest: Object, **query: str) -> Response:
         """Create an object."""
         metadata = manifest["metadata"]
         return self.post(path_of(manifest["kind"], metadata.get("namespace", ""), **query), manifest)
 
-    def apply(self, manifest: Object, manager: str = "kubectl", **query: str) -> Answer:
+    def apply(self, manifest: Object, manager: str = "kubectl", **query: str) -> Response:
         """Apply an object server-side, with force."""
         path = _path(manifest, fieldManager=manager, force="true", **query)
-        return self.asker.ask("PATCH", path, manifest, APPLY)
+        return self.user.request("PATCH", path, manifest, APPLY)
 
-    def patch(self, kind: str, namespace: str, name: str, change: Object, **query: str) -> Answer:
+    def patch(self, kind: str, namespace: str, name: str, change: Object, **query: str) -> Response:
         """Merge a change into an object."""
-        return self.asker.ask("PATCH", path_of(kind, namespace, name, **query), change, MERGE)
+        return self.user.request("PATCH", path_of(kind, namespace, name, **query), change, MERGE)
 
-    def patch_status(self, kind: str, namespace: str, name: str, status: Object) -> Answer:
+    def patch_status(self, kind: str, namespace: str, name: str, status: Object) -> Response:
         """Merge a change into an object's status, as its controller does."""
         path = f"{path_of(kind, namespace, name)}/status"
-        return self.asker.ask("PATCH", path, {"status": status}, MERGE)
+        return self.user.request("PATCH", path, {"status": status}, MERGE)
 
-    def replace(self, manifest: Object) -> Answer:
+    def replace(self, manifest: Object) -> Response:
         """Replace an object, as an editor does."""
-        return self.asker.ask("PUT", _path(manifest), manifest)
+        return self.user.request("PUT", _path(manifest), manifest)
 
-    def delete(self, kind: str, namespace: str, name: str) -> Answer:
+    def delete(self, kind: str, namespace: str, name: str) -> Response:
         """Delete an object."""
-        return self.asker.ask("DELETE", path_of(kind, namespace, name), {"gracePeriodSeconds": 0})
+        return self.user.request("DELETE", path_of(kind, namespace, name), {"gracePeriodSeconds": 0})
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
         """Return an object, or ``None``."""
-        answer = self.get(path_of(kind, namespace, name))
-        return None if answer.status == 404 else answer.good
+        response = self.get(path_of(kind, namespace, name))
+        return None if response.status == 404 else response.checked_body
 
     def found(self, kind: str, namespace: str, name: str) -> Object:
         """Return an object that must exist."""
-        return self.get(path_of(kind, namespace, name)).good
+        return self.get(path_of(kind, namespace, name)).checked_body
 
     def list(self, kind: str, namespace: str = "", **query: str) -> list[Object]:
         """Return the objects of a kind."""
-        return list(self.get(path_of(kind, namespace, **query)).good["items"])
+        return list(self.get(path_of(kind, namespace, **query)).checked_body["items"])
 
 
 def _path(manifest: Mapping[str, Any], **query: str) -> str:

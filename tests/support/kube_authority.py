@@ -23,15 +23,15 @@ class PlainAuthority:
 
     ``VERIFY_X509_STRICT``, which Python sets since 3.13, refuses them.
 
-    certificate: The CA certificate, as PEM.
-        certificate: As PEM.
+    Attributes:
+        certificate: The CA certificate, as PEM.
     """
 
     def __init__(self, name: str = "kubernetes") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         constraints = x509.BasicConstraints(ca=True, path_length=None)
-        made = _begun(self._name, self._name, self._key).add_extension(constraints, critical=True)
+        made = _builder(self._name, self._name, self._key).add_extension(constraints, critical=True)
         self.certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
 
     def issue(self) -> tuple[bytes, bytes]:
@@ -41,12 +41,12 @@ class PlainAuthority:
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         )
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
-        made = _begun(subject, self._name, key).add_extension(hosts, critical=False)
+        made = _builder(subject, self._name, key).add_extension(hosts, critical=False)
         certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
         private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return certificate, private
 
-    def serving(self, folder: Path) -> ssl.SSLContext:
+    def server_context(self, folder: Path) -> ssl.SSLContext:
         """Create the TLS context of a server with such a certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.load(context, folder)
@@ -59,7 +59,9 @@ class PlainAuthority:
         context.load_cert_chain(path)
 
 
-def _begun(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()

@@ -16,7 +16,7 @@ from typing import Final
 
 import yaml
 
-from support.kube_api import Api, Asker, Object
+from support.kube_api import Api, ApiUser, Object
 from support.kube_server import KubeServer, Programs, kube_server
 from support.operator_fakekube import FakeKube
 from support.servers.programs import PATIENCE, Ports, Running, eventually
@@ -74,9 +74,9 @@ class Cluster:
 
     def kubeconfig(self, name: str, token: str) -> Path:
         """Write a kubeconfig with this token."""
-        where: dict[str, str] = {"server": self.api.asker.url}
-        if self.api.asker.authority is not None:
-            where["certificate-authority"] = str(self.api.asker.authority)
+        where: dict[str, str] = {"server": self.api.user.url}
+        if self.api.user.authority is not None:
+            where["certificate-authority"] = str(self.api.user.authority)
         path = self.folder / f"{name}.kubeconfig"
         path.write_text(
             json.dumps(
@@ -99,9 +99,9 @@ def real_cluster(found: Programs, folder: Path) -> Iterator[Cluster]:
     """Run a real API server on which ``deploy/crd.yaml`` and ``deploy/rbac.yaml`` are installed."""
     with kube_server(found, folder) as server:
         api = server.admin
-        _ = api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}}).good
+        _ = api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}}).checked_body
         for manifest in [*manifests("crd.yaml"), *manifests("rbac.yaml")]:
-            _ = api.apply(manifest).good
+            _ = api.apply(manifest).checked_body
         listing = "/apis/mailproxy.dev/v1alpha1/mailproxies"
         eventually(lambda: api.get(listing).status == 200, "the new kind to be served")
         yield Cluster(api, folder, server)
@@ -122,7 +122,7 @@ def emulated_cluster(folder: Path) -> Iterator[Cluster]:
     thread.start()
     try:
         assert started.wait(PATIENCE), "the emulated API server did not start"
-        yield Cluster(Api(Asker(fake.url)), folder)
+        yield Cluster(Api(ApiUser(fake.url)), folder)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(PATIENCE)
@@ -151,7 +151,7 @@ class Operator(Running):
     ) -> None:
         port = _PORTS.take()
         sources = os.pathsep.join([*map(str, modules), _SOURCES])
-        self.admin = Asker(f"http://127.0.0.1:{port}")
+        self.admin = ApiUser(f"http://127.0.0.1:{port}")
         self._port = port
         super().__init__(
             [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults for the emulated API server, and access to an operator's own metrics."""
+"""Faults for the emulated API server, and an operator in this process with access to its metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import aiohttp
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from mailproxy_operator.api.kinds import MAIL_PROXY
 from support.operator_fakekube import FakeKube
 from support.operator_running import running
 from support.servers.programs import Ports
@@ -36,36 +35,36 @@ class _Hanging(web.Response):
 
 @dataclass
 class Fault:
-    """Answers matching requests with a status until it is removed.
+    """Responds to matching requests with an error status until it is disabled.
 
     Attributes:
-        matching: Selects the requests.
+        matching: Returns whether a request matches.
         status: The status of the response; ``HANGS`` for no response.
         headers: Headers of the response.
-        left: How many more requests it answers; ``None`` for no limit.
-        met: How many requests it has answered.
+        remaining: To how many more requests it responds; ``None`` for no limit.
+        count: To how many requests it has responded.
     """
 
     matching: Matching
     status: int
     headers: dict[str, str] = field(default_factory=dict)
-    left: int | None = None
-    met: int = 0
+    remaining: int | None = None
+    count: int = 0
 
     def __call__(self, request: web.Request) -> web.Response | None:
-        if self.left == 0 or not self.matching(request):
+        if self.remaining == 0 or not self.matching(request):
             return None
-        self.met += 1
-        if self.left is not None:
-            self.left -= 1
+        self.count += 1
+        if self.remaining is not None:
+            self.remaining -= 1
         if self.status == HANGS:
             return _Hanging()
-        body = {"kind": "Status", "status": "Failure", "code": self.status, "message": "said by the fault"}
+        body = {"kind": "Status", "status": "Failure", "code": self.status, "message": "injected error"}
         return web.json_response(body, status=self.status, headers=self.headers)
 
-    def lift(self) -> None:
-        """Let every request through from now on."""
-        self.left = 0
+    def disable(self) -> None:
+        """Respond to no request from now on."""
+        self.remaining = 0
 
 
 def is_watch(request: web.Request) -> bool:
@@ -79,22 +78,7 @@ def is_list(request: web.Request) -> bool:
     return request.method == "GET" and not is_watch(request) and not is_named and "limit" in request.query
 
 
-def tell_watches(kube: FakeKube, code: int) -> None:
-    """Send an error event on every watch, as a server does in the middle of a stream."""
-    status = {"kind": "Status", "metadata": {"labels": _EVERYBODYS}, "code": code, "message": "too old"}
-    for _, _, queue in list(kube._watches):
-        queue.put_nowait({"type": "ERROR", "object": status})
-
-
-_EVERYBODYS: Final = {"mailproxy.dev/proxy": "edge"}
-
-
-def watches(kube: FakeKube) -> int:
-    """Return the number of open watches of MailProxies."""
-    return sum(kind is MAIL_PROXY for kind, _, _ in kube._watches)
-
-
-class Running:
+class OperatorInProcess:
     """An operator that runs in this process.
 
     Attributes:
@@ -110,8 +94,8 @@ class Running:
 
     async def get(self, path: str) -> tuple[int, str]:
         """Request a path of its admin endpoint; return status and body."""
-        async with self._session.get(self._base + path) as answer:
-            return answer.status, await answer.text()
+        async with self._session.get(self._base + path) as response:
+            return response.status, await response.text()
 
     async def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of a metric that have these labels."""
@@ -123,15 +107,15 @@ class Running:
             if sample.name == f"mailproxy_operator_{name}" and labels.items() <= sample.labels.items()
         )
 
-    async def counts(self, name: str, **labels: str) -> None:
-        """Wait until a metric is above zero."""
+    async def wait_for_metric(self, name: str, **labels: str) -> None:
+        """Wait until the sum of these samples is above zero."""
         async with asyncio.timeout(60):
             while not await self.metric(name, **labels):
                 await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
-async def watched(kube: FakeKube, **settings: Any) -> AsyncIterator[Running]:
+async def running_with_metrics(kube: FakeKube, **settings: Any) -> AsyncIterator[OperatorInProcess]:
     """Run an operator whose metrics the test can read."""
     port = _PORTS.take()
     async with (
@@ -145,4 +129,4 @@ async def watched(kube: FakeKube, **settings: Any) -> AsyncIterator[Running]:
                     break
                 except aiohttp.ClientError:
                     await asyncio.sleep(0.02)
-        yield Running(port, task, session)
+        yield OperatorInProcess(port, task, session)

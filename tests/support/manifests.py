@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A configuration file with one server, which tests change."""
+"""A configuration file with one server, whose values tests change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.proxies import free_port
 
 
 class Manifest:
-    """A configuration file that tests change."""
+    """A configuration file; ``write`` changes its values."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,8 +25,8 @@ class Manifest:
         self.path.write_text(self.text())
 
     def text(self) -> str:
-        """The current content."""
-        chosen = {
+        """Return the current content."""
+        values = {
             "name": "imap",
             "server_name": "one",
             "workers": 2,
@@ -46,4 +46,4 @@ class Manifest:
               servers:
                 - {{name: {name}, protocol: imap, listen: [{listen}]{more}}}
             """
-        return textwrap.dedent(template).format(**chosen)
+        return textwrap.dedent(template).format(**values)

@@ -39,16 +39,16 @@ class Peer:
 
 def allows_connection(policies: Sequence[Policy], source: Peer, target: Peer, port: int) -> bool:
     """Whether the policies of both sides allow a connection to a TCP port of a pod."""
-    leaves = [one for one in policies if _is_about(one, source, "Egress")]
-    enters = [one for one in policies if _is_about(one, target, "Ingress")]
+    egress = [one for one in policies if _applies_to(one, source, "Egress")]
+    ingress = [one for one in policies if _applies_to(one, target, "Ingress")]
     return (
-        not leaves or any(_takes(rule, "to", target, target, port) for rule in _rules(leaves, "egress"))
+        not egress or any(_allows(rule, "to", target, target, port) for rule in _rules(egress, "egress"))
     ) and (
-        not enters or any(_takes(rule, "from", source, target, port) for rule in _rules(enters, "ingress"))
+        not ingress or any(_allows(rule, "from", source, target, port) for rule in _rules(ingress, "ingress"))
     )
 
 
-def _is_about(policy: Policy, pod: Peer, direction: str) -> bool:
+def _applies_to(policy: Policy, pod: Peer, direction: str) -> bool:
     return (
         policy["metadata"]["namespace"] == pod.namespace
         and direction in policy["spec"]["policyTypes"]
@@ -62,30 +62,30 @@ def _rules(policies: Sequence[Policy], name: str) -> Iterator[Mapping[str, Any]]
             yield {**rule, "namespace": policy["metadata"]["namespace"]}
 
 
-def _takes(rule: Mapping[str, Any], side: str, other: Peer, target: Peer, port: int) -> bool:
+def _allows(rule: Mapping[str, Any], side: str, other: Peer, target: Peer, port: int) -> bool:
     numbers = [target.ports.get(one["port"], one["port"]) for one in rule.get("ports", [])]
     if numbers and port not in numbers:
         return False
     return side not in rule or any(_is_peer(one, other, rule["namespace"]) for one in rule[side])
 
 
-def _is_peer(described: Mapping[str, Any], pod: Peer, namespace: str) -> bool:
-    if "ipBlock" in described:
+def _is_peer(peer: Mapping[str, Any], pod: Peer, namespace: str) -> bool:
+    if "ipBlock" in peer:
         return False
-    if "namespaceSelector" in described:
-        if not _selects(described["namespaceSelector"], {NAMESPACE_LABEL: pod.namespace}):
+    if "namespaceSelector" in peer:
+        if not _selects(peer["namespaceSelector"], {NAMESPACE_LABEL: pod.namespace}):
             return False
     elif pod.namespace != namespace:
         return False
-    return _selects(described.get("podSelector", {}), pod.labels)
+    return _selects(peer.get("podSelector", {}), pod.labels)
 
 
 def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    wanted: Mapping[str, str] = selector.get("matchLabels", {})
+    match_labels: Mapping[str, str] = selector.get("matchLabels", {})
     for one in selector.get("matchExpressions", []):
         assert one["operator"] in {"Exists", "In", "NotIn"}
-        is_there = one["key"] in labels
+        has_label = one["key"] in labels
         is_listed = labels.get(one["key"]) in one.get("values", [])
-        if not {"Exists": is_there, "In": is_listed, "NotIn": not is_listed}[one["operator"]]:
+        if not {"Exists": has_label, "In": is_listed, "NotIn": not is_listed}[one["operator"]]:
             return False
-    return wanted.items() <= labels.items()
+    return match_labels.items() <= labels.items()

@@ -19,9 +19,9 @@ _BODY: dict[str, Any] = {
 
 def body(**spec: Any) -> dict[str, Any]:
     """Return a MailProxy ``mail/edge`` that listens on 143, with these fields of its spec replaced."""
-    made = copy.deepcopy(_BODY)
-    made["spec"].update(copy.deepcopy(spec))
-    return made
+    manifest = copy.deepcopy(_BODY)
+    manifest["spec"].update(copy.deepcopy(spec))
+    return manifest
 
 
 def server(name: str, protocol: str, *ports: int, **more: Any) -> dict[str, Any]:

@@ -24,16 +24,17 @@ from mailproxy_operator.api.kube_version import KubeVersion
 
 
 def key_of(manifest: Mapping[str, Any]) -> Key:
+    """Return namespace and name of an object."""
     return Key(manifest["metadata"].get("namespace", "default"), manifest["metadata"]["name"])
 
 
 class MemoryCluster:
-    """A cluster whose controllers are controlled by a test.
+    """A cluster in which a test does the work of the controllers.
 
     Attributes:
         calls: Every call that changes something: (verb, kind, name).
         failures: The errors to raise: by kind for apply, and for ``annotate``.
-        running: The configuration that each pod reports, by name; a missing pod does not answer.
+        running: The configuration that each pod reports, by name; other pods do not respond.
     """
 
     def __init__(self) -> None:
@@ -57,9 +58,11 @@ class MemoryCluster:
         return stored
 
     def find(self, kind: Kind, name: str, namespace: str = "mail") -> Manifest | None:
+        """Return an object, or ``None``."""
         return self.objects.get((kind, Key(namespace, name)))
 
     def found(self, kind: Kind, name: str, namespace: str = "mail") -> Manifest:
+        """Return an object that must exist."""
         manifest = self.find(kind, name, namespace)
         assert manifest is not None, f"no {kind.name} {name}"
         return manifest
@@ -70,6 +73,7 @@ class MemoryCluster:
         return status
 
     def condition(self, name: str, kind: str = "Ready") -> tuple[str, str]:
+        """Return status and reason of a condition of a MailProxy."""
         status = self.found(MAIL_PROXY, name)["status"]
         one = next(one for one in status["conditions"] if one["type"] == kind)
         return one["status"], one["reason"]
@@ -84,10 +88,13 @@ class MemoryCluster:
     def _roll_out(self, workload: Manifest, count: int | None) -> None:
         key = key_of(workload)
         wanted = workload["spec"].get("replicas", 1) if count is None else count
-        for at in [
-            at for at, one in self.objects.items() if at[0] is POD and one["metadata"]["of"] == key.name
-        ]:
-            del self.objects[at]
+        owned = [
+            (kind, pod)
+            for (kind, pod), manifest in self.objects.items()
+            if kind is POD and manifest["metadata"]["of"] == key.name
+        ]
+        for old in owned:
+            del self.objects[old]
         template = workload["spec"]["template"]["metadata"]
         for index in range(wanted):
             self.put(_pod(key, f"{key.name}-{index}", template))
@@ -103,7 +110,7 @@ class MemoryCluster:
                 **dict.fromkeys(_DEPLOYMENT_NUMBERS, wanted),
             }
 
-    def answer(self, config_hash: str, error: str = "") -> None:
+    def report_config(self, config_hash: str, error: str = "") -> None:
         """Let every pod report this configuration."""
         for kind, key in self.objects:
             if kind is POD:
@@ -120,8 +127,8 @@ class MemoryCluster:
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         return [
             copy.deepcopy(one)
-            for (its, key), one in self.objects.items()
-            if its is kind
+            for (stored_kind, key), one in self.objects.items()
+            if stored_kind is kind
             and key.namespace == namespace
             and labels.items() <= one["metadata"].get("labels", {}).items()
         ]
@@ -179,9 +186,9 @@ class MemoryCluster:
         if manifest["kind"] not in _WITHOUT_GENERATION:
             metadata["generation"] = old.get("generation", 0) + (0 if same else 1)
         content = {key: value for key, value in manifest.items() if key not in {"metadata", "status"}}
-        known = {key: value for key, value in (before or {}).items() if key not in {"metadata", "status"}}
+        previous = {key: value for key, value in (before or {}).items() if key not in {"metadata", "status"}}
         version = old.get("resourceVersion")
-        metadata["resourceVersion"] = version if version and content == known else str(next(self._counter))
+        metadata["resourceVersion"] = version if version and content == previous else str(next(self._counter))
 
 
 _WITHOUT_GENERATION = {"ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "Pod"}

@@ -14,7 +14,8 @@ import copy
 import itertools
 import json
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -24,6 +25,8 @@ from mailproxy_operator.api.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBH
 from support.operator_fields import Fields, flatten, managed, unflatten
 
 Object = dict[str, Any]
+ObjectKey = tuple[Kind, str, str]
+"""Kind, namespace (empty for a cluster-wide kind) and name."""
 _NAMESPACE = Kind("v1", "Namespace", "namespaces")
 _CRD = Kind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions")
 _CORE_EVENT = Kind("v1", "Event", "events")
@@ -38,6 +41,8 @@ _WITHOUT_GENERATION = {
     "Lease",
     "Event",
 }
+_ANY_PROXY = {"mailproxy.dev/proxy": "edge"}
+"""Labels of an error event, so that it matches the label selector of every watch."""
 _IDENTITY = {
     ("apiVersion",),
     ("kind",),
@@ -56,7 +61,23 @@ class Stored:
     managers: dict[tuple[str, str], Fields] = field(default_factory=dict)
 
 
-class Refusal(Exception):
+@dataclass(eq=False)
+class Watch:
+    """An open watch.
+
+    Attributes:
+        namespace: Its namespace; empty for all namespaces.
+        events: The events to send; ``None`` ends the watch.
+        is_muted: Whether changes are not sent.
+    """
+
+    kind: Kind
+    namespace: str
+    events: asyncio.Queue[Object | None] = field(default_factory=asyncio.Queue)
+    is_muted: bool = False
+
+
+class RequestError(Exception):
     """An error response."""
 
     def __init__(self, status: int, message: str, causes: list[Object] | None = None) -> None:
@@ -65,11 +86,14 @@ class Refusal(Exception):
         self.causes = causes or []
 
 
-Fault = Callable[[web.Request], web.Response | None]
+FaultHandler = Callable[[web.Request], web.Response | None]
 
 
 class FakeKube:
     """The server on a loopback port; it runs until the context ends.
+
+    Args:
+        tls: The TLS context; HTTP without TLS if it is not set.
 
     Attributes:
         requests: (verb, kind, subresource) of every request.
@@ -80,20 +104,20 @@ class FakeKube:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
         self.requests: list[tuple[str, str, str]] = []
-        self.faults: list[Fault] = []
+        self.faults: list[FaultHandler] = []
         self.missing: set[Kind] = set()
         self.warnings: list[str] = []
-        self._stored: dict[tuple[Kind, str, str], Stored] = {}
+        self._stored: dict[ObjectKey, Stored] = {}
         self._versions = itertools.count(2)
         self._version = 0
-        self._watches: list[tuple[Kind, str, asyncio.Queue[Object | None]]] = []
-        self._told: list[tuple[int, str, tuple[Kind, str, str], Object]] = []
+        self._watches: list[Watch] = []
+        self._history: list[tuple[int, str, ObjectKey, Object]] = []
         self._runner: web.AppRunner | None = None
         self.url = ""
 
     async def __aenter__(self) -> Self:
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
@@ -109,28 +133,34 @@ class FakeKube:
     # -- what tests do ----------------------------------------------------
 
     def find(self, kind: Kind, name: str, namespace: str = "mail") -> Object | None:
+        """Return an object as a read returns it, or ``None``."""
         stored = self._stored.get((kind, namespace, name))
-        return self._shown(stored) if stored else None
+        return self._returned(stored) if stored else None
 
     def found(self, kind: Kind, name: str, namespace: str = "mail") -> Object:
-        one = self.find(kind, name, namespace)
-        assert one is not None, f"no {kind.name} {namespace}/{name}"
-        return one
+        """Return an object that must exist."""
+        manifest = self.find(kind, name, namespace)
+        assert manifest is not None, f"no {kind.name} {namespace}/{name}"
+        return manifest
 
     def names(self, kind: Kind) -> list[str]:
-        return sorted(name for its, _, name in self._stored if its is kind)
+        """Return the names of all objects of a kind."""
+        return sorted(name for stored_kind, _, name in self._stored if stored_kind is kind)
 
     def put(self, manifest: Object, manager: str = "kubectl") -> Object:
         """Create or replace an object as another client does."""
         kind = next(
-            one for one in KINDS if (one.api_version, one.name) == (manifest["apiVersion"], manifest["kind"])
+            kind
+            for kind in KINDS
+            if (kind.api_version, kind.name) == (manifest["apiVersion"], manifest["kind"])
         )
         metadata = manifest["metadata"]
-        at = (kind, "" if kind in _CLUSTER_WIDE else metadata.get("namespace", "mail"), metadata["name"])
-        before = self._stored.get(at)
-        return self._store(at, copy.deepcopy(manifest), before, manager, "Update", keep_status=False)
+        key = (kind, "" if kind in _CLUSTER_WIDE else metadata.get("namespace", "mail"), metadata["name"])
+        before = self._stored.get(key)
+        return self._store(key, copy.deepcopy(manifest), before, manager, "Update", keep_status=False)
 
     def remove(self, kind: Kind, name: str, namespace: str = "mail") -> None:
+        """Delete an object as another client does."""
         self._delete((kind, namespace, name))
 
     def versions(self) -> dict[str, str]:
@@ -140,10 +170,32 @@ class FakeKube:
             for (kind, namespace, name), stored in self._stored.items()
         }
 
+    def open_watches(self, kind: Kind = MAIL_PROXY) -> list[Watch]:
+        """Return the open watches of a kind."""
+        return [watch for watch in self._watches if watch.kind is kind]
+
     def end_watches(self) -> None:
         """End every watch, as the server does after ``timeoutSeconds``: the connections stay open."""
-        for _, _, queue in self._watches:
-            queue.put_nowait(None)
+        for watch in self._watches:
+            watch.events.put_nowait(None)
+
+    def send_watch_error(self, code: int) -> None:
+        """Send an error event on every watch, as a server does in the middle of a stream."""
+        status = {"kind": "Status", "metadata": {"labels": _ANY_PROXY}, "code": code, "message": "too old"}
+        for watch in self._watches:
+            watch.events.put_nowait({"type": "ERROR", "object": status})
+
+    @contextmanager
+    def muted_watches(self) -> Iterator[None]:
+        """Send no event to the watches that are open now: they miss all changes until the context ends."""
+        muted = list(self._watches)
+        for watch in muted:
+            watch.is_muted = True
+        try:
+            yield
+        finally:
+            for watch in muted:
+                watch.is_muted = False
 
     def close_connections(self) -> None:
         """Close every connection, as a restarting server does: the client makes new TLS handshakes."""
@@ -154,51 +206,53 @@ class FakeKube:
 
     # -- requests ---------------------------------------------------------
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        return await self._answered(request)
-
-    async def _answered(self, request: web.Request) -> web.StreamResponse:
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
         parts = request.path.strip("/").split("/")
         try:
-            for fault in self.faults:
-                answer = fault(request)
-                if answer is not None:
-                    return answer
+            for handler in self.faults:
+                response = handler(request)
+                if response is not None:
+                    return response
             if request.path == "/version":
                 return web.json_response({"gitVersion": "v1.36.2", "major": "1", "minor": "36"})
             found = self._discovery(parts)
             if found is not None:
                 return web.json_response(found)
-            return await self._resource(request, parts)
-        except Refusal as refusal:
-            return _status(refusal.status, str(refusal), refusal.causes)
+            return await self._handle_object_request(request, parts)
+        except RequestError as error:
+            return _error_response(error.status, str(error), error.causes)
 
     def _discovery(self, parts: list[str]) -> Object | None:
         if parts == ["api"]:
             return {"kind": "APIVersions", "versions": ["v1"]}
         if parts == ["apis"]:
             groups = sorted({kind.api_version for kind in self._kinds() if "/" in kind.api_version})
-            return {"kind": "APIGroupList", "groups": [_group(one) for one in groups]}
+            return {"kind": "APIGroupList", "groups": [_api_group(version) for version in groups]}
         if (parts[0] == "api" and len(parts) == 2) or (parts[0] == "apis" and len(parts) == 3):
             version = "/".join(parts[1:])
             kinds = [kind for kind in self._kinds() if kind.api_version == version]
             return {
                 "kind": "APIResourceList",
                 "groupVersion": version,
-                "resources": [_resource(k) for k in kinds],
+                "resources": [_api_resource(kind) for kind in kinds],
             }
         return None
 
     def _kinds(self) -> list[Kind]:
         return [kind for kind in KINDS if kind not in self.missing]
 
-    async def _resource(self, request: web.Request, parts: list[str]) -> web.StreamResponse:
+    async def _handle_object_request(self, request: web.Request, parts: list[str]) -> web.StreamResponse:
         version, rest = ("v1", parts[2:]) if parts[0] == "api" else ("/".join(parts[1:3]), parts[3:])
         namespace = ""
         if len(rest) > 2 and rest[0] == "namespaces":
             namespace, rest = rest[1], rest[2:]
         kind = next(
-            (k for k in self._kinds() if k.api_version == version and rest and k.plural == rest[0]), None
+            (
+                found
+                for found in self._kinds()
+                if found.api_version == version and rest and found.plural == rest[0]
+            ),
+            None,
         )
         if kind is None:
             return web.Response(status=404, text="404 page not found\n")
@@ -207,15 +261,21 @@ class FakeKube:
             watching = request.query.get("watch") in {"true", "1"}
             self.requests.append(("watch" if watching else "list", kind.name, ""))
             return (
-                await self._watch(request, kind, namespace)
+                await self._serve_watch(request, kind, namespace)
                 if watching
-                else self._list(request, kind, namespace)
+                else self._list_objects(request, kind, namespace)
             )
-        return await self._object(request, kind, namespace, name, sub)
+        return await self._handle_single_object(request, kind, namespace, name, sub)
 
-    def _list(self, request: web.Request, kind: Kind, namespace: str) -> web.Response:
-        items = [self._shown(stored) for at, stored in self._stored.items() if _is_in(at, kind, namespace)]
-        items = [_as_item(one, kind) for one in items if _selected(one, request.query)]
+    def _list_objects(self, request: web.Request, kind: Kind, namespace: str) -> web.Response:
+        items = [
+            self._returned(stored)
+            for key, stored in self._stored.items()
+            if _is_in_scope(key, kind, namespace)
+        ]
+        items = [
+            _as_item(manifest, kind) for manifest in items if _matches_selectors(manifest, request.query)
+        ]
         metadata = {"resourceVersion": str(self._version)}
         body = {
             "apiVersion": kind.api_version,
@@ -225,28 +285,27 @@ class FakeKube:
         }
         return web.json_response(body)
 
-    async def _watch(self, request: web.Request, kind: Kind, namespace: str) -> web.StreamResponse:
+    async def _serve_watch(self, request: web.Request, kind: Kind, namespace: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        queue: asyncio.Queue[Object | None] = asyncio.Queue()
-        entry = (kind, namespace, queue)
+        watch = Watch(kind, namespace)
         since = request.query.get("resourceVersion", "")
-        for version, what, at, shown in self._told:
-            if since.isdecimal() and version > int(since) and _is_in(at, kind, namespace):
-                queue.put_nowait({"type": what, "object": shown})
-        self._watches.append(entry)
+        for version, event_type, key, shown in self._history:
+            if since.isdecimal() and version > int(since) and _is_in_scope(key, kind, namespace):
+                watch.events.put_nowait({"type": event_type, "object": shown})
+        self._watches.append(watch)
         try:
             await response.prepare(request)
-            while (event := await queue.get()) is not None:
-                if _selected(event["object"], request.query):
+            while (event := await watch.events.get()) is not None:
+                if _matches_selectors(event["object"], request.query):
                     await response.write(json.dumps(event).encode() + b"\n")
         finally:
-            self._watches.remove(entry)
+            self._watches.remove(watch)
         return response
 
-    async def _object(
+    async def _handle_single_object(
         self, request: web.Request, kind: Kind, namespace: str, name: str, sub: str
     ) -> web.StreamResponse:
-        at = (kind, namespace, name)
+        key = (kind, namespace, name)
         body = json.loads(await request.text() or "null")
         content_type, manager = request.content_type, request.query.get("fieldManager", "unknown")
         is_apply = content_type == "application/apply-patch+yaml"
@@ -254,104 +313,102 @@ class FakeKube:
         self.requests.append((verb, kind.name, sub))
         match request.method:
             case "GET":
-                return web.json_response(self._shown(self._there(at)))
+                return web.json_response(self._returned(self._existing(key)))
             case "POST":
                 return self._create(kind, namespace, body, manager)
             case "PUT":
-                return self._replace(at, body, manager)
+                return self._replace(key, body, manager)
             case "DELETE":
-                return self._delete_asked(at, body)
+                return self._delete_object(key, body)
             case "PATCH" if is_apply:
-                return self._apply(at, body, manager, force=request.query.get("force") == "true", sub=sub)
+                return self._apply(key, body, manager, force=request.query.get("force") == "true", sub=sub)
             case "PATCH":
-                return self._patch(at, body, manager, sub)
-        raise Refusal(405, "method not allowed")
+                return self._patch(key, body, manager, sub)
+        raise RequestError(405, "method not allowed")
 
-    def _there(self, at: tuple[Kind, str, str]) -> Stored:
-        if at not in self._stored:
-            raise Refusal(404, f'{at[0].plural} "{at[2]}" not found')
-        return self._stored[at]
+    def _existing(self, key: ObjectKey) -> Stored:
+        if key not in self._stored:
+            raise RequestError(404, f'{key[0].plural} "{key[2]}" not found')
+        return self._stored[key]
 
     def _create(self, kind: Kind, namespace: str, body: Object, manager: str) -> web.Response:
-        at = (kind, namespace, body["metadata"]["name"])
-        if at in self._stored:
-            raise Refusal(409, "already exists")
-        return web.json_response(self._store(at, body, None, manager, "Update"), status=201)
+        key = (kind, namespace, body["metadata"]["name"])
+        if key in self._stored:
+            raise RequestError(409, "already exists")
+        return web.json_response(self._store(key, body, None, manager, "Update"), status=201)
 
-    def _replace(self, at: tuple[Kind, str, str], body: Object, manager: str) -> web.Response:
-        before = self._there(at)
+    def _replace(self, key: ObjectKey, body: Object, manager: str) -> web.Response:
+        before = self._existing(key)
         version = body["metadata"].get("resourceVersion")
         if version and version != before.object["metadata"]["resourceVersion"]:
-            raise Refusal(409, "the object has been modified")
-        return web.json_response(self._store(at, body, before, manager, "Update"))
+            raise RequestError(409, "the object has been modified")
+        return web.json_response(self._store(key, body, before, manager, "Update"))
 
-    def _delete_asked(self, at: tuple[Kind, str, str], options: Object | None) -> web.Response:
-        before = self._there(at)
+    def _delete_object(self, key: ObjectKey, options: Object | None) -> web.Response:
+        before = self._existing(key)
         uid = ((options or {}).get("preconditions") or {}).get("uid")
         if uid and uid != before.object["metadata"]["uid"]:
-            raise Refusal(409, "the UID in the precondition does not match")
-        self._delete(at)
+            raise RequestError(409, "the UID in the precondition does not match")
+        self._delete(key)
         return web.json_response({"kind": "Status", "status": "Success"})
 
-    def _apply(
-        self, at: tuple[Kind, str, str], body: Object, manager: str, *, force: bool, sub: str
-    ) -> web.Response:
-        before = self._stored.get(at)
+    def _apply(self, key: ObjectKey, body: Object, manager: str, *, force: bool, sub: str) -> web.Response:
+        before = self._stored.get(key)
         uid = body["metadata"].get("uid")
         if uid and (before is None or before.object["metadata"]["uid"] != uid):
-            raise Refusal(409, "uid mismatch")
+            raise RequestError(409, "uid mismatch")
         version = body["metadata"].get("resourceVersion")
         if version and before is not None and before.object["metadata"]["resourceVersion"] != version:
-            raise Refusal(409, "the object has been modified")
+            raise RequestError(409, "the object has been modified")
         if sub == "status" and before is None:
-            raise Refusal(404, "not found")
+            raise RequestError(404, "not found")
         if "managedFields" in body["metadata"]:
-            raise Refusal(400, "metadata.managedFields must be nil")
+            raise RequestError(400, "metadata.managedFields must be nil")
         wanted = {path: leaf for path, leaf in flatten(body).items() if path not in _IDENTITY}
         wanted = {path: leaf for path, leaf in wanted.items() if (path[0] == "status") is (sub == "status")}
-        live = flatten(_content(before.object)) if before else {}
+        live = flatten(_client_fields(before.object)) if before else {}
         managers = dict(before.managers) if before else {}
-        mine = managers.pop((manager, "Apply"), {})
-        mine = {path: leaf for path, leaf in mine.items() if (path[0] == "status") is (sub == "status")}
+        own = managers.pop((manager, "Apply"), {})
+        own = {path: leaf for path, leaf in own.items() if (path[0] == "status") is (sub == "status")}
         _resolve_conflicts(wanted, live, managers, manager, force=force)
         others = {path for fields in managers.values() for path in fields}
-        for path in mine.keys() - wanted.keys() - others:
+        for path in own.keys() - wanted.keys() - others:
             live.pop(path, None)
         result = unflatten({**live, **wanted})
-        return self._applied(at, result, before, managers, (manager, "Apply"), wanted)
+        return self._finish_apply(key, result, before, managers, (manager, "Apply"), wanted)
 
-    def _applied(
+    def _finish_apply(
         self,
-        at: tuple[Kind, str, str],
+        key: ObjectKey,
         result: Object,
         before: Stored | None,
         managers: dict[tuple[str, str], Fields],
-        who: tuple[str, str],
+        owner: tuple[str, str],
         wanted: Fields,
     ) -> web.Response:
         _check_ports(result)
-        managers[who] = wanted
-        shown = self._write(at, result, before, managers)
+        managers[owner] = wanted
+        shown = self._write(key, result, before, managers)
         headers = {"Warning": f'299 - "{self.warnings[0]}"'} if self.warnings else {}
         return web.json_response(shown, status=200 if before else 201, headers=headers)
 
-    def _patch(self, at: tuple[Kind, str, str], body: Any, manager: str, sub: str) -> web.Response:
-        before = self._there(at)
-        shown = self._shown(before)
-        patched = _json_patched(shown, body) if isinstance(body, list) else _merged(shown, body)
+    def _patch(self, key: ObjectKey, body: Any, manager: str, sub: str) -> web.Response:
+        before = self._existing(key)
+        shown = self._returned(before)
+        patched = _json_patch(shown, body) if isinstance(body, list) else _merge_patch(shown, body)
         if sub != "status":
             patched["status"] = shown.get("status", {})
         kept = patched["metadata"].get("managedFields", [])
-        for who in list(before.managers):
-            if not any((entry["manager"], entry["operation"]) == who for entry in kept):
-                del before.managers[who]
-        return web.json_response(self._store(at, patched, before, manager, "Update"))
+        for owner in list(before.managers):
+            if not any((entry["manager"], entry["operation"]) == owner for entry in kept):
+                del before.managers[owner]
+        return web.json_response(self._store(key, patched, before, manager, "Update"))
 
     # -- storing ----------------------------------------------------------
 
     def _store(
         self,
-        at: tuple[Kind, str, str],
+        key: ObjectKey,
         body: Object,
         before: Stored | None,
         manager: str,
@@ -359,33 +416,33 @@ class FakeKube:
         *,
         keep_status: bool = True,
     ) -> Object:
-        content = _content(body)
+        content = _client_fields(body)
         if keep_status and before and "status" not in content and "status" in before.object:
             content["status"] = before.object["status"]
-        fields, old = flatten(content), flatten(_content(before.object)) if before else {}
+        fields, old = flatten(content), flatten(_client_fields(before.object)) if before else {}
         changed = {path: leaf for path, leaf in fields.items() if old.get(path, old) != leaf}
         managers = dict(before.managers) if before else {}
-        for who in managers:
-            managers[who] = {
-                path: leaf for path, leaf in managers[who].items() if path in fields and path not in changed
+        for owner in managers:
+            managers[owner] = {
+                path: leaf for path, leaf in managers[owner].items() if path in fields and path not in changed
             }
-        mine = {**managers.get((manager, operation), {}), **changed}
-        if mine:
-            managers[manager, operation] = mine
-        return self._write(at, content, before, managers)
+        own = {**managers.get((manager, operation), {}), **changed}
+        if own:
+            managers[manager, operation] = own
+        return self._write(key, content, before, managers)
 
     def _write(
         self,
-        at: tuple[Kind, str, str],
+        key: ObjectKey,
         content: Object,
         before: Stored | None,
         managers: dict[tuple[str, str], Fields],
     ) -> Object:
-        kind, namespace, name = at
+        kind, namespace, name = key
         old = before.object if before else {"metadata": {}}
-        if before and flatten(_content(old)) == flatten(content):
+        if before and flatten(_client_fields(old)) == flatten(content):
             before.managers = managers
-            return self._shown(before)
+            return self._returned(before)
         self._version = next(self._versions)
         metadata = {**content.get("metadata", {}), "name": name}
         metadata |= {"namespace": namespace} if namespace else {}
@@ -395,32 +452,32 @@ class FakeKube:
         if kind.name not in _WITHOUT_GENERATION:
             same = before is not None and old.get("spec") == content.get("spec")
             metadata["generation"] = old["metadata"].get("generation", 0) + (0 if same else 1)
-        made = {"apiVersion": kind.api_version, "kind": kind.name, **content, "metadata": metadata}
-        stored = Stored(made, managers)
-        self._stored[at] = stored
-        self._annotate_pod("MODIFIED" if before else "ADDED", at, self._shown(stored))
-        return self._shown(stored)
+        created = {"apiVersion": kind.api_version, "kind": kind.name, **content, "metadata": metadata}
+        stored = Stored(created, managers)
+        self._stored[key] = stored
+        self._record_event("MODIFIED" if before else "ADDED", key, self._returned(stored))
+        return self._returned(stored)
 
-    def _delete(self, at: tuple[Kind, str, str]) -> None:
-        stored = self._stored.pop(at, None)
+    def _delete(self, key: ObjectKey) -> None:
+        stored = self._stored.pop(key, None)
         if stored is None:
             return
         self._version = next(self._versions)
-        shown = self._shown(stored)
+        shown = self._returned(stored)
         metadata = {**shown["metadata"], "resourceVersion": str(self._version)}
-        self._annotate_pod("DELETED", at, {**shown, "metadata": metadata})
+        self._record_event("DELETED", key, {**shown, "metadata": metadata})
         uid = stored.object["metadata"]["uid"]
-        for other, one in list(self._stored.items()):
-            if any(owner["uid"] == uid for owner in one.object["metadata"].get("ownerReferences", [])):
+        for other, owned in list(self._stored.items()):
+            if any(owner["uid"] == uid for owner in owned.object["metadata"].get("ownerReferences", [])):
                 self._delete(other)
 
-    def _annotate_pod(self, event: str, at: tuple[Kind, str, str], shown: Object) -> None:
-        self._told.append((self._version, event, at, shown))
-        for kind, namespace, queue in self._watches:
-            if _is_in(at, kind, namespace):
-                queue.put_nowait({"type": event, "object": shown})
+    def _record_event(self, event_type: str, key: ObjectKey, shown: Object) -> None:
+        self._history.append((self._version, event_type, key, shown))
+        for watch in self._watches:
+            if not watch.is_muted and _is_in_scope(key, watch.kind, watch.namespace):
+                watch.events.put_nowait({"type": event_type, "object": shown})
 
-    def _shown(self, stored: Stored) -> Object:
+    def _returned(self, stored: Stored) -> Object:
         shown = copy.deepcopy(stored.object)
         shown["metadata"]["managedFields"] = [
             {"manager": manager, "operation": operation, "fieldsV1": managed(fields)}
@@ -429,16 +486,18 @@ class FakeKube:
         return shown
 
 
-def _as_item(one: Object, kind: Kind) -> Object:
+def _as_item(manifest: Object, kind: Kind) -> Object:
     """Return an object as an item of a list; items of built-in kinds have no ``apiVersion`` and ``kind``."""
     if kind is MAIL_PROXY or kind.optional:
-        return one
-    return {key: value for key, value in one.items() if key not in {"apiVersion", "kind"}}
+        return manifest
+    return {key: value for key, value in manifest.items() if key not in {"apiVersion", "kind"}}
 
 
-def _content(one: Object) -> Object:
+def _client_fields(manifest: Object) -> Object:
     """Return an object without the fields that the server itself writes."""
-    content = {key: copy.deepcopy(value) for key, value in one.items() if key not in {"apiVersion", "kind"}}
+    content = {
+        key: copy.deepcopy(value) for key, value in manifest.items() if key not in {"apiVersion", "kind"}
+    }
     metadata = content.get("metadata", {})
     content["metadata"] = {
         key: value
@@ -451,37 +510,39 @@ def _content(one: Object) -> Object:
 def _resolve_conflicts(
     wanted: Fields, live: Fields, managers: dict[tuple[str, str], Fields], manager: str, *, force: bool
 ) -> None:
-    for who, fields in managers.items():
-        taken = [path for path in fields if path in wanted and live.get(path) != wanted[path]]
-        if taken and not force:
-            raise Refusal(409, f"conflict with {who[0]} over {taken[0]}")
-        managers[who] = {path: leaf for path, leaf in fields.items() if path not in taken}
+    for owner, fields in managers.items():
+        conflicting = [path for path in fields if path in wanted and live.get(path) != wanted[path]]
+        if conflicting and not force:
+            raise RequestError(409, f"conflict with {owner[0]} over {conflicting[0]}")
+        managers[owner] = {path: leaf for path, leaf in fields.items() if path not in conflicting}
     del manager
 
 
-def _check_ports(one: Object) -> None:
-    spec = one.get("spec", {})
+def _check_ports(manifest: Object) -> None:
+    spec = manifest.get("spec", {})
     pods = spec.get("template", {}).get("spec", {}) if isinstance(spec, dict) else {}
     lists = [spec.get("ports", []), *(container.get("ports", []) for container in pods.get("containers", []))]
     for ports in lists:
         names = [port.get("name") for port in ports if isinstance(port, dict)]
         if len(names) != len(set(names)):
             cause = {"reason": "FieldValueDuplicate", "field": "spec.ports[1].name"}
-            raise Refusal(422, "Duplicate value", [cause])
+            raise RequestError(422, "Duplicate value", [cause])
 
 
-def _is_in(at: tuple[Kind, str, str], kind: Kind, namespace: str) -> bool:
-    return at[0] is kind and namespace in {"", at[1]}
+def _is_in_scope(key: ObjectKey, kind: Kind, namespace: str) -> bool:
+    return key[0] is kind and namespace in {"", key[1]}
 
 
-def _selected(one: Object, query: Any) -> bool:
-    labels = one["metadata"].get("labels", {})
+def _matches_selectors(manifest: Object, query: Any) -> bool:
+    labels = manifest["metadata"].get("labels", {})
     reason = query.get("fieldSelector", "").removeprefix("reason=")
-    wanted = filter(None, query.get("labelSelector", "").split(","))
-    return all(_matches(labels, one) for one in wanted) and (not reason or one.get("reason") == reason)
+    requirements = filter(None, query.get("labelSelector", "").split(","))
+    return all(_matches_label(labels, requirement) for requirement in requirements) and (
+        not reason or manifest.get("reason") == reason
+    )
 
 
-def _matches(labels: Object, requirement: str) -> bool:
+def _matches_label(labels: Object, requirement: str) -> bool:
     """Return whether labels match ``key=value``, ``key`` or ``!key``."""
     key, equals, value = requirement.partition("=")
     if equals:
@@ -489,7 +550,7 @@ def _matches(labels: Object, requirement: str) -> bool:
     return key.startswith("!") != (key.lstrip("!") in labels)
 
 
-def _merged(into: Any, patch: Any) -> Any:
+def _merge_patch(into: Any, patch: Any) -> Any:
     if not isinstance(patch, dict) or not isinstance(into, dict):
         return copy.deepcopy(patch)
     merged = dict(into)
@@ -497,40 +558,40 @@ def _merged(into: Any, patch: Any) -> Any:
         if value is None:
             merged.pop(key, None)
         else:
-            merged[key] = _merged(merged.get(key), value)
+            merged[key] = _merge_patch(merged.get(key), value)
     return merged
 
 
-def _json_patched(one: Object, operations: list[Object]) -> Object:
-    patched = copy.deepcopy(one)
+def _json_patch(manifest: Object, operations: list[Object]) -> Object:
+    patched = copy.deepcopy(manifest)
     for operation in operations:
         *steps, last = operation["path"].strip("/").split("/")
-        at: Any = patched
+        target: Any = patched
         for step in steps:
-            at = at[int(step)] if isinstance(at, list) else at[step]
-        key: Any = int(last) if isinstance(at, list) else last
+            target = target[int(step)] if isinstance(target, list) else target[step]
+        field_name: Any = int(last) if isinstance(target, list) else last
         match operation["op"]:
             case "replace" | "add":
-                at[key] = operation["value"]
+                target[field_name] = operation["value"]
             case "remove":
-                del at[key]
-            case "test" if at[key] != operation["value"]:
-                raise Refusal(422, "the test failed")
+                del target[field_name]
+            case "test" if target[field_name] != operation["value"]:
+                raise RequestError(422, "the test failed")
     return patched
 
 
-def _status(code: int, message: str, causes: list[Object]) -> web.Response:
+def _error_response(code: int, message: str, causes: list[Object]) -> web.Response:
     body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
     return web.json_response({**body, "details": {"causes": causes}}, status=code)
 
 
-def _group(version: str) -> Object:
+def _api_group(version: str) -> Object:
     name, _, short = version.partition("/")
     entry = {"groupVersion": version, "version": short}
     return {"name": name, "versions": [entry], "preferredVersion": entry}
 
 
-def _resource(kind: Kind) -> Object:
+def _api_resource(kind: Kind) -> Object:
     return {
         "name": kind.plural,
         "singularName": kind.name.lower(),

@@ -37,15 +37,19 @@ def flatten(value: Any, path: Path = ()) -> Fields:
     """Return the leaves of an object by path."""
     if isinstance(value, dict) and value:
         return {
-            at: leaf for name, inner in value.items() for at, leaf in flatten(inner, (*path, name)).items()
+            inner_path: leaf
+            for name, inner in value.items()
+            for inner_path, leaf in flatten(inner, (*path, name)).items()
         }
     if isinstance(value, list) and value and path:
         keys = keys_of(str(path[-1]), value)
         if keys:
             return {
-                at: leaf
+                inner_path: leaf
                 for item in value
-                for at, leaf in flatten(item, (*path, ("item", *(item.get(key) for key in keys)))).items()
+                for inner_path, leaf in flatten(
+                    item, (*path, ("item", *(item.get(key) for key in keys)))
+                ).items()
             }
     if isinstance(value, dict):
         return {path: _EMPTY_MAP} if path else {}
@@ -56,28 +60,28 @@ def unflatten(fields: Fields) -> dict[str, Any]:
     """Build the object from its leaves."""
     tree: dict[Any, Any] = {}
     for path, leaf in fields.items():
-        at = tree
+        node = tree
         for step in path[:-1]:
-            at = at.setdefault(step, {})
-        at[path[-1]] = leaf
-    built = _built(tree)
+            node = node.setdefault(step, {})
+        node[path[-1]] = leaf
+    built = _build(tree)
     assert isinstance(built, dict)
     return built
 
 
-def _built(node: Any) -> Any:
+def _build(node: Any) -> Any:
     if not isinstance(node, dict):
         return {} if node == _EMPTY_MAP else node
     if node and all(isinstance(step, tuple) for step in node):
-        return [_built(inner) for inner in node.values()]
-    return {step: _built(inner) for step, inner in node.items()}
+        return [_build(inner) for inner in node.values()]
+    return {step: _build(inner) for step, inner in node.items()}
 
 
 def managed(fields: Fields) -> dict[str, Any]:
     """Write paths as ``fieldsV1`` does, sufficient for readers of ``f:spec``."""
     tree: dict[str, Any] = {}
     for path in fields:
-        at = tree
+        node = tree
         for step in path:
-            at = at.setdefault(f"k:{step[1:]}" if isinstance(step, tuple) else f"f:{step}", {})
+            node = node.setdefault(f"k:{step[1:]}" if isinstance(step, tuple) else f"f:{step}", {})
     return tree

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A substitute for the proxy's process in tests of its parent process: an admin endpoint, and no mail.
+"""A stand-in for the proxy's process in tests of its parent process: an admin endpoint, and no mail.
 
-``python operator_proxy.py run -f FILE --admin HOST:PORT`` answers ``/readyz``
-and ``/config`` until SIGTERM; with ``--honest`` it reports the hash that the proxy would report.
+``python operator_proxy.py run -f FILE --admin HOST:PORT`` responds to every GET
+request with a configuration hash until SIGTERM; with ``--real-hash``, the hash is that of the proxy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> int:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             digest = (
-                hash_of(file) if "--honest" in sys.argv else hashlib.sha256(file.read_bytes()).hexdigest()
+                hash_of(file) if "--real-hash" in sys.argv else hashlib.sha256(file.read_bytes()).hexdigest()
             )
             self.send_response(200)
             self.end_headers()

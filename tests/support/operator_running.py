@@ -23,8 +23,8 @@ RESTART_SECONDS = 0.1
 class _Thread:
     """Runs an operator in an event loop of its own: kopf cancels all tasks of its loop when it ends."""
 
-    def __init__(self, operating: Callable[[asyncio.Event], Any], *, restarts: bool) -> None:
-        self._operating = operating
+    def __init__(self, operate_until: Callable[[asyncio.Event], Any], *, restarts: bool) -> None:
+        self._operate = operate_until
         self._restarts = restarts
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -42,7 +42,7 @@ class _Thread:
         self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
         if self._is_stopped.is_set():
             self._stop.set()
-        code: int = await self._operating(self._stop)
+        code: int = await self._operate(self._stop)
         return code
 
     def stop(self) -> None:
@@ -70,17 +70,17 @@ async def running(
         restarts: Whether to restart it when it ends by itself, as Kubernetes does.
         settings: Settings of the operator.
     """
-    made = OperatorSettings(**{"admin_host": "127.0.0.1", "admin_port": 0, **settings})
+    operator_settings = OperatorSettings(**{"admin_host": "127.0.0.1", "admin_port": 0, **settings})
 
-    def operating(stop: asyncio.Event) -> Any:
+    def operate_until(stop: asyncio.Event) -> Any:
         return operate(
-            made,
+            operator_settings,
             stop,
             configuration=configuration or Configuration(host=kube.url),
             login=login or (lambda **_: kopf.ConnectionInfo(server=kube.url)),
         )
 
-    thread = _Thread(operating, restarts=restarts)
+    thread = _Thread(operate_until, restarts=restarts)
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(asyncio.to_thread(thread.run))
         try:
@@ -91,8 +91,9 @@ async def running(
                 await asyncio.wait([task])
 
 
-async def until(what: Callable[[], Any]) -> Any:
+async def until(condition: Callable[[], Any]) -> Any:
+    """Wait until a function returns a true value, and return it."""
     async with asyncio.timeout(60):
-        while not (found := what()):
+        while not (found := condition()):
             await asyncio.sleep(0.02)
     return found

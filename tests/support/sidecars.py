@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A MailProxy with ``mode: Sidecar`` and pods that ask for it."""
+"""A MailProxy with ``mode: Sidecar``, and pods that request it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.operator_bodies import body
 PLATFORM: Final = Platform(kube_version=KubeVersion(1, 36), image="registry.example/mailproxy:1")
 INJECT: Final = "mailproxy.dev/inject"
 REVIEW: Final = Path(__file__).parents[1] / "operator" / "sidecar" / "data" / "review.json"
-"""What a real API server (1.36) sends when a ReplicaSet's pod is about to be created."""
+"""The admission request of a real API server (1.36) for a pod of a ReplicaSet."""
 
 _SPEC: Final[dict[str, Any]] = {
     "mode": "Sidecar",
@@ -29,24 +29,24 @@ _SPEC: Final[dict[str, Any]] = {
 
 
 def sidecar_body(**spec: Any) -> dict[str, Any]:
-    """The MailProxy ``mail/edge`` for other people's pods, with these fields of its spec replaced."""
+    """Return the MailProxy ``mail/edge`` with mode Sidecar, with these fields of its spec replaced."""
     return body(**{**_SPEC, **spec})
 
 
-def made(platform: Platform = PLATFORM, **spec: Any) -> Sidecar:
-    """What it puts into a pod."""
+def rendered_sidecar(platform: Platform = PLATFORM, **spec: Any) -> Sidecar:
+    """Return the rendered sidecar of such a MailProxy."""
     return sidecar(planned(Resource.read(sidecar_body(**spec)), platform))
 
 
 def review(**changes: Any) -> dict[str, Any]:
-    """An AdmissionReview; changes are of the request."""
+    """Return an AdmissionReview with these fields of its request replaced."""
     found: dict[str, Any] = json.loads(REVIEW.read_text())
     found["request"].update(changes)
     return found
 
 
 def pod(**spec: Any) -> Manifest:
-    """A pod that asks for it, with these fields of its spec replaced."""
+    """Return a pod that requests the sidecar, with these fields of its spec replaced."""
     found: Manifest = copy.deepcopy(review()["request"]["object"])
     found["metadata"]["name"] = "dovecot-0"
     found["spec"] |= copy.deepcopy(spec)

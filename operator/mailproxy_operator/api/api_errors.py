@@ -24,7 +24,7 @@ _WARNING = re.compile(r'^\d{3} \S+ "((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ApiResponse:
     """An HTTP response of the API server.
 
     Attributes:
@@ -37,20 +37,22 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
     @property
-    def is_good(self) -> bool:
+    def is_success(self) -> bool:
         """Whether the request succeeded."""
         return 200 <= self.status < 300
 
     @property
     def message(self) -> str:
         """The message of the API server."""
-        said = str(self.body.get("message") or f"HTTP {self.status}")[:2000]
+        message = str(self.body.get("message") or f"HTTP {self.status}")[:2000]
         if self.status == 401:
-            return f"{said}: the API server does not accept our credentials; they may have expired"
-        return said
+            return (
+                f"{message}: the API server does not accept the operator's credentials; they may have expired"
+            )
+        return message
 
     @property
-    def names_object(self) -> bool:
+    def is_about_object(self) -> bool:
         """Whether the response is about an object, and not about a path that does not exist."""
         return self.body.get("kind") == "Status"
 
@@ -66,41 +68,41 @@ def warnings(headers: list[str]) -> tuple[str, ...]:
     return tuple(re.sub(r"\\(.)", r"\1", one[1]) for one in found if one)
 
 
-def is_port_drift(answer: Answer) -> bool:
+def is_port_drift(response: ApiResponse) -> bool:
     """Return whether two ports share a name: a user has edited the number of a port but not its name."""
-    causes = (answer.body.get("details") or {}).get("causes") or []
-    return answer.status == 422 and any(
+    causes = (response.body.get("details") or {}).get("causes") or []
+    return response.status == 422 and any(
         cause.get("reason") == "FieldValueDuplicate" and "ports" in str(cause.get("field"))
         for cause in causes
     )
 
 
-def error_from(answer: Answer, kind: Kind, what: str) -> OperatorError:
+def error_from(response: ApiResponse, kind: Kind, what: str) -> OperatorError:
     """Return the error for an unsuccessful response.
 
     Args:
-        answer: The response.
+        response: The response.
         kind: The requested kind.
         what: The object, for the message.
     """
-    text = f"{what}: {answer.message}"
-    hopeless = _hopeless_reason(answer, kind)
-    if hopeless:
-        return TerminalError(text, hopeless)
-    match answer.status:
-        case 404 if not answer.names_object:
+    text = f"{what}: {response.message}"
+    reason = _terminal_reason(response, kind)
+    if reason:
+        return TerminalError(text, reason)
+    match response.status:
+        case 404 if not response.is_about_object:
             return KindMissing(f"the cluster does not have the kind {kind.name} of {kind.api_version}")
         case 404 | 409 | 410:
             return NotFoundOrConflict(text)
         case _:
-            return TransientError(text, answer.retry_after)
+            return TransientError(text, response.retry_after)
 
 
-def _hopeless_reason(answer: Answer, kind: Kind) -> str:
-    if answer.status == 403:
+def _terminal_reason(response: ApiResponse, kind: Kind) -> str:
+    if response.status == 403:
         return "Forbidden"
     # The API server returns 500 for a body that does not match the schema.
-    misfit = answer.status == 500 and _BAD_BODY.search(answer.message)
-    if misfit or answer.status in {400, 422}:
+    is_bad_body = response.status == 500 and _BAD_BODY.search(response.message)
+    if is_bad_body or response.status in {400, 422}:
         return "InvalidPodFields" if kind in WORKLOADS else "InvalidSpec"
     return ""

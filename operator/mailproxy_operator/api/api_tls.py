@@ -31,22 +31,22 @@ class ApiServerContext(ssl.SSLContext):
 
     Args:
         make: Creates a context from the current files.
-        mark: Returns a value that changes when ``make`` would create a different context.
+        fingerprint: Returns a value that changes when ``make`` would create a different context.
 
     Raises:
         OSError: A file cannot be read (``ssl.SSLError`` is one of these).
     """
 
     _make: Callable[[], ssl.SSLContext]
-    _mark: Callable[[], object]
-    _observe: object
+    _fingerprint: Callable[[], object]
+    _used_fingerprint: object
     _newest: ssl.SSLContext
 
-    def __new__(cls, make: Callable[[], ssl.SSLContext], mark: Callable[[], object]) -> Self:
+    def __new__(cls, make: Callable[[], ssl.SSLContext], fingerprint: Callable[[], object]) -> Self:
         """Create this context, and one from the current files."""
         made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
-        made._make, made._mark = make, mark
-        made._observe, made._newest = mark(), accept_any_profile(make())
+        made._make, made._fingerprint = make, fingerprint
+        made._used_fingerprint, made._newest = fingerprint(), accept_any_profile(make())
         return made
 
     def wrap_bio(self, *arguments: Any, **more: Any) -> ssl.SSLObject:  # noqa: ANN401  as in the class above
@@ -55,15 +55,15 @@ class ApiServerContext(ssl.SSLContext):
 
     def current(self) -> ssl.SSLContext:
         """Return the context of the current files; the previous one while they cannot be used."""
-        seen = self._mark()
-        if seen != self._observe:
+        current = self._fingerprint()
+        if current != self._used_fingerprint:
             try:
                 self._newest = accept_any_profile(self._make())
             except OSError as error:
-                _log.warning("the renewed certificates for the API server: %s", described(error))
+                _log.warning("the renewed certificates for the API server: %s", describe_error(error))
             else:
                 _log.info("the certificates for the API server were renewed")
-            self._observe = seen
+            self._used_fingerprint = current
         return self._newest
 
 
@@ -73,12 +73,12 @@ def accept_any_profile(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-def files_mark(*paths: object) -> tuple[object, ...]:
+def files_fingerprint(*paths: object) -> tuple[object, ...]:
     """Return a value that changes with the content of files; empty paths are skipped."""
-    return tuple((path, _file_mark(str(path))) for path in paths if path)
+    return tuple((path, _file_fingerprint(str(path))) for path in paths if path)
 
 
-def _file_mark(path: str) -> object:
+def _file_fingerprint(path: str) -> object:
     # The kubelet replaces a symbolic link, other programs rename: the inode changes each time.
     try:
         found = os.stat(path)
@@ -87,7 +87,7 @@ def _file_mark(path: str) -> object:
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Describe in one line why there is no connection, with the message of OpenSSL or the system."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"the API server's certificate is not accepted: {_certificate_error(error)}"
@@ -98,7 +98,7 @@ def described(error: BaseException) -> str:
         text = os.strerror(number) if number > 0 else cause.strerror or str(cause)
         return f"{error.host}:{error.port}: {text}"[:300]
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "no response in time"
     return f"{type(error).__name__}: {error}"[:300].rstrip(": ")
 
 

@@ -20,8 +20,8 @@ import aiohttp
 from kubernetes.aio import client
 
 from mailproxy_operator.api import names
-from mailproxy_operator.api.api_errors import Answer, code_class, error_from, is_port_drift, warnings
-from mailproxy_operator.api.api_tls import described
+from mailproxy_operator.api.api_errors import ApiResponse, code_class, error_from, is_port_drift, warnings
+from mailproxy_operator.api.api_tls import describe_error
 from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.api.credentials import Configuration, Credentials, client_context
 from mailproxy_operator.api.kinds import (
@@ -98,17 +98,17 @@ class KubeClient:
         """Return the version of the nodes if set, otherwise request the version of the API server."""
         if self._node_version is not None:
             return self._node_version
-        answer = await self._request("get", "GET", "/version")
-        if not answer.is_good:
-            raise TransientError(f"the version of the API server: {answer.message}")
-        return KubeVersion.parse(str(answer.body.get("gitVersion", "")))
+        response = await self._request("get", "GET", "/version")
+        if not response.is_success:
+            raise TransientError(f"the version of the API server: {response.message}")
+        return KubeVersion.parse(str(response.body.get("gitVersion", "")))
 
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         """Read one object."""
-        answer = await self._request("get", "GET", kind.path(key.namespace, key.name))
-        if answer.status == 404:
+        response = await self._request("get", "GET", kind.path(key.namespace, key.name))
+        if response.status == 404:
             return None
-        return dict(self._good(answer, kind, f"{kind.name} {key}").body)
+        return dict(self._check(response, kind, f"{kind.name} {key}").body)
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects of a namespace with these labels."""
@@ -121,10 +121,10 @@ class KubeClient:
     async def _names_in(self, kind: Kind) -> frozenset[str]:
         """Return the names of all kinds in the group and version of a kind."""
         path = kind.path(None).rpartition("/")[0]
-        answer = await self._request("get", "GET", path)
-        if answer.status == 404:
+        response = await self._request("get", "GET", path)
+        if response.status == 404:
             return frozenset()
-        listed = self._good(answer, kind, path).body.get("resources") or []
+        listed = self._check(response, kind, path).body.get("resources") or []
         return frozenset(str(one.get("kind")) for one in listed)
 
     async def served(self, kinds: Iterable[Kind]) -> frozenset[Kind]:
@@ -137,7 +137,11 @@ class KubeClient:
         return found
 
     async def list_all(
-        self, kind: Kind, namespaces: tuple[str, ...], selector: str, moved: Callable[[], None] = lambda: None
+        self,
+        kind: Kind,
+        namespaces: tuple[str, ...],
+        selector: str,
+        on_page: Callable[[], None] = lambda: None,
     ) -> list[Manifest]:
         """Read the objects of a kind that match a label selector.
 
@@ -145,13 +149,13 @@ class KubeClient:
             kind: The kind.
             namespaces: The namespaces; all namespaces when empty.
             selector: A label selector; all objects when empty.
-            moved: Called for each page.
+            on_page: Called for each page.
         """
         query = {"labelSelector": selector} if selector else {}
         return [
             one
             for namespace in namespaces or ("",)
-            for one in await self._list(kind, namespace, query, moved)
+            for one in await self._list(kind, namespace, query, on_page)
         ]
 
     async def _list(
@@ -159,17 +163,17 @@ class KubeClient:
         kind: Kind,
         namespace: str,
         query: Mapping[str, str],
-        moved: Callable[[], None] = lambda: None,
+        on_page: Callable[[], None] = lambda: None,
     ) -> list[Manifest]:
         items: list[Manifest] = []
         position = ""
         while kind not in self._missing:
             page = {**query, "limit": str(PAGE), **({"continue": position} if position else {})}
-            answer = await self._request("list", "GET", kind.path(namespace or None), query=page)
-            moved()
-            if answer.status == 404 and kind.optional:
+            response = await self._request("list", "GET", kind.path(namespace or None), query=page)
+            on_page()
+            if response.status == 404 and kind.optional:
                 break
-            body = self._good(answer, kind, f"the list of {kind.plural}").body
+            body = self._check(response, kind, f"the list of {kind.plural}").body
             # Items of a list have no apiVersion and kind.
             what = {"apiVersion": kind.api_version, "kind": kind.name}
             items += [{**what, **one} for one in body.get("items") or []]
@@ -182,15 +186,17 @@ class KubeClient:
         self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
     ) -> Applied:
         """Apply server-side; a manually edited port that prevents the apply is repaired."""
-        answer = await self._apply(manifest, manager, force=force)
-        if is_port_drift(answer):
+        response = await self._apply(manifest, manager, force=force)
+        if is_port_drift(response):
             await self._repair_ports(manifest)
-            answer = await self._apply(manifest, manager, force=force)
+            response = await self._apply(manifest, manager, force=force)
         kind = kind_of(manifest)
-        applied = self._good(answer, kind, f"{kind.name} {manifest['metadata']['name']}")
+        applied = self._check(response, kind, f"{kind.name} {manifest['metadata']['name']}")
         return Applied(dict(applied.body), applied.warnings)
 
-    async def _apply(self, manifest: Manifest, manager: str, *, force: bool, status: bool = False) -> Answer:
+    async def _apply(
+        self, manifest: Manifest, manager: str, *, force: bool, status: bool = False
+    ) -> ApiResponse:
         key = _key(manifest)
         path = kind_of(manifest).path(key.namespace, key.name) + ("/status" if status else "")
         query = {"fieldManager": manager, "force": "true" if force else "false"}
@@ -202,10 +208,10 @@ class KubeClient:
         Returns:
             The current MailProxy; ``None`` when it was deleted.
         """
-        answer = await self._apply(manifest, names.FIELD_MANAGER, force=True, status=True)
-        if answer.status == 404:
+        response = await self._apply(manifest, names.FIELD_MANAGER, force=True, status=True)
+        if response.status == 404:
             return None
-        return dict(self._good(answer, MAIL_PROXY, f"the status of {_key(manifest)}").body)
+        return dict(self._check(response, MAIL_PROXY, f"the status of {_key(manifest)}").body)
 
     async def delete(self, manifest: Manifest) -> bool:
         """Delete the object with this uid; another object with the same name is kept.
@@ -215,10 +221,10 @@ class KubeClient:
         """
         kind, key = kind_of(manifest), _key(manifest)
         options = {"preconditions": {"uid": uid_of(manifest)}, "propagationPolicy": "Background"}
-        answer = await self._request("delete", "DELETE", kind.path(key.namespace, key.name), body=options)
-        if answer.status in {404, 409}:
+        response = await self._request("delete", "DELETE", kind.path(key.namespace, key.name), body=options)
+        if response.status in {404, 409}:
             return False
-        self._good(answer, kind, f"{kind.name} {key}")
+        self._check(response, kind, f"{kind.name} {key}")
         return True
 
     async def patch_annotations(
@@ -230,14 +236,14 @@ class KubeClient:
             The current object; ``None`` when it was deleted.
         """
         metadata = {"annotations": dict(annotations), **({"labels": dict(labels)} if labels else {})}
-        answer = await self._request(
+        response = await self._request(
             "patch", "PATCH", kind.path(key.namespace, key.name),
             query={"fieldManager": names.FIELD_MANAGER},
             body={"metadata": metadata}, content_type=_MERGE,
         )  # fmt: skip
-        if answer.status in {404, 409}:
+        if response.status in {404, 409}:
             return None
-        return dict(self._good(answer, kind, f"{kind.name} {key}").body)
+        return dict(self._check(response, kind, f"{kind.name} {key}").body)
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         """Request ``/config`` from the admin endpoint of a pod."""
@@ -245,21 +251,21 @@ class KubeClient:
         host = f"[{address}]" if ":" in address else address
         try:
             async with asyncio.timeout(POD_SECONDS):
-                async with self._pods.get(f"http://{host}:{names.ADMIN_PORT}/config") as answer:
-                    told = json.loads(await answer.content.read(MAX_CONFIG_BYTES))
+                async with self._pods.get(f"http://{host}:{names.ADMIN_PORT}/config") as response:
+                    body = json.loads(await response.content.read(MAX_CONFIG_BYTES))
         except (aiohttp.ClientError, OSError, ValueError):
             return None
-        if not isinstance(told, dict):
+        if not isinstance(body, dict):
             return None
-        return RunningConfig(str(told.get("hash") or "")[:64], str(told.get("last_error") or "")[:1000])
+        return RunningConfig(str(body.get("hash") or "")[:64], str(body.get("last_error") or "")[:1000])
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Read the kubelet's events about volumes; empty without permission to read them."""
-        answer = await self._request(
+        response = await self._request(
             "list", "GET", f"/api/v1/namespaces/{namespace}/events",
             query={"fieldSelector": "reason=FailedMount", "limit": str(PAGE)},
         )  # fmt: skip
-        items: list[Manifest] = list(answer.body.get("items") or []) if answer.is_good else []
+        items: list[Manifest] = list(response.body.get("items") or []) if response.is_success else []
         items.sort(key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
         return {one["involvedObject"]["name"]: str(one.get("message", "")) for one in items}
 
@@ -284,24 +290,24 @@ class KubeClient:
         """
         key = _key(manifest)
         if "resourceVersion" in manifest["metadata"]:
-            answer = await self._request("patch", "PUT", LEASE.path(key.namespace, key.name), body=manifest)
+            response = await self._request("patch", "PUT", LEASE.path(key.namespace, key.name), body=manifest)
         else:
-            answer = await self._request("create", "POST", LEASE.path(key.namespace), body=manifest)
-        if answer.status in {404, 409}:
+            response = await self._request("create", "POST", LEASE.path(key.namespace), body=manifest)
+        if response.status in {404, 409}:
             return False
-        return self._good(answer, LEASE, f"Lease {key}").is_good
+        return self._check(response, LEASE, f"Lease {key}").is_success
 
     # -- the webhook ------------------------------------------------------
 
     async def patch_json(self, kind: Kind, key: Key, operations: Sequence[Mapping[str, Any]]) -> bool:
         """Patch an object (RFC 6902); false when it was deleted or a ``test`` operation failed."""
-        answer = await self._request(
+        response = await self._request(
             "patch", "PATCH", kind.path(key.namespace, key.name),
             query={"fieldManager": names.FIELD_MANAGER}, body=list(operations), content_type=_JSON_PATCH,
         )  # fmt: skip
-        if answer.status in {404, 409, 422}:
+        if response.status in {404, 409, 422}:
             return False
-        return self._good(answer, kind, f"{kind.name} {key.name}").is_good
+        return self._check(response, kind, f"{kind.name} {key.name}").is_success
 
     # -- requests --------------------------------------------------------------
 
@@ -317,8 +323,8 @@ class KubeClient:
         live = await self.get(kind, key)
         if live is None:
             raise NotFoundOrConflict(f"{kind.name} {key}")
-        where, wanted = _ports_of(manifest, live)
-        await self._patch_json(kind, path, [{"op": "replace", "path": where, "value": wanted}])
+        where, desired = _ports_of(manifest, live)
+        await self._patch_json(kind, path, [{"op": "replace", "path": where, "value": desired}])
         live = await self.get(kind, key)
         entries = (live or {}).get("metadata", {}).get("managedFields") or []
         for index, entry in enumerate(entries):
@@ -330,15 +336,15 @@ class KubeClient:
 
     async def _patch_json(self, kind: Kind, path: str, operations: list[Manifest]) -> None:
         query = {"fieldManager": names.REPAIR_MANAGER}
-        answer = await self._request(
+        response = await self._request(
             "patch", "PATCH", path, query=query, body=operations, content_type=_JSON_PATCH
         )
-        self._good(answer, kind, path)
+        self._check(response, kind, path)
 
-    def _good(self, answer: Answer, kind: Kind, what: str) -> Answer:
-        if not answer.is_good:
-            raise error_from(answer, kind, what)
-        return answer
+    def _check(self, response: ApiResponse, kind: Kind, what: str) -> ApiResponse:
+        if not response.is_success:
+            raise error_from(response, kind, what)
+        return response
 
     async def _request(
         self,
@@ -349,49 +355,49 @@ class KubeClient:
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
-    ) -> Answer:
+    ) -> ApiResponse:
         """Send one request.
 
         Raises:
             TransientError: There was no response.
         """
         clock = asyncio.get_running_loop().time
-        begun, code = clock(), "error"
-        exchange = partial(self._exchange, method, path, query, body, content_type)
+        started_at, code = clock(), "error"
+        send = partial(self._send, method, path, query, body, content_type)
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                answer = await self._renewing(exchange)
-            code = code_class(answer.status)
+                response = await self._send_with_renewal(send)
+            code = code_class(response.status)
         except (aiohttp.ClientError, OSError) as error:
-            self._note_failure(error)
+            self._record_failure(error)
             raise TransientError(f"{method} {path}: {self.last_error}") from error
         finally:
-            self._meter(verb, code, clock() - begun)
-        self.is_authenticated = answer.is_good or (self.is_authenticated and answer.status != 401)
-        self.last_error = "" if self.is_authenticated else answer.message
-        return answer
+            self._meter(verb, code, clock() - started_at)
+        self.is_authenticated = response.is_success or (self.is_authenticated and response.status != 401)
+        self.last_error = "" if self.is_authenticated else response.message
+        return response
 
-    async def _renewing(self, exchange: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _send_with_renewal(self, send: Callable[[], Awaitable[ApiResponse]]) -> ApiResponse:
         """Send a request; once more if credentials or certificate were refused and new credentials exist."""
         try:
-            answer = await exchange()
+            response = await send()
         except aiohttp.ClientConnectorCertificateError:
             if not await self._renew():
                 raise
-            return await exchange()
-        return await exchange() if answer.status == 401 and await self._renew() else answer
+            return await send()
+        return await send() if response.status == 401 and await self._renew() else response
 
     async def _renew(self) -> bool:
         return self._credentials is not None and await self._credentials.renew()
 
-    def _note_failure(self, error: Exception) -> None:
-        self.last_error = described(error)
+    def _record_failure(self, error: Exception) -> None:
+        self.last_error = describe_error(error)
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             self.is_authenticated = False
 
-    async def _exchange(
+    async def _send(
         self, method: str, path: str, query: Mapping[str, str] | None, body: object, content_type: str
-    ) -> Answer:
+    ) -> ApiResponse:
         headers: dict[str, str] = {"Accept": "application/json"}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         if body is not None:
@@ -402,7 +408,7 @@ class KubeClient:
         response = await send(method, url, headers=headers, body=body, _request_timeout=limit)
         text = await response.read()
         found = response.headers
-        return Answer(
+        return ApiResponse(
             response.status,
             _parsed(text),
             _seconds(found.get("Retry-After")),
@@ -430,7 +436,7 @@ def _ports_of(manifest: Manifest, live: Manifest) -> tuple[str, object]:
     """Return the JSON pointer of an object's ports, and the ports from the manifest."""
     if kind_of(manifest) is SERVICE:
         return "/spec/ports", manifest["spec"]["ports"]
-    wanted = manifest["spec"]["template"]["spec"]["containers"][0]
+    desired = manifest["spec"]["template"]["spec"]["containers"][0]
     containers = live["spec"]["template"]["spec"]["containers"]
-    index = next(at for at, one in enumerate(containers) if one["name"] == wanted["name"])
-    return f"/spec/template/spec/containers/{index}/ports", wanted["ports"]
+    index = next(at for at, one in enumerate(containers) if one["name"] == desired["name"])
+    return f"/spec/template/spec/containers/{index}/ports", desired["ports"]

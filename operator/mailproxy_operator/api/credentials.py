@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 from kubernetes.aio import client, config
 
-from mailproxy_operator.api.api_tls import RENEW_SECONDS, ApiServerContext, files_mark
+from mailproxy_operator.api.api_tls import RENEW_SECONDS, ApiServerContext, files_fingerprint
 
 Configuration: TypeAlias = client.Configuration
-CannotConfigure = config.ConfigException
+NoCredentials = config.ConfigException
 
 
 class Credentials:
@@ -34,7 +34,7 @@ class Credentials:
         """Read the credentials.
 
         Raises:
-            CannotConfigure: There are no credentials.
+            NoCredentials: There are no credentials.
         """
         self._read_at = asyncio.get_running_loop().time()
         if self._is_given:
@@ -55,15 +55,15 @@ class Credentials:
         """
         if self._is_given or asyncio.get_running_loop().time() - self._read_at < RENEW_SECONDS:
             return False
-        before = self._known()
+        before = self._contents()
         with suppress(config.ConfigException, OSError):
             await self.read()
-        return self._known() != before
+        return self._contents() != before
 
-    def _known(self) -> tuple[object, ...]:
-        known = self.configuration
-        files = known.ssl_ca_cert, known.cert_file, known.key_file
-        return dict(known.api_key), known.host, *files
+    def _contents(self) -> tuple[object, ...]:
+        current = self.configuration
+        files = current.ssl_ca_cert, current.cert_file, current.key_file
+        return dict(current.api_key), current.host, *files
 
 
 def client_context(configuration: Configuration) -> ApiServerContext:
@@ -84,8 +84,8 @@ def client_context(configuration: Configuration) -> ApiServerContext:
             context.verify_mode = ssl.CERT_NONE
         return context
 
-    def mark() -> object:
+    def fingerprint() -> object:
         files = configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file
-        return files_mark(*files), configuration.ca_cert_data, configuration.verify_ssl
+        return files_fingerprint(*files), configuration.ca_cert_data, configuration.verify_ssl
 
-    return ApiServerContext(make, mark)
+    return ApiServerContext(make, fingerprint)

@@ -57,19 +57,19 @@ class LeaderElector:
 
     async def acquire(self) -> None:
         """Wait until this process holds the Lease."""
-        told = ""
+        logged = ""
         while True:
             try:
-                if await self._try():
+                if await self._try_to_acquire():
                     _log.info("holding the lease %s as %s", self._key, self._identity)
                     return
             except OperatorError as failure:
-                if str(failure) != told:
-                    told = str(failure)
-                    _log.warning("the lease %s cannot be taken: %s", self._key, failure)
+                if str(failure) != logged:
+                    logged = str(failure)
+                    _log.warning("the lease %s could not be acquired: %s", self._key, failure)
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def hold(self) -> None:
+    async def renew(self) -> None:
         """Renew the Lease; return when it is lost or could not be renewed before its deadline."""
         clock = asyncio.get_running_loop().time
         renewed = clock()
@@ -77,7 +77,7 @@ class LeaderElector:
             await asyncio.sleep(RENEW_SECONDS if clock() - renewed < RENEW_SECONDS else RETRY_SECONDS)
             try:
                 async with asyncio.timeout(RENEW_SECONDS):
-                    if not await self._try():
+                    if not await self._try_to_acquire():
                         break
                 renewed = clock()
             except (OperatorError, TimeoutError) as failure:
@@ -87,9 +87,9 @@ class LeaderElector:
     async def release(self) -> None:
         """Release the Lease, so that another candidate does not have to wait."""
         with suppress(OperatorError, TimeoutError):
-            await self._released()
+            await self._release()
 
-    async def _released(self) -> None:
+    async def _release(self) -> None:
         async with asyncio.timeout(RENEW_SECONDS):
             for _ in range(TRIES):
                 # A cancelled renewal may still reach the API server; this write then fails with a conflict.
@@ -97,10 +97,10 @@ class LeaderElector:
                 if lease is None or _holder(lease) != self._identity:
                     return
                 spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
-                if await self._store.write_lease({**_written(lease), "spec": spec}):
+                if await self._store.write_lease({**_without_spec(lease), "spec": spec}):
                     return
 
-    async def _try(self) -> bool:
+    async def _try_to_acquire(self) -> bool:
         lease = await self._store.read_lease(self._key)
         if lease is None:
             return await self._store.write_lease(self._lease(None, 0))
@@ -109,10 +109,10 @@ class LeaderElector:
         spec = lease.get("spec") or {}
         is_change = _holder(lease) != self._identity
         transitions = int(spec.get("leaseTransitions") or 0) + is_change
-        taken = self._lease(lease, transitions)
+        updated = self._lease(lease, transitions)
         if not is_change and spec.get("acquireTime"):
-            taken["spec"]["acquireTime"] = spec["acquireTime"]
-        return await self._store.write_lease(taken)
+            updated["spec"]["acquireTime"] = spec["acquireTime"]
+        return await self._store.write_lease(updated)
 
     def _has_expired(self, lease: Manifest) -> bool:
         clock = asyncio.get_running_loop().time()
@@ -123,12 +123,12 @@ class LeaderElector:
 
     def _lease(self, before: Manifest | None, transitions: int) -> Manifest:
         now = self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        blank: Manifest = {"metadata": {"name": self._key.name, "namespace": self._key.namespace}}
-        written = _written(before or blank)
+        new_lease: Manifest = {"metadata": {"name": self._key.name, "namespace": self._key.namespace}}
+        lease = _without_spec(before or new_lease)
         if self._owner is not None:
-            written["metadata"]["ownerReferences"] = [dict(self._owner)]
+            lease["metadata"]["ownerReferences"] = [dict(self._owner)]
         return {
-            **written,
+            **lease,
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": int(DURATION_SECONDS),
@@ -143,6 +143,6 @@ def _holder(lease: Manifest) -> str:
     return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
 
-def _written(lease: Manifest) -> Manifest:
+def _without_spec(lease: Manifest) -> Manifest:
     metadata = {key: value for key, value in lease["metadata"].items() if key != "managedFields"}
     return {"apiVersion": LEASE.api_version, "kind": LEASE.name, "metadata": metadata}

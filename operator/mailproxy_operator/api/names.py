@@ -63,7 +63,7 @@ def selector_labels(name: str) -> dict[str, str]:
     return {_NAME: "mailproxy", _INSTANCE: name}
 
 
-def carrier_labels(name: str) -> dict[str, str]:
+def injected_pod_labels(name: str) -> dict[str, str]:
     """Return the labels that select pods with a MailProxy as a sidecar."""
     return {INJECT: name}
 

@@ -24,7 +24,7 @@ import kopf
 from yarl import URL
 
 from mailproxy_operator.api.api_errors import code_class
-from mailproxy_operator.api.api_tls import RENEW_SECONDS, ApiServerContext, described, files_mark
+from mailproxy_operator.api.api_tls import RENEW_SECONDS, ApiServerContext, describe_error, files_fingerprint
 from mailproxy_operator.api.kinds import Kind
 
 SERVER_SECONDS = 300.0
@@ -36,7 +36,7 @@ STALLED_SECONDS = SERVER_SECONDS + 2 * INACTIVE_SECONDS
 
 EXPIRED, CLOSED, FAILED, INACTIVE = "expired", "closed", "error", "inactive"
 GONE, UNAUTHORIZED = 410, 401
-CREDENTIALS = "the API server does not accept our credentials"
+CREDENTIALS = "the API server does not accept the operator's credentials"
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ class Recorder(Protocol):
         """Count a restart of a watch: ``expired``, ``closed``, ``error`` or ``inactive``."""
 
 
-def from_environment(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  kopf's own keywords
+def from_environment(**kwargs: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  kopf's own keywords
     """Log in with the service account in a pod, with the kubeconfig elsewhere."""
-    return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
 
 class _Response(aiohttp.ClientResponse):
@@ -63,11 +63,11 @@ class _Response(aiohttp.ClientResponse):
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:  # noqa: ANN401  aiohttp's own
         await super().start(connection)
-        self.content = _Content(self.content)  # type: ignore[assignment]
+        self.content = ResponseContent(self.content)  # type: ignore[assignment]
         return self
 
 
-class _Content:
+class ResponseContent:
     """The body of a response.
 
     kopf closes the session of refused credentials under the watches that still read from it.  aiohttp
@@ -115,119 +115,121 @@ class WatchMonitor:
         self._kinds: dict[str, Kind] = {}
         self._requested_at: dict[str, float] = {}
         self._watched_since: dict[str, float] = {}
-        self._began: set[str] = set()
+        self._started_watches: set[str] = set()
         self._keywords: dict[str, Any] = {}
-        self._known: kopf.ConnectionInfo | None = None
+        self._connection_info: kopf.ConnectionInfo | None = None
         self._read_at = -RENEW_SECONDS
 
-    def expect(self, kinds: Iterable[Kind], namespaces: tuple[str, ...]) -> None:
+    def set_watches(self, kinds: Iterable[Kind], namespaces: tuple[str, ...]) -> None:
         """Set the kinds and namespaces that kopf will watch."""
         self._kinds = {kind.path(one or None): kind for kind in kinds for one in namespaces or ("",)}
         self._requested_at = dict.fromkeys(self._kinds, _now())
 
     def is_synced(self) -> bool:
         """Return whether every watch has started: then kopf has read every list."""
-        return bool(self._kinds) and self._began >= self._kinds.keys()
+        return bool(self._kinds) and self._started_watches >= self._kinds.keys()
 
     def stalled(self) -> str:
         """Return which watch has sent no request for ``STALLED_SECONDS``; empty if there is none."""
         now = _now()
         for path, at in self._requested_at.items():
             if now - at > STALLED_SECONDS:
-                return f"the watch of {path} has made no request for {now - at:.0f} seconds"
+                return f"the watch of {path} has sent no request for {now - at:.0f} seconds"
         return ""
 
-    async def session(self, **known: Any) -> kopf.AiohttpSession:  # noqa: ANN401  kopf's own keywords
+    async def session(self, **kwargs: Any) -> kopf.AiohttpSession:  # noqa: ANN401  kopf's own keywords
         """Log in: read the credentials, and open a session with them.
 
         kopf calls this at start and whenever the API server has refused the credentials.  kopf would end
         if the refused credentials were returned; credentials with a new session count as new, so it retries.
         """
-        self._keywords = known
+        self._keywords = kwargs
         while True:
             if self._read_at >= 0:
                 _log.warning("watching: %s; they may have expired", CREDENTIALS)
                 await asyncio.sleep(max(0.0, self._read_at + RENEW_SECONDS - _now()))
             self._read_at = _now()
             try:
-                found = self._login(**known)
+                found = self._login(**kwargs)
             except Exception as error:  # the login may raise any exception: the file may be incomplete
                 _log.warning("watching: no credentials: %s", type(error).__name__)
                 continue
             if found is not None:
-                self._known = found
+                self._connection_info = found
                 return self._open(found)
             self.last_error = "there are no credentials for the API server"
 
-    def _open(self, known: kopf.ConnectionInfo) -> kopf.AiohttpSession:
+    def _open(self, info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
         trace = aiohttp.TraceConfig()
-        trace.on_request_start.append(self._started)
-        trace.on_request_end.append(self._answered)
-        trace.on_request_exception.append(self._unanswered)
-        context = ApiServerContext(self._new_context, lambda: _tls_mark(self._known or known))
+        trace.on_request_start.append(self._on_request_start)
+        trace.on_request_end.append(self._on_response)
+        trace.on_request_exception.append(self._on_request_error)
+        context = ApiServerContext(self._new_context, lambda: _tls_fingerprint(self._connection_info or info))
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=context),
-            headers=known.as_http_headers(),
-            proxy=known.proxy_url,
-            trust_env=known.trust_env,
+            headers=info.as_http_headers(),
+            proxy=info.proxy_url,
+            trust_env=info.trust_env,
             trace_configs=[trace],
             response_class=_Response,
         )
         return kopf.AiohttpSession(
-            server=known.server,
-            default_namespace=known.default_namespace,
-            expiration=known.expiration,
+            server=info.server,
+            default_namespace=info.default_namespace,
+            expiration=info.expiration,
             aiohttp_session=session,
         )
 
     def _new_context(self) -> ssl.SSLContext:
-        if self._known is None:
+        if self._connection_info is None:
             raise OSError(self.last_error)
-        return self._known.as_ssl_context()
+        return self._connection_info.as_ssl_context()
 
     # -- trace hooks ----------------------------------------------------------
 
-    async def _started(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
-        context.begun = _now()
+    async def _on_request_start(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
+        context.started_at = _now()
         context.verb = self._verb(request.url)
         path = request.url.path
         if path not in self._kinds:
             return
-        self._requested_at[path] = context.begun
+        self._requested_at[path] = context.started_at
         since = self._watched_since.pop(path, None)
         if since is not None:
-            reason = EXPIRED if context.verb == "list" else _why_ended(context.begun - since)
+            reason = EXPIRED if context.verb == "list" else _end_reason(context.started_at - since)
             self._recorder.watch_restarted(reason)
         if context.verb == "watch":
-            self._watched_since[path] = context.begun
-            self._began.add(path)
-        elif path in self._began:
+            self._watched_since[path] = context.started_at
+            self._started_watches.add(path)
+        elif path in self._started_watches:
             self._listed_again(self._kinds[path])
 
-    async def _answered(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
+    async def _on_response(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
         status = int(request.response.status)
-        self._recorder.requested(context.verb, code_class(status), _now() - context.begun)
+        self._recorder.requested(context.verb, code_class(status), _now() - context.started_at)
         if status < 400 or status == UNAUTHORIZED:
             self.last_error = "" if status < 400 else CREDENTIALS
         if context.verb == "watch" and status >= 400:
-            self._ended(request.url, EXPIRED if status == GONE else FAILED)
+            self._count_restart(request.url, EXPIRED if status == GONE else FAILED)
 
-    async def _unanswered(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
-        waited, error = _now() - context.begun, request.exception
+    async def _on_request_error(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
+        waited, error = _now() - context.started_at, request.exception
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            self._not_accepted(described(error))
+            self._on_certificate_error(describe_error(error))
         if isinstance(error, asyncio.CancelledError) and waited < INACTIVE_SECONDS * 0.9:
             return  # kopf is ending
         self._recorder.requested(context.verb, "error", waited)
         if context.verb == "watch":
-            self._ended(request.url, INACTIVE if isinstance(error, asyncio.CancelledError) else FAILED)
+            self._count_restart(
+                request.url, INACTIVE if isinstance(error, asyncio.CancelledError) else FAILED
+            )
 
-    def _ended(self, url: URL, reason: str) -> None:
+    def _count_restart(self, url: URL, reason: str) -> None:
         """Count a watch that did not start; the next request does not count it again."""
         self._recorder.watch_restarted(reason)
         self._watched_since.pop(url.path, None)
 
-    def _not_accepted(self, last_error: str) -> None:
+    def _on_certificate_error(self, last_error: str) -> None:
         """Log the error and read the kubeconfig again: its CA may have changed."""
         self.last_error = last_error
         if _now() - self._read_at < RENEW_SECONDS:
@@ -235,7 +237,7 @@ class WatchMonitor:
         self._read_at = _now()
         _log.warning("watching: %s", last_error)
         try:
-            self._known = self._login(**self._keywords) or self._known
+            self._connection_info = self._login(**self._keywords) or self._connection_info
         except Exception as error:  # the login may raise any exception: the session keeps its credentials
             _log.warning("watching: no other credentials: %s", type(error).__name__)
 
@@ -245,14 +247,14 @@ class WatchMonitor:
         return "list" if url.path in self._kinds else "get"
 
 
-def _why_ended(seconds: float) -> str:
+def _end_reason(seconds: float) -> str:
     """Return why a watch ended without an error: ended by kopf or by the API server."""
     return INACTIVE if INACTIVE_SECONDS <= seconds < SERVER_SECONDS - 1 else CLOSED
 
 
-def _tls_mark(known: kopf.ConnectionInfo) -> object:
-    files = files_mark(known.ca_path, known.certificate_path, known.private_key_path)
-    return files, known.ca_data, known.certificate_data, known.private_key_data, known.insecure
+def _tls_fingerprint(info: kopf.ConnectionInfo) -> object:
+    files = files_fingerprint(info.ca_path, info.certificate_path, info.private_key_path)
+    return files, info.ca_data, info.certificate_data, info.private_key_data, info.insecure
 
 
 def _now() -> float:

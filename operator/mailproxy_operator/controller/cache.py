@@ -50,12 +50,12 @@ class Cache:
 
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         """Return a MailProxy, or an owned object with the name of its MailProxy."""
-        return self._of(kind, key).get(key.name)
+        return self._owned_by(kind, key).get(key.name)
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Return the objects of one MailProxy with these labels; one of the labels is its name."""
         owner = Key(namespace, names.owner_of(labels))
-        found = list(self._of(kind, owner).values())
+        found = list(self._owned_by(kind, owner).values())
         if kind is POD:
             known = {one["metadata"]["name"] for one in found}
             unlabelled = self._unlabelled.get(owner, [])
@@ -65,14 +65,14 @@ class Cache:
     def resources(self) -> list[Manifest]:
         """Return every MailProxy."""
         keys = set(self._indexes[MAIL_PROXY]) | {key for kind, key in self._written if kind is MAIL_PROXY}
-        return [one for key in keys for one in self._of(MAIL_PROXY, key).values()]
+        return [one for key in keys for one in self._owned_by(MAIL_PROXY, key).values()]
 
     def uids(self, kind: Kind) -> dict[str, Manifest]:
         """Return the objects in the index of a kind, by uid, without those that are known to be deleted."""
         found = (one for objects in self._indexes.get(kind, {}).values() for one in objects)
         return {uid_of(one): one for one in found if not self._is_deleted(one)}
 
-    def _of(self, kind: Kind, owner: Key) -> dict[str, Manifest]:
+    def _owned_by(self, kind: Kind, owner: Key) -> dict[str, Manifest]:
         """Return the objects of a MailProxy by name: the newer one of index and own writes."""
         found: dict[str, Manifest] = {}
         index = self._indexes.get(kind, {})
@@ -134,7 +134,7 @@ class Cache:
                 self.deleted(indexed[uid])
                 yield indexed[uid]
         for one in there.values():
-            known = self._of(kind, _owner(one)).get(one["metadata"]["name"])
+            known = self._owned_by(kind, _owner(one)).get(one["metadata"]["name"])
             if not self._is_deleted(one) and (known is None or _version(known) < _version(one)):
                 self.remember(one)
                 yield one

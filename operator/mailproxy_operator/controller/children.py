@@ -58,17 +58,17 @@ class AppliedCache:
         """Remove the entries of one resource."""
         self._entries.pop(key, None)
 
-    def knows(self, key: Key) -> bool:
+    def has_entries(self, key: Key) -> bool:
         """Return whether any object was applied for a resource."""
         return key in self._entries
 
-    def keep_only(self, key: Key, wanted: Collection[_Name]) -> None:
+    def keep_only(self, key: Key, rendered: Collection[_Name]) -> None:
         """Remove objects that are no longer rendered; when they are rendered again, that is not drift."""
         entries = self._entries.get(key, {})
-        for name in entries.keys() - wanted:
+        for name in entries.keys() - rendered:
             del entries[name]
 
-    def wanted(self, key: Key, name: _Name) -> str | None:
+    def applied_digest(self, key: Key, name: _Name) -> str | None:
         """Return the digest of the last applied rendering."""
         entry = self._entries.get(key, {}).get(name)
         return entry.digest if entry else None
@@ -83,7 +83,7 @@ class AppliedCache:
         entry = self._entries.get(key, {}).get(name)
         return entry is not None and entry.fingerprint == _fingerprint(live)
 
-    def note(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
+    def record(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
         """Record an apply and its result."""
         entry = _Entry(digest, _fingerprint(applied.manifest), applied.warnings)
         self._entries.setdefault(key, {})[name] = entry
@@ -102,11 +102,13 @@ def _fingerprint(live: Manifest) -> str:
     status, which changes often for an autoscaler.
     """
     metadata = live["metadata"]
-    beside = _digest({name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")})
+    metadata_digest = _digest(
+        {name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")}
+    )
     content = metadata.get("generation") or _digest(
         {name: part for name, part in live.items() if name not in _NOT_CONTENT}
     )
-    return f"{uid_of(live)}/{content}/{beside}"
+    return f"{uid_of(live)}/{content}/{metadata_digest}"
 
 
 _NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status"})
@@ -120,13 +122,13 @@ class Children:
         lacking: Kinds that are rendered and that the cluster does not have.
     """
 
-    def __init__(self, cluster: Cluster, ledger: AppliedCache, key: Key, uid: str) -> None:
+    def __init__(self, cluster: Cluster, applied_cache: AppliedCache, key: Key, uid: str) -> None:
         self._cluster = cluster
-        self._applied = ledger
+        self._applied = applied_cache
         self._key = key
         self._uid = uid
         self._live: dict[_Name, Manifest] = {}
-        self._wanted: set[_Name] = set()
+        self._rendered: set[_Name] = set()
         self.drifted: list[str] = []
         self.lacking: set[str] = set()
 
@@ -171,21 +173,21 @@ class Children:
         Raises:
             TransientError: A retry may succeed.
         """
-        self._wanted = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in manifests}
-        self._applied.keep_only(self._key, self._wanted)
+        self._rendered = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in manifests}
+        self._applied.keep_only(self._key, self._rendered)
         try:
-            await self._find_foreign(manifests)
+            await self._read_unlabelled(manifests)
             for manifest in manifests:
                 await self._apply(manifest)
-        except NameConflict as foreign:
-            return ConditionCause("NameConflict", f"{foreign} exists and does not belong to this MailProxy")
-        except TerminalError as refusal:
-            return ConditionCause(refusal.reason, str(refusal))
-        except NotFoundOrConflict as vanished:
-            raise TransientError(str(vanished), delay=1.0) from vanished
+        except NameConflict as error:
+            return ConditionCause("NameConflict", f"{error} exists and does not belong to this MailProxy")
+        except TerminalError as error:
+            return ConditionCause(error.reason, str(error))
+        except NotFoundOrConflict as error:
+            raise TransientError(str(error), delay=1.0) from error
         return None
 
-    async def _find_foreign(self, manifests: Iterable[Manifest]) -> None:
+    async def _read_unlabelled(self, manifests: Iterable[Manifest]) -> None:
         """Read by name those rendered objects that were not found by their labels.
 
         Raises:
@@ -215,28 +217,28 @@ class Children:
             self.lacking.add(kind.name)
             return
         is_changed = live is None or _fingerprint(live) != _fingerprint(applied.manifest)
-        if is_changed and self._applied.wanted(self._key, (kind, name)) == digest:
+        if is_changed and self._applied.applied_digest(self._key, (kind, name)) == digest:
             self.drifted.append(kind.name)
         self._live[kind, name] = applied.manifest
-        self._applied.note(self._key, (kind, name), digest, applied)
+        self._applied.record(self._key, (kind, name), digest, applied)
 
     async def _hand_over_replicas(self, manifest: Manifest, live: Manifest) -> None:
         """Keep ``replicas`` until an autoscaler owns it: an apply without the field would reset it to 1."""
         if kind_of(manifest) is not DEPLOYMENT or "replicas" in manifest["spec"] or not _owns_replicas(live):
             return
-        kept = {
+        manifest_of_replicas = {
             "apiVersion": manifest["apiVersion"],
             "kind": manifest["kind"],
             "metadata": {key: manifest["metadata"][key] for key in ("name", "namespace", "uid")},
             "spec": {"replicas": live["spec"].get("replicas", 1)},
         }
-        await self._cluster.apply(kept, manager=names.HANDOVER_MANAGER, force=False)
+        await self._cluster.apply(manifest_of_replicas, manager=names.HANDOVER_MANAGER, force=False)
 
-    async def prune(self, *, spare: Sequence[Kind]) -> tuple[str, ...]:
+    async def prune(self, *, keep: Sequence[Kind]) -> tuple[str, ...]:
         """Delete owned objects that are no longer rendered.
 
         Args:
-            spare: Kinds that must not be deleted yet.
+            keep: Kinds that must not be deleted yet.
 
         Returns:
             The kinds of the deleted objects.
@@ -244,7 +246,7 @@ class Children:
         unwanted = [
             live
             for (kind, name), live in self._live.items()
-            if (kind, name) not in self._wanted and kind not in spare
+            if (kind, name) not in self._rendered and kind not in keep
         ]
         # Delete the autoscaler first: it must not scale a workload that is about to be deleted.
         unwanted.sort(key=lambda live: kind_of(live) is not AUTOSCALER)

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from mailproxy_operator.controller.observed import Observed, Pod
 from mailproxy_operator.errors import ConditionCause
 
-HOPELESS = frozenset({"InvalidSpec", "ListenerConflict", "NameConflict", "InvalidPodFields", "Forbidden"})
+TERMINAL_REASONS = frozenset(
+    {"InvalidSpec", "ListenerConflict", "NameConflict", "InvalidPodFields", "Forbidden"}
+)
 """Reasons of ``Accepted=False`` that a retry does not resolve."""
 
 _TRUE, _FALSE, _UNKNOWN = "True", "False", "Unknown"
 _NAMED = 5
 """The maximum number of pod names in a message."""
-_IMAGE_TROUBLE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_IMAGE_PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,7 @@ def _since(before: Mapping[str, object] | None, status: str, now: str) -> object
     return now
 
 
-def synced(pods: Iterable[Pod], config_hash: str) -> int:
+def count_synced(pods: Iterable[Pod], config_hash: str) -> int:
     """Count the pods that report running a configuration."""
     return sum(_runs(pod, config_hash) for pod in pods if not pod.is_terminating)
 
@@ -132,10 +134,10 @@ def _runs(pod: Pod, config_hash: str) -> bool:
 def _accepted(facts: Facts) -> ConditionState:
     if facts.refused:
         return ConditionState(_FALSE, facts.refused.reason, facts.refused.message)
-    told = ["the configuration is valid and every object was applied"]
-    told += [f"note: {notice}" for notice in facts.notices]
-    told += [f"the API server warns: {warning}" for warning in facts.warnings]
-    return ConditionState(_TRUE, "Accepted", "; ".join(told))
+    parts = ["the configuration is valid and every object was applied"]
+    parts += [f"note: {notice}" for notice in facts.notices]
+    parts += [f"warning of the API server: {warning}" for warning in facts.warnings]
+    return ConditionState(_TRUE, "Accepted", "; ".join(parts))
 
 
 def _resolved_refs(facts: Facts) -> ConditionState:
@@ -150,10 +152,10 @@ def _resolved_refs(facts: Facts) -> ConditionState:
     if broken and broken.running:
         return ConditionState(_FALSE, "InvalidCertificate", f"pod {broken.name}: {broken.running.last_error}")
     if not facts.needs_pods:
-        return ConditionState(_TRUE, "ResolvedRefs", "there are no pods that would mount anything")
+        return ConditionState(_TRUE, "ResolvedRefs", "there are no pods to mount Secrets and ConfigMaps")
     if facts.has_references and not any(pod.has_started for pod in current):
         return ConditionState(_UNKNOWN, "NotYetMounted", "no pod of the current template has started yet")
-    return ConditionState(_TRUE, "ResolvedRefs", "every Secret and ConfigMap referred to was mounted")
+    return ConditionState(_TRUE, "ResolvedRefs", "every referenced Secret and ConfigMap was mounted")
 
 
 _MOUNT_REASONS = (
@@ -178,13 +180,13 @@ def _names_certificate(error: str) -> bool:
 def _available(facts: Facts) -> ConditionState:
     workload = facts.observed.workload
     if facts.mode == "Sidecar":
-        return _carried(facts)
+        return _sidecar_available(facts)
     if workload is None:
         return ConditionState(_FALSE, "PodsNotReady", "there is no workload yet")
     if workload.desired == 0 and workload.is_per_node:
         return ConditionState(_FALSE, "NoNodes", _NO_NODES)
     if workload.desired == 0:
-        return ConditionState(_TRUE, "ScaledToZero", "no pods are wanted")
+        return ConditionState(_TRUE, "ScaledToZero", "no pods are desired")
     numbers = f"{workload.available} of {workload.desired} pods are available"
     if workload.is_available:
         return ConditionState(_TRUE, "MinimumReplicasAvailable", numbers)
@@ -193,64 +195,67 @@ def _available(facts: Facts) -> ConditionState:
 
 
 _NO_NODES = (
-    "no node takes a pod: none fits spec.pod.nodeSelector and spec.pod.affinity, "
+    "no node is eligible for a pod: none matches spec.pod.nodeSelector and spec.pod.affinity, "
     "or all have taints that spec.pod.tolerations does not tolerate"
 )
 
 
-def _carried(facts: Facts) -> ConditionState:
+def _sidecar_available(facts: Facts) -> ConditionState:
     """Evaluate a sidecar: its pods belong to other workloads, and injection happens only at creation."""
     without = facts.observed.without_sidecar
     staying = [pod for pod in facts.observed.pods if not pod.is_terminating]
-    numbers = _carriers(staying)
+    numbers = _sidecar_numbers(staying)
     if without:
-        return ConditionState(_FALSE, "SidecarMissing", f"{_missing(without)}; {numbers}")
+        return ConditionState(_FALSE, "SidecarMissing", f"{_missing_sidecars(without)}; {numbers}")
     if not staying:
-        return ConditionState(_TRUE, "SidecarMode", "no pod asks for it so far")
+        return ConditionState(_TRUE, "SidecarMode", "no pod requests the sidecar yet")
     if not any(pod.is_ready for pod in staying):
-        cause = _trouble_of_pods(staying) or ConditionCause("PodsNotReady", numbers)
+        cause = _start_failure(staying) or ConditionCause("PodsNotReady", numbers)
         return ConditionState(_FALSE, cause.reason, cause.message)
     return ConditionState(_TRUE, "SidecarMode", numbers)
 
 
-def _carriers(staying: Sequence[Pod]) -> str:
-    told = [f"pods that carry it: {len(staying)}, ready: {sum(pod.is_ready for pod in staying)}"]
+def _sidecar_numbers(staying: Sequence[Pod]) -> str:
+    parts = [f"pods with the sidecar: {len(staying)}, ready: {sum(pod.is_ready for pod in staying)}"]
     older = sum(not pod.is_of_template for pod in staying)
     if older:
-        told.append(f"made before its last change, to be made anew: {older}")
-    return "; ".join(told)
+        parts.append(f"created before the last change of the resource, to be created again: {older}")
+    return "; ".join(parts)
 
 
-def _missing(without: Sequence[str]) -> str:
+def _missing_sidecars(without: Sequence[str]) -> str:
     more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
     named = ", ".join(without[:_NAMED]) + more
-    asking = "1 pod asks for it and runs" if len(without) == 1 else f"{len(without)} pods ask for it and run"
-    advice = "a pod gets it only when it is created: see its events, then delete them to have them made anew"
-    return f"{asking} without: {named}; {advice}"
+    count = "1 pod requests" if len(without) == 1 else f"{len(without)} pods request"
+    advice = (
+        "the sidecar is injected only when a pod is created: see the events, "
+        "then delete the pods, so that they are created again"
+    )
+    return f"{count} the sidecar without having it: {named}; {advice}"
 
 
 def _cause_of_unavailability(facts: Facts) -> ConditionCause | None:
     failures = facts.observed.workload.failures if facts.observed.workload else {}
     if "ReplicaFailure" in failures:
         return ConditionCause("PodsRefused", failures["ReplicaFailure"].message)
-    cause = _trouble_of_pods([pod for pod in facts.observed.pods if not pod.is_terminating])
+    cause = _start_failure([pod for pod in facts.observed.pods if not pod.is_terminating])
     if "Progressing" in failures and (cause is None or cause.reason == "PodsNotReady"):
         return ConditionCause("ProgressDeadlineExceeded", failures["Progressing"].message)
     return cause
 
 
-def _trouble_of_pods(pods: Sequence[Pod]) -> ConditionCause | None:
+def _start_failure(pods: Sequence[Pod]) -> ConditionCause | None:
     """Return why pods do not start; causes that need a user's action come first."""
-    causes = [cause for cause in map(_trouble_of_pod, pods) if cause is not None]
+    causes = [cause for cause in map(_pod_start_failure, pods) if cause is not None]
     return min(causes, key=lambda one: one.reason == "PodsNotReady", default=None)
 
 
-def _trouble_of_pod(pod: Pod) -> ConditionCause | None:
+def _pod_start_failure(pod: Pod) -> ConditionCause | None:
     if pod.unscheduled:
         return ConditionCause("Unschedulable", f"pod {pod.name}: {pod.unscheduled.message}")
     if pod.waiting is None:
         return None
-    if pod.waiting.reason in _IMAGE_TROUBLE:
+    if pod.waiting.reason in _IMAGE_PULL_REASONS:
         return ConditionCause(
             "ImagePullFailed", f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}"
         )
@@ -261,28 +266,29 @@ def _trouble_of_pod(pod: Pod) -> ConditionCause | None:
 
 def _config_synced(facts: Facts) -> ConditionState:
     if not facts.needs_pods:
-        return ConditionState(_TRUE, "AllPodsSynced", "no pods are wanted")
+        return ConditionState(_TRUE, "AllPodsSynced", "no pods are desired")
     ready = [pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]
-    refusing = _refusing(ready)
-    if refusing:
-        return ConditionState(_FALSE, refusing.reason, refusing.message)
+    rejected = _rejected_config(ready)
+    if rejected:
+        return ConditionState(_FALSE, rejected.reason, rejected.message)
     silent = [pod.name for pod in ready if pod.running is None]
     if silent:
         return ConditionState(
-            _UNKNOWN, "PodsUnreachable", f"no answer from the admin endpoint of {', '.join(silent)}"
+            _UNKNOWN, "PodsUnreachable", f"no response from the admin endpoint of {', '.join(silent)}"
         )
-    count = synced(ready, facts.config_hash)
+    count = count_synced(ready, facts.config_hash)
     numbers = f"{count} of {len(ready)} ready pods run configuration {facts.config_hash[:12]}"
     if ready and count == len(ready):
         return ConditionState(_TRUE, "AllPodsSynced", numbers)
     return ConditionState(_FALSE, "ConfigPropagating", numbers)
 
 
-def _refusing(pods: Sequence[Pod]) -> ConditionCause | None:
+def _rejected_config(pods: Sequence[Pod]) -> ConditionCause | None:
     for pod in pods:
         if pod.running and pod.running.last_error:
             return ConditionCause(
-                "ConfigRejected", f"pod {pod.name} kept its configuration: {pod.running.last_error}"
+                "ConfigRejected",
+                f"pod {pod.name} keeps its previous configuration: {pod.running.last_error}",
             )
     return None
 
@@ -292,7 +298,7 @@ def _stalled(facts: Facts) -> ConditionState:
         finding = check(facts)
         if finding:
             return ConditionState(_TRUE, finding.reason, finding.message)
-    return ConditionState(_FALSE, "NotStalled", "nothing has to be changed by hand")
+    return ConditionState(_FALSE, "NotStalled", "no manual change is necessary")
 
 
 def _deadline_exceeded(facts: Facts) -> ConditionCause | None:
@@ -304,7 +310,9 @@ def _deadline_exceeded(facts: Facts) -> ConditionCause | None:
 _STALLS: tuple[Callable[[Facts], ConditionCause | None], ...] = (
     lambda facts: facts.refused,
     lambda facts: facts.sysctl_refused,
-    lambda facts: _refusing([pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]),
+    lambda facts: _rejected_config(
+        [pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]
+    ),
     _deadline_exceeded,
 )
 
@@ -313,7 +321,7 @@ def _reconciling(facts: Facts, found: Mapping[str, ConditionState]) -> Condition
     if facts.paused:
         return ConditionState(_FALSE, "Paused", "spec.paused is true: only the status is written")
     if found["Stalled"].holds:
-        return ConditionState(_FALSE, "Settled", "waiting will not help; see Stalled")
+        return ConditionState(_FALSE, "Settled", "a user must change something; see Stalled")
     if facts.retrying:
         return ConditionState(_TRUE, "Retrying", facts.retrying.message)
     workload = facts.observed.workload
@@ -321,16 +329,16 @@ def _reconciling(facts: Facts, found: Mapping[str, ConditionState]) -> Condition
         return ConditionState(_TRUE, "RollingOut", _progress(facts))
     if found["ConfigSynced"].reason == "ConfigPropagating":
         return ConditionState(_TRUE, "ConfigPropagating", found["ConfigSynced"].message)
-    return ConditionState(_FALSE, "Settled", "everything is as the resource wants it")
+    return ConditionState(_FALSE, "Settled", "the cluster has the desired state")
 
 
 def _progress(facts: Facts) -> str:
     workload = facts.observed.workload
     if workload is None:
-        return "the workload is being made"
-    numbers = f"{workload.updated} of {workload.desired} pods are of the newest template"
+        return "the workload is being created"
+    numbers = f"{workload.updated} of {workload.desired} pods have the newest template"
     newest = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
-    cause = _trouble_of_pods(newest)
+    cause = _start_failure(newest)
     return f"{numbers}; {cause.message}" if cause else numbers
 
 
@@ -344,4 +352,4 @@ def _ready(facts: Facts, found: Mapping[str, ConditionState]) -> ConditionState:
             return ConditionState(one.status, one.reason, one.message)
     if not facts.needs_pods:
         return ConditionState(_TRUE, "Ready", found["Available"].message)
-    return ConditionState(_TRUE, "Ready", "clients are served with the wanted configuration")
+    return ConditionState(_TRUE, "Ready", "clients are served with the desired configuration")

@@ -17,10 +17,10 @@ from mailproxy_operator.api.kinds import Manifest
 
 POLL_SECONDS = 30.0
 """Each pod is polled once in this interval; the requests are distributed over it."""
-MAX_ASKED_AT_ONCE = 32
+MAX_CONCURRENT_REQUESTS = 32
 """Maximum of concurrent requests.  With a timeout of two seconds: sixteen pods a second if none responds."""
 
-Ask = Callable[[Manifest], Awaitable[RunningConfig | None]]
+RequestConfig = Callable[[Manifest], Awaitable[RunningConfig | None]]
 
 
 @dataclass(slots=True)
@@ -28,52 +28,52 @@ class _Polled:
     """A pod and its last response."""
 
     pod: Manifest
-    answer: RunningConfig | None
+    response: RunningConfig | None
 
 
 class ConfigPoll:
     """The poll of the leading operator.
 
     Args:
-        ask: Requests the configuration of a pod.
+        request_config: Requests the configuration of a pod.
         changed: Called with a resource when the response of one of its pods has changed.
     """
 
-    def __init__(self, ask: Ask, changed: Callable[[Key], None]) -> None:
-        self._request = ask
+    def __init__(self, request_config: RequestConfig, changed: Callable[[Key], None]) -> None:
+        self._request_config = request_config
         self._changed = changed
-        self._known: dict[Key, list[_Polled]] = {}
+        self._polled: dict[Key, list[_Polled]] = {}
 
-    def note(self, key: Key, answers: Sequence[tuple[Manifest, RunningConfig | None]]) -> None:
+    def store(self, key: Key, responses: Sequence[tuple[Manifest, RunningConfig | None]]) -> None:
         """Store the pods of a resource and their responses, as observed by the last reconcile."""
-        if answers:
-            self._known[key] = [_Polled(_address(pod), answer) for pod, answer in answers]
+        if responses:
+            self._polled[key] = [_Polled(_address(pod), response) for pod, response in responses]
         else:
-            self._known.pop(key, None)
+            self._polled.pop(key, None)
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        gate = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+        gate = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
         await asyncio.sleep(POLL_SECONDS * random.random())  # noqa: S311  not used for security
         async with asyncio.TaskGroup() as tasks:
             while True:
-                asked = [(key, polled) for key, pods in self._known.items() for polled in pods]
-                random.shuffle(asked)
-                for key, polled in asked:
+                targets = [(key, polled) for key, pods in self._polled.items() for polled in pods]
+                random.shuffle(targets)
+                for key, polled in targets:
                     await gate.acquire()
-                    tasks.create_task(self._look(key, polled, gate))
-                    await asyncio.sleep(POLL_SECONDS / len(asked))
-                if not asked:
+                    tasks.create_task(self._poll(key, polled, gate))
+                    await asyncio.sleep(POLL_SECONDS / len(targets))
+                if not targets:
                     await asyncio.sleep(POLL_SECONDS)
 
-    async def _look(self, key: Key, polled: _Polled, gate: asyncio.Semaphore) -> None:
+    async def _poll(self, key: Key, polled: _Polled, gate: asyncio.Semaphore) -> None:
         try:
-            answer = await self._request(polled.pod)
+            response = await self._request_config(polled.pod)
         finally:
             gate.release()
-        is_known = any(one is polled for one in self._known.get(key, ()))
-        if is_known and answer != polled.answer:
-            polled.answer = answer
+        is_known = any(one is polled for one in self._polled.get(key, ()))
+        if is_known and response != polled.response:
+            polled.response = response
             self._changed(key)
 
 

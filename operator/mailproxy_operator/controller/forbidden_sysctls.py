@@ -63,5 +63,5 @@ def finding(refused: frozenset[str]) -> ConditionCause | None:
         # Containers that cannot listen are restarted with the kubelet's back-off; the pods are not replaced.
         advice = "use portStrategy: HighPort, which needs no sysctl"
     return ConditionCause(
-        REFUSAL, f"nodes refuse the sysctl {listed}; it is left out, running pods stay; {advice}"
+        REFUSAL, f"nodes refuse the sysctl {listed}; it is omitted, and running pods are kept; {advice}"
     )

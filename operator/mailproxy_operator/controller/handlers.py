@@ -19,7 +19,7 @@ from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.kinds import MAIL_PROXY, OWNED, POD, SERVICE, WORKLOADS, Kind, Manifest
 from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.cache import Cache, slim
-from mailproxy_operator.controller.config_poll import Ask, ConfigPoll
+from mailproxy_operator.controller.config_poll import ConfigPoll, RequestConfig
 from mailproxy_operator.controller.reconciler import Outcome, Reconciler
 from mailproxy_operator.controller.work_queue import Recorder, WorkQueue
 from mailproxy_operator.errors import OperatorError
@@ -41,16 +41,18 @@ class EventHandlers:
         reconciler: Reconciles the enqueued resources.
         cache: Updated from events.
         recorder: Called after every reconcile.
-        ask: Requests the running configuration of a pod.
+        request_config: Requests the running configuration of a pod.
 
     Attributes:
         queue: The work queue.
         poll: Polls running pods.
     """
 
-    def __init__(self, reconciler: Reconciler, cache: Cache, *, recorder: Recorder, ask: Ask) -> None:
+    def __init__(
+        self, reconciler: Reconciler, cache: Cache, *, recorder: Recorder, request_config: RequestConfig
+    ) -> None:
         self.queue = WorkQueue(self._work, recorder=recorder)
-        self.poll = ConfigPoll(ask, self.enqueue)
+        self.poll = ConfigPoll(request_config, self.enqueue)
         self._reconciler = reconciler
         self._cache = cache
         self._seen: dict[Key, object] = {}
@@ -74,7 +76,7 @@ class EventHandlers:
 
     async def _work(self, key: Key) -> Outcome:
         outcome = await self._reconciler.reconcile(key)
-        self.poll.note(key, outcome.answers)
+        self.poll.store(key, outcome.responses)
         return outcome
 
     def enqueue(self, key: Key) -> None:
@@ -126,9 +128,9 @@ class EventHandlers:
             try:
                 if await self._reconciler.remove_forbidden_sysctls(key, pod):
                     message = pod["status"]["message"]
-                    _log.warning("%s: nodes refuse a sysctl, it is left out: %s", key, message)
+                    _log.warning("%s: nodes refuse a sysctl, it is omitted: %s", key, message)
             except OperatorError as failure:
-                _log.warning("%s: a refused sysctl could not be left out: %s", key, failure)
+                _log.warning("%s: a refused sysctl could not be removed: %s", key, failure)
             finally:
                 self._removing_sysctls.discard(key)
 

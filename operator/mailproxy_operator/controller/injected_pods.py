@@ -14,7 +14,7 @@ from mailproxy_operator.controller.observed import Observed, Pod
 from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.sidecar import sidecar
-from mailproxy_operator.sidecar.inject import carries
+from mailproxy_operator.sidecar.inject import has_sidecar
 
 _OVER = frozenset({"Succeeded", "Failed"})
 
@@ -33,9 +33,9 @@ async def observe_injected_pods(
     Returns:
         The observed state, and the pods with the sidecar.
     """
-    asking = await cluster.list_labelled(POD, key.namespace, names.carrier_labels(key.name))
+    asking = await cluster.list_labelled(POD, key.namespace, names.injected_pod_labels(key.name))
     alive = [pod for pod in asking if (pod.get("status") or {}).get("phase") not in _OVER]
-    pods = [pod for pod in alive if carries(pod)]
+    pods = [pod for pod in alive if has_sidecar(pod)]
     wanted = sidecar(plan).template_hash if plan else ""
     running = await running_configs(cluster, pods)
     seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))
@@ -45,14 +45,14 @@ async def observe_injected_pods(
         pods=seen,
         addresses=addresses(service) if service else (),
         mount_failures=failures,
-        without_sidecar=tuple(sorted(pod["metadata"]["name"] for pod in alive if _lacks(pod))),
+        without_sidecar=tuple(sorted(pod["metadata"]["name"] for pod in alive if _lacks_sidecar(pod))),
     )
     return observed, pods
 
 
-def _lacks(pod: Mapping[str, Any]) -> bool:
+def _lacks_sidecar(pod: Mapping[str, Any]) -> bool:
     """Return whether a pod requests the sidecar and runs without it; a pod in deletion does not count."""
-    return not carries(pod) and "deletionTimestamp" not in pod["metadata"]
+    return not has_sidecar(pod) and "deletionTimestamp" not in pod["metadata"]
 
 
 def _pod(pod: Mapping[str, Any], wanted: str, running: RunningConfig | None) -> Pod:

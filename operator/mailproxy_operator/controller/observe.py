@@ -13,7 +13,7 @@ from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, POD, Manifest
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
 from mailproxy_operator.errors import ConditionCause
 
-MAX_ASKED_AT_ONCE = 10
+MAX_CONCURRENT_REQUESTS = 10
 MAX_ADDRESSES = 16
 
 
@@ -38,7 +38,7 @@ async def observe(
     if workload is None:
         return Observed(addresses=found), []
     labelled = await cluster.list_labelled(POD, key.namespace, names.selector_labels(key.name))
-    pods = [pod for pod in labelled if is_made_by_workload(pod, key.name)]
+    pods = [pod for pod in labelled if belongs_to_workload(pod, key.name)]
     wanted = _template_hash(workload["spec"]["template"])
     running = await running_configs(cluster, pods)
     seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))
@@ -48,7 +48,7 @@ async def observe(
     return observed, pods
 
 
-def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
+def belongs_to_workload(pod: Mapping[str, Any], name: str) -> bool:
     """Return whether a pod belongs to the operator's workload, by its owner reference and not its labels."""
     owners = pod["metadata"].get("ownerReferences") or []
     controllers = [(owner["kind"], owner["name"]) for owner in owners if owner.get("controller")]
@@ -58,7 +58,7 @@ def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
     )
 
 
-def can_be_asked(pod: Mapping[str, Any]) -> bool:
+def is_reachable(pod: Mapping[str, Any]) -> bool:
     """Return whether a pod has an address, is not being deleted and has not ended."""
     status = pod.get("status") or {}
     # A pod that has ended keeps its address in its status, but another pod may use the address.
@@ -68,15 +68,15 @@ def can_be_asked(pod: Mapping[str, Any]) -> bool:
 
 async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:
     """Request the running configuration of pods, with a limit of concurrent requests."""
-    gate = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+    gate = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
 
-    async def ask(pod: Manifest) -> RunningConfig | None:
-        if not can_be_asked(pod):
+    async def request(pod: Manifest) -> RunningConfig | None:
+        if not is_reachable(pod):
             return None
         async with gate:
             return await cluster.running_config(pod)
 
-    return list(await asyncio.gather(*(ask(pod) for pod in pods)))
+    return list(await asyncio.gather(*(request(pod) for pod in pods)))
 
 
 def unscheduled(status: Mapping[str, Any]) -> ConditionCause | None:
@@ -114,7 +114,7 @@ def _workload(live: Mapping[str, Any]) -> Workload:
             updated=int(status.get("updatedReplicas", 0)),
             ready=int(status.get("readyReplicas", 0)),
             available=int(status.get("availableReplicas", 0)),
-            may_be_unavailable=_may_be_unavailable(live["spec"]),
+            may_be_unavailable=_max_unavailable(live["spec"]),
             is_current=is_current,
             failures=_failures(status),
         )
@@ -134,7 +134,7 @@ def _workload(live: Mapping[str, Any]) -> Workload:
     )
 
 
-def _may_be_unavailable(spec: Mapping[str, Any]) -> int:
+def _max_unavailable(spec: Mapping[str, Any]) -> int:
     """Return ``maxUnavailable`` of a Deployment; the operator sets it as a number."""
     rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
     allowed = rolling.get("maxUnavailable", 0)

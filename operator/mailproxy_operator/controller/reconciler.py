@@ -20,7 +20,7 @@ from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY, POD, WORKLOADS,
 from mailproxy_operator.controller import forbidden_sysctls, status
 from mailproxy_operator.controller.children import AppliedCache, Children
 from mailproxy_operator.controller.injected_pods import observe_injected_pods
-from mailproxy_operator.controller.observe import can_be_asked, is_made_by_workload, observe
+from mailproxy_operator.controller.observe import belongs_to_workload, is_reachable, observe
 from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import ConditionCause, OperatorError, TransientError
@@ -28,7 +28,7 @@ from mailproxy_operator.render import Plan, planned, render
 from mailproxy_operator.render.plan import SIDECAR
 from mailproxy_operator.settings import Platform
 
-LOOK_AGAIN_SECONDS = 5.0
+ROLLOUT_REQUEUE_SECONDS = 5.0
 """Requeue delay while a rollout is in progress; an event requeues earlier."""
 FORBIDDEN_SECONDS = 60.0
 """Requeue delay after ``Forbidden``: no watched object changes when a quota or RBAC is changed."""
@@ -46,7 +46,7 @@ class Outcome:
         status: The computed status; it is written only if it differs from the previous one.
         drifted: The kinds with drift: an apply changed the object although the rendering had not changed.
         pruned: The kinds of the objects that were deleted because they are no longer rendered.
-        answers: The pods with a reachable admin endpoint and their responses to ``/config``.
+        responses: The pods with a reachable admin endpoint and their responses to ``/config``.
     """
 
     is_gone: bool = False
@@ -56,7 +56,7 @@ class Outcome:
     status: Manifest = field(default_factory=dict)
     drifted: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
-    answers: tuple[tuple[Manifest, RunningConfig | None], ...] = ()
+    responses: tuple[tuple[Manifest, RunningConfig | None], ...] = ()
 
 
 @dataclass(slots=True)
@@ -108,14 +108,14 @@ class Reconciler:
             return Outcome(is_gone=True)
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
         await children.read()
-        run = self._decided(key, body, children)
+        run = self._plan(key, body, children)
         await self._try_with_one_pod(run, children)
-        await self._carry_out(run, children)
+        await self._apply(run, children)
         observed, pods = await self._observe(run, children)
         await self._handle_forbidden_sysctls(run, children, observed, pods)
         await self._prune_and_annotate(run, children, observed, pods)
         outcome = await self._update_status(run, observed)
-        return replace(outcome, answers=_answers(observed, pods))
+        return replace(outcome, responses=_responses(observed, pods))
 
     async def _observe(self, run: _Run, children: Children) -> tuple[Observed, list[Manifest]]:
         if _mode(run) == SIDECAR:
@@ -123,7 +123,7 @@ class Reconciler:
         workload = children.workload(_mode(run))
         return await observe(self._cluster, run.key, workload, children.service())
 
-    def _decided(self, key: Key, body: Manifest, children: Children) -> _Run:
+    def _plan(self, key: Key, body: Manifest, children: Children) -> _Run:
         """Read the resource and plan its objects, if it is valid."""
         run = _Run(key, body, paused=bool(body.get("spec", {}).get("paused")))
         try:
@@ -137,15 +137,15 @@ class Reconciler:
     async def _try_with_one_pod(self, run: _Run, children: Children) -> None:
         """Start with one pod when nodes may refuse it: a refused pod is replaced immediately."""
         plan = run.plan
-        if plan is None or run.paused or not plan.asks_for_unsafe:
+        if plan is None or run.paused or not plan.requests_unsafe_sysctls:
             return
         if not plan.has_workload or plan.workload_kind is not DEPLOYMENT:
             return
-        with _noting(run):
+        with _recording_failure(run):
             live = children.workload(plan.resource.mode) or await self._cluster.get(DEPLOYMENT, run.key)
             run.plan = replace(plan, is_trial=live is None or _has_no_pods_yet(live))
 
-    async def _carry_out(self, run: _Run, children: Children) -> None:
+    async def _apply(self, run: _Run, children: Children) -> None:
         if run.plan is None or run.refused or run.paused:
             return
         try:
@@ -172,12 +172,12 @@ class Reconciler:
         if not refused or body is None or "deletionTimestamp" in body["metadata"]:
             return False
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
-        run = self._decided(key, body, children)
+        run = self._plan(key, body, children)
         if run.plan is None or run.resource is None or run.paused or not run.plan.has_workload:
             return False
         await children.read((run.plan.workload_kind,))
         live = children.workload(run.plan.resource.mode)
-        is_ours = is_made_by_workload(pod, key.name)
+        is_ours = belongs_to_workload(pod, key.name)
         if live is None or not is_ours or not _is_of_template(pod, live):
             return False
         known = forbidden_sysctls.remembered([live], run.resource.generation)
@@ -200,9 +200,9 @@ class Reconciler:
         if newly:
             platform = replace(self._platform, refused_sysctls=known | newly)
             run.plan = planned(run.resource, platform)
-            await self._carry_out(run, children)
+            await self._apply(run, children)
         # Delete the pods last: until the workload has changed, each one is replaced immediately.
-        with _noting(run):
+        with _recording_failure(run):
             for pod in forbidden_sysctls.refused_pods(pods):
                 await self._cluster.delete(pod)
 
@@ -213,9 +213,9 @@ class Reconciler:
         if run.plan is None or run.refused or run.failed or run.paused:
             return
         workload = observed.workload
-        old_may_go = workload is None or workload.is_available or workload.is_scaled_to_zero
-        with _noting(run):
-            run.pruned = await children.prune(spare=() if old_may_go else WORKLOADS)
+        can_prune_old = workload is None or workload.is_available or workload.is_scaled_to_zero
+        with _recording_failure(run):
+            run.pruned = await children.prune(keep=() if can_prune_old else WORKLOADS)
             for pod in pods:
                 await self._annotate_pod(run.plan, pod)
 
@@ -226,8 +226,8 @@ class Reconciler:
         lacks_label = names.PROXY not in (metadata.get("labels") or {})
         labels = names.proxy_labels(plan.resource.name) if lacks_label else {}
         # A changed annotation makes the kubelet refresh the pod's volumes immediately, not within a minute.
-        is_told = (metadata.get("annotations") or {}).get(names.CONFIG_HASH) == plan.config_hash
-        if labels or not is_told:
+        is_annotated = (metadata.get("annotations") or {}).get(names.CONFIG_HASH) == plan.config_hash
+        if labels or not is_annotated:
             await self._cluster.patch_annotations(
                 POD, key, {names.CONFIG_HASH: plan.config_hash}, labels=labels
             )
@@ -264,7 +264,7 @@ class Reconciler:
 
 
 @contextmanager
-def _noting(run: _Run) -> Iterator[None]:
+def _recording_failure(run: _Run) -> Iterator[None]:
     """Record a failure of a secondary step and continue, so that the status is still updated."""
     try:
         yield
@@ -272,9 +272,9 @@ def _noting(run: _Run) -> Iterator[None]:
         run.failed = failure if isinstance(failure, TransientError) else TransientError(str(failure))
 
 
-def _answers(observed: Observed, pods: list[Manifest]) -> tuple[tuple[Manifest, RunningConfig | None], ...]:
-    seen = zip(pods, observed.pods, strict=True)
-    return tuple((pod, one.running) for pod, one in seen if can_be_asked(pod))
+def _responses(observed: Observed, pods: list[Manifest]) -> tuple[tuple[Manifest, RunningConfig | None], ...]:
+    pairs = zip(pods, observed.pods, strict=True)
+    return tuple((pod, one.running) for pod, one in pairs if is_reachable(pod))
 
 
 def _has_no_pods_yet(live: Manifest) -> bool:
@@ -291,7 +291,7 @@ def _is_of_template(pod: Manifest, workload: Manifest) -> bool:
 def _again_after(run: _Run, written: Manifest) -> float | None:
     if run.refused and run.refused.reason == "Forbidden":
         return FORBIDDEN_SECONDS
-    return LOOK_AGAIN_SECONDS if status.is_on_its_way(written) else None
+    return ROLLOUT_REQUEUE_SECONDS if status.is_in_progress(written) else None
 
 
 def _refusal(error: ConfigError) -> ConditionCause:

@@ -74,7 +74,7 @@ class Resync:
 
     async def run(self) -> None:
         """Resync until cancelled; a kind whose watch has restarted is compared without delay."""
-        due = _now() + self._pause()
+        due = _now() + self._random_delay()
         while True:
             self._changed.clear()
             is_due = _now() >= due
@@ -85,13 +85,13 @@ class Resync:
             except OperatorError as failure:
                 _log.warning("resync: %s", failure)
                 self._listed_again.update(kinds)
-                self._moved()
+                self._record_progress()
                 delay = getattr(failure, "delay", None) or 0.0
                 due = min(due, _now()) if is_due else due
                 await asyncio.sleep(min(max(delay, RETRY_SECONDS), LONGEST_RETRY_SECONDS))
                 continue
             if is_due:
-                due = _now() + self._pause()
+                due = _now() + self._random_delay()
                 self._cache.forget_deleted()
                 self._handlers.resync(spread=SPREAD * self._interval)
             await self._wait(due)
@@ -114,25 +114,25 @@ class Resync:
         for kind in kinds:
             selector = "" if kind is MAIL_PROXY else names.PROXY
             before = self._cache.uids(kind)
-            listed = await self._cluster.list_all(kind, self._namespaces, selector, self._moved)
+            listed = await self._cluster.list_all(kind, self._namespaces, selector, self._record_progress)
             for differing in self._cache.compare(kind, before, listed):
                 self._handlers.differs(kind, differing)
-            self._moved()
+            self._record_progress()
 
     async def _wait(self, due: float) -> None:
-        self._moved()
+        self._record_progress()
         try:
             async with asyncio.timeout_at(due):
                 await self._changed.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
         except TimeoutError:
             pass
-        self._moved()
+        self._record_progress()
 
-    def _pause(self) -> float:
+    def _random_delay(self) -> float:
         return self._interval * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311  no secret
 
-    def _moved(self) -> None:
+    def _record_progress(self) -> None:
         self._moved_at = _now()
 
 

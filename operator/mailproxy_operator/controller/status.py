@@ -10,17 +10,17 @@ from typing import Any
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.controller import forbidden_sysctls
-from mailproxy_operator.controller.conditions import Facts, conditions, evaluate_conditions, synced
+from mailproxy_operator.controller.conditions import Facts, conditions, count_synced, evaluate_conditions
 from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.errors import ConditionCause, OperatorError
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
 
-_ON_THE_WAY = frozenset({"PodsNotReady", "NotYetMounted", "ConfigPropagating"})
+_ROLLOUT_REASONS = frozenset({"PodsNotReady", "NotYetMounted", "ConfigPropagating"})
 """Reasons of a resource that is not ready during a normal rollout; other reasons produce a warning event."""
-_UNTIL_AN_EVENT = frozenset({"NoNodes", "SidecarMissing"})
+_WAITING_FOR_EVENT = frozenset({"NoNodes", "SidecarMissing"})
 """Reasons of a resource that is not ready until a watch delivers an event."""
-_CARRIED_OVER = ("configHash", "listeners", "sysctls")
+_KEPT_FIELDS = ("configHash", "listeners", "sysctls")
 
 
 def facts(
@@ -46,70 +46,70 @@ def facts(
     """
     spec = body.get("spec") or {}
     previous = body.get("status") or {}
-    is_good = plan is not None and refused is None
+    is_valid = plan is not None and refused is None
     return Facts(
         generation=int(body["metadata"].get("generation", 1)),
         mode=plan.resource.mode if plan else str(spec.get("mode", "Deployment")),
         observed=observed,
-        config_hash=plan.config_hash if plan and is_good else str(previous.get("configHash", "")),
+        config_hash=plan.config_hash if plan and is_valid else str(previous.get("configHash", "")),
         paused=bool(spec.get("paused")),
         has_references=bool(plan and plan.references),
         refused=refused,
         warnings=warnings,
         notices=(
             *(plan.notices if plan else ()),
-            *(f"there is no {kind} until its definition is installed in the cluster" for kind in lacking),
+            *(f"there is no {kind} until its CRD is installed in the cluster" for kind in lacking),
         ),
         retrying=ConditionCause("Retrying", str(failed)) if failed else None,
         sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
     )
 
 
-def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now: str) -> Manifest:
+def status(inputs: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now: str) -> Manifest:
     """Return the complete status.
 
     Args:
-        known: The input of the conditions.
+        inputs: The input of the conditions.
         plan: The plan; without one, the fields of the last valid plan are kept in the status.
         previous: The previous status.
         now: The time, as RFC 3339 text.
     """
-    replicas, ready, wanted = _numbers(known)
+    replicas, ready, wanted = _numbers(inputs)
     written: Manifest = {
-        "observedGeneration": known.generation,
+        "observedGeneration": inputs.generation,
         "replicas": replicas,
         "readyReplicas": ready,
         "ready": f"{ready}/{wanted}",
-        "podsSynced": synced(known.observed.pods, known.config_hash),
+        "podsSynced": count_synced(inputs.observed.pods, inputs.config_hash),
     }
-    if plan is not None and known.refused is None:
+    if plan is not None and inputs.refused is None:
         written |= {
-            "configHash": known.config_hash,
+            "configHash": inputs.config_hash,
             "selector": names.label_selector(plan.pod_labels),
             "listeners": _listeners(plan),
             "sysctls": _sysctls(plan),
         }
     else:
-        written |= {name: previous[name] for name in (*_CARRIED_OVER, "selector") if name in previous}
-    if known.observed.addresses:
-        written["addresses"] = [{"type": kind, "value": value} for kind, value in known.observed.addresses]
+        written |= {name: previous[name] for name in (*_KEPT_FIELDS, "selector") if name in previous}
+    if inputs.observed.addresses:
+        written["addresses"] = [{"type": kind, "value": value} for kind, value in inputs.observed.addresses]
     before = previous.get("conditions") or []
     written["conditions"] = conditions(
-        evaluate_conditions(known), generation=known.generation, previous=before, now=now
+        evaluate_conditions(inputs), generation=inputs.generation, previous=before, now=now
     )
     return written
 
 
-def _numbers(known: Facts) -> tuple[int, int, int]:
+def _numbers(inputs: Facts) -> tuple[int, int, int]:
     """Return the numbers of pods, ready pods and desired pods."""
-    if known.mode == SIDECAR:
-        staying = [pod for pod in known.observed.pods if not pod.is_terminating]
+    if inputs.mode == SIDECAR:
+        staying = [pod for pod in inputs.observed.pods if not pod.is_terminating]
         return (
             len(staying),
             sum(pod.is_ready for pod in staying),
-            len(staying) + len(known.observed.without_sidecar),
+            len(staying) + len(inputs.observed.without_sidecar),
         )
-    workload = known.observed.workload
+    workload = inputs.observed.workload
     return (workload.replicas, workload.ready, workload.desired) if workload else (0, 0, 0)
 
 
@@ -148,14 +148,14 @@ def _sysctls(plan: Plan) -> list[Manifest]:
     ]
 
 
-def is_on_its_way(written: Mapping[str, Any]) -> bool:
+def is_in_progress(written: Mapping[str, Any]) -> bool:
     """Return whether the state is still changing, so that a requeue is needed soon."""
     found = {one["type"]: one for one in written.get("conditions", [])}
     stalled = found.get("Stalled", {}).get("status") == "True"
     paused = found.get("Reconciling", {}).get("reason") == "Paused"
     ready = found.get("Ready", {})
     is_settled = ready.get("status") == "True" or (
-        ready.get("reason") in _UNTIL_AN_EVENT and not _is_reconciling(written)
+        ready.get("reason") in _WAITING_FOR_EVENT and not _is_reconciling(written)
     )
     return not stalled and not paused and not is_settled
 
@@ -168,8 +168,8 @@ def transition(
     if (before.get("status"), before.get("reason")) == (after.get("status"), after.get("reason")):
         return None
     metadata = body["metadata"]
-    is_on_the_way = after.get("reason") in _ON_THE_WAY and _is_reconciling(written)
-    is_good = after.get("status") == "True" or is_on_the_way
+    is_rollout = after.get("reason") in _ROLLOUT_REASONS and _is_reconciling(written)
+    is_normal = after.get("status") == "True" or is_rollout
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -178,7 +178,7 @@ def transition(
             "namespace": metadata.get("namespace", "default"),
         },
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "type": "Normal" if is_good else "Warning",
+        "type": "Normal" if is_normal else "Warning",
         "reason": after.get("reason", ""),
         "note": str(after.get("message", ""))[:1000],
         "action": "Reconcile",

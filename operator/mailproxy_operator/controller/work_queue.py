@@ -16,8 +16,8 @@ from mailproxy_operator.errors import OperatorError, TransientError
 
 WORKERS = 8
 RECONCILE_SECONDS = 120.0
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
-LONGEST_LOOK = 60.0
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 300.0
+MAX_REQUEUE_SECONDS = 60.0
 """Maximum requeue delay during a rollout: the delay grows, since events report most changes."""
 
 _log = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ class _Entry:
         due: When it is due; ``None`` when it is not enqueued.
         not_before: The end of the back-off after a failure; events do not shorten it.
         requeues: How often it was requeued since the last change of the resource.
-        begun: When the current reconcile began; ``None`` when none runs.
+        started_at: When the current reconcile began; ``None`` when none runs.
     """
 
     due: float | None = None
     not_before: float = 0.0
     failures: int = 0
     requeues: int = 0
-    begun: float | None = None
+    started_at: float | None = None
 
 
 class WorkQueue:
@@ -56,14 +56,14 @@ class WorkQueue:
 
     def __init__(self, work: Work, *, recorder: Recorder = lambda *_: None, workers: int = WORKERS) -> None:
         self._work = work
-        self._told = recorder
+        self._recorder = recorder
         self._workers = workers
         self._entries: dict[Key, _Entry] = {}
         self._heap: list[tuple[float, Key]] = []
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return sum(entry.due is not None for entry in self._entries.values())
+        return len(self.keys())
 
     def enqueue(self, key: Key, after: float = 0.0, *, reset_backoff: bool = False) -> None:
         """Enqueue a resource.
@@ -82,11 +82,21 @@ class WorkQueue:
             heapq.heappush(self._heap, (due, key))
             self._changed.set()
 
+    def keys(self) -> frozenset[Key]:
+        """Return the enqueued resources."""
+        return frozenset(key for key, entry in self._entries.items() if entry.due is not None)
+
+    def requeues(self, key: Key) -> int:
+        """Return how often a resource was requeued since its last change."""
+        entry = self._entries.get(key)
+        return entry.requeues if entry else 0
+
     def longest_running(self) -> float:
         """Return for how many seconds the oldest reconcile has been running."""
         now = self._now()
         return max(
-            (now - entry.begun for entry in self._entries.values() if entry.begun is not None), default=0.0
+            (now - entry.started_at for entry in self._entries.values() if entry.started_at is not None),
+            default=0.0,
         )
 
     async def run(self) -> None:
@@ -99,14 +109,14 @@ class WorkQueue:
         while True:
             key = await self._next()
             entry = self._entries[key]
-            entry.due, entry.begun = None, self._now()
+            entry.due, entry.started_at = None, self._now()
             try:
                 await self._reconcile(key, entry)
             finally:
-                entry.begun = None
-            self._settle(key, entry)
+                entry.started_at = None
+            self._finish(key, entry)
 
-    def _settle(self, key: Key, entry: _Entry) -> None:
+    def _finish(self, key: Key, entry: _Entry) -> None:
         """Remove a resource that is finished; requeue one that was enqueued during its reconcile."""
         if entry.due is not None:
             heapq.heappush(self._heap, (entry.due, key))
@@ -121,7 +131,7 @@ class WorkQueue:
             while self._heap:
                 due, key = self._heap[0]
                 entry = self._entries.get(key)
-                if entry is None or entry.due != due or entry.begun is not None:
+                if entry is None or entry.due != due or entry.started_at is not None:
                     heapq.heappop(self._heap)
                     continue
                 if due <= now:
@@ -135,35 +145,39 @@ class WorkQueue:
                     await self._changed.wait()
 
     async def _reconcile(self, key: Key, entry: _Entry) -> None:
-        begun = self._now()
+        started_at = self._now()
         outcome: Outcome | None = None
         try:
             async with asyncio.timeout(RECONCILE_SECONDS):
                 outcome = await self._work(key)
         except OperatorError as failure:
-            known = failure if isinstance(failure, TransientError) else TransientError(str(failure))
-            outcome = Outcome(failed=known)
+            error = failure if isinstance(failure, TransientError) else TransientError(str(failure))
+            outcome = Outcome(failed=error)
         except TimeoutError:
             outcome = Outcome(failed=TransientError(f"not finished after {RECONCILE_SECONDS:.0f} seconds"))
         except Exception:  # an exception in one reconcile must not stop the others
             _log.exception("reconciling %s failed", key)
-        self._told(key, outcome, self._now() - begun)
-        self._plan_next(key, entry, outcome)
+        self._recorder(key, outcome, self._now() - started_at)
+        self._requeue(key, entry, outcome)
 
-    def _plan_next(self, key: Key, entry: _Entry, outcome: Outcome | None) -> None:
+    def _requeue(self, key: Key, entry: _Entry, outcome: Outcome | None) -> None:
         if outcome is None or outcome.failed is not None:
-            asked = outcome.failed.delay if outcome and outcome.failed else None
-            pause = asked if asked is not None else min(FIRST_PAUSE * 2**entry.failures, LONGEST_PAUSE)
+            requested = outcome.failed.delay if outcome and outcome.failed else None
+            delay = (
+                requested
+                if requested is not None
+                else min(MIN_BACKOFF_SECONDS * 2**entry.failures, MAX_BACKOFF_SECONDS)
+            )
             entry.failures = min(entry.failures + 1, 16)
-            entry.not_before = self._now() + min(pause, LONGEST_PAUSE)
+            entry.not_before = self._now() + min(delay, MAX_BACKOFF_SECONDS)
             entry.due = None
-            self.enqueue(key, pause)
+            self.enqueue(key, delay)
             if outcome and outcome.failed:
-                _log.warning("reconciling %s again in %.0f s: %s", key, pause, outcome.failed)
+                _log.warning("reconciling %s again in %.0f s: %s", key, delay, outcome.failed)
             return
         entry.failures, entry.not_before = 0, 0.0
         if outcome.again_after is not None:
-            self.enqueue(key, min(outcome.again_after * 2**entry.requeues, LONGEST_LOOK))
+            self.enqueue(key, min(outcome.again_after * 2**entry.requeues, MAX_REQUEUE_SECONDS))
             entry.requeues = min(entry.requeues + 1, 16)
 
     def _now(self) -> float:

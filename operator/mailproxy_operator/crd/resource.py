@@ -51,7 +51,7 @@ class Resource:
         return self.deployment.mode.value
 
     @property
-    def asks_for_service(self) -> bool:
+    def has_service_settings(self) -> bool:
         """Whether the resource has settings for a Service."""
         return "service" in self.manifest.raw["spec"]
 

@@ -83,21 +83,21 @@ def _columns() -> list[Manifest]:
 
 
 def _whole() -> Manifest:
-    described = {
+    properties = {
         "apiVersion": {
             "description": f"The version of the schema that the object is written in: {names.API_VERSION}.",
             "type": "string",
         },
         "kind": {"description": f"The kind of the object: {names.KIND}.", "type": "string"},
         "metadata": {"type": "object"},  # the API server does not allow a description here
-        "spec": {"description": "What the proxy does, and how it runs.", **SPEC.openapi()},
+        "spec": {"description": "The configuration of the proxy, and how it runs.", **SPEC.openapi()},
         "status": _status(),
     }
     return {
         "description": "A proxy for SMTP, IMAP and POP3; the fields are nginx's mail directives.",
         "type": "object",
         "required": ["spec"],
-        "properties": described,
+        "properties": properties,
         "x-kubernetes-validations": [rule.openapi() for rule in NAME_RULES],
     }
 
@@ -122,23 +122,29 @@ def _list(most: int, properties: Manifest, description: str, **more: Any) -> Man
 def _status() -> Manifest:
     port = {"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535}
     return {
-        "description": "What the operator has seen.",
+        "description": "The state that the operator has observed.",
         "type": "object",
         "properties": {
-            "observedGeneration": {"description": "The generation that this status is about.", **_INT64},
-            "replicas": {"description": "How many pods there are.", **_INT32},
-            "readyReplicas": {"description": "How many of them serve.", **_INT32},
-            "ready": _text(24, "Pods that serve, of the pods that are wanted, such as 2/2."),
+            "observedGeneration": {
+                "description": "The observed generation of the resource.",
+                **_INT64,
+            },
+            "replicas": {"description": "The number of pods.", **_INT32},
+            "readyReplicas": {"description": "The number of pods that are ready.", **_INT32},
+            "ready": _text(24, "The numbers of ready and desired pods, such as 2/2."),
             "selector": _text(1024, "Selects the pods; for the scale subresource."),
-            "configHash": _text(64, "Of the rendered configuration."),
-            "podsSynced": {"description": "How many pods report running that configuration.", **_INT32},
+            "configHash": _text(64, "The hash of the rendered configuration."),
+            "podsSynced": {
+                "description": "The number of pods that report this hash.",
+                **_INT32,
+            },
             "addresses": _list(
                 16,
                 {
                     "type": _text(16, "IPAddress or Hostname."),
                     "value": _text(253, "The address or the host name."),
                 },
-                "Where clients reach the Service.",
+                "The addresses of the Service for clients.",
             ),
             "listeners": _list(
                 1024,
@@ -146,13 +152,13 @@ def _status() -> Manifest:
                     "server": _text(63, "The name of the server."),
                     "protocol": _text(8, "imap, pop3 or smtp."),
                     "address": _text(128, "The address that it listens on."),
-                    "port": {"description": "The port that the resource names.", **port},
+                    "port": {"description": "The port in the resource.", **port},
                     "containerPort": {"description": "The port that is open in the pod.", **port},
                     "servicePort": {"description": "The port of the Service.", **port},
-                    "hostPort": {"description": "The port of the node that leads to it.", **port},
+                    "hostPort": {"description": "The port of the node that is forwarded to it.", **port},
                     "tls": {"description": "Whether connections begin with TLS.", "type": "boolean"},
                 },
-                "What listens where.",
+                "The listeners.",
             ),
             "sysctls": _sysctls(),
             "conditions": _conditions(),
@@ -165,13 +171,13 @@ def _sysctls() -> Manifest:
         64,
         {
             "name": _text(253, "The name of the kernel setting."),
-            "value": _text(128, "Absent where listeners set different ones."),
-            "safe": {"description": "Whether every kubelet takes it.", "type": "boolean"},
-            "applied": {"description": "Whether the pods get it.", "type": "boolean"},
-            "reason": _text(64, "What asks for it, or why it is not applied, in one word."),
-            "message": _text(2048, "Why it is not applied, and what to do."),
+            "value": _text(128, "The value; absent if listeners set different ones."),
+            "safe": {"description": "Whether every kubelet accepts it.", "type": "boolean"},
+            "applied": {"description": "Whether it is set in the pods.", "type": "boolean"},
+            "reason": _text(64, "What requests it, or why it is not applied, in one word."),
+            "message": _text(2048, "Why it is not applied, and how to fix it."),
         },
-        "Kernel settings that the listeners or the resource ask for, and what became of them.",
+        "Kernel settings that the listeners or the resource request, and whether they are applied.",
         required=["name"],
         **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
@@ -183,11 +189,14 @@ def _conditions() -> Manifest:
         {
             "type": _text(316, "The name of the condition.", pattern="^[A-Za-z]+$"),
             "status": {
-                "description": "Whether it holds.",
+                "description": "Whether the condition is met.",
                 "type": "string",
                 "enum": ["True", "False", "Unknown"],
             },
-            "observedGeneration": {"description": "The generation that it is about.", **_INT64},
+            "observedGeneration": {
+                "description": "The observed generation of the resource.",
+                **_INT64,
+            },
             "lastTransitionTime": {
                 "description": "When its status last changed.",
                 "type": "string",
@@ -195,11 +204,11 @@ def _conditions() -> Manifest:
             },
             "reason": _text(
                 1024,
-                "Why, in one word.",
+                "The reason, in one word.",
                 minLength=1,
                 pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
             ),
-            "message": _text(32768, "Why, and what to do."),
+            "message": _text(32768, "The cause, and how to fix it."),
         },
         "Accepted ResolvedRefs Available ConfigSynced Ready: True is good. Reconciling Stalled: False is.",
         required=["type", "status", "lastTransitionTime", "reason", "message"],

@@ -22,8 +22,8 @@ _LEAVE_SLOWLY: Manifest = {
 
 def autoscaler(plan: Plan) -> Manifest | None:
     """Render the autoscaler, if the resource enables it."""
-    asked = plan.resource.deployment.autoscaling
-    if asked is None or plan.resource.mode != "Deployment":
+    configured = plan.resource.deployment.autoscaling
+    if configured is None or plan.resource.mode != "Deployment":
         return None
     target = {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": plan.resource.name}
     return {
@@ -32,19 +32,21 @@ def autoscaler(plan: Plan) -> Manifest | None:
         "metadata": plan.resource.metadata(plan.resource.name),
         "spec": {
             "scaleTargetRef": target,
-            "minReplicas": _min_replicas(asked, plan.resource.deployment.replicas),
-            "maxReplicas": asked.max_replicas,
-            "metrics": _metrics(asked.target_cpu_utilization_percentage, asked.target_connections_per_pod),
-            "behavior": {**_LEAVE_SLOWLY, **asked.behavior},
+            "minReplicas": _min_replicas(configured, plan.resource.deployment.replicas),
+            "maxReplicas": configured.max_replicas,
+            "metrics": _metrics(
+                configured.target_cpu_utilization_percentage, configured.target_connections_per_pod
+            ),
+            "behavior": {**_LEAVE_SLOWLY, **configured.behavior},
         },
     }
 
 
-def _min_replicas(asked: Autoscaling, replicas: int) -> int:
+def _min_replicas(configured: Autoscaling, replicas: int) -> int:
     """Return ``minReplicas``: by default not fewer pods than without an autoscaler."""
-    if asked.min_replicas is not None:
-        return asked.min_replicas
-    return max(1, min(replicas, asked.max_replicas))
+    if configured.min_replicas is not None:
+        return configured.min_replicas
+    return max(1, min(replicas, configured.max_replicas))
 
 
 def _metrics(cpu_percent: int | None, connections: int | None) -> list[Manifest]:

@@ -60,29 +60,31 @@ class Plan:
     @property
     def notices(self) -> tuple[str, ...]:
         """Notices about an accepted resource."""
-        told = [str(notice) for notice in self.resource.manifest.notices]
+        notices = [str(notice) for notice in self.resource.manifest.notices]
         pod = self.resource.deployment.pod
         unsafe = ", ".join(one.name for one in self.sysctls if one.applied and not one.safe)
         if unsafe and not pod.node_selector and not pod.affinity:
-            told.append(
-                f"only nodes that allow {unsafe} take the pods: bind them there with pod.nodeSelector"
+            notices.append(
+                f"pods start only on nodes that allow {unsafe}: select these nodes with pod.nodeSelector"
             )
         if not self.has_workload and "podDisruptionBudget" in self.resource.manifest.raw["spec"]:
-            told.append("spec.podDisruptionBudget is not used with mode Sidecar: the pods are yours")
+            notices.append(
+                "spec.podDisruptionBudget is not used with mode Sidecar: the pods belong to other workloads"
+            )
         if self.resource.deployment.autoscaling and self.resource.mode == "Deployment":
-            told.append("spec.replicas is not used: the autoscaler decides how many pods there are")
+            notices.append("spec.replicas is not used: the autoscaler sets the number of pods")
         if self.takes_node_ports:
-            told.append(
-                "pods take ports of their nodes: a namespace that enforces the Pod Security Standard "
-                "baseline or restricted refuses them"
+            notices.append(
+                "pods use ports of their nodes: a namespace that enforces the Pod Security Standard "
+                "baseline or restricted rejects them"
             )
         monitoring = self.resource.deployment.monitoring
         if monitoring.pod_monitor.enabled and monitoring.is_annotated:
-            told.append(
-                "monitoring.scrapeAnnotations is true beside podMonitor: a Prometheus that follows both "
+            notices.append(
+                "monitoring.scrapeAnnotations and podMonitor are both enabled: a Prometheus that uses both "
                 "scrapes every pod twice"
             )
-        return tuple(told)
+        return tuple(notices)
 
     @property
     def takes_node_ports(self) -> bool:
@@ -92,7 +94,7 @@ class Plan:
         )
 
     @property
-    def asks_for_unsafe(self) -> bool:
+    def requests_unsafe_sysctls(self) -> bool:
         """Whether the pods request a sysctl that a node may refuse."""
         return any(one.applied and not one.safe for one in self.sysctls)
 
@@ -100,7 +102,7 @@ class Plan:
     def pod_labels(self) -> dict[str, str]:
         """Labels that select the pods that run the proxy."""
         name = self.resource.name
-        return names.selector_labels(name) if self.has_workload else names.carrier_labels(name)
+        return names.selector_labels(name) if self.has_workload else names.injected_pod_labels(name)
 
     @property
     def pull_secrets(self) -> tuple[str, ...]:

@@ -175,27 +175,27 @@ def _resources(plan: Plan) -> Manifest:
 
 
 def _probes() -> Manifest:
-    def asking(path: str) -> Manifest:
+    def http_probe(path: str) -> Manifest:
         return {"httpGet": {"path": path, "port": names.ADMIN_PORT_NAME}}
 
     return {
         # Each failed probe is a warning event, so the first probe is sent after the duration of a normal
         # start, one second.  On a busy node or with a small CPU limit, a successful start takes minutes.
         "startupProbe": {
-            **asking("/healthz"),
+            **http_probe("/healthz"),
             "initialDelaySeconds": 3,
             "periodSeconds": 2,
             "timeoutSeconds": 5,
             "failureThreshold": 300,
         },
         "livenessProbe": {
-            **asking("/healthz"),
+            **http_probe("/healthz"),
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 6,
         },
         "readinessProbe": {
-            **asking("/readyz"),
+            **http_probe("/readyz"),
             "periodSeconds": 5,
             "timeoutSeconds": 2,
             "failureThreshold": 2,

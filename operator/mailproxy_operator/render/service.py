@@ -11,7 +11,7 @@ from mailproxy_operator.render.ports import Port
 
 def service(plan: Plan) -> Manifest | None:
     """Render the Service of the mail ports, if there are any; for a sidecar only if the resource sets it."""
-    if not plan.ports or not (plan.has_workload or plan.resource.asks_for_service):
+    if not plan.ports or not (plan.has_workload or plan.resource.has_service_settings):
         return None
     asked = plan.resource.deployment.service
     metadata = plan.resource.metadata(plan.resource.name)

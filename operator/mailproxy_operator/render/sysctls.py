@@ -97,25 +97,25 @@ def sysctls(
         The decisions, sorted by name: the order in the pod template is significant.
     """
     tcp = [listen for listen in listens if listen.port is not None]
-    found = {one.name: one for one in _asked_for(tcp, privileged_port)}
+    found = {one.name: one for one in _requested(tcp, privileged_port)}
     for name, value in policy.extra:
-        found[name] = _wanted(name, value, "Extra")
-    return tuple(_judged(found[name], policy, version) for name in sorted(found))
+        found[name] = _decision(name, value, "Extra")
+    return tuple(_check(found[name], policy, version) for name in sorted(found))
 
 
-def _asked_for(listens: Sequence[ListenConfig], privileged_port: int | None) -> Iterable[Sysctl]:
+def _requested(listens: Sequence[ListenConfig], privileged_port: int | None) -> Iterable[Sysctl]:
     if privileged_port is not None:
-        yield _wanted(PORT_START, str(privileged_port), "PrivilegedPort")
+        yield _decision(PORT_START, str(privileged_port), "PrivilegedPort")
     yield from _keepalive(listens)
     receive = max((listen.rcvbuf or 0 for listen in listens), default=0)
     if 2 * receive > _DEFAULT_RECEIVE:
-        yield _wanted(RECEIVE_BUFFER, _triple(receive, _LARGEST_RECEIVE), "ReceiveBuffer")
+        yield _decision(RECEIVE_BUFFER, _triple(receive, _LARGEST_RECEIVE), "ReceiveBuffer")
     send = max((listen.sndbuf or 0 for listen in listens), default=0)
     if 2 * send > _DEFAULT_SEND:
-        yield _wanted(SEND_BUFFER, _triple(send, _LARGEST_SEND), "SendBuffer")
+        yield _decision(SEND_BUFFER, _triple(send, _LARGEST_SEND), "SendBuffer")
     backlog = max((listen.backlog for listen in listens), default=0)
     if backlog > DEFAULT_SOMAXCONN:
-        yield _wanted(BACKLOG, str(backlog), "Backlog")
+        yield _decision(BACKLOG, str(backlog), "Backlog")
 
 
 def _triple(data: int, largest: int) -> str:
@@ -131,7 +131,7 @@ def _keepalive(listens: Sequence[ListenConfig]) -> Iterable[Sysctl]:
             if value is not None:
                 listeners_by_value.setdefault(value, []).append(f"{listen.address}:{listen.port}")
         if len(listeners_by_value) == 1:
-            yield _wanted(name, str(next(iter(listeners_by_value))), "SoKeepalive")
+            yield _decision(name, str(next(iter(listeners_by_value))), "SoKeepalive")
         elif listeners_by_value:
             yield Sysctl(
                 name=name,
@@ -149,8 +149,8 @@ def _conflict(listeners_by_value: Mapping[int, Sequence[str]]) -> str:
         for value, listeners in sorted(listeners_by_value.items())
     ]
     return (
-        f"not set, because listeners disagree: {', '.join(parts)}; "
-        "the sockets themselves have what each listener sets"
+        f"not set, because listeners have different values: {', '.join(parts)}; "
+        "each socket has the value of its listener"
     )
 
 
@@ -161,17 +161,17 @@ _KEEPALIVE_VALUES: tuple[tuple[str, Callable[[KeepAlive], int | None]], ...] = (
 )
 
 
-def _wanted(name: str, value: str, reason: str) -> Sysctl:
+def _decision(name: str, value: str, reason: str) -> Sysctl:
     return Sysctl(name=name, value=value, safe=name in SAFE_SINCE, applied=True, reason=reason)
 
 
-def _judged(one: Sysctl, policy: Policy, version: KubeVersion) -> Sysctl:
+def _check(one: Sysctl, policy: Policy, version: KubeVersion) -> Sysctl:
     """Return the decision, not applied if the sysctl must not or cannot be set."""
     since = SAFE_SINCE.get(one.name)
     one = replace(one, safe=since is not None and since <= version)
     if not one.applied:
         return one
-    reason = _obstacle(one, policy, is_known_safe=since is not None)
+    reason = _rejection_reason(one, policy, is_known_safe=since is not None)
     if reason is None:
         return one
     return replace(one, applied=False, reason=reason, message=_explanation(reason, since, version))
@@ -179,13 +179,13 @@ def _judged(one: Sysctl, policy: Policy, version: KubeVersion) -> Sysctl:
 
 def _explanation(reason: str, since: KubeVersion | None, version: KubeVersion) -> str:
     if reason == "NodeTooOld" and since is not None:
-        return f"nodes take it from Kubernetes {since} on, the oldest here is {version}"
+        return f"nodes accept it from Kubernetes {since} on, the oldest node has {version}"
     return _EXPLANATIONS[reason]
 
 
 _EXPLANATIONS = {
     "HostNetwork": "a pod with pod.hostNetwork cannot set net.* sysctls: set it on the node",
-    "ModeNone": "sysctls.mode is None: set Auto to have it",
+    "ModeNone": "sysctls.mode is None: set it to Auto to apply sysctls",
     "SysctlForbidden": (
         "a node refused a pod with it: allow it on the nodes (kubelet --allowed-unsafe-sysctls) "
         "and change the resource, or remove it from sysctls.extra"
@@ -194,7 +194,7 @@ _EXPLANATIONS = {
 }
 
 
-def _obstacle(one: Sysctl, policy: Policy, *, is_known_safe: bool) -> str | None:
+def _rejection_reason(one: Sysctl, policy: Policy, *, is_known_safe: bool) -> str | None:
     if policy.host_network:
         return "HostNetwork"
     if not policy.automatic:

@@ -38,7 +38,7 @@ def workload(plan: Plan) -> Manifest | None:
 def _deployment_part(plan: Plan) -> Manifest:
     deployment = plan.resource.deployment
     # A sysctl that a node may refuse is tried with one pod: a refused pod is replaced immediately.
-    surge: int | str = 1 if plan.asks_for_unsafe else "25%"
+    surge: int | str = 1 if plan.requests_unsafe_sysctls else "25%"
     rolling: Manifest = {"maxUnavailable": 0, "maxSurge": surge}
     if plan.takes_node_ports:
         rolling = dict(_ONE_POD_PER_NODE)

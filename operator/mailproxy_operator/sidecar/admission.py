@@ -23,7 +23,7 @@ from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.render import planned
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.settings import Platform
-from mailproxy_operator.sidecar.inject import Injected, carries, inject, labelled
+from mailproxy_operator.sidecar.inject import Injected, has_sidecar, inject, with_label
 
 MAX_EVENTS = 60
 """Maximum number of events per minute."""
@@ -88,7 +88,7 @@ class Admission:
         self._platform = platform
         self._namespaces = namespaces
         self._now = now
-        self._announced: deque[datetime] = deque(maxlen=MAX_EVENTS)
+        self._event_times: deque[datetime] = deque(maxlen=MAX_EVENTS)
 
     async def review(self, request: AdmissionRequest) -> AdmissionDecision:
         """Decide about one pod.
@@ -96,27 +96,27 @@ class Admission:
         Raises:
             OperatorError: The resource could not be read from the API server.
         """
-        if carries(request.pod):
-            pod = labelled(request.pod, request.key.name)
+        if has_sidecar(request.pod):
+            pod = with_label(request.pod, request.key.name)
             return AdmissionDecision(result="present", pod=pod if pod != request.pod else None)
         if self._namespaces and request.key.namespace not in self._namespaces:
             return AdmissionDecision(
                 result="ignored",
                 warnings=(
-                    _told(request, ConditionCause("", "this namespace is not served by the operator")),
+                    _message(request, ConditionCause("", "the operator does not watch this namespace")),
                 ),
             )
         body = await self._cluster.get(MAIL_PROXY, request.key)
-        found = await self._decided(request, body)
+        found = await self._inject(request, body)
         if isinstance(found, ConditionCause):
-            return await self._without(request, body, found)
+            return await self._admit_unchanged(request, body, found)
         annotations = found.pod["metadata"]["annotations"]
         annotations[names.CONFIG_HASH] = found.config_hash
         return AdmissionDecision(result="injected", pod=found.pod, warnings=found.warnings)
 
-    async def _decided(self, request: AdmissionRequest, body: Manifest | None) -> _Made | ConditionCause:
+    async def _inject(self, request: AdmissionRequest, body: Manifest | None) -> _Injection | ConditionCause:
         if body is None or "deletionTimestamp" in body["metadata"]:
-            return ConditionCause("MailProxyNotFound", f"there is no MailProxy {request.key.name}")
+            return ConditionCause("MailProxyNotFound", f"MailProxy {request.key.name} does not exist")
         try:
             resource = Resource.read(body)
             if resource.mode != "Sidecar":
@@ -131,53 +131,53 @@ class Admission:
             return ConditionCause("InvalidSpec", f"MailProxy {request.key.name} is not valid: {error}")
         found = inject(made, request.pod)
         if isinstance(found, Injected):
-            return _Made(found.pod, found.warnings, made.config_hash)
+            return _Injection(found.pod, found.warnings, made.config_hash)
         return found
 
-    async def _without(
-        self, request: AdmissionRequest, body: Manifest | None, finding: ConditionCause
+    async def _admit_unchanged(
+        self, request: AdmissionRequest, body: Manifest | None, cause: ConditionCause
     ) -> AdmissionDecision:
         """Admit the pod unchanged, or deny it if the resource requires it; create an event."""
-        is_refused = _fails(body)
+        is_refused = _has_failure_policy_fail(body)
         if not request.dry_run:
-            await self._announce(_event(request, body, finding, self._now(), is_refused=is_refused))
-        text = _told(request, finding)
+            await self._create_event(_event(request, body, cause, self._now(), is_refused=is_refused))
+        text = _message(request, cause)
         if is_refused:
             return AdmissionDecision(result="refused", refusal=text)
         return AdmissionDecision(result="ignored", warnings=(text,))
 
-    async def _announce(self, event: Manifest) -> None:
+    async def _create_event(self, event: Manifest) -> None:
         """Create an event, up to a limit: any client that can connect to the webhook can cause events."""
         now = self._now()
-        if len(self._announced) == MAX_EVENTS and now - self._announced[0] < timedelta(minutes=1):
+        if len(self._event_times) == MAX_EVENTS and now - self._event_times[0] < timedelta(minutes=1):
             return
-        self._announced.append(now)
+        self._event_times.append(now)
         await self._cluster.create_event(event)
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Injection:
     pod: Manifest
     warnings: tuple[str, ...]
     config_hash: str
 
 
-def _fails(body: Mapping[str, Any] | None) -> bool:
+def _has_failure_policy_fail(body: Mapping[str, Any] | None) -> bool:
     """Return whether a resource, valid or not, has ``failurePolicy: Fail``."""
     spec = (body or {}).get("spec") or {}
-    wanted = spec.get("sidecar") if isinstance(spec, Mapping) else None
-    return isinstance(wanted, Mapping) and wanted.get("failurePolicy") == "Fail"
+    settings = spec.get("sidecar") if isinstance(spec, Mapping) else None
+    return isinstance(settings, Mapping) and settings.get("failurePolicy") == "Fail"
 
 
-def _told(request: AdmissionRequest, finding: ConditionCause) -> str:
+def _message(request: AdmissionRequest, cause: ConditionCause) -> str:
     # Some clients show only 120 characters of a warning, so the important part comes first.
-    return f"no mailproxy sidecar ({names.INJECT}: {request.key.name}): {finding.message}"[:1000]
+    return f"no mailproxy sidecar ({names.INJECT}: {request.key.name}): {cause.message}"[:1000]
 
 
 def _event(
     request: AdmissionRequest,
     body: Manifest | None,
-    finding: ConditionCause,
+    cause: ConditionCause,
     now: datetime,
     *,
     is_refused: bool,
@@ -185,8 +185,8 @@ def _event(
     regarding = _resource(body) if body else _owner(request)
     reason = "SidecarRefused" if is_refused else "SidecarMissing"
     # The same for every pod of a workload, so that there is one event for all of them.
-    mark = repr((regarding, reason, finding)).encode()
-    name = f"{regarding['name'] or 'pod'}.{hashlib.sha256(mark).hexdigest()[:16]}"
+    identity = repr((regarding, reason, cause)).encode()
+    name = f"{regarding['name'] or 'pod'}.{hashlib.sha256(identity).hexdigest()[:16]}"
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -194,7 +194,7 @@ def _event(
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "type": "Warning",
         "reason": reason,
-        "note": f"{finding.reason}: {_told(request, finding)}"[:1000],
+        "note": f"{cause.reason}: {_message(request, cause)}"[:1000],
         "action": "Inject",
         "reportingController": names.FIELD_MANAGER,
         "reportingInstance": names.FIELD_MANAGER,

@@ -68,6 +68,11 @@ class OwnCertificate:
         self._identity: certificate.Identity | None = None
         self.is_ready = False
 
+    @property
+    def authority(self) -> str:
+        """The CA of the current certificate, as PEM; empty before the first certificate is in use."""
+        return self._identity.authority if self._identity else ""
+
     async def keep(self) -> None:
         """Keep the certificate and the ``caBundle`` up to date until cancelled."""
         while True:
@@ -88,28 +93,29 @@ class OwnCertificate:
             OperatorError: A request to the API server failed.
         """
         found = await self._store.get(MUTATING_WEBHOOK, self._key)
-        hosts = called_as(found or {})
+        hosts = webhook_hosts(found or {})
         if found is None or not hosts:
             _log.warning("there is no MutatingWebhookConfiguration %s that names a service", self._key.name)
             return False
-        wanted = self._identity
-        if wanted is None or wanted.hosts != hosts or wanted.renew_at <= self._now():
-            wanted = certificate.issue(hosts, self._holder, self._now())
-        in_use = self._identity.authority if self._identity else ""
-        if not await _trusted(self._store, found, wanted.authority, self._now(), in_use=in_use):
+        identity = self._identity
+        if identity is None or identity.hosts != hosts or identity.renew_at <= self._now():
+            identity = certificate.issue(hosts, self._holder, self._now())
+        if not await _update_bundle(
+            self._store, found, identity.authority, self._now(), in_use=self.authority
+        ):
             return False
-        if wanted is not self._identity:
-            certificate.use(self._context, wanted.certificate, wanted.key)
-            self._identity, self.is_ready = wanted, True
-            _log.info("the webhook answers as %s", ", ".join(sorted(hosts)))
+        if identity is not self._identity:
+            certificate.use(self._context, identity.certificate, identity.key)
+            self._identity, self.is_ready = identity, True
+            _log.info("the webhook has a certificate for %s", ", ".join(sorted(hosts)))
         return True
 
 
-async def _trusted(
+async def _update_bundle(
     store: KubeClient, found: Manifest, authorities: str, now: datetime, *, in_use: str
 ) -> bool:
     """Write CAs to the ``caBundle``; return false if the configuration has changed in the meantime."""
-    operations = _operations(found, authorities, now, in_use=in_use)
+    operations = _bundle_patch(found, authorities, now, in_use=in_use)
     if not operations:
         return True
     if not await store.patch_json(MUTATING_WEBHOOK, Key("", found["metadata"]["name"]), operations):
@@ -118,13 +124,15 @@ async def _trusted(
     return True
 
 
-def _operations(found: Manifest, authorities: str, now: datetime, *, in_use: str) -> list[Mapping[str, Any]]:
+def _bundle_patch(
+    found: Manifest, authorities: str, now: datetime, *, in_use: str
+) -> list[Mapping[str, Any]]:
     """Return a JSON patch that adds CAs to the ``caBundle`` of every webhook that lacks them."""
     changes: list[Mapping[str, Any]] = []
     for index, webhook in enumerate(found["webhooks"]):
         bundle = _decoded((webhook.get("clientConfig") or {}).get("caBundle"))
-        if not certificate.trusts(bundle, authorities):
-            added = certificate.bundled(bundle, authorities, now, in_use=in_use)
+        if not certificate.has_authorities(bundle, authorities):
+            added = certificate.add_to_bundle(bundle, authorities, now, in_use=in_use)
             path = f"/webhooks/{index}/clientConfig/caBundle"
             changes.append({"op": "add", "path": path, "value": base64.b64encode(added).decode()})
     version = found["metadata"]["resourceVersion"]
@@ -133,7 +141,7 @@ def _operations(found: Manifest, authorities: str, now: datetime, *, in_use: str
     return [test, *changes] if changes else []
 
 
-def called_as(configuration: Mapping[str, Any]) -> frozenset[str]:
+def webhook_hosts(configuration: Mapping[str, Any]) -> frozenset[str]:
     """Return the names and addresses by which the API server calls the webhooks of a configuration."""
     found = set()
     for webhook in configuration.get("webhooks") or []:
@@ -182,7 +190,7 @@ class GivenAuthority:
         if found is None or not found.get("webhooks"):
             _log.warning("there is no MutatingWebhookConfiguration %s", self.configuration)
             return False
-        return await _trusted(self.store, found, self.authorities, self.now(), in_use="")
+        return await _update_bundle(self.store, found, self.authorities, self.now(), in_use="")
 
 
 class MountedCertificate:
@@ -212,10 +220,10 @@ class MountedCertificate:
         """Load the certificate from the directory, and reload it after changes, until cancelled."""
         while True:
             self.refresh()
-            is_trusted = await self._trusted()
+            is_trusted = await self.refresh_bundle()
             await asyncio.sleep(CHECK_SECONDS if self.is_ready and is_trusted else RETRY_SECONDS)
 
-    async def _trusted(self) -> bool:
+    async def refresh_bundle(self) -> bool:
         """Update the ``caBundle``; after the first success, an error does not affect ``is_ready``."""
         if self._authority is None:
             return True
@@ -239,4 +247,4 @@ class MountedCertificate:
             _log.warning("the webhook's certificate in %s: %s", self._folder, type(error).__name__)
             return
         self._observe = content
-        _log.info("the webhook answers with the certificate in %s", self._folder)
+        _log.info("the webhook uses the certificate in %s", self._folder)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LIFETIME = timedelta(days=30)
-RENEWED_BEFORE = timedelta(days=10)
+RENEW_BEFORE_EXPIRY = timedelta(days=10)
 _CLOCKS_DIFFER = timedelta(hours=1)
 MAX_AUTHORITIES = 16
 """Maximum number of CAs, for all processes that serve or have served the webhook."""
@@ -55,25 +55,25 @@ def issue(hosts: Iterable[str], holder: str, now: datetime) -> Identity:
         holder: The identity of the process that serves it.
         now: The time.
     """
-    known = frozenset(hosts)
+    names = frozenset(hosts)
     name = _name(holder)
     signer, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    own = x509.SubjectKeyIdentifier.from_public_key(signer.public_key())
-    of_signer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+    signer_key_id = x509.SubjectKeyIdentifier.from_public_key(signer.public_key())
+    signer_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(signer_key_id)
     authority = (
-        _begun(name, name, signer.public_key(), now)
+        _builder(name, name, signer.public_key(), now)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(is_authority=True), critical=True)
-        .add_extension(own, critical=False)
+        .add_extension(signer_key_id, critical=False)
         .sign(signer, hashes.SHA256())
     )
     certificate = (
-        _begun(_name("mailproxy-operator"), name, key.public_key(), now)
+        _builder(_name("mailproxy-operator"), name, key.public_key(), now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(is_authority=False), critical=True)
-        .add_extension(of_signer, critical=False)
+        .add_extension(signer_id, critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in sorted(known)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_host(host) for host in sorted(names)]), critical=False)
         .sign(signer, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
@@ -82,12 +82,12 @@ def issue(hosts: Iterable[str], holder: str, now: datetime) -> Identity:
         authority.public_bytes(pem).decode(),
         certificate.public_bytes(pem),
         plain,
-        known,
-        now + LIFETIME - RENEWED_BEFORE,
+        names,
+        now + LIFETIME - RENEW_BEFORE_EXPIRY,
     )
 
 
-def _begun(
+def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime
 ) -> x509.CertificateBuilder:
     return (
@@ -129,7 +129,7 @@ def _usage(*, is_authority: bool) -> x509.KeyUsage:
 # --- the bundle ----------------------------------------------------------------
 
 
-def bundled(bundle: bytes, authorities: str, now: datetime, *, in_use: str = "") -> bytes:
+def add_to_bundle(bundle: bytes, authorities: str, now: datetime, *, in_use: str = "") -> bytes:
     """Add CAs to a bundle.
 
     Expired CAs are removed, and those of the same holder, except for the ones that it still uses.
@@ -143,39 +143,39 @@ def bundled(bundle: bytes, authorities: str, now: datetime, *, in_use: str = "")
         now: The time.
         in_use: The CAs that the holder added before and still uses; empty after its start.
     """
-    added, used = _read(authorities.encode()), _read(in_use.encode())
+    added, used = _parse(authorities.encode()), _parse(in_use.encode())
     subjects = {one.subject for one in added}
     kept = [
         one
-        for one in _read(bundle)
+        for one in _parse(bundle)
         if one.not_valid_after_utc > now
         and one not in added
-        and (one in used or (one.subject not in subjects and (_is_ours(one) or not used)))
+        and (one in used or (one.subject not in subjects and (_is_issued_by_operator(one) or not used)))
     ]
     kept.sort(key=lambda one: one.not_valid_before_utc)
-    room = max(MAX_AUTHORITIES - len(added), 0)
-    return _written([*kept[max(len(kept) - room, 0) :], *added])
+    remaining = max(MAX_AUTHORITIES - len(added), 0)
+    return _to_pem([*kept[max(len(kept) - remaining, 0) :], *added])
 
 
-def trusts(bundle: bytes, authorities: str) -> bool:
+def has_authorities(bundle: bytes, authorities: str) -> bool:
     """Return whether all given CAs, at least one, are in a bundle."""
-    wanted, trusted = _read(authorities.encode()), _read(bundle)
-    return bool(wanted) and all(one in trusted for one in wanted)
+    given, trusted = _parse(authorities.encode()), _parse(bundle)
+    return bool(given) and all(one in trusted for one in given)
 
 
-def _is_ours(one: x509.Certificate) -> bool:
+def _is_issued_by_operator(one: x509.Certificate) -> bool:
     """Return whether an operator issued the certificate, by its lifetime: other CAs are valid for longer."""
     return one.not_valid_after_utc - one.not_valid_before_utc <= LIFETIME + _CLOCKS_DIFFER
 
 
-def _read(bundle: bytes) -> list[x509.Certificate]:
+def _parse(bundle: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(bundle)
     except ValueError:
         return []
 
 
-def _written(certificates: Sequence[x509.Certificate]) -> bytes:
+def _to_pem(certificates: Sequence[x509.Certificate]) -> bytes:
     return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
 
 

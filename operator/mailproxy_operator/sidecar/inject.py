@@ -35,7 +35,7 @@ class Injected:
     warnings: tuple[str, ...] = ()
 
 
-def carries(pod: Mapping[str, Any]) -> bool:
+def has_sidecar(pod: Mapping[str, Any]) -> bool:
     """Return whether a pod already has the proxy."""
     containers = (pod.get("spec") or {}).get("initContainers") or []
     return any(_is_native_sidecar(one) and one.get("name") == names.CONTAINER for one in containers)
@@ -51,22 +51,28 @@ def inject(sidecar: Sidecar, pod: Manifest) -> Injected | ConditionCause:
     Returns:
         The pod with the proxy, or why it cannot be injected.
     """
-    if carries(pod):
-        return Injected(labelled(pod, sidecar.name))
+    if has_sidecar(pod):
+        return Injected(with_label(pod, sidecar.name))
     conflict = _label_conflict(sidecar, pod)
     if conflict is not None:
         return conflict
-    for check in (_wrong_system, _name_conflict, _volume_conflict, _port_conflict, _closed_port):
+    for check in (
+        _operating_system_conflict,
+        _name_conflict,
+        _volume_conflict,
+        _port_conflict,
+        _privileged_port_conflict,
+    ):
         finding = check(sidecar, pod["spec"])
         if finding is not None:
             return finding
     made = copy.deepcopy(pod)
-    _mark(sidecar, made)
-    _fill(sidecar, made["spec"])
+    _set_metadata(sidecar, made)
+    _set_spec(sidecar, made["spec"])
     return Injected(made, tuple(_warnings(sidecar, pod["spec"])))
 
 
-def labelled(pod: Manifest, name: str) -> Manifest:
+def with_label(pod: Manifest, name: str) -> Manifest:
     """Set the label of the MailProxy on a pod with its sidecar; an existing label is kept.
 
     Args:
@@ -97,7 +103,7 @@ def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> ConditionCause 
     return None
 
 
-def _wrong_system(_: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
+def _operating_system_conflict(_: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
     system = (spec.get("os") or {}).get("name", "linux")
     return None if system == "linux" else ConditionCause("WrongSystem", f"the pod runs on {system}")
 
@@ -113,21 +119,21 @@ def _volume_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCaus
     taken = {volume.get("name") for volume in spec.get("volumes") or []}
     for volume in sidecar.volumes:
         if volume["name"] in taken:
-            return ConditionCause("NameConflict", f"the pod has a volume {volume['name']} of its own")
+            return ConditionCause("NameConflict", f"the pod already has a volume {volume['name']}")
     return None
 
 
 def _port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
-    wanted = {port["containerPort"] for port in sidecar.container["ports"]}
+    own_ports = {port["containerPort"] for port in sidecar.container["ports"]}
     for one in _containers(spec):
         for port in one.get("ports") or []:
-            if port.get("containerPort") in wanted and port.get("protocol", "TCP") == "TCP":
-                taken = f"port {port['containerPort']} is taken by container {one.get('name')}"
+            if port.get("containerPort") in own_ports and port.get("protocol", "TCP") == "TCP":
+                taken = f"port {port['containerPort']} is used by container {one.get('name')}"
                 return ConditionCause("PortConflict", taken)
     return None
 
 
-def _closed_port(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
+def _privileged_port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
     lowest = sidecar.lowest_port
     if lowest is None:
         return None
@@ -136,7 +142,7 @@ def _closed_port(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | 
         return ConditionCause("HostNetwork", f"{why}; use portStrategy: HighPort")
     start = _own_sysctls(spec).get(PORT_START, "0")
     if start.isdecimal() and int(start) > lowest:
-        why = f"the pod's own sysctl {PORT_START}={start} closes port {lowest}"
+        why = f"the pod's own sysctl {PORT_START}={start} does not permit port {lowest}"
         return ConditionCause("SysctlConflict", f"{why}; use portStrategy: HighPort")
     return None
 
@@ -157,7 +163,7 @@ def _warnings(sidecar: Sidecar, spec: Mapping[str, Any]) -> Iterator[str]:
     own = _own_sysctls(spec)
     for name, value in sidecar.sysctls.items():
         if own.get(name, value) != value:
-            yield f"the pod's own sysctl {name}={own[name]} stays; the sidecar asked for {value}"
+            yield f"the pod's own sysctl {name}={own[name]} stays; the sidecar requests {value}"
     grace = _grace(spec)
     if grace < sidecar.grace_seconds:
         yield (
@@ -181,10 +187,10 @@ def _grace(spec: Mapping[str, Any]) -> int:
 
 
 def _labels(name: str) -> dict[str, str]:
-    return {**names.carrier_labels(name), **names.proxy_labels(name)}
+    return {**names.injected_pod_labels(name), **names.proxy_labels(name)}
 
 
-def _mark(sidecar: Sidecar, pod: Manifest) -> None:
+def _set_metadata(sidecar: Sidecar, pod: Manifest) -> None:
     metadata = pod.setdefault("metadata", {})
     metadata["labels"] = {**(metadata.get("labels") or {}), **_labels(sidecar.name)}
     own = metadata.get("annotations") or {}
@@ -192,7 +198,7 @@ def _mark(sidecar: Sidecar, pod: Manifest) -> None:
     metadata["annotations"] = {**own, **({} if is_scraped else sidecar.scraping), **sidecar.annotations}
 
 
-def _fill(sidecar: Sidecar, spec: Manifest) -> None:
+def _set_spec(sidecar: Sidecar, spec: Manifest) -> None:
     taken = {volume.get("name") for volume in spec.get("volumes") or []}
     shared = [volume for volume in sidecar.shared if volume["name"] not in taken]
     if any(volume["name"] == SOCKET_VOLUME for volume in shared):

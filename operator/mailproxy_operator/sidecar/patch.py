@@ -75,20 +75,22 @@ def injected_workloads(
     """
     found = [one for one in load_documents(text, source=source) if isinstance(one, dict)]
     workloads = [one for one in found if one.get("kind") in _TEMPLATES]
-    chosen = workloads if len(workloads) == 1 else [one for one in workloads if _asks(sidecar, one)]
+    chosen = (
+        workloads if len(workloads) == 1 else [one for one in workloads if _requests_sidecar(sidecar, one)]
+    )
     if not chosen:
         label = f"{names.INJECT}: {sidecar.name}"
         raise ConfigError([Problem(source, f"holds no workload whose pods have the label {label}")])
     pairs: list[tuple[Manifest, Manifest]] = []
     warnings: list[str] = []
     for one in found:
-        after, told = _injected(sidecar, one, source) if one in chosen else (one, ())
+        after, new_warnings = _injected(sidecar, one, source) if one in chosen else (one, ())
         pairs.append((one, after))
-        warnings += told
+        warnings += new_warnings
     return pairs, warnings
 
 
-def _asks(sidecar: Sidecar, workload: Mapping[str, Any]) -> bool:
+def _requests_sidecar(sidecar: Sidecar, workload: Mapping[str, Any]) -> bool:
     labels = (_template(workload).get("metadata") or {}).get("labels") or {}
     return bool(labels.get(names.INJECT) == sidecar.name)
 
@@ -121,13 +123,13 @@ def json_patch(before: Any, after: Any, path: str = "") -> JsonPatch:  # noqa: A
     if before == after:
         return []
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        return _of_mappings(before, after, path)
+        return _mapping_patch(before, after, path)
     if isinstance(before, list) and isinstance(after, list):
-        return _of_lists(before, after, path)
+        return _list_patch(before, after, path)
     return [{"op": "replace", "path": path, "value": after}]
 
 
-def _of_mappings(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> JsonPatch:
+def _mapping_patch(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> JsonPatch:
     found: JsonPatch = [
         {"op": "remove", "path": f"{path}/{_escaped(key)}"} for key in before if key not in after
     ]
@@ -140,7 +142,7 @@ def _of_mappings(before: Mapping[str, Any], after: Mapping[str, Any], path: str)
     return found
 
 
-def _of_lists(before: Sequence[Any], after: Sequence[Any], path: str) -> JsonPatch:
+def _list_patch(before: Sequence[Any], after: Sequence[Any], path: str) -> JsonPatch:
     """Compare items of the same name; new items are before or after them."""
     more = len(after) - len(before)
     for in_front in (more, 0):

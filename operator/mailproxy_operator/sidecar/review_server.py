@@ -23,11 +23,11 @@ from mailproxy_operator.http_log import LOGGER
 READ_SECONDS = 3.0
 """Timeout for a complete body; an API server sends it together with the request."""
 MAX_REVIEW_BYTES = 3 * 1024 * 1024
-MAX_READ_AT_ONCE = 32
+MAX_CONCURRENT_READS = 32
 """Maximum of concurrent reads of bodies; at the limit, a new one cancels the oldest."""
 MAX_CONNECTIONS = 256
 """At this limit, a new connection closes the one with the longest idle time."""
-MAX_AT_ONCE = 16
+MAX_CONCURRENT_REVIEWS = 16
 """Maximum of concurrent decisions."""
 MAX_WAITING = 64
 """Maximum of reviews that wait for a decision; the response to any further one is 503."""
@@ -47,6 +47,8 @@ class ReviewServer:
     Attributes:
         port: The port that it listens on.
         is_listening: Whether it accepts connections.
+        connections: The open connections.
+        waiting: The number of reviews that are being decided or wait for a decision.
 
     Raises:
         OSError: The address cannot be bound.
@@ -54,27 +56,32 @@ class ReviewServer:
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
         self._host = host.strip("[]")
-        self._connections = Connections(MAX_CONNECTIONS)
-        self._socket = listening_socket(self._host, port, self._connections)
+        self.connections = Connections(MAX_CONNECTIONS)
+        self._socket = listening_socket(self._host, port, self.connections)
         self.port = int(self._socket.getsockname()[1])
         self._context = context
-        self._gate = asyncio.Semaphore(MAX_AT_ONCE)
-        self._waiting = 0
+        self._reviews = asyncio.Semaphore(MAX_CONCURRENT_REVIEWS)
+        self.waiting = 0
         self._reading: dict[asyncio.Timeout, None] = {}
         self.is_listening = False
 
-    async def __call__(self, reviewed: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
+    @property
+    def reading(self) -> int:
+        """The number of request bodies that are being read."""
+        return len(self._reading)
+
+    async def __call__(self, handler: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
         """Serve until the iterator is closed.
 
         Args:
-            reviewed: Returns the response to a review.
+            handler: Returns the response to a review.
         """
 
         async def answer(request: web.Request) -> web.Response:
-            return await self._answer(request, reviewed)
+            return await self._handle(request, handler)
 
         if self._socket.fileno() < 0:  # closed by the previous run of kopf
-            self._socket = listening_socket(self._host, self.port, self._connections)
+            self._socket = listening_socket(self._host, self.port, self.connections)
         app = web.Application(client_max_size=MAX_REVIEW_BYTES)
         app.router.add_post("/{id}", answer)
         runner = web.AppRunner(
@@ -95,28 +102,28 @@ class ReviewServer:
 
     async def _serving(self, runner: web.AppRunner) -> asyncio.Server:
         """Accept connections; the sites of aiohttp do not limit their number or the handshake time."""
-        handler = cast(web.Server, runner.server)  # not None after runner.setup()
+        new_handler = cast(web.Server, runner.server)  # not None after runner.setup()
 
-        def accepted() -> asyncio.Protocol:
-            return self._connections.admit(handler())
+        def new_protocol() -> asyncio.Protocol:
+            return self.connections.admit(new_handler())
 
         loop = asyncio.get_running_loop()
         return await loop.create_server(
-            accepted, sock=self._socket, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            new_protocol, sock=self._socket, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
         )
 
-    async def _answer(self, request: web.Request, reviewed: kopf.WebhookFn) -> web.Response:
+    async def _handle(self, request: web.Request, handler: kopf.WebhookFn) -> web.Response:
         try:
-            review = _located(json.loads(await self._body(request)))
-            if self._waiting >= MAX_WAITING:
-                return _closing(503, "too many reviews at once\n")
-            return web.json_response(await self._decided(request, review, reviewed))
+            review = _with_namespace(json.loads(await self._body(request)))
+            if self.waiting >= MAX_WAITING:
+                return _closing_response(503, "too many reviews at once\n")
+            return web.json_response(await self._review(request, review, handler))
         except web.HTTPException:
             raise
         except TimeoutError:
-            return _closing(408, "the body did not come in time\n")
+            return _closing_response(408, "the body was not received in time\n")
         except Exception as error:  # clients can send anything, and kopf then raises various exceptions
-            _log.warning("a request that is not an AdmissionReview for us: %s", type(error).__name__)
+            _log.warning("not an AdmissionReview for this webhook: %s", type(error).__name__)
             return web.Response(status=400, text="not an AdmissionReview for this webhook\n")
 
     async def _body(self, request: web.Request) -> bytes:
@@ -125,7 +132,7 @@ class ReviewServer:
         Raises:
             TimeoutError: ``READ_SECONDS`` have passed, or it was the oldest read at the limit.
         """
-        if len(self._reading) >= MAX_READ_AT_ONCE:
+        if len(self._reading) >= MAX_CONCURRENT_READS:
             slowest = next(iter(self._reading))
             del self._reading[slowest]
             slowest.reschedule(asyncio.get_running_loop().time())
@@ -136,25 +143,25 @@ class ReviewServer:
             finally:
                 self._reading.pop(limit, None)
 
-    async def _decided(self, request: web.Request, review: Any, reviewed: kopf.WebhookFn) -> Any:  # noqa: ANN401  JSON
-        self._waiting += 1
+    async def _review(self, request: web.Request, review: Any, handler: kopf.WebhookFn) -> Any:  # noqa: ANN401  JSON
+        self.waiting += 1
         try:
-            with self._connections.busy(request.protocol):
-                async with self._gate:
-                    return await reviewed(review, webhook=request.match_info["id"])
+            with self.connections.busy(request.protocol):
+                async with self._reviews:
+                    return await handler(review, webhook=request.match_info["id"])
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
 
 
-def _closing(status: int, text: str) -> web.Response:
-    answer = web.Response(status=status, text=text)
-    answer.force_close()
-    return answer
+def _closing_response(status: int, text: str) -> web.Response:
+    response = web.Response(status=status, text=text)
+    response.force_close()
+    return response
 
 
-def _located(review: Any) -> Any:  # noqa: ANN401  JSON from anybody
+def _with_namespace(review: Any) -> Any:  # noqa: ANN401  JSON from anybody
     """Set the namespace in the object of a review: kopf passes only the object to the handler."""
-    asked = review["request"]
-    if asked.get("object"):
-        asked["object"]["metadata"].setdefault("namespace", asked.get("namespace", ""))
+    request = review["request"]
+    if request.get("object"):
+        request["object"]["metadata"].setdefault("namespace", request.get("namespace", ""))
     return review

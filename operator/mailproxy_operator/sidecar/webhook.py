@@ -61,42 +61,44 @@ def register(
     async def _inject(
         body: kopf.Body, patch: kopf.Patch, warnings: list[str], dryrun: bool, **_: object
     ) -> None:
-        pod = _plain(body)
-        asked = AdmissionRequest.read(pod, str(pod["metadata"].get("namespace", "")), dry_run=dryrun)
-        verdict = await _decided(admission, asked, seconds)
-        recorder(verdict.result)
-        if verdict.refusal:
-            raise kopf.AdmissionError(verdict.refusal, code=FORBIDDEN)
-        warnings.extend(verdict.warnings)
-        if verdict.pod is not None:
-            patch.fns.append(_replacing(verdict.pod))
+        pod = _copy(body)
+        request = AdmissionRequest.read(pod, str(pod["metadata"].get("namespace", "")), dry_run=dryrun)
+        decision = await _decide(admission, request, seconds)
+        recorder(decision.result)
+        if decision.refusal:
+            raise kopf.AdmissionError(decision.refusal, code=FORBIDDEN)
+        warnings.extend(decision.warnings)
+        if decision.pod is not None:
+            patch.fns.append(_replace_with(decision.pod))
 
 
-async def _decided(admission: Admission, asked: AdmissionRequest, seconds: float) -> AdmissionDecision:
+async def _decide(admission: Admission, request: AdmissionRequest, seconds: float) -> AdmissionDecision:
     """Decide about a pod; an internal error must not prevent its creation."""
     try:
         async with asyncio.timeout(seconds):
-            return await admission.review(asked)
+            return await admission.review(request)
     except Exception as failure:
-        _log.exception("a pod that asks for %s gets no sidecar", asked.key)
-        text = f"no mailproxy sidecar ({names.INJECT}: {asked.key.name}): the operator could not decide"
+        _log.exception("a pod that requests %s gets no sidecar", request.key)
+        text = f"no mailproxy sidecar ({names.INJECT}: {request.key.name}): the operator failed"
         return AdmissionDecision(result="error", warnings=(f"{text}: {type(failure).__name__}",))
 
 
-def _plain(body: kopf.Body) -> Manifest:
+def _copy(body: kopf.Body) -> Manifest:
     copied: Manifest = json.loads(json.dumps(dict(body)))
     return copied
 
 
-def _replacing(pod: Manifest) -> Callable[[Any], None]:
+def _replace_with(pod: Manifest) -> Callable[[Any], None]:
     def replace(body: Any) -> None:  # noqa: ANN401  the raw body of kopf
         body["metadata"], body["spec"] = pod["metadata"], pod["spec"]
 
     return replace
 
 
-def _given(asked: WebhookSettings, cluster: KubeClient) -> GivenAuthority | None:
-    return GivenAuthority(cluster, asked.configuration, asked.authorities) if asked.authorities else None
+def _given_authority(request: WebhookSettings, cluster: KubeClient) -> GivenAuthority | None:
+    return (
+        GivenAuthority(cluster, request.configuration, request.authorities) if request.authorities else None
+    )
 
 
 class Webhook:
@@ -112,19 +114,19 @@ class Webhook:
     """
 
     def __init__(self, settings: OperatorSettings, cluster: KubeClient, *, recorder: Recorder) -> None:
-        asked = settings.webhook or WebhookSettings()
+        request = settings.webhook or WebhookSettings()
         context = server_context()
         self._settings = settings
         self._cluster = cluster
         self._recorder = recorder
         self._platform: Platform | None = None
-        self.server = ReviewServer(asked.host, asked.port, context)
+        self.server = ReviewServer(request.host, request.port, context)
         self._certificate: OwnCertificate | MountedCertificate = (
-            MountedCertificate(asked.certificates, context, _given(asked, cluster))
-            if asked.certificates
-            else OwnCertificate(cluster, asked.configuration, context, holder=settings.identity)
+            MountedCertificate(request.certificates, context, _given_authority(request, cluster))
+            if request.certificates
+            else OwnCertificate(cluster, request.configuration, context, holder=settings.identity)
         )
-        self._admission = Admission(cluster, self._known_platform, namespaces=settings.namespaces)
+        self._admission = Admission(cluster, self._get_platform, namespaces=settings.namespaces)
 
     def readiness_error(self) -> str:
         """Return why the API server cannot call the webhook; empty when it can."""
@@ -141,7 +143,7 @@ class Webhook:
         seconds = REVIEW_SHARE * (self._settings.webhook or WebhookSettings()).timeout_seconds
         register(registry, self._admission, recorder=self._recorder, seconds=seconds)
 
-    async def _known_platform(self) -> Platform:
+    async def _get_platform(self) -> Platform:
         if self._platform is None:
             version = await self._cluster.version()
             self._platform = self._settings.platform(version)

@@ -21,7 +21,7 @@ CASES = sorted(path.name.removesuffix(".in.yaml") for path in GOLDEN.glob("*.in.
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rendering(case: str) -> None:
+def test_rendering_equals_golden_file(case: str) -> None:
     resource, expected = GOLDEN / f"{case}.in.yaml", GOLDEN / f"{case}.out.yaml"
     rendered = rendered_text(resource.read_text(), resource.name, PLATFORM)
     if os.environ.get("UPDATE_GOLDEN"):

@@ -41,7 +41,7 @@ def test_host_port_opens_the_port_of_the_node(mode: str) -> None:
     assert "hostPort" not in ports["admin"]
 
 
-def test_host_port_leads_to_the_high_port_of_the_container() -> None:
+def test_host_port_is_forwarded_to_high_container_port() -> None:
     ports = container_ports(rendered("Deployment", servers=HOST_143, portStrategy="HighPort"))
     assert (ports["imap-143"]["containerPort"], ports["imap-143"]["hostPort"]) == (10143, 143)
 
@@ -49,7 +49,7 @@ def test_host_port_leads_to_the_high_port_of_the_container() -> None:
 @pytest.mark.parametrize(
     "spec", [{"servers": HOST_143}, {"pod": {"hostNetwork": True}, "portStrategy": "HighPort"}]
 )
-def test_deployment_whose_pods_take_node_ports_replaces_the_old_pod_first(spec: dict[str, Any]) -> None:
+def test_deployment_with_node_ports_deletes_old_pod_first(spec: dict[str, Any]) -> None:
     strategy = rendered("Deployment", **spec)["spec"]["strategy"]["rollingUpdate"]
     assert strategy == {"maxUnavailable": 1, "maxSurge": 0}
 
@@ -60,7 +60,7 @@ def test_host_port_is_not_part_of_the_configuration_of_the_pods() -> None:
     assert with_it.config_hash == without.config_hash
 
 
-def test_notice_about_pod_security_where_pods_take_node_ports() -> None:
+def test_node_ports_have_notice_about_pod_security() -> None:
     notices = planned(Resource.read(body(servers=HOST_143)), Platform()).notices
     assert any("Pod Security Standard" in notice for notice in notices)
 
@@ -102,12 +102,12 @@ def listeners(*listen: dict[str, Any]) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_ports_that_cannot_be_are_refused_with_their_path(spec: dict[str, Any], problem: str) -> None:
+def test_invalid_ports_are_reported_with_path(spec: dict[str, Any], problem: str) -> None:
     assert any(one.startswith(problem) for one in refused(**spec)), refused(**spec)
 
 
 @pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer"])
-def test_service_has_the_node_ports_that_are_given(kind: str) -> None:
+def test_service_has_configured_node_ports(kind: str) -> None:
     servers = listeners({"port": 143}, {"port": 1143})
     spec = {"type": kind, "nodePorts": [{"port": 143, "nodePort": 30143}]}
     ports = rendered("Service", servers=servers, service=spec)["spec"]["ports"]
@@ -126,7 +126,7 @@ def test_pods_of_a_deployment_spread_over_nodes_and_zones() -> None:
     ("spec", "kind"),
     [({"pod": {"topologySpreadConstraints": []}}, "Deployment"), ({"mode": "DaemonSet"}, "DaemonSet")],
 )
-def test_no_default_spread_where_it_is_emptied_or_means_nothing(spec: dict[str, Any], kind: str) -> None:
+def test_no_default_spread_if_disabled_or_without_effect(spec: dict[str, Any], kind: str) -> None:
     assert "topologySpreadConstraints" not in rendered(kind, **spec)["spec"]["template"]["spec"]
 
 

@@ -30,7 +30,7 @@ def startup_probe() -> dict[str, Any]:
     return found
 
 
-def test_the_first_probe_comes_after_a_start_that_goes_well(tmp_path: Path) -> None:
+def test_first_probe_is_sent_after_a_normal_start(tmp_path: Path) -> None:
     """A failed probe is a warning event of the pod. CPU time is measured, so other load does not matter."""
     listen = [{"address": "127.0.0.1", "port": Ports().take()}]
     server = {"name": "imap", "protocol": "imap", "listen": listen}
@@ -38,8 +38,10 @@ def test_the_first_probe_comes_after_a_start_that_goes_well(tmp_path: Path) -> N
         tmp_path / "proxy", proxies.manifest([server], {"authHttp": "http://127.0.0.1:9/"})
     )
     try:
-        with urllib.request.urlopen(f"http://{started.admin}{startup_probe()['httpGet']['path']}") as answer:
-            assert answer.status == 200
+        with urllib.request.urlopen(
+            f"http://{started.admin}{startup_probe()['httpGet']['path']}"
+        ) as response:
+            assert response.status == 200
         spent = Path(f"/proc/{started.running.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         seconds = sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
     finally:
@@ -47,16 +49,16 @@ def test_the_first_probe_comes_after_a_start_that_goes_well(tmp_path: Path) -> N
     assert seconds < startup_probe()["initialDelaySeconds"]
 
 
-def test_a_slow_start_is_waited_for() -> None:
+def test_startup_probe_allows_slow_start() -> None:
     probe = startup_probe()
     assert probe["periodSeconds"] * probe["failureThreshold"] >= SLOW_START_SECONDS
-    assert probe["timeoutSeconds"] >= 5, "whoever starts has little time to answer"
+    assert probe["timeoutSeconds"] >= 5, "a starting process may respond slowly"
 
 
 @pytest.mark.parametrize(
     "file", ["deploy/operator.yaml", "charts/mailproxy-operator/templates/deployment.yaml"]
 )
-def test_the_operator_has_time_to_start_as_well(file: str) -> None:
+def test_startup_probe_of_operator_allows_slow_start(file: str) -> None:
     """It imports two Kubernetes client libraries before it can respond."""
     text = (ROOT / file).read_text()
     probe = yaml.safe_load(text[text.index("startupProbe:") : text.index("livenessProbe:")])["startupProbe"]

@@ -30,7 +30,7 @@ def rules(tmp_path: Path) -> Path:
     return file
 
 
-def test_every_alert_is_about_this_resource_alone() -> None:
+def test_every_alert_selects_only_its_resource() -> None:
     assert {alert.name for alert in ALERTS} == SERIES.keys()
     assert all("JOB" in alert.expression for alert in ALERTS)
 
@@ -45,7 +45,7 @@ def test_every_alert_names_its_resource_and_has_a_runbook(rules: Path) -> None:
 
 @pytest.mark.interop
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_every_alert_fires_on_the_data_it_is_for(needs: Needs, rules: Path, alert: Any) -> None:
+def test_every_alert_fires_on_its_data(needs: Needs, rules: Path, alert: Any) -> None:
     series = [{"series": name, "values": values} for name, values in SERIES[alert.name]]
     expected = {"exp_alerts": [], "alertname": alert.name, "eval_time": "80m"}
     case = {
@@ -59,7 +59,7 @@ def test_every_alert_fires_on_the_data_it_is_for(needs: Needs, rules: Path, aler
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     # No alert is expected, so promtool prints those that fire.
     assert done.returncode == 1, done.stdout + done.stderr
-    said = done.stdout + done.stderr
-    assert f'alertname="{alert.name}"' in said, said
-    assert 'namespace="mail"' in said
-    assert 'mailproxy="edge"' in said
+    output = done.stdout + done.stderr
+    assert f'alertname="{alert.name}"' in output, output
+    assert 'namespace="mail"' in output
+    assert 'mailproxy="edge"' in output

@@ -27,20 +27,20 @@ class Recording(MemoryCluster):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[Manifest] = []
+        self.applied: list[Manifest] = []
 
     async def apply(
         self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
     ) -> Applied:
-        self.asked.append(copy.deepcopy(manifest))
+        self.applied.append(copy.deepcopy(manifest))
         return await super().apply(manifest, manager=manager, force=force)
 
 
 @pytest.mark.parametrize("text", [path.read_text() for path in CASES], ids=[path.name for path in CASES])
-async def test_the_operator_applies_what_render_prints(text: str) -> None:
+async def test_operator_applies_same_objects_as_render_prints(text: str) -> None:
     cluster = Recording()
     stored = cluster.put(yaml.safe_load(text))
     key = Key(stored["metadata"]["namespace"], stored["metadata"]["name"])
     printed = rendered_text(yaml.safe_dump(stored), "stdin", PLATFORM)
     await Reconciler(cluster, PLATFORM).reconcile(key)
-    assert cluster.asked == [one for one in yaml.safe_load_all(printed) if one]
+    assert cluster.applied == [one for one in yaml.safe_load_all(printed) if one]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The webhook's configuration trusts every operator process; none removes another's certificate."""
+"""The webhook's caBundle has the CA of every operator process, and no process removes that of another."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.kinds import MUTATING_WEBHOOK, Kind, Manifest
 from mailproxy_operator.errors import TransientError
 from mailproxy_operator.sidecar import ca_bundle
-from mailproxy_operator.sidecar.ca_bundle import GivenAuthority, MountedCertificate, OwnCertificate, called_as
-from mailproxy_operator.sidecar.certificate import LIFETIME, issue, server_context, trusts
+from mailproxy_operator.sidecar.ca_bundle import (
+    GivenAuthority,
+    MountedCertificate,
+    OwnCertificate,
+    webhook_hosts,
+)
+from mailproxy_operator.sidecar.certificate import LIFETIME, has_authorities, issue, server_context
 
 SERVICE = {"service": {"name": "hook", "namespace": "system", "path": "/inject"}}
 
@@ -72,94 +77,89 @@ class Clock:
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ca_bundle, "SETTLE_SECONDS", 0.0)
 
 
-def keeper(store: Store, holder: str = "pod-0", clock: Clock | None = None) -> OwnCertificate:
+def own_certificate(store: Store, holder: str = "pod-0", clock: Clock | None = None) -> OwnCertificate:
     return OwnCertificate(store, "mailproxy-operator", server_context(), holder=holder, now=clock or Clock())
 
 
-def current(one: OwnCertificate) -> str:
-    assert one._identity is not None
-    return one._identity.authority
-
-
-async def test_the_api_server_is_told_whom_to_trust_once() -> None:
+async def test_ca_bundle_is_written_once() -> None:
     store = Store(SERVICE, {**SERVICE, "caBundle": "Cg=="})
-    one = keeper(store)
-    assert not one.is_ready
-    assert await one.refresh()
-    assert one.is_ready
-    assert trusts(store.bundle(0), current(one))
-    assert trusts(store.bundle(1), current(one))
-    assert await one.refresh()
+    certificate = own_certificate(store)
+    assert not certificate.is_ready
+    assert await certificate.refresh()
+    assert certificate.is_ready
+    assert has_authorities(store.bundle(0), certificate.authority)
+    assert has_authorities(store.bundle(1), certificate.authority)
+    assert await certificate.refresh()
     assert store.patches == 1
 
 
-async def test_several_processes_do_not_forget_each_other() -> None:
+async def test_ca_bundle_keeps_cas_of_other_processes() -> None:
     store = Store(SERVICE)
-    first, second = keeper(store, "pod-0"), keeper(store, "pod-1")
+    first, second = own_certificate(store, "pod-0"), own_certificate(store, "pod-1")
     assert await first.refresh()
     assert await second.refresh()
-    assert trusts(store.bundle(), current(first))
-    assert trusts(store.bundle(), current(second))
+    assert has_authorities(store.bundle(), first.authority)
+    assert has_authorities(store.bundle(), second.authority)
 
 
-async def test_who_was_slower_looks_again() -> None:
+async def test_concurrent_write_of_ca_bundle_is_retried() -> None:
     store = Store(SERVICE)
     faster = issue(["hook.system.svc"], "pod-1", datetime.now(UTC)).authority
     store.others = [base64.b64encode(faster.encode()).decode()]
-    one = keeper(store)
-    assert not await one.refresh()
-    assert not one.is_ready
-    assert await one.refresh()
-    assert trusts(store.bundle(), faster)
-    assert trusts(store.bundle(), current(one))
+    certificate = own_certificate(store)
+    assert not await certificate.refresh()
+    assert not certificate.is_ready
+    assert await certificate.refresh()
+    assert has_authorities(store.bundle(), faster)
+    assert has_authorities(store.bundle(), certificate.authority)
 
 
-async def test_what_somebody_removes_comes_back() -> None:
+async def test_removed_ca_is_written_again() -> None:
     store = Store(SERVICE)
-    one = keeper(store)
-    await one.refresh()
+    certificate = own_certificate(store)
+    await certificate.refresh()
     del store.webhooks[0]["clientConfig"]["caBundle"]
-    assert await one.refresh()
-    assert trusts(store.bundle(), current(one))
+    assert await certificate.refresh()
+    assert has_authorities(store.bundle(), certificate.authority)
 
 
-async def test_it_is_renewed_in_time_and_trusted_all_the_while() -> None:
+async def test_renewal_keeps_previous_ca() -> None:
     store, clock = Store(SERVICE), Clock()
-    one = keeper(store, clock=clock)
-    await one.refresh()
-    before = current(one)
+    certificate = own_certificate(store, clock=clock)
+    await certificate.refresh()
+    before = certificate.authority
     clock.now += LIFETIME - timedelta(days=1)
-    await one.refresh()
-    assert current(one) != before
-    assert trusts(store.bundle(), before)
-    assert trusts(store.bundle(), current(one))
+    await certificate.refresh()
+    assert certificate.authority != before
+    assert has_authorities(store.bundle(), before)
+    assert has_authorities(store.bundle(), certificate.authority)
 
 
-async def test_another_service_gets_another_certificate() -> None:
+async def test_changed_service_name_gets_new_certificate() -> None:
     store = Store(SERVICE)
-    one = keeper(store)
-    await one.refresh()
-    before = current(one)
+    certificate = own_certificate(store)
+    await certificate.refresh()
+    before = certificate.authority
     store.webhooks[0]["clientConfig"]["service"] = {"name": "other", "namespace": "system"}
-    await one.refresh()
-    assert current(one) != before
+    await certificate.refresh()
+    assert certificate.authority != before
 
 
 @pytest.mark.parametrize("store", [Store(), Store({"caBundle": ""})])
-async def test_without_a_configuration_nobody_is_ready(
+async def test_own_certificate_is_not_ready_without_configuration(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = keeper(store)
-    assert not await one.refresh()
-    assert not one.is_ready
+    certificate = own_certificate(store)
+    assert not await certificate.refresh()
+    assert not certificate.is_ready
     assert "no MutatingWebhookConfiguration mailproxy-operator" in caplog.text
 
 
-async def test_an_api_server_that_fails_is_asked_again(
+async def test_api_error_is_retried(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, pauses = Store(SERVICE), []
@@ -173,7 +173,7 @@ async def test_an_api_server_that_fails_is_asked_again(
     monkeypatch.setattr("mailproxy_operator.sidecar.ca_bundle.asyncio.sleep", pause)
     store.fails = True
     with pytest.raises(TimeoutError):
-        await keeper(store).keep()
+        await own_certificate(store).keep()
     assert pauses == [
         ca_bundle.RETRY_SECONDS,
         ca_bundle.SETTLE_SECONDS,
@@ -191,8 +191,8 @@ async def test_an_api_server_that_fails_is_asked_again(
         ([{}], set()),
     ],
 )
-def test_the_names_are_those_of_the_configuration(clients: list[Any], names: set[str]) -> None:
-    assert called_as({"webhooks": [{"clientConfig": client} for client in clients]}) == names
+def test_webhook_hosts_come_from_configuration(clients: list[Any], names: set[str]) -> None:
+    assert webhook_hosts({"webhooks": [{"clientConfig": client} for client in clients]}) == names
 
 
 # --- certificates that are given -------------------------------------------------
@@ -204,121 +204,119 @@ def write(folder: Path, holder: str) -> None:
     (folder / "tls.key").write_bytes(made.key)
 
 
-def test_a_mounted_certificate_is_used_and_so_is_its_successor(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_replaced_mounted_certificate_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    one = MountedCertificate(tmp_path, server_context())
-    one.refresh()
-    assert not one.is_ready
+    certificate = MountedCertificate(tmp_path, server_context())
+    certificate.refresh()
+    assert not certificate.is_ready
     write(tmp_path, "a")
-    one.refresh()
-    assert one.is_ready
-    one.refresh()
+    certificate.refresh()
+    assert certificate.is_ready
+    certificate.refresh()
     write(tmp_path, "b")
-    one.refresh()
-    assert caplog.text.count("the webhook answers with") == 2
+    certificate.refresh()
+    assert caplog.text.count("the webhook uses the certificate") == 2
 
 
-def test_a_broken_successor_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_mounted_certificate_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, "a")
-    one = MountedCertificate(tmp_path, server_context())
-    one.refresh()
+    certificate = MountedCertificate(tmp_path, server_context())
+    certificate.refresh()
     (tmp_path / "tls.key").write_text("not a key")
-    one.refresh()
-    assert one.is_ready
+    certificate.refresh()
+    assert certificate.is_ready
     assert "SSLError" in caplog.text
 
 
-def lasting_authority(name: str = "company") -> str:
+def company_ca(name: str = "company") -> str:
     """A certificate of a corporate certificate authority, valid for ten years."""
     ca = trustme.CA(organization_name=name)
     return ca.cert_pem.bytes().decode()
 
 
-def given(store: Store, authorities: str, folder: Path) -> MountedCertificate:
+def mounted_certificate(store: Store, authorities: str, folder: Path) -> MountedCertificate:
     return MountedCertificate(
         folder, server_context(), GivenAuthority(store, "mailproxy-operator", authorities)
     )
 
 
-async def refreshed(one: MountedCertificate) -> bool:
-    one.refresh()
-    return await one._trusted()
+async def refresh_all(certificate: MountedCertificate) -> bool:
+    certificate.refresh()
+    return await certificate.refresh_bundle()
 
 
-async def test_a_mounted_certificate_is_ready_when_its_authority_is_trusted(tmp_path: Path) -> None:
-    store, authority = Store(SERVICE, SERVICE), lasting_authority()
+async def test_mounted_certificate_is_ready_when_ca_bundle_has_its_ca(tmp_path: Path) -> None:
+    store, authority = Store(SERVICE, SERVICE), company_ca()
     write(tmp_path, "a")
-    one = given(store, authority, tmp_path)
-    one.refresh()
-    assert not one.is_ready
-    assert await refreshed(one)
-    assert one.is_ready
-    assert trusts(store.bundle(0), authority)
-    assert trusts(store.bundle(1), authority)
-    assert await refreshed(one)
+    certificate = mounted_certificate(store, authority, tmp_path)
+    certificate.refresh()
+    assert not certificate.is_ready
+    assert await refresh_all(certificate)
+    assert certificate.is_ready
+    assert has_authorities(store.bundle(0), authority)
+    assert has_authorities(store.bundle(1), authority)
+    assert await refresh_all(certificate)
     assert store.patches == 1
 
 
-async def test_another_certificate_is_switched_to_while_both_are_trusted(tmp_path: Path) -> None:
+async def test_ca_bundle_has_both_cas_during_switch(tmp_path: Path) -> None:
     """In a rollout, operators with their own certificate serve until those with the Secret's are ready."""
-    store, authority = Store(SERVICE), lasting_authority()
-    own = keeper(store)
+    store, authority = Store(SERVICE), company_ca()
+    own = own_certificate(store)
     await own.refresh()
     write(tmp_path, "a")
-    assert await refreshed(given(store, authority, tmp_path))
-    assert trusts(store.bundle(), current(own))
-    assert trusts(store.bundle(), authority)
+    assert await refresh_all(mounted_certificate(store, authority, tmp_path))
+    assert has_authorities(store.bundle(), own.authority)
+    assert has_authorities(store.bundle(), authority)
     # and the same in reverse
-    again = keeper(store, "pod-2")
+    again = own_certificate(store, "pod-2")
     await again.refresh()
-    assert trusts(store.bundle(), authority)
-    assert trusts(store.bundle(), current(again))
+    assert has_authorities(store.bundle(), authority)
+    assert has_authorities(store.bundle(), again.authority)
 
 
-async def test_an_authority_that_was_switched_from_goes_with_the_next_renewal() -> None:
-    store, clock, authority = Store(SERVICE), Clock(), lasting_authority()
+async def test_previous_ca_is_removed_at_next_renewal() -> None:
+    store, clock, authority = Store(SERVICE), Clock(), company_ca()
     store.webhooks[0]["clientConfig"]["caBundle"] = base64.b64encode(authority.encode()).decode()
-    one = keeper(store, clock=clock)
-    await one.refresh()
-    assert trusts(store.bundle(), authority)
+    certificate = own_certificate(store, clock=clock)
+    await certificate.refresh()
+    assert has_authorities(store.bundle(), authority)
     clock.now += LIFETIME - timedelta(days=1)
-    await one.refresh()
-    assert not trusts(store.bundle(), authority)
-    assert trusts(store.bundle(), current(one))
+    await certificate.refresh()
+    assert not has_authorities(store.bundle(), authority)
+    assert has_authorities(store.bundle(), certificate.authority)
 
 
-async def test_several_given_authorities_are_trusted_together(tmp_path: Path) -> None:
+async def test_several_given_cas_are_written(tmp_path: Path) -> None:
     """As during the renewal of a certificate authority."""
-    store, both = Store(SERVICE), lasting_authority() + lasting_authority("next")
+    store, both = Store(SERVICE), company_ca() + company_ca("next")
     write(tmp_path, "a")
-    assert await refreshed(given(store, both, tmp_path))
-    assert trusts(store.bundle(), both)
+    assert await refresh_all(mounted_certificate(store, both, tmp_path))
+    assert has_authorities(store.bundle(), both)
 
 
-async def test_who_is_trusted_goes_on_answering_while_the_api_server_does_not(
+async def test_api_error_after_success_keeps_webhook_ready(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(SERVICE)
     write(tmp_path, "a")
-    one = given(store, lasting_authority(), tmp_path)
+    certificate = mounted_certificate(store, company_ca(), tmp_path)
     store.fails = True
-    assert not await refreshed(one)
-    assert not one.is_ready
+    assert not await refresh_all(certificate)
+    assert not certificate.is_ready
     store.fails = False
-    assert await refreshed(one)
+    assert await refresh_all(certificate)
     store.fails = True
-    assert not await refreshed(one)
-    assert one.is_ready
+    assert not await refresh_all(certificate)
+    assert certificate.is_ready
     assert "not now" in caplog.text
 
 
-async def test_an_authority_without_a_configuration_is_not_ready(
+async def test_mounted_certificate_is_not_ready_without_configuration(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, "a")
-    one = given(Store(), lasting_authority(), tmp_path)
-    assert not await refreshed(one)
-    assert not one.is_ready
+    certificate = mounted_certificate(Store(), company_ca(), tmp_path)
+    assert not await refresh_all(certificate)
+    assert not certificate.is_ready
     assert "no MutatingWebhookConfiguration" in caplog.text

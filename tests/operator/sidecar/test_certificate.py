@@ -15,10 +15,10 @@ from mailproxy_operator.sidecar.certificate import (
     LIFETIME,
     MAX_AUTHORITIES,
     Identity,
-    bundled,
+    add_to_bundle,
+    has_authorities,
     issue,
     server_context,
-    trusts,
     use,
 )
 
@@ -35,11 +35,11 @@ def authority(holder: str, now: datetime = NOW) -> str:
     return issue(["localhost"], holder, now).authority
 
 
-def test_the_key_is_not_shown() -> None:
+def test_key_is_not_in_repr() -> None:
     assert "PRIVATE" not in repr(issue(["localhost"], "pod-0", NOW))
 
 
-def test_it_is_for_the_names_under_which_it_is_called_and_for_a_time() -> None:
+def test_certificate_has_hosts_and_lifetime() -> None:
     made = issue(["mailproxy-operator-webhook.mail.svc", "127.0.0.1", "::1"], "pod-0", NOW)
     found = x509.load_pem_x509_certificate(made.certificate)
     names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -48,7 +48,7 @@ def test_it_is_for_the_names_under_which_it_is_called_and_for_a_time() -> None:
     assert found.not_valid_before_utc < NOW < made.renew_at < found.not_valid_after_utc == NOW + LIFETIME
 
 
-def test_the_authority_can_sign_and_the_certificate_cannot() -> None:
+def test_only_ca_can_sign() -> None:
     made = issue(["localhost"], "pod-0", NOW)
     signer = x509.load_pem_x509_certificate(made.authority.encode())
     found = x509.load_pem_x509_certificate(made.certificate)
@@ -58,16 +58,16 @@ def test_the_authority_can_sign_and_the_certificate_cannot() -> None:
     assert signer.public_key() != found.public_key()
 
 
-async def test_it_answers_with_what_it_was_given_last() -> None:
+async def test_server_uses_last_certificate() -> None:
     context = server_context()
 
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     now = datetime.now(UTC)
     first, second = issue(["localhost"], "a", now), issue(["localhost"], "b", now)
     use(context, first.certificate, first.key)
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(respond, "127.0.0.1", 0, ssl=context)
     async with server:
         port = server.sockets[0].getsockname()[1]
         await connect(port, first)
@@ -97,50 +97,50 @@ async def connect(port: int, identity: Identity) -> None:
 # --- the bundle ----------------------------------------------------------------
 
 
-def test_every_process_has_one_authority() -> None:
-    bundle = bundled(b"", authority("pod-0"), NOW)
-    bundle = bundled(bundle, authority("pod-1", NOW + timedelta(hours=2)), NOW)
+def test_bundle_has_one_ca_per_holder() -> None:
+    bundle = add_to_bundle(b"", authority("pod-0"), NOW)
+    bundle = add_to_bundle(bundle, authority("pod-1", NOW + timedelta(hours=2)), NOW)
     again = authority("pod-0", NOW + timedelta(hours=3))
-    bundle = bundled(bundle, again, NOW)
+    bundle = add_to_bundle(bundle, again, NOW)
     assert subjects(bundle) == ["pod-1", "pod-0"]
-    assert trusts(bundle, again)
+    assert has_authorities(bundle, again)
 
 
-def test_what_is_still_in_use_stays_while_it_is_replaced() -> None:
+def test_ca_in_use_is_kept_during_renewal() -> None:
     old = authority("pod-0")
     new = authority("pod-0", NOW + timedelta(days=20))
-    bundle = bundled(bundled(b"", old, NOW), new, NOW + timedelta(days=20), in_use=old)
-    assert trusts(bundle, old)
-    assert trusts(bundle, new)
+    bundle = add_to_bundle(add_to_bundle(b"", old, NOW), new, NOW + timedelta(days=20), in_use=old)
+    assert has_authorities(bundle, old)
+    assert has_authorities(bundle, new)
     newest = authority("pod-0", NOW + timedelta(days=25))
-    assert not trusts(bundled(bundle, newest, NOW + timedelta(days=25), in_use=new), old)
+    assert not has_authorities(add_to_bundle(bundle, newest, NOW + timedelta(days=25), in_use=new), old)
 
 
-def test_what_has_expired_goes() -> None:
-    bundle = bundled(b"", authority("pod-0"), NOW)
+def test_expired_cas_are_removed() -> None:
+    bundle = add_to_bundle(b"", authority("pod-0"), NOW)
     later = NOW + LIFETIME + timedelta(seconds=1)
-    assert subjects(bundled(bundle, authority("pod-1", later), later)) == ["pod-1"]
+    assert subjects(add_to_bundle(bundle, authority("pod-1", later), later)) == ["pod-1"]
 
 
-def test_there_is_a_most_and_the_oldest_go_first() -> None:
+def test_oldest_cas_are_removed_above_limit() -> None:
     bundle = b""
     for number in range(MAX_AUTHORITIES + 2):
-        bundle = bundled(bundle, authority(f"pod-{number}", NOW + timedelta(minutes=number)), NOW)
+        bundle = add_to_bundle(bundle, authority(f"pod-{number}", NOW + timedelta(minutes=number)), NOW)
     assert subjects(bundle) == [f"pod-{number}" for number in range(2, MAX_AUTHORITIES + 2)]
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\n", b"not a certificate", b"-----BEGIN CERTIFICATE-----\n"])
-def test_what_cannot_be_read_does_not_stay(rubbish: bytes) -> None:
+def test_unreadable_bundle_is_replaced(rubbish: bytes) -> None:
     added = authority("pod-0")
-    assert not trusts(rubbish, added)
-    assert subjects(bundled(rubbish, added, NOW)) == ["pod-0"]
+    assert not has_authorities(rubbish, added)
+    assert subjects(add_to_bundle(rubbish, added, NOW)) == ["pod-0"]
 
 
-def test_a_long_name_of_a_process_is_cut() -> None:
-    assert subjects(bundled(b"", authority("x" * 80 + "-7"), NOW)) == ["x" * 62 + "-7"]
+def test_long_holder_name_is_cut() -> None:
+    assert subjects(add_to_bundle(b"", authority("x" * 80 + "-7"), NOW)) == ["x" * 62 + "-7"]
 
 
-def test_the_key_is_one_that_can_be_loaded() -> None:
+def test_key_can_be_loaded() -> None:
     made = issue(["localhost"], "pod-0", NOW)
     key = serialization.load_pem_private_key(made.key, None)
     assert key.public_key() == x509.load_pem_x509_certificate(made.certificate).public_key()

@@ -18,7 +18,7 @@ def pod() -> dict[str, Any]:
     return found
 
 
-def test_dovecots_settings_are_one_file_more_and_the_last_to_be_read() -> None:
+def test_dovecot_settings_are_an_additional_file_read_last() -> None:
     (dovecot,) = (one for one in pod()["containers"] if one["name"] == "dovecot")
     (mount,) = (one for one in dovecot["volumeMounts"] if one["name"] == "settings")
     assert mount["subPath"] == "proxied.conf"

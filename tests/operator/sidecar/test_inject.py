@@ -14,19 +14,19 @@ from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.settings import Platform
-from mailproxy_operator.sidecar.inject import Injected, carries, inject
-from support.sidecars import INJECT, made, pod
+from mailproxy_operator.sidecar.inject import Injected, has_sidecar, inject
+from support.sidecars import INJECT, pod, rendered_sidecar
 
 PROXY = "mailproxy.dev/proxy"
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
 
 
-def put(found: Injected | ConditionCause) -> Manifest:
+def injected_pod(found: Injected | ConditionCause) -> Manifest:
     assert isinstance(found, Injected), found
     return found.pod
 
 
-def why_not(found: Injected | ConditionCause) -> tuple[str, str]:
+def conflict_of(found: Injected | ConditionCause) -> tuple[str, str]:
     assert isinstance(found, ConditionCause)
     return found.reason, found.message
 
@@ -39,25 +39,27 @@ def proxy(one: Manifest) -> Manifest:
     return next(each for each in one["spec"]["initContainers"] if each["name"] == "mailproxy")
 
 
-def test_it_starts_first_and_so_ends_last() -> None:
-    asking = pod(
+def test_sidecar_is_first_init_container() -> None:
+    requesting_pod = pod(
         initContainers=[{"name": "prepare", "image": "x"}, {"name": "log", "restartPolicy": "Always"}]
     )
-    found = put(inject(made(), asking))["spec"]
+    found = injected_pod(inject(rendered_sidecar(), requesting_pod))["spec"]
     assert [one["name"] for one in found["initContainers"]] == ["mailproxy", "prepare", "log"]
     assert found["initContainers"][0]["restartPolicy"] == "Always"
-    assert found["containers"] == asking["spec"]["containers"]
+    assert found["containers"] == requesting_pod["spec"]["containers"]
 
 
-def test_the_pod_that_is_handed_in_stays_as_it_is() -> None:
-    asking = pod()
-    before = copy.deepcopy(asking)
-    assert inject(made(), asking) != Injected(before)
-    assert asking == before
+def test_input_pod_is_not_changed() -> None:
+    requesting_pod = pod()
+    before = copy.deepcopy(requesting_pod)
+    assert inject(rendered_sidecar(), requesting_pod) != Injected(before)
+    assert requesting_pod == before
 
 
-def test_it_says_itself_all_that_the_restricted_standard_wants() -> None:
-    security = proxy(put(inject(made(), pod(securityContext={"runAsUser": 0}))))["securityContext"]
+def test_container_meets_restricted_standard_by_itself() -> None:
+    security = proxy(injected_pod(inject(rendered_sidecar(), pod(securityContext={"runAsUser": 0}))))[
+        "securityContext"
+    ]
     assert security == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -69,10 +71,10 @@ def test_it_says_itself_all_that_the_restricted_standard_wants() -> None:
     }
 
 
-def test_it_has_probes_ports_configuration_and_secrets() -> None:
+def test_container_has_probes_ports_configuration_and_secrets() -> None:
     tls = {"authHttp": "http://127.0.0.1:9000/auth", "sslCertificate": [{"secretName": "mail-tls"}]}
     servers = [{"name": "imap", "protocol": "imap", "listen": [{"port": 993, "ssl": True}]}]
-    found = put(inject(made(mail=tls, servers=servers), pod()))
+    found = injected_pod(inject(rendered_sidecar(mail=tls, servers=servers), pod()))
     container = proxy(found)
     assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
     assert [port["name"] for port in container["ports"]] == ["imap-993", "admin"]
@@ -84,27 +86,30 @@ def test_it_has_probes_ports_configuration_and_secrets() -> None:
     assert mounted == {name for name in volumes if name.startswith("mailproxy-")}
 
 
-def test_the_application_s_token_is_out_of_its_reach() -> None:
-    mounts = {one["mountPath"]: one["name"] for one in proxy(put(inject(made(), pod())))["volumeMounts"]}
+def test_token_of_application_is_not_mounted() -> None:
+    mounts = {
+        one["mountPath"]: one["name"]
+        for one in proxy(injected_pod(inject(rendered_sidecar(), pod())))["volumeMounts"]
+    }
     assert mounts["/var/run/secrets/kubernetes.io/serviceaccount"] == "mailproxy-no-token"
 
 
-def test_doing_it_twice_is_doing_it_once() -> None:
-    once = put(inject(made(), pod()))
-    assert carries(once)
-    assert inject(made(workers=4), once) == Injected(once)
+def test_second_injection_changes_nothing() -> None:
+    once = injected_pod(inject(rendered_sidecar(), pod()))
+    assert has_sidecar(once)
+    assert inject(rendered_sidecar(workers=4), once) == Injected(once)
 
 
 def test_pod_gets_the_label_of_its_proxy() -> None:
-    assert put(inject(made(), pod()))["metadata"]["labels"][PROXY] == "edge"
+    assert injected_pod(inject(rendered_sidecar(), pod()))["metadata"]["labels"][PROXY] == "edge"
 
 
-def test_pod_that_carries_the_sidecar_without_the_label_gets_it() -> None:
+def test_pod_with_sidecar_but_without_label_gets_label() -> None:
     """For example a pod that an older release, or its ``render --sidecar``, has made."""
-    older = put(inject(made(), pod()))
+    older = injected_pod(inject(rendered_sidecar(), pod()))
     del older["metadata"]["labels"][PROXY]
     before = copy.deepcopy(older)
-    again = put(inject(made(), older))
+    again = injected_pod(inject(rendered_sidecar(), older))
     assert again["metadata"]["labels"][PROXY] == "edge"
     assert again["spec"] == before["spec"]
     assert older == before
@@ -113,24 +118,24 @@ def test_pod_that_carries_the_sidecar_without_the_label_gets_it() -> None:
 @pytest.mark.parametrize("label", ["mailproxy.dev/proxy", "mailproxy.dev/inject"])
 def test_pod_with_the_label_of_another_proxy_is_not_injected(label: str) -> None:
     """The label may be part of the selector of the workload, so it must not be changed."""
-    asking = pod()
-    asking["metadata"]["labels"][label] = "other"
-    reason, message = why_not(inject(made(), asking))
+    requesting_pod = pod()
+    requesting_pod["metadata"]["labels"][label] = "other"
+    reason, message = conflict_of(inject(rendered_sidecar(), requesting_pod))
     assert reason == "LabelConflict"
     assert f"{label}=other" in message
     assert "edge" in message
 
 
 @given(st.sets(st.sampled_from(["volumes", "initContainers", "securityContext", "labels", "annotations"])))
-def test_whatever_a_pod_leaves_out_it_can_have_it(missing: set[str]) -> None:
-    asking = pod()
+def test_pod_with_missing_optional_fields_is_injected(missing: set[str]) -> None:
+    requesting_pod = pod()
     for name in missing:
-        asking["spec"].pop(name, None)
-        asking["metadata"].pop(name, None)
-    found = put(inject(made(), asking))
-    assert carries(found)
+        requesting_pod["spec"].pop(name, None)
+        requesting_pod["metadata"].pop(name, None)
+    found = injected_pod(inject(rendered_sidecar(), requesting_pod))
+    assert has_sidecar(found)
     assert found["metadata"]["labels"][INJECT] == "edge"
-    assert inject(made(), found) == Injected(found)
+    assert inject(rendered_sidecar(), found) == Injected(found)
 
 
 @pytest.mark.parametrize(
@@ -146,24 +151,24 @@ def test_whatever_a_pod_leaves_out_it_can_have_it(missing: set[str]) -> None:
         (
             {"containers": [{"name": "cyrus", "ports": [{"containerPort": 143}]}]},
             "PortConflict",
-            "port 143 is taken by container cyrus",
+            "port 143 is used by container cyrus",
         ),
         (
             {"initContainers": [{"name": "exporter", "ports": [{"containerPort": 9113, "protocol": "TCP"}]}]},
             "PortConflict",
-            "port 9113 is taken by container exporter",
+            "port 9113 is used by container exporter",
         ),
         ({"hostNetwork": True}, "HostNetwork", "cannot open port 143"),
         (
             {"securityContext": {"sysctls": [{"name": PORT_START, "value": "1024"}]}},
             "SysctlConflict",
-            "closes port 143",
+            "does not permit port 143",
         ),
         ({"os": {"name": "windows"}}, "WrongSystem", "windows"),
     ],
 )
-def test_what_cannot_live_with_it_does_not_get_it(spec: dict[str, Any], reason: str, message: str) -> None:
-    found = why_not(inject(made(), pod(**spec)))
+def test_conflicting_pod_is_not_injected(spec: dict[str, Any], reason: str, message: str) -> None:
+    found = conflict_of(inject(rendered_sidecar(), pod(**spec)))
     assert found[0] == reason
     assert message in found[1]
 
@@ -176,41 +181,48 @@ def test_what_cannot_live_with_it_does_not_get_it(spec: dict[str, Any], reason: 
         {"securityContext": {"sysctls": [{"name": PORT_START, "value": "0"}]}},
     ],
 )
-def test_what_is_no_conflict(spec: dict[str, Any]) -> None:
-    assert carries(put(inject(made(), pod(**spec))))
+def test_compatible_pod_is_injected(spec: dict[str, Any]) -> None:
+    assert has_sidecar(injected_pod(inject(rendered_sidecar(), pod(**spec))))
 
 
 # --- sysctls -------------------------------------------------------------------
 
 
-def test_safe_sysctls_join_the_pod_s_own() -> None:
+def test_safe_sysctls_are_added_to_those_of_pod() -> None:
     own = {"sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "1"}], "fsGroup": 7}
-    found = put(inject(made(), pod(securityContext=own)))
+    found = injected_pod(inject(rendered_sidecar(), pod(securityContext=own)))
     assert found["spec"]["securityContext"]["fsGroup"] == 7
     assert sysctls(found) == [("net.ipv4.tcp_syncookies", "1"), (PORT_START, "143")]
 
 
 @pytest.mark.parametrize("name", ["net.ipv4.tcp_fin_timeout", "net/ipv4/tcp_fin_timeout"])
-def test_the_pod_s_own_value_stays_and_that_is_told(name: str) -> None:
-    asked = {"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "15"}]}
-    found = inject(made(sysctls=asked), pod(securityContext={"sysctls": [{"name": name, "value": "30"}]}))
-    assert sysctls(put(found)) == [(name, "30"), (PORT_START, "143")]
+def test_own_sysctl_of_pod_is_kept_with_warning(name: str) -> None:
+    sysctl_spec = {"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "15"}]}
+    found = inject(
+        rendered_sidecar(sysctls=sysctl_spec),
+        pod(securityContext={"sysctls": [{"name": name, "value": "30"}]}),
+    )
+    assert sysctls(injected_pod(found)) == [(name, "30"), (PORT_START, "143")]
     assert isinstance(found, Injected)
     [warning] = found.warnings
     assert "net.ipv4.tcp_fin_timeout=30 stays" in warning
 
 
-def test_unsafe_sysctls_never_get_into_other_people_s_pods() -> None:
-    asked = {"unsafe": "Allow", "extra": [{"name": "net.core.somaxconn", "value": "9999"}]}
-    assert sysctls(put(inject(made(sysctls=asked), pod()))) == [(PORT_START, "143")]
+def test_unsafe_sysctls_are_not_injected() -> None:
+    sysctl_spec = {"unsafe": "Allow", "extra": [{"name": "net.core.somaxconn", "value": "9999"}]}
+    assert sysctls(injected_pod(inject(rendered_sidecar(sysctls=sysctl_spec), pod()))) == [
+        (PORT_START, "143")
+    ]
 
 
-def test_with_the_host_s_network_there_are_none() -> None:
+def test_no_sysctls_with_host_network() -> None:
     servers = [
         {"name": "imap", "protocol": "imap", "listen": [{"port": 1143, "soKeepalive": {"idle": "5m"}}]}
     ]
-    assert sysctls(put(inject(made(servers=servers), pod()))) == [("net.ipv4.tcp_keepalive_time", "300")]
-    assert sysctls(put(inject(made(servers=servers), pod(hostNetwork=True)))) == []
+    assert sysctls(injected_pod(inject(rendered_sidecar(servers=servers), pod()))) == [
+        ("net.ipv4.tcp_keepalive_time", "300")
+    ]
+    assert sysctls(injected_pod(inject(rendered_sidecar(servers=servers), pod(hostNetwork=True)))) == []
 
 
 # --- UNIX sockets --------------------------------------------------------------
@@ -222,42 +234,42 @@ def mounts(container: Manifest) -> dict[str, str]:
     return {one["mountPath"]: one["name"] for one in container.get("volumeMounts", [])}
 
 
-def test_the_folder_of_sockets_is_shared_with_every_container() -> None:
-    found = put(inject(made(servers=SOCKETS), pod(initContainers=[{"name": "prepare"}])))
+def test_socket_directory_is_mounted_in_every_container() -> None:
+    found = injected_pod(inject(rendered_sidecar(servers=SOCKETS), pod(initContainers=[{"name": "prepare"}])))
     for container in (*found["spec"]["initContainers"], *found["spec"]["containers"]):
         assert mounts(container)["/run/mailproxy"] == "mailproxy-sockets"
     [volume] = [one for one in found["spec"]["volumes"] if one["name"] == "mailproxy-sockets"]
     assert volume["emptyDir"]["medium"] == "Memory"
 
 
-def test_a_pod_may_say_itself_where_the_sockets_are() -> None:
+def test_socket_volume_of_pod_is_used() -> None:
     own = {"name": "mailproxy-sockets", "emptyDir": {}}
     containers = [{"name": "webmail", "volumeMounts": [{"name": own["name"], "mountPath": "/sockets"}]}]
-    found = put(inject(made(servers=SOCKETS), pod(volumes=[own], containers=containers)))
+    found = injected_pod(inject(rendered_sidecar(servers=SOCKETS), pod(volumes=[own], containers=containers)))
     assert found["spec"]["containers"] == containers
     assert [one for one in found["spec"]["volumes"] if one["name"] == own["name"]] == [own]
     assert mounts(proxy(found))["/run/mailproxy"] == own["name"]
 
 
-def test_what_a_container_has_there_already_stays() -> None:
+def test_existing_mount_at_socket_path_is_kept() -> None:
     containers = [{"name": "webmail", "volumeMounts": [{"name": "mine", "mountPath": "/run/mailproxy/"}]}]
-    found = put(inject(made(servers=SOCKETS), pod(containers=containers)))
+    found = injected_pod(inject(rendered_sidecar(servers=SOCKETS), pod(containers=containers)))
     assert found["spec"]["containers"] == containers
 
 
-def test_an_authorization_service_may_be_a_socket_of_the_pod() -> None:
+def test_auth_service_can_be_unix_socket_in_pod() -> None:
     mail = {"authHttp": "unix:/run/mailproxy/auth.sock:/auth"}
-    found = put(inject(made(mail=mail), pod()))
+    found = injected_pod(inject(rendered_sidecar(mail=mail), pod()))
     assert mounts(found["spec"]["containers"][0])["/run/mailproxy"] == "mailproxy-sockets"
 
 
-def test_a_volume_of_the_pod_can_be_mounted_in_the_proxy() -> None:
+def test_volume_of_pod_can_be_mounted_in_proxy() -> None:
     shared = {"name": "dovecot-run", "emptyDir": {"medium": "Memory"}}
     more = {
         "extraVolumes": [{"name": "dovecot-run", "emptyDir": {}}, {"name": "extra", "emptyDir": {}}],
         "extraVolumeMounts": [{"name": "dovecot-run", "mountPath": "/run/dovecot"}],
     }
-    found = put(inject(made(pod=more), pod(volumes=[shared])))
+    found = injected_pod(inject(rendered_sidecar(pod=more), pod(volumes=[shared])))
     names = [one["name"] for one in found["spec"]["volumes"]]
     assert names.count("dovecot-run") == names.count("extra") == 1
     assert found["spec"]["volumes"][0] == shared
@@ -267,44 +279,50 @@ def test_a_volume_of_the_pod_can_be_mounted_in_the_proxy() -> None:
 # --- the rest ------------------------------------------------------------------
 
 
-def test_scraping_is_the_pod_s_own_affair_where_it_says_so() -> None:
-    asking = pod()
-    asking["metadata"]["annotations"] = {"prometheus.io/port": "8080"}
-    own = put(inject(made(), asking))["metadata"]["annotations"]
+def test_scrape_annotations_of_pod_are_kept() -> None:
+    requesting_pod = pod()
+    requesting_pod["metadata"]["annotations"] = {"prometheus.io/port": "8080"}
+    own = injected_pod(inject(rendered_sidecar(), requesting_pod))["metadata"]["annotations"]
     assert own["prometheus.io/port"] == "8080"
     assert "prometheus.io/scrape" not in own
-    assert put(inject(made(), pod()))["metadata"]["annotations"]["prometheus.io/port"] == "9113"
-    silent = made(monitoring={"scrapeAnnotations": False})
-    assert list(put(inject(silent, pod()))["metadata"]["annotations"]) == ["mailproxy.dev/template-hash"]
+    assert (
+        injected_pod(inject(rendered_sidecar(), pod()))["metadata"]["annotations"]["prometheus.io/port"]
+        == "9113"
+    )
+    silent = rendered_sidecar(monitoring={"scrapeAnnotations": False})
+    assert list(injected_pod(inject(silent, pod()))["metadata"]["annotations"]) == [
+        "mailproxy.dev/template-hash"
+    ]
 
 
-def test_secrets_for_pulling_the_image_are_added() -> None:
-    pull = made(imagePullSecrets=[{"name": "ours"}, {"name": "both"}])
-    found = put(inject(pull, pod(imagePullSecrets=[{"name": "both"}])))
+def test_image_pull_secrets_are_added() -> None:
+    pull = rendered_sidecar(imagePullSecrets=[{"name": "ours"}, {"name": "both"}])
+    found = injected_pod(inject(pull, pod(imagePullSecrets=[{"name": "both"}])))
     assert found["spec"]["imagePullSecrets"] == [{"name": "both"}, {"name": "ours"}]
 
 
 @pytest.mark.parametrize(
-    ("grace", "pause", "is_told"),
+    ("grace", "pause", "is_warned"),
     [(None, 5, False), (25, 5, False), (24, 5, True), (5, 4, True), (1, None, True), (0, None, True)],
 )
-def test_the_pause_before_the_end_fits_into_the_pod_s_grace(
-    grace: int | None, pause: int | None, is_told: bool
-) -> None:
-    asking = pod(**({} if grace is None else {"terminationGracePeriodSeconds": grace}))
-    found = inject(made(), asking)
-    hooks = proxy(put(found)).get("lifecycle", {})
+def test_pre_stop_sleep_fits_into_grace_period(grace: int | None, pause: int | None, is_warned: bool) -> None:
+    requesting_pod = pod(**({} if grace is None else {"terminationGracePeriodSeconds": grace}))
+    found = inject(rendered_sidecar(), requesting_pod)
+    hooks = proxy(injected_pod(found)).get("lifecycle", {})
     assert hooks == ({} if pause is None else {"preStop": {"sleep": {"seconds": pause}}})
     assert isinstance(found, Injected)
-    assert any("terminationGracePeriodSeconds" in one for one in found.warnings) is is_told
+    assert any("terminationGracePeriodSeconds" in one for one in found.warnings) is is_warned
 
 
-def test_servers_without_the_pause_do_it_in_the_proxy() -> None:
-    old = made(Platform(kube_version=KubeVersion(1, 29)))
-    assert "lifecycle" not in proxy(put(inject(old, pod())))
+def test_drain_delay_is_in_proxy_without_sleep_hook() -> None:
+    old = rendered_sidecar(Platform(kube_version=KubeVersion(1, 29)))
+    assert "lifecycle" not in proxy(injected_pod(inject(old, pod())))
 
 
-def test_the_digest_changes_with_what_is_put_in_and_not_with_the_configuration() -> None:
-    assert made().template_hash == made(workerConnections=99).template_hash
-    assert made().config_hash != made(workerConnections=99).config_hash
-    assert made().template_hash != made(resources={"limits": {"memory": "1Gi"}}).template_hash
+def test_template_hash_changes_with_injection_but_not_with_configuration() -> None:
+    assert rendered_sidecar().template_hash == rendered_sidecar(workerConnections=99).template_hash
+    assert rendered_sidecar().config_hash != rendered_sidecar(workerConnections=99).config_hash
+    assert (
+        rendered_sidecar().template_hash
+        != rendered_sidecar(resources={"limits": {"memory": "1Gi"}}).template_hash
+    )

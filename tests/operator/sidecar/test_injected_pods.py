@@ -11,7 +11,7 @@ from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.operator_cluster import MemoryCluster
-from support.sidecars import INJECT, PLATFORM, made, pod, sidecar_body
+from support.sidecars import INJECT, PLATFORM, pod, rendered_sidecar, sidecar_body
 
 EDGE = Key("mail", "edge")
 
@@ -36,7 +36,7 @@ class World:
 
     def pod(self, name: str, runs: str | None = None, *, is_ready: bool = True, **status: Any) -> Manifest:
         """Return an injected pod, as its kubelet reports it."""
-        found = inject(made(**self.spec), pod())
+        found = inject(rendered_sidecar(**self.spec), pod())
         assert isinstance(found, Injected)
         one = found.pod
         one["metadata"]["name"] = name
@@ -57,7 +57,7 @@ class World:
         return one["status"], one["reason"], one["message"]
 
 
-async def test_without_pods_everything_is_in_order() -> None:
+async def test_sidecar_without_pods_is_ready() -> None:
     world = World()
     assert await world.numbers() == (0, 0, 0)
     assert world.condition("Ready")[:2] == ("True", "Ready")
@@ -65,57 +65,57 @@ async def test_without_pods_everything_is_in_order() -> None:
     assert {kind.name for kind, _ in world.cluster.objects} == {"MailProxy", "ConfigMap"}
 
 
-async def test_a_service_is_there_where_it_is_asked_for() -> None:
+async def test_sidecar_has_service_only_if_set() -> None:
     world = World(service={"type": "ClusterIP"})
     await world.status()
     assert world.cluster.found(SERVICE, "edge")["spec"]["selector"] == {INJECT: "edge"}
 
 
-async def test_pods_are_counted_by_what_they_carry_and_run() -> None:
+async def test_pods_are_counted_by_sidecar_and_configuration() -> None:
     world = World()
-    digest = made().config_hash
+    digest = rendered_sidecar().config_hash
     world.pod("a", digest)
     world.pod("b", "another")
     world.pod("c", digest, is_ready=False)
     assert await world.numbers() == (3, 2, 2)
     assert (await world.status())["selector"] == f"{INJECT}=edge"
     assert world.condition("ConfigSynced")[:2] == ("False", "ConfigPropagating")
-    assert "pods that carry it: 3, ready: 2" in world.condition("Available")[2]
-    world.cluster.answer(digest)
+    assert "pods with the sidecar: 3, ready: 2" in world.condition("Available")[2]
+    world.cluster.report_config(digest)
     await world.status()
     assert world.condition("Ready")[:2] == ("True", "Ready")
 
 
-async def test_a_pod_that_kept_its_configuration_is_named() -> None:
+async def test_pod_that_rejects_configuration_is_reported() -> None:
     world = World()
     world.pod("a")
     world.cluster.running["a"] = RunningConfig("old", "secret not mounted")
     await world.status()
     assert world.condition("Ready")[:2] == ("False", "ConfigRejected")
-    assert "pod a kept" in world.condition("Ready")[2]
+    assert "pod a keeps" in world.condition("Ready")[2]
 
 
-async def test_who_asks_in_vain_and_who_is_older_is_told() -> None:
+async def test_pods_without_sidecar_and_outdated_pods_are_reported() -> None:
     world = World()
-    world.pod("a", made().config_hash)
-    bare = pod()
-    bare["metadata"]["name"] = "bare"
-    world.cluster.put(bare)
-    old = world.pod("old", made().config_hash)
+    world.pod("a", rendered_sidecar().config_hash)
+    uninjected = pod()
+    uninjected["metadata"]["name"] = "bare"
+    world.cluster.put(uninjected)
+    old = world.pod("old", rendered_sidecar().config_hash)
     old["metadata"]["annotations"]["mailproxy.dev/template-hash"] = "0123"
     world.cluster.put(old)
     assert await world.numbers() == (2, 2, 2)
-    told = world.condition("Available")[2]
-    assert "made before its last change, to be made anew: 1" in told
-    assert "1 pod asks for it and runs without: bare" in told
+    message = world.condition("Available")[2]
+    assert "created before the last change of the resource, to be created again: 1" in message
+    assert "1 pod requests the sidecar without having it: bare" in message
     assert world.condition("Ready")[:2] == ("False", "SidecarMissing")
-    bare["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
-    world.cluster.put(bare)
+    uninjected["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
+    world.cluster.put(uninjected)
     await world.status()
     assert world.condition("Available")[:2] == ("True", "SidecarMode"), "what is being deleted does not count"
 
 
-async def test_a_pod_that_no_node_takes_is_named() -> None:
+async def test_unschedulable_pod_is_reported() -> None:
     world = World()
     message = "0/1 nodes are available: 1 Too many pods."
     pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
@@ -125,16 +125,16 @@ async def test_a_pod_that_no_node_takes_is_named() -> None:
     assert world.condition("Available") == ("False", "Unschedulable", f"pod a: {message}")
 
 
-async def test_pods_that_are_over_or_going_do_not_count() -> None:
+async def test_ended_and_terminating_pods_are_not_counted() -> None:
     world = World()
     world.pod("done", phase="Succeeded")
-    going = world.pod("going", made().config_hash)
-    going["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
-    world.cluster.put(going)
+    terminating = world.pod("going", rendered_sidecar().config_hash)
+    terminating["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
+    world.cluster.put(terminating)
     assert await world.numbers() == (0, 0, 0)
 
 
-async def test_pods_are_told_so_that_they_reload_at_once_and_never_deleted() -> None:
+async def test_pods_are_annotated_and_never_deleted() -> None:
     world = World()
     world.pod("a", "old")
     failed = {"phase": "Running", "reason": "SysctlForbidden", "message": 'forbidden sysctl: "a.b"'}
@@ -144,11 +144,11 @@ async def test_pods_are_told_so_that_they_reload_at_once_and_never_deleted() -> 
     world.cluster.put(sidecar_body(workerConnections=7))
     await world.status()
     after = world.cluster.found(POD, "a")["metadata"]["annotations"]["mailproxy.dev/config-hash"]
-    assert before != after == made(workerConnections=7).config_hash
+    assert before != after == rendered_sidecar(workerConnections=7).config_hash
     assert not [call for call in world.cluster.calls if call[0] == "delete"]
 
 
-async def test_a_secret_that_is_missing_is_found_by_the_pods() -> None:
+async def test_missing_secret_is_reported_by_pods() -> None:
     world = World(
         mail={"authHttp": "http://127.0.0.1:9000/auth", "sslCertificate": [{"secretName": "mail-tls"}]},
         servers=[{"name": "imap", "protocol": "imap", "listen": [{"port": 993, "ssl": True}]}],
@@ -162,9 +162,9 @@ async def test_a_secret_that_is_missing_is_found_by_the_pods() -> None:
     assert ConditionCause(**waiting).reason == "PodInitializing"
 
 
-async def test_an_invalid_resource_leaves_pods_and_configuration_as_they_are() -> None:
+async def test_invalid_resource_keeps_pods_and_configuration() -> None:
     world = World()
-    world.pod("a", made().config_hash)
+    world.pod("a", rendered_sidecar().config_hash)
     await world.status()
     before = world.cluster.found(CONFIG_MAP, "edge-config")
     world.cluster.put(sidecar_body(servers=[]))
@@ -173,7 +173,7 @@ async def test_an_invalid_resource_leaves_pods_and_configuration_as_they_are() -
     assert world.cluster.found(CONFIG_MAP, "edge-config") == before
 
 
-async def test_from_a_deployment_to_a_sidecar_the_workload_goes() -> None:
+async def test_change_to_sidecar_deletes_workload() -> None:
     world = World(mode="Deployment", replicas=0)
     await world.status()
     assert {kind.name for kind, _ in world.cluster.objects} > {"Deployment", "Service"}
@@ -185,7 +185,7 @@ async def test_from_a_deployment_to_a_sidecar_the_workload_goes() -> None:
 async def test_running_pods_get_the_label_of_their_proxy() -> None:
     """Pods that an older operator injected do not have it; the label is added without a new pod."""
     world = World()
-    older = world.pod("a", made().config_hash)
+    older = world.pod("a", rendered_sidecar().config_hash)
     del older["metadata"]["labels"]["mailproxy.dev/proxy"]
     world.cluster.put(older)
     await world.status()
@@ -195,9 +195,9 @@ async def test_running_pods_get_the_label_of_their_proxy() -> None:
     assert world.cluster.calls == []
 
 
-async def test_label_that_names_another_proxy_stays() -> None:
+async def test_label_of_another_proxy_is_kept() -> None:
     world = World()
-    one = world.pod("a", made().config_hash)
+    one = world.pod("a", rendered_sidecar().config_hash)
     one["metadata"]["labels"]["mailproxy.dev/proxy"] = "other"
     world.cluster.put(one)
     await world.status()

@@ -7,11 +7,11 @@ from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY, POD
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.operator_fakekube import FakeKube
 from support.operator_running import running, until
-from support.sidecars import made, pod, sidecar_body
+from support.sidecars import pod, rendered_sidecar, sidecar_body
 
 
-async def test_a_pod_that_carries_it_is_counted_as_soon_as_it_is_there() -> None:
-    def carriers() -> int | None:
+async def test_injected_pod_is_counted_when_created() -> None:
+    def injected_pods() -> int | None:
         status = (kube.find(MAIL_PROXY, "edge") or {}).get("status", {})
         found: int | None = status.get("replicas")
         return found
@@ -19,11 +19,11 @@ async def test_a_pod_that_carries_it_is_counted_as_soon_as_it_is_there() -> None
     async with FakeKube() as kube:
         kube.put(sidecar_body())
         async with running(kube):
-            await until(lambda: carriers() == 0)
-            found = inject(made(), pod())
+            await until(lambda: injected_pods() == 0)
+            found = inject(rendered_sidecar(), pod())
             assert isinstance(found, Injected)
             kube.put(found.pod)
-            await until(lambda: carriers() == 1)
+            await until(lambda: injected_pods() == 1)
             kube.remove(POD, "dovecot-0")
-            await until(lambda: carriers() == 0)
+            await until(lambda: injected_pods() == 0)
             assert kube.names(DEPLOYMENT) == []

@@ -30,7 +30,7 @@ from mailproxy_operator.sidecar.patch import (
 from mailproxy_operator.sidecar.webhook import HANDLER, REVIEW_SECONDS
 from support.kubectl import ABSENT as NO_KUBECTL
 from support.kubectl import find_kubectl
-from support.sidecars import INJECT, made
+from support.sidecars import INJECT, rendered_sidecar
 
 HERE = Path(__file__).parent / "golden"
 RESOURCE, WORKLOAD = HERE / "mailproxy.yaml", HERE / "workload.yaml"
@@ -66,11 +66,11 @@ JSON = st.recursive(
 
 
 @given(JSON, JSON)
-def test_a_json_patch_leads_from_one_to_the_other(before: Any, after: Any) -> None:
+def test_json_patch_transforms_first_value_into_second(before: Any, after: Any) -> None:
     assert applied(before, json_patch(before, after)) == after
 
 
-def test_a_json_patch_touches_no_more_than_it_must() -> None:
+def test_json_patch_is_minimal() -> None:
     before = {"spec": {"containers": [{"name": "a", "image": "x"}], "volumes": [{"name": "v"}]}}
     after = copy.deepcopy(before)
     after["spec"]["containers"].insert(0, {"name": "new"})
@@ -91,10 +91,10 @@ def template(kind: str, one: Manifest) -> Manifest:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_merge_patch_holds_what_an_empty_pod_would_get(kind: str) -> None:
-    patch = strategic_merge(made(), Target(kind, "dovecot"))
+def test_merge_patch_equals_injection_into_empty_pod(kind: str) -> None:
+    patch = strategic_merge(rendered_sidecar(), Target(kind, "dovecot"))
     assert (patch["kind"], patch["metadata"]["name"]) == (kind, "dovecot")
-    whole = inject(made(), {"metadata": {}, "spec": {"containers": []}})
+    whole = inject(rendered_sidecar(), {"metadata": {}, "spec": {"containers": []}})
     assert isinstance(whole, Injected)
     part = template(kind, patch)
     assert part["spec"] == {key: value for key, value in whole.pod["spec"].items() if key != "containers"}
@@ -102,7 +102,7 @@ def test_a_merge_patch_holds_what_an_empty_pod_would_get(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_workload_can_be_filled(kind: str) -> None:
+def test_every_kind_of_workload_can_be_injected(kind: str) -> None:
     pod: Manifest = {"metadata": {}, "spec": {"containers": [{"name": "dovecot"}]}}
     workload: Manifest = pod
     if kind != "Pod":
@@ -110,7 +110,7 @@ def test_every_kind_of_workload_can_be_filled(kind: str) -> None:
     if kind == "CronJob":
         workload = {"spec": {"jobTemplate": workload}}
     text = yaml.safe_dump({"apiVersion": "v1", "kind": kind, "metadata": {"name": "x"}, **workload})
-    [(_, after)], _ = injected_workloads(made(), text, "x.yaml")
+    [(_, after)], _ = injected_workloads(rendered_sidecar(), text, "x.yaml")
     assert template(kind, after)["spec"]["initContainers"][0]["name"] == "mailproxy"
 
 
@@ -126,19 +126,19 @@ def test_every_kind_of_workload_can_be_filled(kind: str) -> None:
         ),
     ],
 )
-def test_what_cannot_be_filled(text: str, problem: str) -> None:
+def test_workload_that_cannot_be_injected_is_reported(text: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        injected_workloads(made(), text, "x.yaml")
+        injected_workloads(rendered_sidecar(), text, "x.yaml")
 
 
-def test_of_several_workloads_those_that_ask_are_filled() -> None:
+def test_only_requesting_workloads_are_injected() -> None:
     spec = "spec: {template: {metadata: {labels: {LABEL}}, spec: {containers: [{name: a}]}}}\n"
-    asks = spec.replace("LABEL", "mailproxy.dev/inject: edge")
+    requesting = spec.replace("LABEL", "mailproxy.dev/inject: edge")
     text = "---\n".join(
         f"kind: Deployment\nmetadata: {{name: {name}}}\n{one}"
-        for name, one in (("a", spec.replace("LABEL", "a: b")), ("b", asks))
+        for name, one in (("a", spec.replace("LABEL", "a: b")), ("b", requesting))
     )
-    pairs, _ = injected_workloads(made(), text, "x.yaml")
+    pairs, _ = injected_workloads(rendered_sidecar(), text, "x.yaml")
     assert [before == after for before, after in pairs] == [True, False]
 
 
@@ -153,7 +153,7 @@ def test_of_several_workloads_those_that_ask_are_filled() -> None:
         ("json.out.yaml", ["--into", str(WORKLOAD), "--json-patch"]),
     ],
 )
-def test_what_is_printed(golden: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_patch(golden: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["render", "--sidecar", "-f", str(RESOURCE), "--image", "registry.example/mailproxy:1"]
     assert main([*arguments, *options]) == 0
     printed, expected = capsys.readouterr(), HERE / golden
@@ -163,14 +163,14 @@ def test_what_is_printed(golden: str, options: list[str], capsys: pytest.Capture
     assert ("terminationGracePeriodSeconds" in printed.err) is ("--into" in options)
 
 
-def test_the_two_forms_of_a_filled_workload_agree() -> None:
+def test_json_patch_and_complete_workload_are_equivalent() -> None:
     before, *_ = yaml.safe_load_all(WORKLOAD.read_text())
     [after] = yaml.safe_load_all((HERE / "into.out.yaml").read_text())
     assert applied(before, yaml.safe_load((HERE / "json.out.yaml").read_text())) == after
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "expected"),
     [
         (["--target", "Service/x"], 1, "is not KIND/NAME"),
         (["--target", "Deployment"], 1, "is not KIND/NAME"),
@@ -178,14 +178,14 @@ def test_the_two_forms_of_a_filled_workload_agree() -> None:
         (["--into", "/nowhere.yaml"], 1, "/nowhere.yaml"),
     ],
 )
-def test_what_is_wrong_is_told(
-    options: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_is_reported(
+    options: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["render", "--sidecar", "-f", str(RESOURCE), *options]) == code
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
-def test_the_options_belong_to_the_sidecar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_patch_options_need_sidecar_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "-f", str(RESOURCE), "--target", "Deployment/x"]) == 2
     assert "need --sidecar" in capsys.readouterr().err
     assert main(["render", "-f", str(RESOURCE)]) == 0
@@ -212,7 +212,7 @@ def kustomized(folder: Path, kustomization: str) -> list[Manifest]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-def test_kustomize_makes_of_the_patch_what_the_webhook_makes(tmp_path: Path) -> None:
+def test_kustomize_patch_equals_webhook_injection(tmp_path: Path) -> None:
     shutil.copy(WORKLOAD, tmp_path / "workload.yaml")
     shutil.copy(HERE / "merge.out.yaml", tmp_path / "patch.yaml")
     [found] = kustomized(tmp_path, "resources: [workload.yaml]\npatches: [{path: patch.yaml}]\n")
@@ -225,7 +225,7 @@ def test_kustomize_makes_of_the_patch_what_the_webhook_makes(tmp_path: Path) -> 
     assert found["spec"]["template"]["metadata"] == expected["spec"]["template"]["metadata"]
 
 
-def test_the_webhook_is_a_component_beside_the_operator(tmp_path: Path) -> None:
+def test_webhook_is_a_kustomize_component(tmp_path: Path) -> None:
     shutil.copytree(Path(__file__).parents[3] / "deploy", tmp_path / "deploy")
     folder = tmp_path / "own"
     folder.mkdir()

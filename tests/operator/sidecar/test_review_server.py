@@ -23,7 +23,7 @@ HEAD = b"POST /inject HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_read_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the deadline so high that it does not end a test."""
     monkeypatch.setattr(review_server, "READ_SECONDS", 3600.0)
 
@@ -34,13 +34,13 @@ class Site:
     def __init__(self, server: ReviewServer, authority: str) -> None:
         self.server = server
         self.decided: list[str] = []
-        self.held = asyncio.Event()
-        self.held.set()
+        self.may_decide = asyncio.Event()
+        self.may_decide.set()
         self._context = ssl.create_default_context(cadata=authority)
         self._writers: list[asyncio.StreamWriter] = []
 
     async def reviewed(self, review: Any, **_: Any) -> Any:
-        await self.held.wait()
+        await self.may_decide.wait()
         self.decided.append(review["request"]["object"]["metadata"]["namespace"])
         return {"response": {"allowed": True}}
 
@@ -77,8 +77,8 @@ async def site() -> AsyncIterator[Site]:
 
 async def test_slow_bodies_do_not_delay_a_review(site: Site) -> None:
     """Earlier the semaphore was held while a body was read: sixteen such clients delayed all others."""
-    slow = [await site.connect(HEAD % 1000, b"{") for _ in range(review_server.MAX_READ_AT_ONCE)]
-    await until(lambda: len(site.server._reading) == review_server.MAX_READ_AT_ONCE)
+    slow = [await site.connect(HEAD % 1000, b"{") for _ in range(review_server.MAX_CONCURRENT_READS)]
+    await until(lambda: site.server.reading == review_server.MAX_CONCURRENT_READS)
     assert await site.review() == b"HTTP/1.1 200 OK\r\n"
     assert site.decided == ["mail"]
     async with asyncio.timeout(60):
@@ -86,7 +86,7 @@ async def test_slow_bodies_do_not_delay_a_review(site: Site) -> None:
     assert not any(reader.at_eof() for reader in slow[1:])
 
 
-async def test_a_slow_body_has_a_deadline(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_body_has_a_deadline(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(review_server, "READ_SECONDS", 0.05)
     reader = await site.connect(HEAD % 1000, b"{")
     async with asyncio.timeout(60):
@@ -94,24 +94,24 @@ async def test_a_slow_body_has_a_deadline(site: Site, monkeypatch: pytest.Monkey
         assert b"Connection: close" in await reader.read()
 
 
-async def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
+async def test_too_large_body_is_rejected(site: Site) -> None:
     size = review_server.MAX_REVIEW_BYTES + 1
     reader = await site.connect(HEAD % size, b" " * size)
     async with asyncio.timeout(60):
         assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")  # the reason phrase comes from Python
 
 
-async def test_idle_connections_make_room_for_a_review(site: Site) -> None:
-    site.server._connections.maximum = 8
-    site.held.clear()
+async def test_idle_connections_are_closed_for_new_review(site: Site) -> None:
+    site.server.connections.maximum = 8
+    site.may_decide.clear()
     async with asyncio.TaskGroup() as tasks:
         deciding = tasks.create_task(site.review())
-        await until(lambda: site.server._waiting == 1)
+        await until(lambda: site.server.waiting == 1)
         await open_idle_connections(site)
-        site.held.set()
-    assert deciding.result() == b"HTTP/1.1 200 OK\r\n", "a review that is being decided is spared"
+        site.may_decide.set()
+    assert deciding.result() == b"HTTP/1.1 200 OK\r\n", "a review that is being decided is kept"
     assert await site.review() == b"HTTP/1.1 200 OK\r\n"
-    assert len(site.server._connections) <= 8
+    assert len(site.server.connections) <= 8
 
 
 async def open_idle_connections(site: Site) -> None:
@@ -121,17 +121,15 @@ async def open_idle_connections(site: Site) -> None:
             assert await reader.read() == b"", "the ones that were idle longest are closed"
 
 
-async def test_connections_that_do_not_finish_their_handshake_are_limited(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unfinished_handshakes_are_limited(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """They have no transport that could be closed, so new ones are refused for some seconds."""
-    site.server._connections.maximum = 2
+    site.server.connections.maximum = 2
     monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 3600.0)
     waiting = [await asyncio.open_connection("127.0.0.1", site.server.port) for _ in range(40)]
     async with asyncio.timeout(60):
         for reader, _ in waiting[8:]:
             assert await reader.read() == b""
-    assert len(site.server._connections) == 8
+    assert len(site.server.connections) == 8
     assert not any(reader.at_eof() for reader, _ in waiting[:8])
     monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 0.0)
     assert await site.review() == b"HTTP/1.1 200 OK\r\n", "after their deadline there is room again"
@@ -139,14 +137,12 @@ async def test_connections_that_do_not_finish_their_handshake_are_limited(
         writer.transport.abort()
 
 
-async def test_reviews_that_wait_for_a_decision_are_limited(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_waiting_reviews_are_limited(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(review_server, "MAX_WAITING", 2)
-    site.held.clear()
+    site.may_decide.clear()
     async with asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(site.review()) for _ in range(2)]
-        await until(lambda: site.server._waiting == 2)
+        await until(lambda: site.server.waiting == 2)
         assert await site.review() == b"HTTP/1.1 503 Service Unavailable\r\n"
-        site.held.set()
+        site.may_decide.set()
     assert [one.result() for one in waiting] == [b"HTTP/1.1 200 OK\r\n"] * 2

@@ -20,7 +20,7 @@ from mailproxy_operator.api.kinds import EVENT, MAIL_PROXY, MUTATING_WEBHOOK
 from mailproxy_operator.settings import WebhookSettings
 from mailproxy_operator.sidecar import ca_bundle
 from mailproxy_operator.sidecar.certificate import issue
-from mailproxy_operator.sidecar.inject import carries
+from mailproxy_operator.sidecar.inject import has_sidecar
 from mailproxy_operator.sidecar.patch import JsonPatch
 from support.operator_fakekube import FakeKube
 from support.operator_running import running, until
@@ -53,17 +53,17 @@ class Caller:
         headers = {"Content-Type": "application/json"}
         async with (
             aiohttp.ClientSession(headers=headers) as session,
-            session.post(url, data=io.BytesIO(body), ssl=context) as answer,
+            session.post(url, data=io.BytesIO(body), ssl=context) as response,
         ):
-            text = await answer.text()
-            return answer.status, json.loads(text) if answer.status == 200 else text
+            text = await response.text()
+            return response.status, json.loads(text) if response.status == 200 else text
 
-    async def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+    async def request_review(self, sent: dict[str, Any]) -> dict[str, Any]:
         """Request a review, and return the response."""
-        status, body = await self.post(json.dumps(asked).encode())
+        status, body = await self.post(json.dumps(sent).encode())
         assert status == 200, body
         assert (body["apiVersion"], body["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
-        assert body["response"]["uid"] == asked["request"]["uid"]
+        assert body["response"]["uid"] == sent["request"]["uid"]
         found: dict[str, Any] = body["response"]
         return found
 
@@ -71,13 +71,13 @@ class Caller:
 @asynccontextmanager
 async def webhook(kube: FakeKube, **settings: Any) -> AsyncIterator[Caller]:
     port = Ports().take()
-    asked = WebhookSettings(host="127.0.0.1", port=port, certificates=settings.pop("certificates", None))
-    async with running(kube, webhook=asked, identity="operator-0", **settings):
+    sent = WebhookSettings(host="127.0.0.1", port=port, certificates=settings.pop("certificates", None))
+    async with running(kube, webhook=sent, identity="operator-0", **settings):
         yield Caller(kube, port)
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ca_bundle, "SETTLE_SECONDS", 0.0)
 
 
@@ -103,76 +103,76 @@ async def until_answered(caller: Caller) -> None:
                 return
 
 
-def patched(asked: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
+def patched(sent: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     """Apply the patch of the response, as the API server does."""
     import jsonpatch
 
     assert response["patchType"] == "JSONPatch"
     operations: JsonPatch = json.loads(base64.b64decode(response["patch"]))
-    found: dict[str, Any] = jsonpatch.apply_patch(asked["request"]["object"], operations)
+    found: dict[str, Any] = jsonpatch.apply_patch(sent["request"]["object"], operations)
     return found
 
 
-async def test_a_pod_that_asks_gets_the_sidecar() -> None:
+async def test_requesting_pod_gets_sidecar() -> None:
     async with calling() as caller:
         caller.kube.put(sidecar_body())
-        asked = review()
-        response = await caller.ask(asked)
+        sent = review()
+        response = await caller.request_review(sent)
         assert response["allowed"]
-        made = patched(asked, response)
-        assert carries(made)
+        made = patched(sent, response)
+        assert has_sidecar(made)
         assert made["metadata"]["annotations"]["mailproxy.dev/config-hash"]
-        before = asked["request"]["object"]
+        before = sent["request"]["object"]
         assert made["spec"]["containers"] == before["spec"]["containers"]
         assert made["metadata"]["managedFields"] == before["metadata"]["managedFields"]
 
 
-async def test_what_has_it_is_not_touched() -> None:
+async def test_pod_with_sidecar_is_not_changed() -> None:
     async with calling() as caller:
         caller.kube.put(sidecar_body())
-        asked = review()
-        again = review(object=patched(asked, await caller.ask(asked)))
-        response = await caller.ask(again)
+        sent = review()
+        again = review(object=patched(sent, await caller.request_review(sent)))
+        response = await caller.request_review(again)
         assert response["allowed"]
         assert "patch" not in response
 
 
-async def test_a_pod_that_asks_for_nobody_is_let_in_with_a_warning() -> None:
+async def test_pod_that_requests_missing_proxy_is_admitted_with_warning() -> None:
     async with calling() as caller:
-        response = await caller.ask(review())
+        response = await caller.request_review(review())
         assert response["allowed"]
         assert "patch" not in response
-        assert "there is no MailProxy edge" in response["warnings"][0]
+        assert "MailProxy edge does not exist" in response["warnings"][0]
         assert len(caller.kube.names(EVENT)) == 1
-        await caller.ask(review(dryRun=True, namespace="elsewhere"))
+        await caller.request_review(review(dryRun=True, namespace="elsewhere"))
         assert len(caller.kube.names(EVENT)) == 1
 
 
-async def test_a_resource_may_have_it_refused() -> None:
+async def test_failure_policy_fail_denies_pod() -> None:
     async with calling() as caller:
         caller.kube.put(sidecar_body(mode="Deployment", sidecar={"failurePolicy": "Fail"}))
-        response = await caller.ask(review())
+        response = await caller.request_review(review())
         assert not response["allowed"]
         assert response["status"]["code"] == 403
         assert "has mode Deployment" in response["status"]["message"]
 
 
-async def test_the_namespace_is_the_request_s() -> None:
+async def test_namespace_is_that_of_request() -> None:
     async with calling() as caller:
         caller.kube.put(sidecar_body())
-        asked = review()
-        del asked["request"]["object"]["metadata"]["namespace"]
-        assert "patch" in await caller.ask(asked)
+        sent = review()
+        del sent["request"]["object"]["metadata"]["namespace"]
+        assert "patch" in await caller.request_review(sent)
 
 
-async def test_a_pod_without_the_label_is_none_of_our_business() -> None:
+async def test_pod_without_label_is_not_reviewed() -> None:
     async with calling() as caller:
-        asked = review()
-        asked["request"]["object"]["metadata"]["labels"] = {"app": "dovecot"}
-        assert await caller.ask(asked) == {"uid": asked["request"]["uid"], "allowed": True}
+        sent = review()
+        sent["request"]["object"]["metadata"]["labels"] = {"app": "dovecot"}
+        assert await caller.request_review(sent) == {"uid": sent["request"]["uid"], "allowed": True}
 
 
-async def test_what_fails_on_our_side_blocks_no_pod() -> None:
+async def test_internal_error_admits_pod() -> None:
     async with calling() as caller:
 
         def broken(request: aiohttp.web.Request) -> aiohttp.web.Response | None:
@@ -181,9 +181,9 @@ async def test_what_fails_on_our_side_blocks_no_pod() -> None:
 
         caller.kube.put(sidecar_body())
         caller.kube.faults.append(broken)
-        response = await caller.ask(review())
+        response = await caller.request_review(review())
         assert response["allowed"]
-        assert "the operator could not decide" in response["warnings"][0]
+        assert "the operator failed" in response["warnings"][0]
 
 
 @pytest.mark.parametrize(
@@ -204,14 +204,14 @@ async def test_what_fails_on_our_side_blocks_no_pod() -> None:
     ],
     ids=["nothing", "no-json", "a-list", "no-request", "no-pod", "no-such-kind", "no-such-path", "too-much"],
 )
-async def test_strangers_get_a_plain_no(path: str, body: bytes, status: int) -> None:
+async def test_invalid_requests_get_status_400_or_404(path: str, body: bytes, status: int) -> None:
     async with calling() as caller:
         found, text = await caller.post(body, path)
         assert found == status
         assert "Traceback" not in text
 
 
-async def test_a_certificate_may_come_from_elsewhere(tmp_path: Path) -> None:
+async def test_mounted_certificate_is_served(tmp_path: Path) -> None:
     from datetime import UTC, datetime
 
     made = issue(["localhost"], "cert-manager", datetime.now(UTC))
@@ -236,7 +236,7 @@ async def test_a_certificate_may_come_from_elsewhere(tmp_path: Path) -> None:
             assert caller.bundle() == ""
 
 
-async def test_who_stands_by_answers_as_well() -> None:
+async def test_standby_operator_serves_webhook() -> None:
     async with FakeKube() as kube:
         kube.put(CONFIGURATION)
         held = {"holderIdentity": "another", "leaseDurationSeconds": 3600}
@@ -246,5 +246,5 @@ async def test_who_stands_by_answers_as_well() -> None:
         async with webhook(kube, lease_namespace="mail") as caller:
             await until(caller.bundle)
             await until_answered(caller)
-            assert "patch" in await caller.ask(review())
+            assert "patch" in await caller.request_review(review())
             assert "status" not in kube.found(MAIL_PROXY, "edge")
