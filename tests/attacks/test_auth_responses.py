@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy_config.model import AuthHttpHeader, Protocol, Seconds
-from support.checked_world import DENIED, INTERNAL_ERRORS, LOGINS, checked_world, log_in, read_all, serving
-from support.world import GRANT, Peer, Response, World, http_response, run
+from support.checked_worker import DENIED, INTERNAL_ERRORS, LOGINS, checked_world, log_in, read_all, serving
+from support.loopback_worker import GRANT, Peer, Response, World, http_response, run
 
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 OK = "HTTP/1.1 200 OK\r\n"

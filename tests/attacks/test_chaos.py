@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, Seconds, StartTls
-from support.checked_world import ACCEPTANCES, LOGINS, UPSTREAMS, Handler, checked_world, read_all, serving
+from support.checked_worker import ACCEPTANCES, LOGINS, UPSTREAMS, Handler, checked_world, read_all, serving
 from support.fuzz import examples
 from support.loopback_player import HurriedLoop
+from support.loopback_worker import GRANT, Peer, World, http_response
 from support.streams import abort
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response
 
 STARTS: Final = {Protocol.IMAP: b"s STARTTLS\r\n", Protocol.POP3: b"STLS\r\n", Protocol.SMTP: b"STARTTLS\r\n"}
 

@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol
-from support.checked_world import checked_world, run_iterations, serving
-from support.world import GRANT, Builder, Peer, World, http_response, run
+from support.checked_worker import checked_world, run_iterations, serving
+from support.loopback_worker import GRANT, Builder, Peer, World, http_response, run
 
 MECHANISMS: Final = {
     Protocol.IMAP: frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),

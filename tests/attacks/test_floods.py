@@ -11,9 +11,9 @@ import tracemalloc
 import pytest
 
 from mailproxy_config.model import Protocol, Seconds, StartTls
-from support.checked_world import DENIED, GREETINGS, checked_world, read_all, serving, start_tls
+from support.checked_worker import DENIED, GREETINGS, checked_world, read_all, serving, start_tls
+from support.loopback_worker import run
 from support.tls_identities import Identities
-from support.world import run
 
 INVALID = {
     Protocol.IMAP: b"* BAD invalid command\r\n",

@@ -12,10 +12,10 @@ import ssl
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol, VerifyClient
-from support.checked_world import checked_world, serving
+from support.checked_worker import checked_world, serving
+from support.loopback_worker import Peer, http_response, run
 from support.tls_authority import Authority
 from support.tls_peers import client_of, shaken, tls_of
-from support.world import Peer, http_response, run
 
 WAIT = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
 CHALLENGED = frozenset({AuthMethod.PLAIN, AuthMethod.CRAM_MD5, AuthMethod.APOP})

@@ -17,10 +17,10 @@ import pytest
 
 from mailproxy_config.model import Protocol, Seconds
 from support import invariants
-from support.checked_world import DENIED, GREETINGS, LOGINS, checked_world, read_all, run_iterations, serving
-from support.processes import PYTHONPATH
+from support.checked_worker import DENIED, GREETINGS, LOGINS, checked_world, read_all, run_iterations, serving
+from support.loopback_worker import Peer, World, run
 from support.tls_identities import Identities
-from support.world import Peer, World, run
+from support.worker_processes import PYTHONPATH
 
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 BUSY: Final = {Protocol.IMAP: b"* BYE ", Protocol.POP3: b"-ERR ", Protocol.SMTP: b"421 "}
@@ -148,8 +148,8 @@ _SCRIPT: Final = """
     import asyncio, contextlib, os, resource, socket
     from mailproxy_config.model import Protocol
     from support import invariants
-    from support.checked_world import GREETINGS, checked_world, serving
-    from support.world import run
+    from support.checked_worker import GREETINGS, checked_world, serving
+    from support.loopback_worker import run
 
     async def play():
         async with checked_world(serving(Protocol.IMAP), limit=1000) as w:

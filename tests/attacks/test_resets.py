@@ -11,7 +11,7 @@ import pytest
 
 from mailproxy.loop.epoll import BROKEN
 from mailproxy_config.model import Protocol, Seconds, StartTls
-from support.checked_world import (
+from support.checked_worker import (
     ACCEPTANCES,
     DENIED,
     LOGINS,
@@ -23,8 +23,8 @@ from support.checked_world import (
     serving,
     start_tls,
 )
+from support.loopback_worker import GRANT, World, http_response, run
 from support.tls_identities import Identities
-from support.world import GRANT, World, http_response, run
 
 GRANTED: Final = http_response(GRANT)
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)

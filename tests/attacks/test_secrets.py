@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import AuthMethod, LogLevel, Protocol, Seconds
-from support.checked_world import checked_world, read_all, serving
-from support.world import GRANT, Response, World, http_response, run
+from support.checked_worker import checked_world, read_all, serving
+from support.loopback_worker import GRANT, Response, World, http_response, run
 
 MARK: Final = b"HuNtEr2sEcReT"
 TRACES: Final = (MARK, b64encode(MARK)[:-2], b64encode(b"\0" + MARK)[2:-4], b64encode(b"a" + MARK)[2:-4])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol, Seconds, StartTls
-from support.checked_world import (
+from support.checked_worker import (
     DENIED,
     GREETINGS,
     LOGINS,
@@ -21,8 +21,8 @@ from support.checked_world import (
     serving,
     start_tls,
 )
+from support.loopback_worker import Builder, Peer, World, run
 from support.tls_identities import Identities
-from support.world import Builder, Peer, World, run
 
 STARTS = {
     Protocol.IMAP: (b"s STARTTLS\r\n", b"s OK completed\r\n"),

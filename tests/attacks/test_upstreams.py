@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import Protocol, Seconds
-from support.checked_world import (
+from support.checked_worker import (
     ACCEPTANCES,
     INTERNAL_ERRORS,
     LOGINS,
@@ -22,7 +22,7 @@ from support.checked_world import (
     run_iterations,
     serving,
 )
-from support.world import GRANT, Peer, World, http_response, run
+from support.loopback_worker import GRANT, Peer, World, http_response, run
 
 GRANTED: Final = http_response(GRANT)
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)

@@ -11,7 +11,7 @@ import pytest
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.nginx.convert import parse_nginx
-from support.parity.subjects import Nginx, require_nginx
+from support.parity.compared_programs import Nginx, require_nginx
 
 pytestmark = pytest.mark.interop
 

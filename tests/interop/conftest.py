@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from support.needs import Needs
-from support.parity.subjects import require_nginx
+from support.parity.compared_programs import require_nginx
 from support.servers import dovecot as dovecots
 from support.servers import nginx as nginxes
 from support.servers import postfix as postfixes
@@ -22,10 +22,10 @@ from support.servers.auth_service import AuthService, Backend, auth_service
 from support.servers.certificates import Certificates, certificates
 from support.servers.clients import Listeners
 from support.servers.dovecot import Dovecot
-from support.servers.front import Front, Plan, planned
 from support.servers.nginx import Nginx
 from support.servers.postfix import Neighbours, Postfix
 from support.servers.programs import Ports
+from support.servers.shared_proxy import Front, Plan, planned
 
 PASSWORDS: Final = {"alice": "wonder land%21", "bob": 'buil"der\\', "carol": "christmas", "dave": "davy"}
 """They contain a space, a percent sign, a quote and a backslash, which protocols have to escape."""

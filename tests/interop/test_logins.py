@@ -15,8 +15,8 @@ from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.clients import Listeners, imap, pop3, smtp
 from support.servers.dovecot import Dovecot
-from support.servers.front import Front
 from support.servers.postfix import Postfix
+from support.servers.shared_proxy import Front
 
 pytestmark = pytest.mark.interop
 

@@ -15,10 +15,10 @@ from support.servers import prometheus as prometheuses
 from support.servers import proxy as proxies
 from support.servers.auth_service import AuthService, Backend
 from support.servers.clients import Raw
-from support.servers.front import Plan
 from support.servers.programs import Ports, eventually, output_of
 from support.servers.prometheus import Prometheus
 from support.servers.proxy import Proxy, manifest
+from support.servers.shared_proxy import Plan
 
 pytestmark = pytest.mark.interop
 

@@ -15,9 +15,9 @@ from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.clients import Raw
 from support.servers.dovecot import Dovecot
-from support.servers.front import Front
 from support.servers.postfix import Postfix
 from support.servers.programs import eventually
+from support.servers.shared_proxy import Front
 
 pytestmark = pytest.mark.interop
 

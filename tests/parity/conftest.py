@@ -11,10 +11,10 @@ import pytest
 from support.parity import grammar
 from support.parity.cases import BLOCKS
 from support.parity.certificates import make
+from support.parity.compared_programs import Nginx, require_nginx
 from support.parity.dialogue import Dialogue
 from support.parity.kit import Kit
-from support.parity.ledger import Ledger
-from support.parity.subjects import Nginx, require_nginx
+from support.parity.results import Ledger
 from support.parity.summary import SUMMARY
 
 _LEDGER = pytest.StashKey[Ledger]()

@@ -27,7 +27,7 @@ from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ListenConfig, Protocol, SendProxyProtocol
 from support import configs
-from support.world import listening_socket
+from support.loopback_worker import listening_socket
 
 POP3, IMAP = b"+OK POP3 ready\r\n", b"* OK IMAP4 ready\r\n"
 

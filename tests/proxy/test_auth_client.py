@@ -12,9 +12,9 @@ import trustme
 
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
+from support.loopback_worker import GRANT, Builder, Response, World, http_response, run, world
 from support.needs import Needs
 from support.private_authority import openssl_authority, verify_strictly_by_default
-from support.world import GRANT, Builder, Response, World, http_response, run, world
 
 DENIED = http_response("Auth-Status: no\r\n")
 

@@ -11,10 +11,10 @@ import pytest
 from mailproxy.auth_http import client, connection
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
-from support.checked_world import checked_world
+from support.checked_worker import checked_world
 from support.configs import server
 from support.dead_peers import stop_acknowledging
-from support.world import World, http_response, run, world
+from support.loopback_worker import World, http_response, run, world
 
 DENIED = http_response("Auth-Status: no\r\n")
 REFUSED = b"-ERR no\r\n"

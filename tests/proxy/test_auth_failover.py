@@ -17,7 +17,7 @@ from mailproxy.dns import HostAddresses
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
 from support.dead_peers import stop_acknowledging
-from support.world import World, http_response, run, world
+from support.loopback_worker import World, http_response, run, world
 
 DENIED = http_response("Auth-Status: no\r\n")
 REFUSED = b"-ERR no\r\n"

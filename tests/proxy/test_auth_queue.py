@@ -14,9 +14,9 @@ from mailproxy.auth_http.client import AuthHttpClient, FairQueue, PendingRequest
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthRequest, Client, Credentials
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
-from support.checked_world import checked_world, serve
+from support.checked_worker import checked_world, serve
 from support.configs import server
-from support.world import Builder, World, http_response, run, world
+from support.loopback_worker import Builder, World, http_response, run, world
 
 DENIED = http_response("Auth-Status: no\r\n")
 A, B, C = b"192.0.2.1", b"192.0.2.2", b"192.0.2.3"

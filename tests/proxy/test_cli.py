@@ -22,8 +22,8 @@ from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.rendered import dump
 from support.config_bodies import body
-from support.processes import PYTHONPATH
 from support.tls_authority import Authority
+from support.worker_processes import PYTHONPATH
 
 GOOD: Final = """\
 apiVersion: mailproxy.dev/v1alpha1

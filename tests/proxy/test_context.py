@@ -19,9 +19,9 @@ from mailproxy.session.session import Session
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import Protocol, ProxyConfig
 from support import invariants
-from support.checked_world import GREETINGS, read_all, relayed, serving
+from support.checked_worker import GREETINGS, read_all, relayed, serving
 from support.fault_injection import HIDDEN, Fault, close_peers, descriptors, inject_fault
-from support.world import GRANT, http_response, run, world
+from support.loopback_worker import GRANT, http_response, run, world
 
 GREETING = GREETINGS[Protocol.POP3]
 

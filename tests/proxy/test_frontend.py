@@ -54,7 +54,7 @@ from mailproxy.protocols.types import (
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, VerifyClient
 from mailproxy_config.model import StartTls as Policy
 from support import configs
-from support.driving import Driven, drive
+from support.generator_driver import Driven, drive
 
 CERTIFICATE = ClientCertificate(b"CN=c", b"CN=ca", b"0A", b"0" * 40, b"PEM", b"c")
 GRANTED = AuthAllowed("192.0.2.10", 110, b"u")

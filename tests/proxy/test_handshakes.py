@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pytest
 
 from mailproxy_config.model import Protocol, StartTls
-from support.checked_world import checked_world, serving
+from support.checked_worker import checked_world, serving
+from support.loopback_worker import run
 from support.tls_identities import Identities
-from support.world import run
 
 _DATA_SEGMENTS_IN = struct.Struct("=152x I")
 """Of ``tcp_info`` (tcp(7)): how many segments with data have come."""

@@ -37,11 +37,11 @@ from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants
-from support.checked_world import GREETINGS, INTERNAL_ERRORS, read_all, relayed, serving, start_tls
+from support.checked_worker import GREETINGS, INTERNAL_ERRORS, read_all, relayed, serving, start_tls
 from support.fault_injection import HIDDEN, Inject, close_peers, descriptors, inject_fault, polls_per_second
+from support.loopback_worker import GRANT, Peer, World, http_response, run, world
 from support.streams import abort
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response, run, world
 
 INTERNAL_ERROR = INTERNAL_ERRORS[Protocol.POP3]
 GREETING = GREETINGS[Protocol.POP3]

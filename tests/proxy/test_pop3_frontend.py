@@ -31,7 +31,7 @@ from mailproxy.protocols.types import (
 )
 from mailproxy_config.model import AuthMethod, Protocol, StartTls
 from support import configs
-from support.driving import Driven, drive, limits
+from support.generator_driver import Driven, drive, limits
 
 GRANTED = AuthAllowed("192.0.2.10", 110, b"alice")
 CHALLENGE = b"<1.2@mail.example.com>"

@@ -12,9 +12,9 @@ import pytest
 
 from mailproxy.session.relay import Relay
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
-from support.checked_world import relayed
+from support.checked_worker import relayed
 from support.configs import server
-from support.world import GRANT, Peer, World, http_response, run, world
+from support.loopback_worker import GRANT, Peer, World, http_response, run, world
 
 GRANTED = http_response(GRANT)
 

@@ -15,9 +15,9 @@ from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import MAX_PENDING
 from mailproxy.tls.connection import PIECE
 from mailproxy_config.model import ByteCount, Protocol, StartTls
-from support.checked_world import checked_world, relayed, serving
+from support.checked_worker import checked_world, relayed, serving
+from support.loopback_worker import GRANT, Peer, World, http_response, run
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response, run
 
 PROXY = str(Path(relay_end.__file__).parents[1])
 OBJECTS = 8 * 1024

@@ -15,9 +15,9 @@ import pytest
 
 from mailproxy.session.relay import Relay
 from mailproxy_config.model import Protocol, StartTls
-from support.checked_world import checked_world, relayed, serving
+from support.checked_worker import checked_world, relayed, serving
+from support.loopback_worker import GRANT, Peer, World, http_response, run
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response, run
 
 NO_RECORD: Final = b"\x17\x03\x03\x00\x20" + bytes(32)
 """A TLS record that is not encrypted with the session's keys."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mailproxy.errors import LineTooLong, PeerClosed
 from mailproxy.protocols.sansio import LineReader
-from support.driving import drive, limits
+from support.generator_driver import drive, limits
 
 ONE_LINE = pytest.mark.parametrize(
     ("raw", "line"),

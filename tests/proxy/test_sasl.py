@@ -23,7 +23,7 @@ from mailproxy.protocols.sasl import (
 )
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
-from support.driving import Driven, drive
+from support.generator_driver import Driven, drive
 
 FRAMING = Framing(b"334 ", words=3)
 CHALLENGE = b"<1.2@mail.example.com>"

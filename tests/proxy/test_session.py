@@ -19,7 +19,7 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
-from support.world import GRANT, Builder, Peer, World, http_response, run, world
+from support.loopback_worker import GRANT, Builder, Peer, World, http_response, run, world
 
 DENIED = http_response("Auth-Status: Invalid login or password\r\n")
 GRANTED = http_response(GRANT)

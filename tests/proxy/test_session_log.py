@@ -20,8 +20,8 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
+from support.loopback_worker import GRANT, Builder, World, http_response, run, world
 from support.tls_identities import Identities
-from support.world import GRANT, Builder, World, http_response, run, world
 
 GRANTED = http_response(GRANT)
 DENIED = http_response("Auth-Status: Invalid login or password\r\nAuth-Error-Code: 535 5.7.8\r\n")

@@ -31,7 +31,7 @@ from mailproxy.protocols.types import (
 )
 from mailproxy_config.model import AuthMethod, Protocol, ResolverConfig, StartTls
 from support import configs
-from support.driving import Driven, drive, limits
+from support.generator_driver import Driven, drive, limits
 
 GRANTED = AuthAllowed("192.0.2.10", 25, b"u")
 DENIED = AuthDenied(b"no", wait=1)

@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from support.manifests import Manifest
-from support.proxies import COMMAND, PATIENCE, Client, Proxy, free_port, is_alive, until
+from support.proxy_process import COMMAND, PATIENCE, Client, Proxy, free_port, is_alive, until
 
 SERVERS: Final = ("imap", "imap-two", "imap-three")
 

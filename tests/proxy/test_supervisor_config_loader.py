@@ -20,7 +20,7 @@ from mailproxy.supervisor.config_loader import ConfigLoader, ListenError, in_thr
 from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
 from mailproxy_config.errors import ConfigError
-from support.proxies import free_port
+from support.proxy_process import free_port
 from support.tls_authority import Authority
 
 MANIFEST: Final = """\

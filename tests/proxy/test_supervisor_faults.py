@@ -17,8 +17,8 @@ import pytest
 import trustme
 
 from support.manifests import Manifest
-from support.processes import PYTHONPATH, ROOT
-from support.proxies import COMMAND, PATIENCE, Client, Proxy, free_port, until
+from support.proxy_process import COMMAND, PATIENCE, Client, Proxy, free_port, until
+from support.worker_processes import PYTHONPATH, ROOT
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from mailproxy.supervisor import child_process, fork_server
 from mailproxy.supervisor.launcher import WorkerLauncher
 from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy_config.model import LogLevel
-from support.processes import STAND_IN, make_launcher, make_revision, our_sources
-from support.proxies import process_name
+from support.proxy_process import process_name
+from support.worker_processes import STAND_IN, make_launcher, make_revision, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")

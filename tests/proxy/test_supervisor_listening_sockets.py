@@ -12,7 +12,7 @@ import pytest
 from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.listen_plan import ListenRef, SocketPlan
 from mailproxy.supervisor.listening_sockets import ListeningSockets, SocketSet
-from support.proxies import free_port
+from support.proxy_process import free_port
 
 
 def tcp(port: int, *, rcvbuf: int | None = None, backlog: int = 511) -> SocketPlan:

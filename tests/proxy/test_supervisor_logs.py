@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support.proxies import COMMAND, Proxy, free_port, until
+from support.proxy_process import COMMAND, Proxy, free_port, until
 
 
 class Conf:

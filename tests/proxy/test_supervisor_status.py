@@ -16,7 +16,7 @@ from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import Protocol
-from support.processes import make_revision
+from support.worker_processes import make_revision
 
 
 @dataclass

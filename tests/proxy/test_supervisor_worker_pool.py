@@ -19,7 +19,7 @@ from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import LogLevel
-from support.processes import make_launcher, make_revision, our_sources
+from support.worker_processes import make_launcher, make_revision, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")

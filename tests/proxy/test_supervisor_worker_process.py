@@ -18,7 +18,7 @@ from mailproxy.enums import RestartReason
 from mailproxy.supervisor.worker_process import WorkerExited, WorkerProcess
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
-from support.processes import STAND_IN, make_launcher, make_revision, our_sources
+from support.worker_processes import STAND_IN, make_launcher, make_revision, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")

@@ -20,7 +20,7 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
-from support.world import GRANT, Builder, World, http_response, run, world
+from support.loopback_worker import GRANT, Builder, World, http_response, run, world
 
 FAMILY = "mailproxy_upstream_connect_duration_seconds"
 

@@ -11,8 +11,8 @@ import pytest
 
 from mailproxy.app import App
 from support import invariants
+from support.loopback_worker import World
 from support.streams import abort
-from support.world import World
 
 HIDDEN: Final = "what-nobody-may-read-in-a-log"
 Inject = Callable[[], None]

@@ -38,13 +38,13 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support import invariants
+from support.auth_http_messages import answer, request
 from support.dialogue_player import Differs
 from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, host, ptr
-from support.http_words import answer, request
+from support.loopback_worker import Peer, listening_socket
 from support.streams import abort
 from support.tls_identities import Identities
 from support.transcripts import Step, Transcript
-from support.world import Peer, listening_socket
 
 PATIENCE: Final = 30.0
 _HURRY: Final = 0.02

@@ -25,13 +25,13 @@ from support import pages
 from support.parity import refusals
 from support.parity.cases import BLOCKS, DIALOGUES, services
 from support.parity.certificates import make
+from support.parity.compared_programs import find_nginx
+from support.parity.comparison import Outcome
 from support.parity.dialogue import Dialogue
 from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF
-from support.parity.judge import Outcome
 from support.parity.kit import Kit
-from support.parity.ledger import Ledger
 from support.parity.remarks import ANYWHERE, EXPECTED, LISTENED, REMARKS, SAME, UNSUPPORTED, Remark
-from support.parity.subjects import find_nginx
+from support.parity.results import Ledger
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "conformance.md"
 _FIGURES: Final = "## With "

@@ -12,7 +12,6 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     CLOSE,
     GRANT,
@@ -29,6 +28,7 @@ from support.parity.dialogue import (
     deny,
     grant,
 )
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     Block("any-imap", "imap", "imap_auth plain login cram-md5 external; max_errors 4;"),

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from support.dns_server import DnsServer, dns_server
-from support.parity.blocks import Block, Place, render
 from support.parity.client import Session, Wire, context_of
+from support.parity.compared_programs import Nginx, Process, start_nginx, start_proxy
 from support.parity.dialogue import Await, Cut, Dialogue, Leave, Step, Tls
-from support.parity.normal import Names
+from support.parity.normalization import Names
 from support.parity.peers import Peers, Playing
 from support.parity.record import Record
-from support.parity.subjects import Nginx, Process, start_nginx, start_proxy
+from support.parity.server_blocks import Block, Place, render
 
 T = TypeVar("T")
 

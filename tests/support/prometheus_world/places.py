@@ -18,9 +18,9 @@ from support.dns_server import found as answering
 from support.servers import proxy as proxies
 from support.servers.auth_service import AuthService, Backend, auth_service
 from support.servers.certificates import Certificates, certificates
-from support.servers.front import files
 from support.servers.programs import Ports
 from support.servers.proxy import Proxy, manifest
+from support.servers.shared_proxy import files
 
 _CLIENT: Final = "1.0.0.127.in-addr.arpa"
 _PATIENCE: Final = 60.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from support.parity.subjects import Nginx as Program
+from support.parity.compared_programs import Nginx as Program
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.programs import Ports, Running

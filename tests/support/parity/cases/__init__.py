@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from support.parity.cases import (
-    answers,
+    auth_responses,
     imap,
     logins,
     pop3,
@@ -27,7 +27,7 @@ _TABLES: Final = (
     pop3,
     smtp,
     logins,
-    answers,
+    auth_responses,
     services,
     upstreams,
     settings,

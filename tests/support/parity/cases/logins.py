@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     AUTH_OK,
     CLOSE,
@@ -23,6 +22,7 @@ from support.parity.dialogue import (
     deny,
     grant,
 )
+from support.parity.server_blocks import Block
 
 _DIGEST: Final = "b913a602c7eda7a495b4e6e7334d3890"
 _TLS_FREE: Final = "ssl_session_tickets off;"

@@ -9,9 +9,9 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, SMTP_OK, Await, Dialogue, Speech, Step, Tls, b64
 from support.parity.record import Record
+from support.parity.server_blocks import Block
 
 _PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
 _SENDS_2: Final = (1, 31, 4)

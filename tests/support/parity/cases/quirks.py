@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     CLOSE,
     GRANT,
@@ -24,6 +23,7 @@ from support.parity.dialogue import (
     deny,
     grant,
 )
+from support.parity.server_blocks import Block
 
 _PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
 

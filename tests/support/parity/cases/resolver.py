@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from support.dns_server import FORMERR, NOTIMP, REFUSED, SERVFAIL, Record, Reply, cname, found, host, ptr
-from support.parity.blocks import Block
 from support.parity.dialogue import GRANT, SMTP_OK, Await, Dialogue, b64
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     Block("smtp-named", "smtp", "resolver @here@:@dns@ ipv6=off; resolver_timeout 1s;"),

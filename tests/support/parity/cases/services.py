@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     IMAP_OK,
     POP3_OK,
@@ -18,6 +17,7 @@ from support.parity.dialogue import (
     answer,
     b64,
 )
+from support.parity.server_blocks import Block
 
 _KEY: Final = "auth_http_header X-Auth-Key 'shared secret'; auth_http_header X-NGX-Auth-Key other;"
 _MAILU: Final = "auth_http_header Auth-Port 143; auth_http_header Client-Port $remote_port;"

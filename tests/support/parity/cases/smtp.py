@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import GRANT, SMTP_OK, Await, Cut, Dialogue, Step, b64
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     Block("smtp", "smtp"),

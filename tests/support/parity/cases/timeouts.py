@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, Await, Dialogue, Speech, Step, answer, b64, deny
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     *(Block(f"{protocol}-impatient", protocol, "timeout 1s;") for protocol in ("imap", "pop3", "smtp")),

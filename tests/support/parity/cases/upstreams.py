@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     AUTH_OK,
     CLOSE,
@@ -21,6 +20,7 @@ from support.parity.dialogue import (
     b64,
     grant,
 )
+from support.parity.server_blocks import Block
 
 _XCLIENT: Final = tuple(
     Block(

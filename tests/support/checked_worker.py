@@ -12,9 +12,9 @@ from typing import Any, Final
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, Protocol, ServerConfig
 from support import invariants
 from support.configs import server
+from support.loopback_worker import Builder, Peer, Response, World, http_response, world
 from support.streams import abort
 from support.tls_identities import Identities
-from support.world import Builder, Peer, Response, World, http_response, world
 
 DENIED: Final = http_response("Auth-Status: no\r\n")
 GREETINGS: Final = {

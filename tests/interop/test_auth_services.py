@@ -14,10 +14,10 @@ from support.servers import nginx as nginxes
 from support.servers.auth_service import AuthService, Backend, auth_service
 from support.servers.clients import Raw
 from support.servers.dovecot import Dovecot
-from support.servers.front import Plan
 from support.servers.nginx import Nginx
 from support.servers.programs import Ports
 from support.servers.proxy import Proxy, manifest
+from support.servers.shared_proxy import Plan
 
 pytestmark = pytest.mark.interop
 

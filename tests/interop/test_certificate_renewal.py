@@ -15,9 +15,9 @@ from mailproxy_config.model import CertificateFiles
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.clients import HOST, Raw
-from support.servers.front import Plan, files
 from support.servers.programs import PATIENCE, Ports, eventually
 from support.servers.proxy import Proxy, manifest
+from support.servers.shared_proxy import Plan, files
 
 pytestmark = pytest.mark.interop
 

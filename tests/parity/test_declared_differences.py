@@ -12,9 +12,9 @@ import pytest
 
 from support import pages
 from support.parity.cases import DIALOGUES
+from support.parity.comparison import Outcome
 from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF
-from support.parity.judge import Outcome
-from support.parity.ledger import Ledger
+from support.parity.results import Ledger
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "quirks.md"
 ROWS: Final = pages.rows(PAGE)
@@ -24,10 +24,10 @@ NUMBERED: Final = {row[0]: row[1] for row in ROWS if row[0].startswith("Q-")}
 
 ELSEWHERE: Final = {
     "Q-17": "the second period after STARTTLS ends as the first does",
-    "Q-20": "a listener that is refused has no dialogue; test_validation has it",
+    "Q-20": "a listener that is refused has no dialogue; test_config_validation has it",
     "Q-23": "what is not done any more is not seen; own tests",
     "Q-24": "addresses of names change over time; own tests",
-    "Q-27": "buffers that are refused have no dialogue; test_validation has them",
+    "Q-27": "buffers that are refused have no dialogue; test_config_validation has them",
     "Q-30": "the end of the process; own tests",
     "Q-34": "what is remembered is not asked again; own tests",
 }

@@ -16,8 +16,8 @@ import pytest
 
 from mailproxy.cli import main
 from support.parity import refusals
-from support.parity.subjects import Nginx
-from support.processes import PYTHONPATH
+from support.parity.compared_programs import Nginx
+from support.worker_processes import PYTHONPATH
 
 pytestmark = pytest.mark.interop
 

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from support.parity.cases import DIALOGUES
-from support.parity.ledger import Ledger
+from support.parity.results import Ledger
 
 pytestmark = pytest.mark.interop
 

@@ -16,13 +16,13 @@ from typing import Any, Final
 import pytest
 
 from mailproxy.supervisor.fork_server import WORKER_NAME
-from support.proxies import process_name
+from support.proxy_process import process_name
 from support.servers.auth_service import AuthService, Backend
 from support.servers.clients import Raw
 from support.servers.dovecot import Dovecot
-from support.servers.front import Plan
 from support.servers.programs import Ports, eventually
 from support.servers.proxy import Proxy, manifest
+from support.servers.shared_proxy import Plan
 
 pytestmark = pytest.mark.interop
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.fuzz import examples
 from support.parity.dialogue import Dialogue
 from support.parity.grammar import dialogues
-from support.parity.ledger import Ledger
+from support.parity.results import Ledger
 
 pytestmark = [
     pytest.mark.interop,

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from support.needs import MAIL_MODULE, find_program, reason
-from support.processes import PYTHONPATH
+from support.worker_processes import PYTHONPATH
 
 _VERSION: Final = re.compile(r"nginx version: \S*/([0-9.]+)")
 _SOCKETS: Final = "NGINX"

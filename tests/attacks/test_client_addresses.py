@@ -33,8 +33,8 @@ from mailproxy.protocols.types import (
 from mailproxy.session.accept import Listener
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support import configs
-from support.checked_world import LOGINS, checked_world, read_all, serving
-from support.world import GRANT, Peer, World, http_response, run
+from support.checked_worker import LOGINS, checked_world, read_all, serving
+from support.loopback_worker import GRANT, Peer, World, http_response, run
 
 HOSTILE = "x\r\nInjected: yes\r\n\r\nMAIL FROM:<evil@example.org>\r\n\0"
 

@@ -10,7 +10,7 @@ import pytest
 from support.parity.cases import BLOCKS, DIALOGUES
 from support.parity.dialogue import Dialogue
 from support.parity.differences import DIFFERENCES, GOODBYE, HOW_TO_DECLARE, RESET_IS_EOF
-from support.parity.ledger import Ledger
+from support.parity.results import Ledger
 
 pytestmark = pytest.mark.interop
 

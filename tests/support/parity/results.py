@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from support.parity.comparison import Outcome, Verdict, judge
 from support.parity.dialogue import Dialogue
-from support.parity.judge import Outcome, Verdict, judge
 from support.parity.kit import Kit
 from support.parity.record import Record
 

@@ -16,10 +16,10 @@ from support.servers import proxy as proxies
 from support.servers import unbound as unbounds
 from support.servers.auth_service import AuthService, Backend
 from support.servers.clients import Raw
-from support.servers.front import Plan
 from support.servers.postfix import Postfix
 from support.servers.programs import Ports, eventually
 from support.servers.proxy import Proxy, manifest
+from support.servers.shared_proxy import Plan
 
 pytestmark = pytest.mark.interop
 

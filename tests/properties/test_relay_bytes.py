@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, StartTls
-from support.checked_world import checked_world, relayed, serving
+from support.checked_worker import checked_world, relayed, serving
 from support.fuzz import examples
+from support.loopback_worker import GRANT, Peer, World, http_response, run
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response, run
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from support.parity.conformance import PAGE, lasting, page
-from support.parity.ledger import Ledger
+from support.parity.results import Ledger
 
 pytestmark = pytest.mark.interop
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from mailproxy.supervisor import fork_server
-from support.processes import PYTHONPATH
+from support.worker_processes import PYTHONPATH
 
 PATIENCE: Final = 60.0
 """Timeout in seconds of what a test waits for."""

@@ -10,9 +10,9 @@ from typing import Any, Final
 import pytest
 
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds
-from support.checked_world import DENIED, LOGINS, checked_world, read_all, serving
+from support.checked_worker import DENIED, LOGINS, checked_world, read_all, serving
 from support.dns_server import DnsServer, Record, Reply, cname, dns_server, found, host, ptr
-from support.world import GRANT, Builder, Peer, World, http_response, run
+from support.loopback_worker import GRANT, Builder, Peer, World, http_response, run
 
 REVERSE: Final = "1.0.0.127.in-addr.arpa"
 MARK: Final = b"INJECTED"

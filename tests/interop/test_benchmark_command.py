@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from support.parity.subjects import require_nginx
+from support.parity.compared_programs import require_nginx
 
 ROOT: Final = Path(__file__).parents[2]
 _FIGURES: Final = re.compile(r"nginx +([0-9.]+)  mailproxy +([0-9.]+) .* ratio ([0-9.]+) \(")

@@ -12,9 +12,9 @@ from support.needs import Needs
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.dovecot import Dovecot
-from support.servers.front import Front
 from support.servers.postfix import Postfix
 from support.servers.programs import output_of
+from support.servers.shared_proxy import Front
 
 pytestmark = pytest.mark.interop
 

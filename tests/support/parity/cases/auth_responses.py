@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     CLOSE,
     GRANT,
@@ -23,6 +22,7 @@ from support.parity.dialogue import (
     deny,
     grant,
 )
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     Block(
