@@ -88,7 +88,7 @@ def _show(name: str, figures: dict[str, object]) -> None:
 
 def start_of_proxy(folder: Path) -> dict[str, object]:
     """Measure ``mailproxy run`` from its beginning until it is ready."""
-    ports = Ports().takes("mail", "admin")
+    ports = Ports().take_all("mail", "admin")
     listener = {"address": "127.0.0.1", "port": ports["mail"]}
     manifest = folder / "proxy.yaml"
     servers = [{"name": "imap", "protocol": "imap", "listen": [listener]}]

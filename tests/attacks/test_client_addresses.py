@@ -33,13 +33,13 @@ from mailproxy.protocols.types import (
 from mailproxy.session.accept import Listener
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support import configs
-from support.checked_worker import LOGINS, checked_world, read_all, serving
-from support.loopback_worker import GRANT, Peer, World, http_response, run
+from support.checked_worker import LOGINS, checked_worker, read_until_closed, server_builder
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, http_response, run
 
 HOSTILE = "x\r\nInjected: yes\r\n\r\nMAIL FROM:<evil@example.org>\r\n\0"
 
 
-async def connect_from(w: World, folder: Path, name: str) -> Peer:
+async def connect_from(w: LoopbackWorker, folder: Path, name: str) -> Peer:
     """Connect to the server through a UNIX socket, from a socket with this name."""
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(folder / "listening"))
@@ -61,11 +61,13 @@ async def connect_from(w: World, folder: Path, name: str) -> Peer:
 @pytest.mark.parametrize("protocol", Protocol, ids=str)
 def test_client_socket_path_reaches_neither_service_nor_upstream(protocol: Protocol, tmp_path: Path) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, xclient=True), http_response("Auth-Status: no\r\n")) as w:
+        async with checked_worker(
+            server_builder(protocol, xclient=True), http_response("Auth-Status: no\r\n")
+        ) as w:
             client = await connect_from(w, tmp_path, "x\r\nInjected: yes\r\n\r\nGET ")
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[protocol])
-            assert b"no\r\n" in await read_all(client)
+            assert b"no\r\n" in await read_until_closed(client)
             (request,) = w.auth.requests
             assert b"\r\nClient-IP: unix:\r\n" in request
             assert b"Injected" not in request
@@ -76,13 +78,13 @@ def test_client_socket_path_reaches_neither_service_nor_upstream(protocol: Proto
 
 def test_client_socket_path_does_not_reach_xclient(tmp_path: Path) -> None:
     async def play() -> None:
-        async with checked_world(serving(Protocol.SMTP, xclient=True), http_response(GRANT)) as w:
+        async with checked_worker(server_builder(Protocol.SMTP, xclient=True), http_response(GRANT)) as w:
             client = await connect_from(w, tmp_path, "x\r\nQUIT\r\n")
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[Protocol.SMTP])
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             await upstream.send(b"220 hello\r\n")
-            await upstream.line()
+            await upstream.read_line()
             command = await upstream.exchange(b"250 hello\r\n")
             assert command.startswith(b"XCLIENT ADDR=unix: ")
             client.close()

@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol
-from support.checked_worker import checked_world, run_iterations, serving
-from support.loopback_worker import GRANT, Builder, Peer, World, http_response, run
+from support.checked_worker import checked_worker, run_iterations, server_builder
+from support.loopback_worker import GRANT, Builder, LoopbackWorker, Peer, http_response, run
 
 MECHANISMS: Final = {
     Protocol.IMAP: frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
@@ -35,7 +35,7 @@ def spoiled(word: bytes, data: bytes, place: str) -> bytes:
 
 
 def server_for(protocol: Protocol) -> Builder:
-    return serving(
+    return server_builder(
         protocol,
         None,
         **{f"{protocol.value}_auth": MECHANISMS[protocol]},
@@ -44,22 +44,22 @@ def server_for(protocol: Protocol) -> Builder:
     )
 
 
-async def converse(w: World, protocol: Protocol, lines: list[bytes]) -> bytes:
+async def converse(w: LoopbackWorker, protocol: Protocol, lines: list[bytes]) -> bytes:
     """Send line after line, each after the reply to the previous one; return all replies."""
     client = await w.client()
-    said = await client.line()
+    said = await client.read_line()
     for line in lines:
         said += await client.exchange(line)
     await client.send(QUITS[protocol])
-    return said + await client.rest()
+    return said + await client.read_to_eof()
 
 
-async def nobody_heard(w: World) -> None:
+async def nobody_heard(w: LoopbackWorker) -> None:
     """Check that nothing was sent to the authentication service or an upstream."""
     await run_iterations(8)
     assert w.auth.connections == 0
     assert w.auth.requests == []
-    assert w.upstream.arrived.empty()
+    assert w.upstream.accepted.empty()
 
 
 def sasl(protocol: Protocol, mechanism: bytes, *responses: bytes, initial: bool) -> list[bytes]:
@@ -86,7 +86,7 @@ def test_control_characters_in_base64_of_plain(
         password = b"\0" + MARK
 
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             lines = sasl(protocol, b"PLAIN", b"\0" + user + b"\0" + password, initial=initial)
             await converse(w, protocol, lines)
             await nobody_heard(w)
@@ -107,7 +107,7 @@ def test_control_characters_in_base64_of_login(
     user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
 
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             await converse(w, protocol, sasl(protocol, b"LOGIN", user, password, initial=initial))
             await nobody_heard(w)
             assert _counted(w, protocol, "login") == 1
@@ -126,7 +126,7 @@ def test_control_characters_in_base64_of_cram_md5(
     user = spoiled(b"alice", data, place) if which == "user" else b"alice"
 
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             lines = sasl(protocol, b"CRAM-MD5", user + b" " + digest, initial=False)
             await converse(w, protocol, lines)
             await nobody_heard(w)
@@ -143,7 +143,7 @@ def test_control_characters_in_base64_of_external(
     protocol: Protocol, data: bytes, place: str, initial: bool
 ) -> None:
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             user = spoiled(b"alice", data, place)
             await converse(w, protocol, sasl(protocol, b"EXTERNAL", user, initial=initial))
             await nobody_heard(w)
@@ -152,7 +152,7 @@ def test_control_characters_in_base64_of_external(
     run(play)
 
 
-def _counted(w: World, protocol: Protocol, method: str) -> int:
+def _counted(w: LoopbackWorker, protocol: Protocol, method: str) -> int:
     count: int = w.value("mailproxy_logins_total", protocol.value, method, "bad_credentials_syntax")
     return count
 
@@ -166,14 +166,14 @@ def test_control_characters_in_an_imap_literal(data: bytes, place: str, which: s
     words = [bad, b"pw"] if which == "user" else [b"alice", bad]
 
     async def play() -> None:
-        async with checked_world(server_for(Protocol.IMAP), http_response(GRANT)) as w:
+        async with checked_worker(server_for(Protocol.IMAP), http_response(GRANT)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             line = b"a LOGIN"
             for word in words:
                 await client.send(b"%b {%d%b}\r\n" % (line, len(word), plus))
                 if not plus:
-                    assert await client.line() == b"+ OK\r\n"
+                    assert await client.read_line() == b"+ OK\r\n"
                 line = word
             assert await client.exchange(line + b"\r\n") == b"a BAD invalid command\r\n"
             await nobody_heard(w)
@@ -202,7 +202,7 @@ IN_THE_OPEN: Final = {
 @pytest.mark.parametrize(("protocol", "lines"), IN_THE_OPEN.values(), ids=IN_THE_OPEN)
 def test_control_characters_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> None:
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             filled = [line % data if b"%b" in line else line for line in lines]
             await converse(w, protocol, filled)
             await nobody_heard(w)
@@ -217,7 +217,7 @@ def test_control_characters_in_an_smtp_transaction_are_refused(data: bytes) -> N
     """The proxy sends these values to the authentication service and the upstream without escaping."""
 
     async def play() -> None:
-        async with checked_world(server_for(Protocol.SMTP), http_response(GRANT)) as w:
+        async with checked_worker(server_for(Protocol.SMTP), http_response(GRANT)) as w:
             lines = [b"MAIL FROM:<a" + data + b"@x>\r\n", b"RCPT TO:<b@x>\r\n"]
             assert b"501 5.5.4" in await converse(w, Protocol.SMTP, lines)
             await nobody_heard(w)
@@ -233,17 +233,17 @@ ODD: Final = b'\x01\x7f\t "\\%{5}\xff\xfe+='
 @each
 def test_unusual_bytes_of_credentials_arrive_unchanged(protocol: Protocol) -> None:
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             for line in sasl(protocol, b"PLAIN", b"\0" + ODD + b"\0" + ODD, initial=True):
                 await client.send(line)
-            upstream = await w.upstream.next()
-            read_all = await _upstream_hears(protocol, upstream)
+            upstream = await w.upstream.accept()
+            read_until_closed = await _upstream_hears(protocol, upstream)
             (request,) = w.auth.requests
             assert b'Auth-User: %01\x7f%09%20"\\%25{5}\xff\xfe+=\r\n' in request
             assert request.count(b"\r\n\r\n") == 1
-            assert read_all == _logs_in(protocol)
+            assert read_until_closed == _logs_in(protocol)
 
     run(play)
 
@@ -262,10 +262,10 @@ async def _upstream_hears(protocol: Protocol, upstream: Peer) -> bytes:
         Protocol.POP3: [b"+OK\r\n", b"+OK\r\n"],
         Protocol.SMTP: [b"220 x\r\n", b"250 x\r\n"],
     }[protocol]
-    read_all = b""
+    read_until_closed = b""
     for reply in says:
-        read_all += await upstream.exchange(reply)
-    return read_all
+        read_until_closed += await upstream.exchange(reply)
+    return read_until_closed
 
 
 @each
@@ -274,9 +274,9 @@ def test_password_of_an_earlier_login_is_not_used(protocol: Protocol) -> None:
     wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
 
     async def play() -> None:
-        async with checked_world(server_for(protocol), wait, http_response("Auth-Status: no\r\n")) as w:
+        async with checked_worker(server_for(protocol), wait, http_response("Auth-Status: no\r\n")) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             (plain,) = sasl(protocol, b"PLAIN", b"\0alice\0" + DIGEST, initial=True)
             cram = sasl(protocol, b"CRAM-MD5", b"alice", initial=False)
             (external,) = sasl(protocol, b"EXTERNAL", b"alice", initial=True)

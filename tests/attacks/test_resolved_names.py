@@ -10,9 +10,18 @@ from typing import Any, Final
 import pytest
 
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds
-from support.checked_worker import DENIED, LOGINS, checked_world, read_all, serving
-from support.dns_server import DnsServer, Record, Reply, cname, dns_server, found, host, ptr
-from support.loopback_worker import GRANT, Builder, Peer, World, http_response, run
+from support.checked_worker import DENIED, LOGINS, checked_worker, read_until_closed, server_builder
+from support.dns_server import (
+    DnsReply,
+    DnsServer,
+    Record,
+    address_record,
+    cname_record,
+    dns_server,
+    ptr_record,
+    reply_with,
+)
+from support.loopback_worker import GRANT, Builder, LoopbackWorker, Peer, http_response, run
 
 REVERSE: Final = "1.0.0.127.in-addr.arpa"
 MARK: Final = b"INJECTED"
@@ -35,27 +44,27 @@ HOSTILE: Final[dict[str, Sequence[bytes]]] = {
 }
 
 
-async def introduced(w: World) -> tuple[bytes, Peer]:
+async def introduced(w: LoopbackWorker) -> tuple[bytes, Peer]:
     """Log in, and return the request and the upstream connection."""
     client = await w.client()
-    await client.line()
+    await client.read_line()
     await client.send(LOGINS[Protocol.SMTP])
-    upstream = await w.upstream.next()
+    upstream = await w.upstream.accept()
     return w.auth.requests[-1], upstream
 
 
 def named(server: DnsServer, **more: Any) -> Builder:
     resolver = ResolverConfig(addresses=(server.address,), ipv6=False)
-    return serving(Protocol.SMTP, None, resolver=resolver, xclient=True, **more)
+    return server_builder(Protocol.SMTP, None, resolver=resolver, xclient=True, **more)
 
 
 @pytest.mark.parametrize("labels", HOSTILE.values(), ids=HOSTILE)
 def test_invalid_host_name_is_not_passed_on(labels: Sequence[bytes]) -> None:
     async def play() -> None:
         async with dns_server() as names:
-            names.answers_ptr(REVERSE, ptr(labels))
-            names.otherwise = found(host("127.0.0.1"))
-            async with checked_world(named(names), http_response(GRANT)) as w:
+            names.set_ptr(REVERSE, ptr_record(labels))
+            names.default_reply = reply_with(address_record("127.0.0.1"))
+            async with checked_worker(named(names), http_response(GRANT)) as w:
                 request, upstream = await introduced(w)
                 assert request.count(b"\r\nClient-Host: [TEMPUNAVAIL]\r\n") == 1
                 assert MARK not in request
@@ -69,25 +78,28 @@ def test_invalid_host_name_is_not_passed_on(labels: Sequence[bytes]) -> None:
 
 
 UNCONFIRMED: Final = {
-    "somebody else's name": (found(host("192.0.2.1")), b"[UNAVAILABLE]"),
-    "a thousand addresses": (found(*(host(f"10.0.{n // 250}.{n % 250 + 1}") for n in range(400))), b"["),
-    "a name that leads in circles": (found(cname("mx.example")), b"["),
-    "no name at all": (Reply(code=3), b"[UNAVAILABLE]"),
-    "nothing": (Reply(), b"[UNAVAILABLE]"),
-    "garbage": (Reply(garbage=True), b"["),
-    "an answer to somebody else": (Reply(wrong_id=True), b"[TEMPUNAVAIL]"),
-    "silence": (Reply(silent=True), b"[TEMPUNAVAIL]"),
-    "an address of the wrong size": (found(Record("A", b"abc")), b"["),
+    "somebody else's name": (reply_with(address_record("192.0.2.1")), b"[UNAVAILABLE]"),
+    "a thousand addresses": (
+        reply_with(*(address_record(f"10.0.{n // 250}.{n % 250 + 1}") for n in range(400))),
+        b"[",
+    ),
+    "a name that leads in circles": (reply_with(cname_record("mx.example")), b"["),
+    "no name at all": (DnsReply(code=3), b"[UNAVAILABLE]"),
+    "nothing": (DnsReply(), b"[UNAVAILABLE]"),
+    "garbage": (DnsReply(garbage=True), b"["),
+    "an answer to somebody else": (DnsReply(wrong_id=True), b"[TEMPUNAVAIL]"),
+    "silence": (DnsReply(silent=True), b"[TEMPUNAVAIL]"),
+    "an address of the wrong size": (reply_with(Record("A", b"abc")), b"["),
 }
 
 
 @pytest.mark.parametrize(("reply", "placeholder"), UNCONFIRMED.values(), ids=UNCONFIRMED)
-def test_host_name_without_forward_confirmation_is_not_passed_on(reply: Reply, placeholder: bytes) -> None:
+def test_host_name_without_forward_confirmation_is_not_passed_on(reply: DnsReply, placeholder: bytes) -> None:
     async def play() -> None:
         async with dns_server() as names:
-            names.answers_ptr(REVERSE, ptr("mx.example"))
-            names.otherwise = reply
-            async with checked_world(named(names, resolver_timeout=Seconds(0.5)), http_response(GRANT)) as w:
+            names.set_ptr(REVERSE, ptr_record("mx.example"))
+            names.default_reply = reply
+            async with checked_worker(named(names, resolver_timeout=Seconds(0.5)), http_response(GRANT)) as w:
                 request, _ = await introduced(w)
                 assert b"mx.example" not in request
                 assert b"\r\nClient-Host: " + placeholder in request
@@ -98,16 +110,16 @@ def test_host_name_without_forward_confirmation_is_not_passed_on(reply: Reply, p
 def test_chain_of_aliases_is_limited() -> None:
     async def play() -> None:
         async with dns_server() as names:
-            names.answers_ptr(REVERSE, ptr("n0.example"))
+            names.set_ptr(REVERSE, ptr_record("n0.example"))
             for number in range(100):
-                names.zone[f"n{number}.example", "A"] = found(cname(f"n{number + 1}.example"))
-            async with checked_world(named(names), DENIED) as w:
+                names.zone[f"n{number}.example", "A"] = reply_with(cname_record(f"n{number + 1}.example"))
+            async with checked_worker(named(names), DENIED) as w:
                 client = await w.client()
-                await client.line()
+                await client.read_line()
                 await client.send(LOGINS[Protocol.SMTP])
-                await read_all(client)
+                await read_until_closed(client)
                 assert b"\r\nClient-Host: [" in w.auth.requests[0]
-                assert len(names.asked) < 60
+                assert len(names.queries) < 60
 
     run(play)
 
@@ -115,13 +127,13 @@ def test_chain_of_aliases_is_limited() -> None:
 def test_clients_that_leave_during_the_lookup_leave_nothing() -> None:
     async def play() -> None:
         async with dns_server() as names:
-            names.otherwise = Reply(silent=True)
-            async with checked_world(named(names, resolver_timeout=Seconds(0.5))) as w:
+            names.default_reply = DnsReply(silent=True)
+            async with checked_worker(named(names, resolver_timeout=Seconds(0.5))) as w:
                 clients = [await w.client() for _ in range(10)]
-                await names.was_asked(1)
+                await names.wait_for_queries(1)
                 for client in clients:
                     client.reset()
-                await w.settled()
+                await w.wait_for_sessions()
                 await asyncio.sleep(0.6)
 
     run(play)
@@ -130,12 +142,12 @@ def test_clients_that_leave_during_the_lookup_leave_nothing() -> None:
 def test_concurrent_lookups_of_one_address_send_one_query() -> None:
     async def play() -> None:
         async with dns_server() as names:
-            names.answers_ptr(REVERSE, ptr("mx.example"))
-            names.zone["mx.example", "A"] = found(host("127.0.0.1"))
-            async with checked_world(named(names)) as w:
+            names.set_ptr(REVERSE, ptr_record("mx.example"))
+            names.zone["mx.example", "A"] = reply_with(address_record("127.0.0.1"))
+            async with checked_worker(named(names)) as w:
                 clients = [await w.client() for _ in range(100)]
                 for client in clients:
-                    assert (await client.line()).startswith(b"220 ")
-                assert len(names.asked) == 2
+                    assert (await client.read_line()).startswith(b"220 ")
+                assert len(names.queries) == 2
 
     run(play)

@@ -11,13 +11,13 @@ import pytest
 
 from support.needs import Needs
 from support.servers import nginx as nginxes
-from support.servers.auth_service import AuthService, Backend, auth_service
-from support.servers.clients import Raw
+from support.servers.auth_service import AuthRule, AuthService, auth_service
+from support.servers.clients import RawClient
 from support.servers.dovecot import Dovecot
 from support.servers.nginx import Nginx
 from support.servers.programs import Ports
 from support.servers.proxy import Proxy, manifest
-from support.servers.shared_proxy import Plan
+from support.servers.shared_proxy import ServerPlan
 
 pytestmark = pytest.mark.interop
 
@@ -51,11 +51,11 @@ PATHS: Final = (
 
 def log_in(port: int) -> bytes:
     """Log carol in, and return the last reply."""
-    with Raw(port) as raw:
-        raw.line()
-        raw.say(b"a LOGIN carol christmas\r\n")
+    with RawClient(port) as raw:
+        raw.read_line()
+        raw.send(b"a LOGIN carol christmas\r\n")
         try:
-            return raw.until(b"a ")[-1]
+            return raw.read_until(b"a ")[-1]
         except AssertionError:
             return b"broke off"
 
@@ -72,11 +72,11 @@ def web(needs: Needs, dovecot: Dovecot, new_folder: Callable[[str], Path], ports
     running.running.stop()
 
 
-def test_nginx_answers_in_every_way(
+def test_any_status_and_body_framing_of_nginx_is_accepted(
     web: Nginx, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
     """Logins succeed with any status, any framing of the body, and any way to close the connection."""
-    plan = Plan(service, ports)
+    plan = ServerPlan(service, ports)
     for path in PATHS:
         where = f"http://127.0.0.1:{web.ports['http']}/{path}"
         plan.add(path.replace(".", "-"), "imap", authHttp=where)
@@ -90,13 +90,13 @@ def test_nginx_answers_in_every_way(
 
 def own(service: AuthService, dovecot: Dovecot, ports: Ports) -> dict[str, Any]:
     """Return a manifest that uses this authentication service."""
-    plan = Plan(service, ports)
+    plan = ServerPlan(service, ports)
     plan.add("own", "imap")
-    service.backends["/own"] = Backend(dovecot.ports["imap"])
+    service.rules["/own"] = AuthRule(dovecot.ports["imap"])
     return manifest(plan.servers, {})
 
 
-def test_a_service_of_http_1_0(dovecot: Dovecot, ports: Ports, new_proxy: NewProxy) -> None:
+def test_http_1_0_auth_service_is_used(dovecot: Dovecot, ports: Ports, new_proxy: NewProxy) -> None:
     with auth_service(dict(dovecot.passwords), protocol="HTTP/1.0") as service:
         body = own(service, dovecot, ports)
         proxy = new_proxy(body)
@@ -106,7 +106,9 @@ def test_a_service_of_http_1_0(dovecot: Dovecot, ports: Ports, new_proxy: NewPro
     assert proxy.value("mailproxy_auth_errors_total", reason="connect") == 1
 
 
-def test_a_service_that_is_started_anew(dovecot: Dovecot, ports: Ports, new_proxy: NewProxy) -> None:
+def test_restart_of_the_auth_service_fails_no_login(
+    dovecot: Dovecot, ports: Ports, new_proxy: NewProxy
+) -> None:
     """Idle connections from before the restart cannot be used any more; no login fails because of that."""
     at = ports.take()
     with auth_service(dict(dovecot.passwords), port=at) as service:
@@ -114,9 +116,9 @@ def test_a_service_that_is_started_anew(dovecot: Dovecot, ports: Ports, new_prox
         proxy = new_proxy(body)
         port = body["spec"]["servers"][0]["listen"][0]["port"]
         assert log_in(port).startswith(b"a OK")
-        backends = service.backends
+        backends = service.rules
     for _ in range(3):
         with auth_service(dict(dovecot.passwords), port=at) as service:
-            service.backends = backends
+            service.rules = backends
             assert log_in(port).startswith(b"a OK")
     assert proxy.value("mailproxy_auth_errors_total") == 0

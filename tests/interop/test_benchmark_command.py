@@ -51,14 +51,14 @@ def _measured(name: str, *words: str) -> list[str]:
     return lines
 
 
-def test_every_way_to_log_in_is_measured_beside_nginx() -> None:
+def test_logins_benchmark_measures_every_login_method() -> None:
     require_nginx()
     lines = _measured("logins", "--clients", "4")
     assert [line[:60].strip().removeprefix("login, ") for line in lines] == _LOGINS
     assert all(_BUSY.search(line) for line in lines)
 
 
-def test_small_exchanges_are_measured_beside_nginx() -> None:
+def test_exchanges_benchmark_measures_imap_and_imaps() -> None:
     require_nginx()
     assert [line[:60].strip() for line in _measured("exchanges")] == [
         "NOOP exchange, IMAP",
@@ -66,7 +66,7 @@ def test_small_exchanges_are_measured_beside_nginx() -> None:
     ]
 
 
-def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
+def test_missing_nginx_is_reported_with_its_package(tmp_path: Path) -> None:
     ran = _bench("exchanges", environ={"PATH": str(tmp_path)})
     assert (ran.returncode, ran.stderr) == (
         2,
@@ -75,7 +75,7 @@ def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["logouts", "--pace"])
-def test_what_is_not_known_is_refused(word: str) -> None:
+def test_unknown_argument_is_rejected(word: str) -> None:
     ran = _bench(word)
     assert ran.returncode == 2
     assert word in ran.stderr

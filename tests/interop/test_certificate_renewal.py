@@ -14,10 +14,10 @@ import pytest
 from mailproxy_config.model import CertificateFiles
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
-from support.servers.clients import HOST, Raw
-from support.servers.programs import PATIENCE, Ports, eventually
+from support.servers.clients import HOST, RawClient
+from support.servers.programs import TIMEOUT_SECONDS, Ports, eventually
 from support.servers.proxy import Proxy, manifest
-from support.servers.shared_proxy import Plan, files
+from support.servers.shared_proxy import ServerPlan, files
 
 pytestmark = pytest.mark.interop
 
@@ -28,7 +28,7 @@ def shown(port: int) -> bytes:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with (
-        socket.create_connection((HOST, port), timeout=PATIENCE) as plain,
+        socket.create_connection((HOST, port), timeout=TIMEOUT_SECONDS) as plain,
         context.wrap_socket(plain) as secured,
     ):
         return secured.getpeercert(binary_form=True) or b""
@@ -39,7 +39,7 @@ def der(file: str) -> bytes:
     return ssl.PEM_cert_to_DER_cert(Path(file).read_text())
 
 
-def test_a_renewed_certificate_is_shown_without_a_signal(
+def test_renewed_certificate_is_used_without_a_signal(
     tls: Certificates,
     service: AuthService,
     ports: Ports,
@@ -50,16 +50,16 @@ def test_a_renewed_certificate_is_shown_without_a_signal(
     folder = new_folder("renewed")
     own = CertificateFiles(certificate=str(folder / "tls.crt"), key=str(folder / "tls.key"))
     install(tls.proxy, own)
-    plan = Plan(service, ports)
+    plan = ServerPlan(service, ports)
     plan.add("renewing", "imap", implicit="renewing-tls")
     new_proxy(manifest(plan.servers, {"sslCertificate": [files(own)]}))
     assert shown(plan.ports["renewing-tls"]) == der(tls.proxy.certificate)
-    with Raw(plan.ports["renewing-tls"], tls.client()) as raw:
-        raw.until(b"* OK")
+    with RawClient(plan.ports["renewing-tls"], tls.client()) as raw:
+        raw.read_until(b"* OK")
         install(tls.alice, own)
         renewed = der(tls.alice.certificate)
         eventually(lambda: shown(plan.ports["renewing-tls"]) == renewed, "the new certificate")
-        assert raw.ask(b"a NOOP") == b"a OK completed"
+        assert raw.exchange(b"a NOOP") == b"a OK completed"
 
 
 def install(source: CertificateFiles, target: CertificateFiles) -> None:

@@ -14,12 +14,12 @@ import pytest
 from support.needs import Needs
 from support.servers import proxy as proxies
 from support.servers import unbound as unbounds
-from support.servers.auth_service import AuthService, Backend
-from support.servers.clients import Raw
+from support.servers.auth_service import AuthRule, AuthService
+from support.servers.clients import RawClient
 from support.servers.postfix import Postfix
 from support.servers.programs import Ports, eventually
 from support.servers.proxy import Proxy, manifest
-from support.servers.shared_proxy import Plan
+from support.servers.shared_proxy import ServerPlan
 
 pytestmark = pytest.mark.interop
 
@@ -63,7 +63,7 @@ def named(
 ) -> Iterator[Named]:
     """The proxy, with one server block that uses Unbound, and one whose DNS server never responds."""
     unbound = unbounds.start(needs("unbound"), new_folder("unbound"), ports.take(), ZONES, RECORDS)
-    plan = Plan(service, ports)
+    plan = ServerPlan(service, ports)
     trusting: dict[str, Any] = {
         "behind_proxy": True,
         "setRealIpFrom": ["127.0.0.0/8"],
@@ -74,7 +74,7 @@ def named(
     silence = {"addresses": [f"127.0.0.1:{silent_port}"]}
     plan.add("unnamed", "smtp", resolver=silence, resolverTimeout="500ms", **trusting)
     for name in plan.ports:
-        service.backends[f"/{name}"] = Backend(postfix.ports["smtp"])
+        service.rules[f"/{name}"] = AuthRule(postfix.ports["smtp"])
     proxy = proxies.start(new_folder("named"), manifest(plan.servers, {"serverName": "front.example.org"}))
     yield Named(proxy, plan.ports)
     proxy.stop()
@@ -85,14 +85,14 @@ def offer(port: int, address: str) -> None:
     """Offer a message from a client with this address."""
     family = "TCP6" if ":" in address else "TCP4"
     own = "::1" if ":" in address else "127.0.0.1"
-    with Raw(port) as raw:
-        raw.say(f"PROXY {family} {address} {own} 4711 25\r\n".encode())
-        assert raw.line().startswith(b"220 front.example.org")
-        raw.say(b"EHLO whoever.example\r\n")
-        raw.until(b"250 ")
-        assert raw.ask(b"MAIL FROM:<>").startswith(b"250 ")
-        assert raw.ask(b"RCPT TO:<carol@example.org>").startswith(b"250 ")
-        assert raw.ask(b"QUIT").startswith(b"221 ")
+    with RawClient(port) as raw:
+        raw.send(f"PROXY {family} {address} {own} 4711 25\r\n".encode())
+        assert raw.read_line().startswith(b"220 front.example.org")
+        raw.send(b"EHLO whoever.example\r\n")
+        raw.read_until(b"250 ")
+        assert raw.exchange(b"MAIL FROM:<>").startswith(b"250 ")
+        assert raw.exchange(b"RCPT TO:<carol@example.org>").startswith(b"250 ")
+        assert raw.exchange(b"QUIT").startswith(b"221 ")
 
 
 @pytest.mark.parametrize(
@@ -105,17 +105,19 @@ def offer(port: int, address: str) -> None:
         ("11.22.33.44", "[TEMPUNAVAIL]", "unknown[11.22.33.44]"),  # REFUSED
     ],
 )
-def test_the_name_of_a_client(
+def test_client_name_reaches_auth_service_and_postfix(
     named: Named, postfix: Postfix, service: AuthService, address: str, name: str, client: str
 ) -> None:
     offer(named.ports["named"], address)
-    asked = service.asked("/named")
+    asked = service.latest_request("/named")
     assert (asked["client-ip"], asked["client-host"]) == (address, name)
-    eventually(lambda: postfix.says("postfix/smtpd", f"client={client}"), f"Postfix to call it {client}")
+    eventually(lambda: postfix.log_lines("postfix/smtpd", f"client={client}"), f"Postfix to call it {client}")
 
 
-def test_nobody_answers(named: Named, postfix: Postfix, service: AuthService) -> None:
+def test_client_name_is_tempunavail_after_resolver_timeout(
+    named: Named, postfix: Postfix, service: AuthService
+) -> None:
     before = named.proxy.value("mailproxy_dns_timeouts_total", purpose="ptr")
     offer(named.ports["unnamed"], "203.0.113.9")
-    assert service.asked("/unnamed")["client-host"] == "[TEMPUNAVAIL]"
+    assert service.latest_request("/unnamed")["client-host"] == "[TEMPUNAVAIL]"
     assert named.proxy.value("mailproxy_dns_timeouts_total", purpose="ptr") == before + 1

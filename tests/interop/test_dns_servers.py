@@ -104,7 +104,7 @@ async def _listens(port: int) -> None:
 
 
 @pytest.mark.parametrize("server", sorted(SERVERS))
-async def test_names_are_confirmed_by_real_servers(needs: Needs, server: str, tmp_path: Path) -> None:
+async def test_client_names_are_confirmed_by_dns_servers(needs: Needs, server: str, tmp_path: Path) -> None:
     async with running(server, needs(server), tmp_path) as address:
         resolver = Resolver(ResolverConfig(addresses=(address,)), timeout=5.0, metrics=WorkerMetrics())
         clients = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support.servers.auth_service import AuthService, Backend
-from support.servers.clients import Raw
+from support.servers.auth_service import AuthRule, AuthService
+from support.servers.clients import RawClient
 from support.servers.dovecot import Dovecot
 from support.servers.postfix import Postfix
 from support.servers.programs import Ports
@@ -18,7 +18,7 @@ from support.servers.proxy import Proxy, manifest
 pytestmark = pytest.mark.interop
 
 
-def test_sockets_of_the_file_system(
+def test_clients_of_unix_sockets_log_in(
     dovecot: Dovecot,
     postfix: Postfix,
     service: AuthService,
@@ -37,22 +37,22 @@ def test_sockets_of_the_file_system(
         }
         for protocol in ("imap", "smtp")
     ]
-    service.backends["/unix-imap"] = Backend(dovecot.ports["imap"])
-    service.backends["/unix-smtp"] = Backend(postfix.ports["smtp"])
+    service.rules["/unix-imap"] = AuthRule(dovecot.ports["imap"])
+    service.rules["/unix-smtp"] = AuthRule(postfix.ports["smtp"])
     new_proxy(manifest(servers, {}))
-    with Raw(folder / "imap") as raw:
-        raw.say(b"a LOGIN carol christmas\r\n")
-        assert raw.until(b"a ")[-1].startswith(b"a OK")
-    with Raw(folder / "smtp") as raw:
-        raw.line()
-        raw.say(b"EHLO x\r\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\r\nMAIL FROM:<carol@example.org>\r\n")
-        assert raw.until(b"235 ")[-1] == b"235 2.0.0 OK"
-        assert raw.line().startswith(b"250 ")
-    assert service.asked("/unix-imap")["client-ip"] == "unix:"
-    assert service.asked("/unix-smtp")["client-host"] == "[UNAVAILABLE]"
+    with RawClient(folder / "imap") as raw:
+        raw.send(b"a LOGIN carol christmas\r\n")
+        assert raw.read_until(b"a ")[-1].startswith(b"a OK")
+    with RawClient(folder / "smtp") as raw:
+        raw.read_line()
+        raw.send(b"EHLO x\r\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\r\nMAIL FROM:<carol@example.org>\r\n")
+        assert raw.read_until(b"235 ")[-1] == b"235 2.0.0 OK"
+        assert raw.read_line().startswith(b"250 ")
+    assert service.latest_request("/unix-imap")["client-ip"] == "unix:"
+    assert service.latest_request("/unix-smtp")["client-host"] == "[UNAVAILABLE]"
 
 
-def test_a_host_name(
+def test_host_name_as_listen_address(
     dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: Callable[..., Proxy]
 ) -> None:
     """The proxy listens on each address of ``localhost`` on this machine."""
@@ -61,9 +61,9 @@ def test_a_host_name(
     servers = [
         {"name": "named", "protocol": "pop3", "listen": listen, "authHttp": service.url("/named-host")}
     ]
-    service.backends["/named-host"] = Backend(dovecot.ports["pop3"])
+    service.rules["/named-host"] = AuthRule(dovecot.ports["pop3"])
     new_proxy(manifest(servers, {}))
-    with Raw(port) as raw:
-        raw.line()
-        assert raw.ask(b"USER carol") == b"+OK"
-        assert raw.ask(b"PASS christmas") == b"+OK Logged in."
+    with RawClient(port) as raw:
+        raw.read_line()
+        assert raw.exchange(b"USER carol") == b"+OK"
+        assert raw.exchange(b"PASS christmas") == b"+OK Logged in."

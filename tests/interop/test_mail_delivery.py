@@ -13,10 +13,10 @@ import pytest
 from support.needs import Needs
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
-from support.servers.clients import Listeners, Raw, imap, pop3, smtp
+from support.servers.clients import Listeners, RawClient, imap, pop3, smtp
 from support.servers.postfix import Postfix
-from support.servers.programs import eventually, output_of
-from support.servers.shared_proxy import Front
+from support.servers.programs import eventually, run_program
+from support.servers.shared_proxy import SharedProxy
 
 pytestmark = pytest.mark.interop
 
@@ -31,7 +31,9 @@ def message(recipient: str) -> EmailMessage:
     return made
 
 
-def fetched(front: Listeners, tls: Certificates, service: AuthService, user: str, subject: str) -> Message:
+def fetched(
+    shared_proxy: Listeners, tls: Certificates, service: AuthService, user: str, subject: str
+) -> Message:
     """Wait until a message is delivered, find it by IMAP, and fetch it."""
 
     def found() -> bytes:
@@ -39,7 +41,7 @@ def fetched(front: Listeners, tls: Certificates, service: AuthService, user: str
         numbers: bytes = client.search(None, "SUBJECT", subject)[1][0]
         return numbers
 
-    with imap(front, tls, "starttls") as client:
+    with imap(shared_proxy, tls, "starttls") as client:
         client.login(user, service.passwords[user])
         client.select()
         number = eventually(found, f"the message {subject}").decode()
@@ -49,9 +51,11 @@ def fetched(front: Listeners, tls: Certificates, service: AuthService, user: str
     return email.message_from_bytes(literal[1])
 
 
-def retrieved(front: Listeners, tls: Certificates, service: AuthService, user: str, subject: str) -> Message:
+def retrieved(
+    shared_proxy: Listeners, tls: Certificates, service: AuthService, user: str, subject: str
+) -> Message:
     """Find a message by POP3, and retrieve it."""
-    with pop3(front, tls, "implicit") as client:
+    with pop3(shared_proxy, tls, "implicit") as client:
         client.apop(user, service.passwords[user])
         count = client.stat()[0]
         messages = [b"\r\n".join(client.retr(number + 1)[1]) for number in range(count)]
@@ -84,9 +88,9 @@ POSTFIX, DOVECOT = "mx.example.org", "dovecot.example.org"
         ("submission-x", DOVECOT, ["from client.example.org ([127.0.0.1])"]),
     ],
 )
-def test_a_message_travels(
+def test_sent_message_is_delivered_unchanged(
     postfix: Postfix,
-    either: Listeners,
+    proxy_or_nginx: Listeners,
     tls: Certificates,
     service: AuthService,
     listener: str,
@@ -94,52 +98,52 @@ def test_a_message_travels(
     words: list[str],
 ) -> None:
     sent = message("carol@example.org")
-    with smtp(either, tls, name=listener) as client:
+    with smtp(proxy_or_nginx, tls, name=listener) as client:
         client.ehlo("client.example.org")
         client.login("carol", service.passwords["carol"])
         client.send_message(sent)
         client.quit()
     for read in (
-        fetched(either, tls, service, "carol", sent["Subject"]),
-        retrieved(either, tls, service, "carol", sent["Subject"]),
+        fetched(proxy_or_nginx, tls, service, "carol", sent["Subject"]),
+        retrieved(proxy_or_nginx, tls, service, "carol", sent["Subject"]),
     ):
         assert read.get_payload(decode=True).splitlines() == sent.get_content().encode().splitlines()  # type: ignore[union-attr]
         received = received_from(read, by)
         assert all(word in received for word in words), received
 
 
-def test_the_client_address_comes_from_xclient(
-    postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+def test_xclient_contains_the_address_of_the_proxy_header(
+    postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, service: AuthService
 ) -> None:
     """The client's address differs from the proxy's: it came by PROXY header."""
     sent = message("dave@example.org")
-    with Raw(front.ports["smtp-behind"]) as raw:
-        raw.say(b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 25\r\n")
-        assert raw.line().startswith(b"220 ")
-        raw.say(b"EHLO far.example.net\r\n")
-        raw.until(b"250 ")
-        assert raw.ask(b"AUTH PLAIN AGRhdmUAZGF2eQ==") == b"235 2.0.0 OK"
-        assert raw.ask(b"MAIL FROM:<dave@example.org>").startswith(b"250 ")
-        assert raw.ask(b"RCPT TO:<dave@example.org>").startswith(b"250 ")
-        assert raw.ask(b"DATA").startswith(b"354 ")
-        assert raw.ask(
+    with RawClient(shared_proxy.ports["smtp-behind"]) as raw:
+        raw.send(b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 25\r\n")
+        assert raw.read_line().startswith(b"220 ")
+        raw.send(b"EHLO far.example.net\r\n")
+        raw.read_until(b"250 ")
+        assert raw.exchange(b"AUTH PLAIN AGRhdmUAZGF2eQ==") == b"235 2.0.0 OK"
+        assert raw.exchange(b"MAIL FROM:<dave@example.org>").startswith(b"250 ")
+        assert raw.exchange(b"RCPT TO:<dave@example.org>").startswith(b"250 ")
+        assert raw.exchange(b"DATA").startswith(b"354 ")
+        assert raw.exchange(
             sent.as_bytes().replace(b"\n", b"\r\n").replace(b"\r\n.", b"\r\n..") + b"."
         ).startswith(b"250 ")
-    received = received_from(fetched(front, tls, service, "dave", sent["Subject"]), POSTFIX)
+    received = received_from(fetched(shared_proxy, tls, service, "dave", sent["Subject"]), POSTFIX)
     assert "from far.example.net (unknown [203.0.113.9]" in received
 
 
-def test_an_inbound_message_without_authentication(
-    postfix: Postfix, either: Listeners, tls: Certificates, service: AuthService
+def test_inbound_message_is_delivered_without_authentication(
+    postfix: Postfix, proxy_or_nginx: Listeners, tls: Certificates, service: AuthService
 ) -> None:
     sent = message("dave@example.org")
-    with smtp(either, tls, name="mx") as client:
+    with smtp(proxy_or_nginx, tls, name="mx") as client:
         client.ehlo("other-mx.example.net")
         client.send_message(sent)
         client.quit()
-    received = received_from(fetched(either, tls, service, "dave", sent["Subject"]), POSTFIX)
+    received = received_from(fetched(proxy_or_nginx, tls, service, "dave", sent["Subject"]), POSTFIX)
     assert "from other-mx.example.net (unknown [127.0.0.1]" in received
-    asked = service.asked("/mx")
+    asked = service.latest_request("/mx")
     assert (asked["auth-method"], asked["auth-smtp-helo"]) == ("none", "other-mx.example.net")
     assert asked["auth-smtp-from"].lower().startswith("mail from:<sender@elsewhere.example>")
     assert asked["auth-smtp-to"].lower() == "rcpt to:<dave@example.org>"
@@ -153,11 +157,11 @@ def test_an_inbound_message_without_authentication(
         ("someone@elsewhere.example", 554, b"Relay access denied"),
     ],
 )
-def test_a_recipient_that_postfix_refuses(
-    postfix: Postfix, either: Listeners, tls: Certificates, recipient: str, code: int, text: bytes
+def test_refused_recipient_gets_the_reply_of_postfix(
+    postfix: Postfix, proxy_or_nginx: Listeners, tls: Certificates, recipient: str, code: int, text: bytes
 ) -> None:
     """The reply is Postfix's own; the next recipient may be valid (RFC 5321 section 3.3)."""
-    with smtp(either, tls, name="mx") as client:
+    with smtp(proxy_or_nginx, tls, name="mx") as client:
         client.ehlo("other-mx.example.net")
         client.mail("sender@elsewhere.example")
         refused, words = client.rcpt(recipient)
@@ -167,49 +171,54 @@ def test_a_recipient_that_postfix_refuses(
         client.quit()
 
 
-def test_the_login_by_xclient_may_relay(
-    postfix: Postfix, either: Listeners, tls: Certificates, service: AuthService
+def test_postfix_relays_mail_for_the_login_in_xclient(
+    postfix: Postfix, proxy_or_nginx: Listeners, tls: Certificates, service: AuthService
 ) -> None:
     """Postfix relays mail to other domains only for clients whose login the proxy sends by XCLIENT."""
     outside = "someone@elsewhere.example"
-    with smtp(either, tls, name="smtp") as client:
+    with smtp(proxy_or_nginx, tls, name="smtp") as client:
         client.login("alice", service.passwords["alice"])
         assert client.sendmail("alice@example.org", [outside], "Subject: out\r\n\r\n") == {}
-    with smtp(either, tls, name="smtp-bare") as client:
+    with smtp(proxy_or_nginx, tls, name="smtp-bare") as client:
         client.login("alice", service.passwords["alice"])
         with pytest.raises(smtplib.SMTPRecipientsRefused, match="Relay access denied"):
             client.sendmail("alice@example.org", [outside], "Subject: out\r\n\r\n")
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
-def test_swaks(
-    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, service: AuthService, mechanism: str
+def test_swaks_sends_a_message(
+    needs: Needs,
+    postfix: Postfix,
+    shared_proxy: SharedProxy,
+    tls: Certificates,
+    service: AuthService,
+    mechanism: str,
 ) -> None:
     subject = uuid.uuid4().hex
-    said = output_of(
+    said = run_program(
         [
-            needs("swaks"), "--server", "127.0.0.1", "--port", str(front.ports["smtp"]),
+            needs("swaks"), "--server", "127.0.0.1", "--port", str(shared_proxy.ports["smtp"]),
             "--auth", mechanism, "--auth-user", "bob", "--auth-password", service.passwords["bob"],
             "--helo", "swaks.example.org", "--from", "bob@example.org", "--to", "carol@example.org",
             "--header", f"Subject: {subject}", "--body", "from swaks",
         ]
     )  # fmt: skip
     assert " 235 2.0.0 OK" in said, said
-    read = fetched(front, tls, service, "carol", subject)
+    read = fetched(shared_proxy, tls, service, "carol", subject)
     assert "(Authenticated sender: bob)" in received_from(read, POSTFIX)
 
 
-def test_swaks_without_authentication(
-    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+def test_swaks_sends_a_message_without_authentication(
+    needs: Needs, postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, service: AuthService
 ) -> None:
     """Mail from another server, with pipelined commands and one unknown recipient."""
     subject = uuid.uuid4().hex
-    said = output_of(
+    said = run_program(
         [
-            needs("swaks"), "--server", "127.0.0.1", "--port", str(front.ports["mx"]), "--pipeline",
+            needs("swaks"), "--server", "127.0.0.1", "--port", str(shared_proxy.ports["mx"]), "--pipeline",
             "--helo", "swaks.example.org", "--from", "<>", "--to", "carol@example.org,nobody@example.org",
             "--header", f"Subject: {subject}",
         ]
     )  # fmt: skip
     assert "User unknown" in said, said
-    assert fetched(front, tls, service, "carol", subject)["Subject"] == subject
+    assert fetched(shared_proxy, tls, service, "carol", subject)["Subject"] == subject

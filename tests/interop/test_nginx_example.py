@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from support.servers import proxy as proxies
-from support.servers.auth_service import AuthService, Backend
-from support.servers.clients import Raw
+from support.servers.auth_service import AuthRule, AuthService
+from support.servers.clients import RawClient
 from support.servers.dovecot import Dovecot
 from support.servers.programs import Ports
 from support.servers.proxy import ROOT, Proxy
@@ -97,13 +97,13 @@ def moved_conf(taken: dict[int, int], service: AuthService) -> str:
         (143, rb"\* OK IMAP4 ready", b"a CAPABILITY", IMAP_CAPABILITIES),
     ],
 )
-def test_each_server_greets(
+def test_greeting_and_capabilities_equal_those_of_nginx(
     example: Example, port: int, greeting: bytes, asks: bytes, capabilities: list[bytes]
 ) -> None:
-    with Raw(example.ports[port]) as raw:
-        assert re.fullmatch(greeting, raw.line())
-        raw.say(asks + b"\r\n")
-        assert [raw.line() for _ in capabilities] == capabilities
+    with RawClient(example.ports[port]) as raw:
+        assert re.fullmatch(greeting, raw.read_line())
+        raw.send(asks + b"\r\n")
+        assert [raw.read_line() for _ in capabilities] == capabilities
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_each_server_greets(
         (587, "submission", b"EHLO x\r\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\r\n", b"235 2.0.0 OK"),
     ],
 )
-def test_it_leads_to_a_mailbox(
+def test_login_reaches_the_mail_server(
     example: Example,
     dovecot: Dovecot,
     service: AuthService,
@@ -123,9 +123,9 @@ def test_it_leads_to_a_mailbox(
     says: bytes,
     welcome: bytes,
 ) -> None:
-    service.backends["/cgi-bin/nginxauth.cgi"] = Backend(dovecot.ports[protocol])
-    with Raw(example.ports[port]) as raw:
-        raw.say(says)
-        assert raw.until(welcome)
-    asked = service.asked("/cgi-bin/nginxauth.cgi")
+    service.rules["/cgi-bin/nginxauth.cgi"] = AuthRule(dovecot.ports[protocol])
+    with RawClient(example.ports[port]) as raw:
+        raw.send(says)
+        assert raw.read_until(welcome)
+    asked = service.latest_request("/cgi-bin/nginxauth.cgi")
     assert (asked["host"], asked.user) == ("localhost", "carol")

@@ -15,11 +15,11 @@ import pytest
 
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
-from support.servers.clients import Raw, imap, pop3, smtp
+from support.servers.clients import RawClient, imap, pop3, smtp
 from support.servers.dovecot import Dovecot
 from support.servers.postfix import Postfix
 from support.servers.programs import eventually
-from support.servers.shared_proxy import Front
+from support.servers.shared_proxy import SharedProxy
 
 pytestmark = pytest.mark.interop
 
@@ -27,55 +27,59 @@ MEGABYTE: Final = 1024 * 1024
 SESSIONS: Final = 200
 
 
-def test_imap_commands_sent_ahead(dovecot: Dovecot, front: Front) -> None:
+def test_pipelined_imap_commands_reach_dovecot_in_order(dovecot: Dovecot, shared_proxy: SharedProxy) -> None:
     """All commands in one segment: those after the login are answered by Dovecot, once and in order."""
-    with Raw(front.ports["imap"]) as raw:
-        raw.say(b"a CAPABILITY\r\nb LOGIN carol christmas\r\nc SELECT INBOX\r\nd NOOP\r\ne LOGOUT\r\n")
-        lines = raw.rest().splitlines()
+    with RawClient(shared_proxy.ports["imap"]) as raw:
+        raw.send(b"a CAPABILITY\r\nb LOGIN carol christmas\r\nc SELECT INBOX\r\nd NOOP\r\ne LOGOUT\r\n")
+        lines = raw.read_to_eof().splitlines()
     tagged = [line.split()[:2] for line in lines if line[:1] in b"abcde" and line[1:2] == b" "]
     assert tagged == [[tag, b"OK"] for tag in (b"a", b"b", b"c", b"d", b"e")]
 
 
-def test_imap_login_by_literals_that_nobody_waits_for(dovecot: Dovecot, front: Front) -> None:
-    with Raw(front.ports["imap"]) as raw:
-        raw.until(b"* OK")
-        raw.say(b'a LOGIN {3+}\r\nbob {9+}\r\nbuil"der\\\r\nb NOOP\r\n')
-        assert raw.until(b"b ")[-1].startswith(b"b OK")
+def test_imap_login_with_non_synchronizing_literals(dovecot: Dovecot, shared_proxy: SharedProxy) -> None:
+    with RawClient(shared_proxy.ports["imap"]) as raw:
+        raw.read_until(b"* OK")
+        raw.send(b'a LOGIN {3+}\r\nbob {9+}\r\nbuil"der\\\r\nb NOOP\r\n')
+        assert raw.read_until(b"b ")[-1].startswith(b"b OK")
 
 
-def test_pop3_commands_sent_ahead(dovecot: Dovecot, front: Front) -> None:
-    with Raw(front.ports["pop3"]) as raw:
-        raw.say(b"USER carol\r\nPASS christmas\r\nNOOP\r\nNOOP\r\nQUIT\r\n")
-        lines = raw.rest().splitlines()
+def test_pipelined_pop3_commands_reach_dovecot(dovecot: Dovecot, shared_proxy: SharedProxy) -> None:
+    with RawClient(shared_proxy.ports["pop3"]) as raw:
+        raw.send(b"USER carol\r\nPASS christmas\r\nNOOP\r\nNOOP\r\nQUIT\r\n")
+        lines = raw.read_to_eof().splitlines()
     assert [line[:3] for line in lines] == [b"+OK"] * 6
 
 
-def test_smtp_commands_sent_ahead(postfix: Postfix, front: Front) -> None:
+def test_pipelined_smtp_commands_reach_postfix(postfix: Postfix, shared_proxy: SharedProxy) -> None:
     plain = b64encode(b"\0carol\0christmas")
-    with Raw(front.ports["smtp"]) as raw:
-        assert raw.line().startswith(b"220 front.example.org ")
-        raw.say(b"EHLO client.example.org\r\nAUTH PLAIN " + plain + b"\r\nMAIL FROM:<carol@example.org>\r\n")
-        raw.say(b"RCPT TO:<carol@example.org>\r\nRSET\r\nQUIT\r\n")
-        codes = [line[:4] for line in raw.rest().splitlines() if line[3:4] == b" "]
+    with RawClient(shared_proxy.ports["smtp"]) as raw:
+        assert raw.read_line().startswith(b"220 front.example.org ")
+        raw.send(b"EHLO client.example.org\r\nAUTH PLAIN " + plain + b"\r\nMAIL FROM:<carol@example.org>\r\n")
+        raw.send(b"RCPT TO:<carol@example.org>\r\nRSET\r\nQUIT\r\n")
+        codes = [line[:4] for line in raw.read_to_eof().splitlines() if line[3:4] == b" "]
     assert codes == [b"250 ", b"235 ", b"250 ", b"250 ", b"250 ", b"221 "]
 
 
 @pytest.mark.parametrize("way", ["plain", "implicit"])
-def test_idle(dovecot: Dovecot, front: Front, tls: Certificates, service: AuthService, way: str) -> None:
+def test_idle_client_receives_updates(
+    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, service: AuthService, way: str
+) -> None:
     """A client in IDLE receives updates while it sends nothing."""
     with ExitStack() as stack:
         port, context = (
-            (front.ports["imap"], None) if way == "plain" else (front.ports["imaps"], tls.client())
+            (shared_proxy.ports["imap"], None)
+            if way == "plain"
+            else (shared_proxy.ports["imaps"], tls.client())
         )
-        idle = stack.enter_context(Raw(port, context))
-        idle.say(b"a LOGIN dave davy\r\nb SELECT INBOX\r\nc IDLE\r\n")
-        idle.until(b"+ idling")
-        other = stack.enter_context(imap(front, tls))
+        idle = stack.enter_context(RawClient(port, context))
+        idle.send(b"a LOGIN dave davy\r\nb SELECT INBOX\r\nc IDLE\r\n")
+        idle.read_until(b"+ idling")
+        other = stack.enter_context(imap(shared_proxy, tls))
         other.login("dave", service.passwords["dave"])
         assert other.append("INBOX", "", "", b"Subject: news\r\n\r\n")[0] == "OK"
-        assert b" EXISTS" in idle.until(b"* ")[-1]
-        idle.say(b"DONE\r\n")
-        assert idle.until(b"c ")[-1].startswith(b"c OK")
+        assert b" EXISTS" in idle.read_until(b"* ")[-1]
+        idle.send(b"DONE\r\n")
+        assert idle.read_until(b"c ")[-1].startswith(b"c OK")
 
 
 def large_message(size: int) -> bytes:
@@ -85,11 +89,11 @@ def large_message(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("way", ["plain", "implicit"])
-def test_append_and_fetch_tens_of_megabytes(
-    dovecot: Dovecot, front: Front, tls: Certificates, service: AuthService, way: str
+def test_thirty_megabytes_are_appended_and_fetched(
+    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, service: AuthService, way: str
 ) -> None:
     sent = large_message(30 * MEGABYTE)
-    with imap(front, tls, way) as client:
+    with imap(shared_proxy, tls, way) as client:
         client.login("alice", service.passwords["alice"])
         client.create("Large")
         assert client.append("Large", "", "", sent)[0] == "OK"
@@ -99,21 +103,21 @@ def test_append_and_fetch_tens_of_megabytes(
         port = client.socket().getsockname()[1]
         client.logout()
     assert hashlib.sha256(literal[1]).digest() == hashlib.sha256(sent).digest()
-    session = front.proxy.event("session", client_port=port)
+    session = shared_proxy.proxy.event("session", client_port=port)
     assert min(session["bytes_to_upstream"], session["bytes_to_client"]) > len(sent)
 
 
-def test_send_and_retrieve_megabytes(
-    postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+def test_ten_megabytes_are_sent_and_retrieved(
+    postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, service: AuthService
 ) -> None:
     """Send and receive it by SMTP and POP3, and compare all bytes after dot-stuffing is removed."""
     sent = large_message(10 * MEGABYTE).replace(b"\r\nA", b"\r\n.")
-    with smtp(front, tls, "starttls") as client:
+    with smtp(shared_proxy, tls, "starttls") as client:
         client.login("carol", service.passwords["carol"])
         client.sendmail("alice@example.org", ["carol@example.org"], sent)
         client.quit()
-    eventually(lambda: dovecot_has(front, tls, service), "delivery")
-    with pop3(front, tls, "starttls") as reader:
+    eventually(lambda: dovecot_has(shared_proxy, tls, service), "delivery")
+    with pop3(shared_proxy, tls, "starttls") as reader:
         reader.user("carol")
         reader.pass_(service.passwords["carol"])
         read = b"\r\n".join(reader.retr(largest(reader.list()[1]))[1])
@@ -134,9 +138,9 @@ def largest(listing: list[bytes]) -> int:
     return max(sizes(listing))[1]
 
 
-def dovecot_has(front: Front, tls: Certificates, service: AuthService) -> bool:
+def dovecot_has(shared_proxy: SharedProxy, tls: Certificates, service: AuthService) -> bool:
     """Return whether carol's mailbox contains a message of several megabytes."""
-    with pop3(front, tls) as client:
+    with pop3(shared_proxy, tls) as client:
         client.user("carol")
         client.pass_(service.passwords["carol"])
         found = any(size > MEGABYTE for size, _ in sizes(client.list()[1]))
@@ -144,45 +148,47 @@ def dovecot_has(front: Front, tls: Certificates, service: AuthService) -> bool:
     return found
 
 
-def test_many_sessions_at_once(dovecot: Dovecot, front: Front) -> None:
+def test_concurrent_sessions_get_their_own_responses(dovecot: Dovecot, shared_proxy: SharedProxy) -> None:
     """All sessions are logged in at the same time; each gets its own responses."""
     active = "mailproxy_sessions_active"
-    before = front.proxy.value("mailproxy_logins_total", protocol="imap", result="success")
+    before = shared_proxy.proxy.value("mailproxy_logins_total", protocol="imap", result="success")
     with ExitStack() as stack:
-        clients = [stack.enter_context(Raw(front.ports["imap"])) for _ in range(SESSIONS)]
+        clients = [stack.enter_context(RawClient(shared_proxy.ports["imap"])) for _ in range(SESSIONS)]
         for number, client in enumerate(clients):
-            client.say(b"l%d LOGIN alice {14}\r\n" % number)
+            client.send(b"l%d LOGIN alice {14}\r\n" % number)
         for client in clients:
-            client.until(b"+ ")
-            client.say(b"wonder land%21\r\n")
+            client.read_until(b"+ ")
+            client.send(b"wonder land%21\r\n")
         for number, client in enumerate(clients):
-            assert client.until(b"l%d " % number)[-1].startswith(b"l%d OK" % number)
-        assert front.proxy.value(active, protocol="imap", state="relay") == SESSIONS
+            assert client.read_until(b"l%d " % number)[-1].startswith(b"l%d OK" % number)
+        assert shared_proxy.proxy.value(active, protocol="imap", state="relay") == SESSIONS
         for number, client in enumerate(clients):
-            client.say(b"n%d NOOP\r\ne%d LOGOUT\r\n" % (number, number))
+            client.send(b"n%d NOOP\r\ne%d LOGOUT\r\n" % (number, number))
         for number, client in enumerate(clients):
-            assert client.rest().count(b"%d OK " % number) == 2
-    eventually(lambda: front.proxy.value(active, protocol="imap") == 0, "no more sessions")
-    after = front.proxy.value("mailproxy_logins_total", protocol="imap", result="success")
+            assert client.read_to_eof().count(b"%d OK " % number) == 2
+    eventually(lambda: shared_proxy.proxy.value(active, protocol="imap") == 0, "no more sessions")
+    after = shared_proxy.proxy.value("mailproxy_logins_total", protocol="imap", result="success")
     assert after - before == SESSIONS
 
 
-def test_two_hundred_that_are_refused(dovecot: Dovecot, front: Front) -> None:
+def test_concurrent_denied_logins_leave_no_session(dovecot: Dovecot, shared_proxy: SharedProxy) -> None:
     """Each of many logins with a wrong password is refused, and no session remains afterwards."""
     with ExitStack() as stack:
-        clients = [stack.enter_context(Raw(front.ports["pop3"])) for _ in range(SESSIONS)]
+        clients = [stack.enter_context(RawClient(shared_proxy.ports["pop3"])) for _ in range(SESSIONS)]
         for client in clients:
-            client.say(b"USER alice\r\nPASS wrong\r\n")
+            client.send(b"USER alice\r\nPASS wrong\r\n")
         for client in clients:
-            assert client.rest().splitlines()[1:] == [b"+OK", b"-ERR Invalid login or password"]
-    eventually(lambda: front.proxy.value("mailproxy_connections_active", protocol="pop3") == 0, "an end")
+            assert client.read_to_eof().splitlines()[1:] == [b"+OK", b"-ERR Invalid login or password"]
+    eventually(
+        lambda: shared_proxy.proxy.value("mailproxy_connections_active", protocol="pop3") == 0, "an end"
+    )
 
 
-def test_a_large_message_that_postfix_refuses(
-    postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+def test_session_continues_after_postfix_refuses_a_large_message(
+    postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, service: AuthService
 ) -> None:
     """Postfix refuses the declared size; the client gets Postfix's reply, and the session continues."""
-    with smtp(front, tls) as client:
+    with smtp(shared_proxy, tls) as client:
         client.ehlo("client.example.org")
         client.login("carol", service.passwords["carol"])
         assert client.docmd("MAIL FROM:<carol@example.org> SIZE=99999999")[0] == 552
@@ -191,10 +197,12 @@ def test_a_large_message_that_postfix_refuses(
             client.sendmail("carol@example.org", ["nobody@example.org"], "Subject: x\r\n\r\n")
 
 
-def test_an_upstream_that_is_not_there(front: Front, service: AuthService, tls: Certificates) -> None:
-    with imap(front, tls, name="imap-dead") as client:
+def test_unreachable_upstream_gets_internal_error_reply(
+    shared_proxy: SharedProxy, service: AuthService, tls: Certificates
+) -> None:
+    with imap(shared_proxy, tls, name="imap-dead") as client:
         with pytest.raises(imaplib.IMAP4.abort, match="EOF"):
             client.login("alice", service.passwords["alice"])
         assert client.untagged_responses["BAD"] == [b"internal server error"]
-    front.proxy.event("session", server="imap-dead", result="upstream_failed")
-    assert front.proxy.value("mailproxy_upstream_errors_total", protocol="imap", stage="connect") >= 1
+    shared_proxy.proxy.event("session", server="imap-dead", result="upstream_failed")
+    assert shared_proxy.proxy.value("mailproxy_upstream_errors_total", protocol="imap", stage="connect") >= 1

@@ -15,7 +15,7 @@ import yaml
 
 from support.servers import proxy as proxies
 from support.servers.certificates import Certificates
-from support.servers.clients import Raw
+from support.servers.clients import RawClient
 from support.servers.dovecot import Dovecot
 from support.servers.programs import Ports, Running, eventually
 from support.servers.proxy import ROOT, Proxy
@@ -65,7 +65,7 @@ def started(file: Path, text: str, port: int) -> Running:
     """Start an authentication service."""
     file.write_text(text)
     running = Running([sys.executable, str(file)], output=file.with_suffix(".log"))
-    running.answers(port)
+    running.wait_for_ports(port)
     return running
 
 
@@ -101,7 +101,7 @@ def moved(taken: dict[int, int], tls: Certificates, path: Path) -> dict[str, Any
     return dict(body)
 
 
-def test_clients_get_tls_and_dovecot_learns_who_they_are(
+def test_dovecot_logs_the_client_address_of_a_tls_login(
     pod: Pod, dovecot: Dovecot, tls: Certificates
 ) -> None:
     connection = socket.create_connection(("127.0.0.1", pod.ports[993]), 20, (CLIENT, 0))
@@ -110,40 +110,40 @@ def test_clients_get_tls_and_dovecot_learns_who_they_are(
         said = client.makefile("rb").read()
     assert b"a OK" in said
     assert b"b OK" in said
-    eventually(lambda: dovecot.says("imap-login", "carol", f"rip={CLIENT}"), "the client's own address")
+    eventually(lambda: dovecot.log_lines("imap-login", "carol", f"rip={CLIENT}"), "the client's own address")
 
 
-def test_without_tls_nobody_logs_in(pod: Pod) -> None:
-    with Raw(pod.ports[143]) as raw:
-        raw.line()
-        assert raw.ask(b"a LOGIN carol christmas").startswith(b"a BAD")
-        assert raw.ask(b"b STARTTLS").startswith(b"b OK")
+def test_login_without_tls_is_rejected(pod: Pod) -> None:
+    with RawClient(pod.ports[143]) as raw:
+        raw.read_line()
+        assert raw.exchange(b"a LOGIN carol christmas").startswith(b"a BAD")
+        assert raw.exchange(b"b STARTTLS").startswith(b"b OK")
 
 
-def test_dovecot_checks_the_password(pod: Pod, tls: Certificates) -> None:
-    with Raw(pod.ports[993], tls.client()) as raw:
-        raw.line()
-        assert raw.ask(b"a LOGIN carol easter").startswith(b"a NO")
+def test_wrong_password_is_denied(pod: Pod, tls: Certificates) -> None:
+    with RawClient(pod.ports[993], tls.client()) as raw:
+        raw.read_line()
+        assert raw.exchange(b"a LOGIN carol easter").startswith(b"a NO")
 
 
-def test_an_application_of_the_pod_uses_a_socket(pod: Pod) -> None:
-    with Raw(pod.socket) as raw:
-        raw.line()
-        raw.say(b"a LOGIN carol christmas\r\n")
-        assert raw.until(b"a OK")
+def test_application_in_the_pod_logs_in_through_a_unix_socket(pod: Pod) -> None:
+    with RawClient(pod.socket) as raw:
+        raw.read_line()
+        raw.send(b"a LOGIN carol christmas\r\n")
+        assert raw.read_until(b"a OK")
 
 
-def test_the_mail_server_may_be_a_socket(pod: Pod) -> None:
-    with Raw(pod.ports[CHAINED]) as raw:
-        raw.line()
-        raw.say(b"a LOGIN carol christmas\r\n")
-        assert raw.until(b"a OK")
-        assert raw.ask(b"b NOOP").startswith(b"b OK")
+def test_upstream_can_be_a_unix_socket(pod: Pod) -> None:
+    with RawClient(pod.ports[CHAINED]) as raw:
+        raw.read_line()
+        raw.send(b"a LOGIN carol christmas\r\n")
+        assert raw.read_until(b"a OK")
+        assert raw.exchange(b"b NOOP").startswith(b"b OK")
     session = pod.proxy.event("session", server="chained")
     assert (session["upstream"], session["upstream_port"]) == (f"unix:{pod.socket}", 0)
 
 
-def test_logins_are_counted(pod: Pod) -> None:
+def test_logins_are_in_the_metrics(pod: Pod) -> None:
     eventually(
         lambda: pod.proxy.value("mailproxy_logins_total", protocol="imap", result="success") >= 2,
         "the logins in the metrics",

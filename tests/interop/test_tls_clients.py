@@ -13,8 +13,8 @@ from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.dovecot import Dovecot
 from support.servers.postfix import Postfix
-from support.servers.programs import output_of
-from support.servers.shared_proxy import Front
+from support.servers.programs import run_program
+from support.servers.shared_proxy import SharedProxy
 
 pytestmark = pytest.mark.interop
 
@@ -36,7 +36,7 @@ def s_client(
 ) -> str:
     """Connect, send lines, and return all output until the server closes the connection."""
     certificate = [] if own is None else ["-cert", own.certificate, "-key", own.key]
-    return output_of(
+    return run_program(
         [
             needs("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", tls.authority,
             "-verify_return_error", "-crlf", "-ign_eof", *certificate, *options,
@@ -47,34 +47,36 @@ def s_client(
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 @pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
-def test_starttls(
-    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, protocol: str, version: str
+def test_openssl_logs_in_after_starttls(
+    needs: Needs, postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, protocol: str, version: str
 ) -> None:
     options = ("-starttls", protocol, version)
-    said = s_client(needs, tls, front.ports[protocol], *options, says=LOGIN[protocol])
+    said = s_client(needs, tls, shared_proxy.ports[protocol], *options, says=LOGIN[protocol])
     assert "Verify return code: 0 (ok)" in said
     assert LOGGED_IN[protocol] in said
 
 
 @pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
-def test_implicit_tls_with_alpn(
-    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, protocol: str
+def test_openssl_negotiates_alpn(
+    needs: Needs, postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, protocol: str
 ) -> None:
-    port = front.ports[f"{protocol}s"]
+    port = shared_proxy.ports[f"{protocol}s"]
     said = s_client(needs, tls, port, "-alpn", f"h2,{protocol}", says=LOGIN[protocol])
     assert f"ALPN protocol: {protocol}" in said
     assert LOGGED_IN[protocol] in said
 
 
 @pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
-def test_alpn_for_something_else(needs: Needs, front: Front, tls: Certificates, protocol: str) -> None:
-    said = s_client(needs, tls, front.ports[f"{protocol}s"], "-alpn", "http/1.1")
+def test_unknown_alpn_protocol_is_rejected(
+    needs: Needs, shared_proxy: SharedProxy, tls: Certificates, protocol: str
+) -> None:
+    said = s_client(needs, tls, shared_proxy.ports[f"{protocol}s"], "-alpn", "http/1.1")
     assert "no application protocol" in said
 
 
-def test_a_session_is_resumed(needs: Needs, front: Front, tls: Certificates) -> None:
+def test_openssl_resumes_a_session(needs: Needs, shared_proxy: SharedProxy, tls: Certificates) -> None:
     """``-reconnect`` resumes the session five times, with its ticket."""
-    said = s_client(needs, tls, front.ports["pop3s"], "-tls1_2", "-reconnect", says="QUIT\n")
+    said = s_client(needs, tls, shared_proxy.ports["pop3s"], "-tls1_2", "-reconnect", says="QUIT\n")
     assert said.count("Reused, TLSv1.2") == 5
 
 
@@ -92,12 +94,12 @@ def test_a_session_is_resumed(needs: Needs, front: Front, tls: Certificates) -> 
         ("smtp-no-ca-tls", "stranger", "220 front.example.org"),
     ],
 )
-def test_client_certificates(
-    needs: Needs, front: Front, tls: Certificates, listener: str, own: str | None, greeting: str
+def test_client_certificate_is_checked_by_ssl_verify_client(
+    needs: Needs, shared_proxy: SharedProxy, tls: Certificates, listener: str, own: str | None, greeting: str
 ) -> None:
     shown = None if own is None else getattr(tls, own)
     says = "a LOGOUT\n" if listener.startswith("imap") else "QUIT\n"
-    said = s_client(needs, tls, front.ports[listener], says=says, own=shown)
+    said = s_client(needs, tls, shared_proxy.ports[listener], says=says, own=shown)
     assert f"\n{greeting}" in said.replace("\r", "")
 
 
@@ -109,10 +111,10 @@ def test_client_certificates(
         ("smtp", "smtp-no-ca", "EHLO x\nAUTH EXTERNAL YWxpY2U=\nQUIT\n", "SUCCESS"),
     ],
 )
-def test_external(
+def test_external_logs_in_with_the_client_certificate(
     needs: Needs,
     postfix: Postfix,
-    front: Front,
+    shared_proxy: SharedProxy,
     tls: Certificates,
     service: AuthService,
     protocol: str,
@@ -121,22 +123,22 @@ def test_external(
     verdict: str,
 ) -> None:
     """The client certificate of the handshake after STARTTLS is the only credential."""
-    said = s_client(needs, tls, front.ports[listener], "-starttls", protocol, says=says, own=tls.alice)
+    said = s_client(needs, tls, shared_proxy.ports[listener], "-starttls", protocol, says=says, own=tls.alice)
     assert LOGGED_IN[protocol] in said
-    asked = service.asked(f"/{listener}")
+    asked = service.latest_request(f"/{listener}")
     assert (asked["auth-method"], asked["auth-ssl-verify"]) == ("external", verdict)
     assert asked["auth-ssl-subject"] == "CN=alice,O=Example"
     assert asked["auth-ssl-issuer"] == "CN=Test CA"
 
 
-def test_a_stranger_certificate_that_is_tolerated(
-    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+def test_untrusted_certificate_is_reported_to_the_auth_service(
+    needs: Needs, postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, service: AuthService
 ) -> None:
     """Verification fails; the authentication service gets the result and the subject, and decides."""
     says = "EHLO x\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\nQUIT\n"
-    said = s_client(needs, tls, front.ports["smtp-no-ca-tls"], says=says, own=tls.stranger)
+    said = s_client(needs, tls, shared_proxy.ports["smtp-no-ca-tls"], says=says, own=tls.stranger)
     assert LOGGED_IN["smtp"] in said
-    asked = service.asked("/smtp-no-ca")
+    asked = service.latest_request("/smtp-no-ca")
     assert asked["auth-ssl-verify"].startswith("FAILED:self-signed certificate")
     assert asked["auth-ssl-subject"] == "CN=mallory"
 
@@ -147,7 +149,7 @@ def curl(needs: Needs, tls: Certificates, user: str, url: str, *options: str, sa
         needs("curl"), "--silent", "--show-error", "--max-time", "20", "--cacert", tls.authority,
         "--user", user, *options, url,
     ]  # fmt: skip
-    return output_of(command, stdin=says)
+    return run_program(command, stdin=says)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +164,10 @@ def curl(needs: Needs, tls: Certificates, user: str, url: str, *options: str, sa
         ("pop3s", "pop3s", "", ["--login-options", "AUTH=PLAIN", "-X", "CAPA"], "PIPELINING"),
     ],
 )
-def test_curl(
+def test_curl_reads_mail(
     needs: Needs,
     dovecot: Dovecot,
-    front: Front,
+    shared_proxy: SharedProxy,
     tls: Certificates,
     listener: str,
     scheme: str,
@@ -173,15 +175,17 @@ def test_curl(
     options: list[str],
     expected: str,
 ) -> None:
-    url = f"{scheme}://localhost:{front.ports[listener]}/{path}"
+    url = f"{scheme}://localhost:{shared_proxy.ports[listener]}/{path}"
     required = [] if scheme.endswith("s") else ["--ssl-reqd"]
     said = curl(needs, tls, "carol:christmas", url, *required, *options)
     assert expected in said
     assert "curl: (" not in said
 
 
-def test_curl_sends(needs: Needs, postfix: Postfix, front: Front, tls: Certificates) -> None:
-    url = f"smtps://localhost:{front.ports['smtps']}/client.example.org"
+def test_curl_sends_a_message(
+    needs: Needs, postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates
+) -> None:
+    url = f"smtps://localhost:{shared_proxy.ports['smtps']}/client.example.org"
     envelope = ["--mail-from", "carol@example.org", "--mail-rcpt", "carol@example.org", "--upload-file", "-"]
     said = curl(needs, tls, "carol:christmas", url, *envelope, says="Subject: from curl\n\nhello\n")
     assert said == ""

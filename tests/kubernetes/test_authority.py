@@ -44,7 +44,7 @@ def test_the_operator_works_with_an_authority_without_key_usage(
         idle_world.until(lambda: operator.admin.ask("GET", "/readyz").status == 200, "readiness")
         idle_world.put("second")
         idle_world.until(lambda: idle_world.find("Deployment", "second"), "what only a watch notices")
-        assert "not accepted" not in operator.said()
+        assert "not accepted" not in operator.output_text()
     finally:
         operator.stop()
 
@@ -58,7 +58,7 @@ def test_an_authority_that_is_not_trusted_is_named(cluster: Cluster, tmp_path: P
     operator = Operator(cluster, "mistrusting", kubeconfig)
     try:
         operator.started()
-        operator.eventually(lambda: "certificate is not accepted" in operator.said(), "to be logged")
+        operator.eventually(lambda: "certificate is not accepted" in operator.output_text(), "to be logged")
         answer = operator.admin.ask("GET", "/readyz")
         assert answer.status == 503
         assert "certificate is not accepted" in answer.message

@@ -92,15 +92,15 @@ def test_an_operator_with_an_expired_token_waits_for_a_better_one(own: Cluster) 
     operator = Operator(own, "expired", own.kubeconfig("expired", expired)).started()
     world.operator = operator
     try:
-        operator.eventually(lambda: "may have expired" in operator.said(), "to be told")
+        operator.eventually(lambda: "may have expired" in operator.output_text(), "to be told")
         assert not is_ready(operator)
         assert operator.admin.ask("GET", "/healthz").status == 200, "starting it again would not help"
-        assert expired not in operator.said()
+        assert expired not in operator.output_text()
         world.put()
         own.kubeconfig("expired", own.operator_token())
         world.until(lambda: world.find("Deployment"), "work")
         assert is_ready(operator)
-        assert own.operator_token() not in operator.said()
+        assert own.operator_token() not in operator.output_text()
     finally:
         operator.stop()
         world.close()
@@ -113,7 +113,7 @@ def test_credentials_that_expire_on_the_way_are_read_again(site: World) -> None:
     site.api.delete("ServiceAccount", SYSTEM, ACCOUNT)
     kube(site).stop()
     kube(site).start()  # watches end, and start again with the old token
-    site.operator.eventually(lambda: "watching: the API server" in site.operator.said(), "to be told")  # type: ignore[union-attr]
+    site.operator.eventually(lambda: "watching: the API server" in site.operator.output_text(), "to be told")  # type: ignore[union-attr]
     assert not is_ready(site.operator)
     account = {
         "apiVersion": "v1",
@@ -136,7 +136,9 @@ def test_rights_that_are_taken_away_and_given_back(site: World) -> None:
     site.put()
     refused = "cannot get resource"
     operator = working(site)
-    operator.eventually(lambda: refused in operator.said() or "cannot list" in operator.said(), "to be told")
+    operator.eventually(
+        lambda: refused in operator.output_text() or "cannot list" in operator.output_text(), "to be told"
+    )
     kept = {"name": binding, "labels": before["metadata"]["labels"]}
     _ = site.api.create({**before, "metadata": kept}).good
     site.until(lambda: site.condition() == ("False", "PodsNotReady"), "work", patience=LONG)

@@ -93,7 +93,7 @@ def test_one_that_loses_the_lease_stops(idle_world: World, start: Callable[[str]
         return world.api.replace(lease).status == 200
 
     world.until(is_stolen, "the theft")
-    assert first.ended(EXPIRY) == 1
+    assert first.wait_for_exit(EXPIRY) == 1
     assert holder(world) == "thief", "what is another's is not given back"
 
 
@@ -115,6 +115,6 @@ def test_the_lease_belongs_to_the_pod_of_its_holder(idle_world: World, new_opera
 def test_one_that_may_not_have_the_lease_says_so(idle_world: World, new_operator: NewOperator) -> None:
     options = ("--lease-namespace=kube-system", f"--namespace={idle_world.namespace}")
     operator = new_operator("unwelcome", *options).started()
-    operator.eventually(lambda: "cannot be taken" in operator.said(), "to be told")
-    assert "forbidden" in operator.said()
+    operator.eventually(lambda: "cannot be taken" in operator.output_text(), "to be told")
+    assert "forbidden" in operator.output_text()
     assert operator.process.poll() is None

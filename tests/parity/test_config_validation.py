@@ -24,7 +24,7 @@ pytestmark = pytest.mark.interop
 _LINE: Final = re.compile(r" in \S*nginx\.conf:([0-9]+)$", re.MULTILINE)
 
 
-class Judges:
+class ConfigCheckers:
     """nginx and the proxy, run with the same text."""
 
     def __init__(self, nginx: Nginx, folder: Path, certificates: dict[str, str]) -> None:
@@ -38,7 +38,7 @@ class Judges:
         file.write_text(f"{self._nginx.load}events {{ }}\npid {self._folder}/pid;\n{text}\n")
         return file
 
-    def theirs(self, text: str) -> str:
+    def nginx_error(self, text: str) -> str:
         """Return the error of nginx for a text; empty if it accepts the text."""
         command = [
             self._nginx.path,
@@ -51,96 +51,98 @@ class Judges:
             str(self.write(text)),
         ]
         environment = {name: value for name, value in os.environ.items() if name != "NGINX"}
-        told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        return told.stderr if told.returncode else ""
+        output = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return output.stderr if output.returncode else ""
 
-    def ours(self, text: str) -> str:
+    def proxy_error(self, text: str) -> str:
         """Return the error of ``mailproxy check`` for a text; empty if it accepts the text."""
-        told = io.StringIO()
-        with contextlib.redirect_stderr(told):
+        output = io.StringIO()
+        with contextlib.redirect_stderr(output):
             code = main(["check", "-f", str(self.write(text))])
-        return told.getvalue() if code else ""
+        return output.getvalue() if code else ""
 
 
 @pytest.fixture(scope="module")
-def judges(nginx: Nginx, folder: Path, certificates: dict[str, str]) -> Judges:
-    return Judges(nginx, folder, certificates)
+def checkers(nginx: Nginx, folder: Path, certificates: dict[str, str]) -> ConfigCheckers:
+    return ConfigCheckers(nginx, folder, certificates)
 
 
-def _both_blame(judges: Judges, word: str, text: str) -> None:
+def _assert_both_report(checkers: ConfigCheckers, directive: str, text: str) -> None:
     """Assert that both reject it; the proxy names the directive, nginx names the directive or that line."""
-    theirs, ours = judges.theirs(text), judges.ours(text)
+    theirs, ours = checkers.nginx_error(text), checkers.proxy_error(text)
     assert theirs
-    assert word in ours
+    assert directive in ours
     line = _LINE.search(theirs)
-    assert word in theirs or (line is not None and f"nginx.conf:{line[1]}:" in ours), (theirs, ours)
+    assert directive in theirs or (line is not None and f"nginx.conf:{line[1]}:" in ours), (theirs, ours)
 
 
 @pytest.mark.parametrize(("directive", "fault", "text"), tuple(refusals.generated()))
-def test_both_refuse_a_directive(directive: str, fault: str, text: str, judges: Judges) -> None:
+def test_both_reject_invalid_directives(
+    directive: str, fault: str, text: str, checkers: ConfigCheckers
+) -> None:
     assert fault
-    _both_blame(judges, directive, text)
+    _assert_both_report(checkers, directive, text)
 
 
 @pytest.mark.parametrize(("directive", "theirs", "lines"), refusals.TLS)
-def test_both_refuse_what_tls_cannot_work_with(
-    directive: str, theirs: str, lines: str, judges: Judges
+def test_both_reject_invalid_tls_settings(
+    directive: str, theirs: str, lines: str, checkers: ConfigCheckers
 ) -> None:
     text = refusals.SERVER % lines.replace(" @;", " nowhere.pem;")
-    assert theirs in judges.theirs(text)
-    assert directive in judges.ours(text)
+    assert theirs in checkers.nginx_error(text)
+    assert directive in checkers.proxy_error(text)
 
 
 @pytest.mark.parametrize("listen", refusals.LISTENERS)
-def test_both_refuse_a_listener(listen: str, judges: Judges) -> None:
-    _both_blame(judges, "listen", refusals.LISTEN % listen)
+def test_both_reject_invalid_listeners(listen: str, checkers: ConfigCheckers) -> None:
+    _assert_both_report(checkers, "listen", refusals.LISTEN % listen)
 
 
-@pytest.mark.parametrize(("word", "text"), refusals.WHOLE)
-def test_both_refuse_a_whole(word: str, text: str, judges: Judges) -> None:
-    _both_blame(judges, word, text)
+@pytest.mark.parametrize(("directive", "text"), refusals.WHOLE_FILES)
+def test_both_reject_invalid_files(directive: str, text: str, checkers: ConfigCheckers) -> None:
+    _assert_both_report(checkers, directive, text)
 
 
 @pytest.mark.parametrize("text", refusals.ACCEPTED)
-def test_both_accept(text: str, judges: Judges) -> None:
-    assert judges.theirs(text) == ""
-    assert judges.ours(text) == ""
+def test_both_accept_valid_files(text: str, checkers: ConfigCheckers) -> None:
+    assert checkers.nginx_error(text) == ""
+    assert checkers.proxy_error(text) == ""
 
 
 @pytest.mark.parametrize(("directive", "text"), tuple(refusals.repeated()))
-def test_both_accept_it_twice(directive: str, text: str, judges: Judges) -> None:
+def test_both_accept_repeated_directives(directive: str, text: str, checkers: ConfigCheckers) -> None:
     assert directive in text
-    assert judges.theirs(text) == ""
-    assert judges.ours(text) == ""
+    assert checkers.nginx_error(text) == ""
+    assert checkers.proxy_error(text) == ""
 
 
-def test_every_directive_has_a_bad_value_or_takes_anything() -> None:
-    refused = {*refusals.BAD, *(directive for directive, _, _ in refusals.TLS)}
-    refused |= {word for word, _ in refusals.WHOLE} | {"listen", "worker_connections"}
-    assert set(refusals.GOOD) == set(refusals.ROWS)
-    assert set(refusals.ROWS) - refused == set(refusals.ANYTHING_GOES)
+def test_every_directive_has_an_invalid_value_or_accepts_any() -> None:
+    refused = {*refusals.INVALID, *(directive for directive, _, _ in refusals.TLS)}
+    refused |= {directive for directive, _ in refusals.WHOLE_FILES} | {"listen", "worker_connections"}
+    assert set(refusals.VALID) == set(refusals.ROWS)
+    assert set(refusals.ROWS) - refused == set(refusals.ANY_VALUE_ACCEPTED)
 
 
-def test_nginx_takes_anything_where_we_say_so(judges: Judges) -> None:
-    lines = " ".join(f"{name} {value};" for name, value in refusals.ANYTHING_GOES.items())
-    assert judges.theirs(refusals.SERVER % lines) == ""
+def test_nginx_accepts_any_value_of_listed_directives(checkers: ConfigCheckers) -> None:
+    lines = " ".join(f"{name} {value};" for name, value in refusals.ANY_VALUE_ACCEPTED.items())
+    assert checkers.nginx_error(refusals.SERVER % lines) == ""
 
 
-@pytest.mark.parametrize(("directive", "text"), refusals.HERE_ALONE)
-def test_what_is_refused_here_alone(directive: str, text: str, judges: Judges) -> None:
-    assert judges.theirs(text) == ""
-    assert directive in judges.ours(text)
+@pytest.mark.parametrize(("directive", "text"), refusals.PROXY_ONLY)
+def test_only_the_proxy_rejects_listed_files(directive: str, text: str, checkers: ConfigCheckers) -> None:
+    assert checkers.nginx_error(text) == ""
+    assert directive in checkers.proxy_error(text)
 
 
-def test_the_command_says_the_same(judges: Judges, folder: Path) -> None:
-    file = judges.write(refusals.SERVER % "timeout 1x;\nxclient yes;")
-    told = subprocess.run(
+def test_check_command_reports_the_same_errors(checkers: ConfigCheckers, folder: Path) -> None:
+    file = checkers.write(refusals.SERVER % "timeout 1x;\nxclient yes;")
+    output = subprocess.run(
         [sys.executable, "-m", "mailproxy", "check", "-f", str(file)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
-    assert told.returncode == 1
-    assert "timeout" in told.stderr
-    assert "xclient" in told.stderr
+    assert output.returncode == 1
+    assert "timeout" in output.stderr
+    assert "xclient" in output.stderr

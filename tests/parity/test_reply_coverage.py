@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from support.parity.cases import DIALOGUES
-from support.parity.results import Ledger
+from support.parity.results import Results
 
 pytestmark = pytest.mark.interop
 
@@ -99,10 +99,10 @@ def _lines(protocol: str) -> list[str]:
 
 
 @pytest.mark.parametrize("protocol", LINES)
-def test_every_reply_is_heard_from_both(protocol: str, ledger: Ledger) -> None:
-    ledger.play(DIALOGUES)
-    heard = ledger.heard[protocol]
-    unheard = [
-        line for line in _lines(protocol) if not any(re.fullmatch(line.encode(), said) for said in heard)
+def test_every_reply_is_received_from_both(protocol: str, results: Results) -> None:
+    results.play(DIALOGUES)
+    received = results.received[protocol]
+    missing = [
+        line for line in _lines(protocol) if not any(re.fullmatch(line.encode(), said) for said in received)
     ]
-    assert unheard == []
+    assert missing == []

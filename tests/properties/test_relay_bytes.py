@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, StartTls
-from support.checked_worker import checked_world, relayed, serving
+from support.checked_worker import checked_worker, open_relay, server_builder
 from support.fuzz import examples
-from support.loopback_worker import GRANT, Peer, World, http_response, run
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, http_response, run
 from support.tls_identities import Identities
 
 
@@ -41,7 +41,7 @@ SIDES = st.builds(
 )
 
 
-def squeeze(w: World, client: Side, upstream: Side, buffer: int) -> None:
+def squeeze(w: LoopbackWorker, client: Side, upstream: Side, buffer: int) -> None:
     """Make the proxy's socket buffers so small that it has to wait again and again."""
     context = w.app.context
     context.buffer = bytearray(buffer)
@@ -85,9 +85,9 @@ def test_relay_delivers_all_bytes(
 
     async def play() -> None:
         tls = identities if is_tls else None
-        build = serving(Protocol.POP3, tls, starttls=StartTls.ENABLED if is_tls else StartTls.DISABLED)
-        async with checked_world(build, http_response(GRANT)) as w:
-            ours, theirs = await relayed(w, tls, early)
+        build = server_builder(Protocol.POP3, tls, starttls=StartTls.ENABLED if is_tls else StartTls.DISABLED)
+        async with checked_worker(build, http_response(GRANT)) as w:
+            ours, theirs = await open_relay(w, tls, early)
             squeeze(w, client, upstream, buffer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(say(ours, up))
@@ -98,7 +98,7 @@ def test_relay_delivers_all_bytes(
             assert told.result() == b"".join(down)
             await theirs.send(b"the last word")
             theirs.close()
-            assert await ours.rest() == b"the last word"
+            assert await ours.read_to_eof() == b"the last word"
             ours.close()
 
     run(play)

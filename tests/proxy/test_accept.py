@@ -153,9 +153,7 @@ def test_client_address_and_port_are_those_of_the_connection(scene: Scene, host:
 
 
 @pytest.mark.parametrize("name", ["", "theirs", "x\r\nAuth-User: root", "x\r\nQUIT\r\n"])
-def test_client_of_a_unix_socket_is_called_unix_whatever_its_path(
-    scene: Scene, tmp_path: Path, name: str
-) -> None:
+def test_address_of_a_unix_socket_client_is_unix(scene: Scene, tmp_path: Path, name: str) -> None:
     sock, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     sock.bind(str(tmp_path / "ours"))
     sock.listen()

@@ -11,10 +11,10 @@ import pytest
 from mailproxy.auth_http import client, connection
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
-from support.checked_worker import checked_world
+from support.checked_worker import checked_worker
 from support.configs import server
 from support.dead_peers import stop_acknowledging
-from support.loopback_worker import World, http_response, run, world
+from support.loopback_worker import LoopbackWorker, http_response, loopback_worker, run
 
 DENIED = http_response("Auth-Status: no\r\n")
 REFUSED = b"-ERR no\r\n"
@@ -26,16 +26,16 @@ def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
     return server(Protocol.POP3, auth_http=auth, listen=(listen,))
 
 
-def pool(w: World) -> AuthHttpClient:
+def pool(w: LoopbackWorker) -> AuthHttpClient:
     (service,) = w.app.auth_clients.values()
     return service
 
 
-async def attempt(w: World, user: str = "u") -> bytes:
+async def attempt(w: LoopbackWorker, user: str = "u") -> bytes:
     client = await w.client()
-    await client.line()
+    await client.read_line()
     await client.send(b"USER %b\r\nPASS p\r\n" % user.encode())
-    said = await client.rest()
+    said = await client.read_to_eof()
     client.close()
     return said.removeprefix(b"+OK\r\n")
 
@@ -47,7 +47,7 @@ def test_request_on_a_dead_connection_is_sent_again() -> None:
     """Nothing is acknowledged any more, as behind a load balancer that dropped the connection."""
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             assert await attempt(w) == REFUSED
             stop_acknowledging(w.auth.writers[0].get_extra_info("socket"))
             assert await attempt(w) == REFUSED  # far below the 60 s of auth_http_timeout: see run()
@@ -59,7 +59,7 @@ def test_request_on_a_dead_connection_is_sent_again() -> None:
 
 def test_dead_connection_closes_the_other_idle_connections() -> None:
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             await asyncio.gather(*(attempt(w) for _ in range(8)))
             assert w.auth.connections > 1
             for writer in w.auth.writers:
@@ -74,7 +74,7 @@ def test_dead_connection_closes_the_other_idle_connections() -> None:
 
 def test_kept_connection_has_tcp_keepalive() -> None:
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             await attempt(w)
             (kept,) = pool(w).idle
             get = kept.sock.getsockopt
@@ -90,7 +90,7 @@ def test_idle_connections_are_closed_after_idle_seconds(monkeypatch: pytest.Monk
     monkeypatch.setattr(client, "IDLE_SECONDS", 0.05)
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             await asyncio.gather(*(attempt(w) for _ in range(8)))
             while pool(w).idle:
                 await asyncio.sleep(0.01)
@@ -112,7 +112,7 @@ def test_request_is_sent_twice_at_most() -> None:
             requests.append(await reader.readuntil(b"\r\n\r\n"))
             writer.close()
 
-        async with checked_world(build, service=service) as w:
+        async with checked_worker(build, service=service) as w:
             pool(w).resize(1)
             said = await asyncio.gather(*(attempt(w, f"user{number}") for number in range(12)))
             assert said == [REFUSED] * 12
@@ -141,7 +141,7 @@ def test_resent_request_precedes_waiting_requests() -> None:
                     return
                 writer.write(DENIED)
 
-        async with checked_world(build, service=service) as w:
+        async with checked_worker(build, service=service) as w:
             pool(w).resize(1)
             assert await attempt(w, "first") == REFUSED
             async with asyncio.TaskGroup() as group:
@@ -160,7 +160,7 @@ def test_resent_request_precedes_waiting_requests() -> None:
 
 def test_408_on_a_used_connection_resends_the_request() -> None:
     async def play() -> None:
-        async with world(build, DENIED, TIMED_OUT, DENIED) as w:
+        async with loopback_worker(build, DENIED, TIMED_OUT, DENIED) as w:
             assert await attempt(w) == REFUSED
             assert await attempt(w) == REFUSED
             assert w.auth.connections == 2
@@ -171,7 +171,7 @@ def test_408_on_a_used_connection_resends_the_request() -> None:
 
 def test_408_on_a_new_connection_is_a_response() -> None:
     async def play() -> None:
-        async with world(build, TIMED_OUT) as w:
+        async with loopback_worker(build, TIMED_OUT) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
             assert len(w.auth.requests) == 1
 
@@ -180,7 +180,7 @@ def test_408_on_a_new_connection_is_a_response() -> None:
 
 def test_second_408_is_a_response() -> None:
     async def play() -> None:
-        async with world(build, DENIED, TIMED_OUT) as w:
+        async with loopback_worker(build, DENIED, TIMED_OUT) as w:
             assert await attempt(w) == REFUSED
             assert await attempt(w) == b"-ERR internal server error\r\n"
             assert len(w.auth.requests) == 3
@@ -219,7 +219,7 @@ NO_CERTAIN_END = {
 @pytest.mark.parametrize("reply", NO_CERTAIN_END.values(), ids=NO_CERTAIN_END)
 def test_response_without_a_certain_end_closes_its_connection(reply: bytes) -> None:
     async def play() -> None:
-        async with world(build, reply) as w:
+        async with loopback_worker(build, reply) as w:
             for _ in range(3):
                 assert await attempt(w) == REFUSED
             assert w.auth.connections == 3
@@ -237,7 +237,7 @@ def test_last_chunk_inside_a_body_is_not_the_end() -> None:
     whole = head + chunk
 
     async def play() -> None:
-        async with world(build, (whole[:at], whole[at:]), DENIED) as w:
+        async with loopback_worker(build, (whole[:at], whole[at:]), DENIED) as w:
             assert await attempt(w) == REFUSED
             assert await attempt(w) == REFUSED
             await asyncio.sleep(0.1)
@@ -259,7 +259,7 @@ def test_bytes_after_a_response_without_body_close_the_connection(status: str) -
                 await asyncio.sleep(0.005)
                 writer.write(stray)
 
-        async with checked_world(build, service=service) as w:
+        async with checked_worker(build, service=service) as w:
 
             async def many() -> list[bytes]:
                 return [await attempt(w) for _ in range(20)]
@@ -274,7 +274,7 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
     """They arrive after the poll in which the connection was chosen, so there was no event for them."""
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             assert await attempt(w) == REFUSED
             (kept,) = pool(w).idle
             real = connection.AuthConnection._send_request
@@ -310,7 +310,7 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
 def test_interim_response_is_skipped(interim: bytes, cut: bool) -> None:
     async def play() -> None:
         reply = (interim, DENIED) if cut else interim + DENIED
-        async with world(build, reply) as w:
+        async with loopback_worker(build, reply) as w:
             for _ in range(3):
                 assert await attempt(w) == REFUSED
             assert w.auth.connections == 1
@@ -320,7 +320,7 @@ def test_interim_response_is_skipped(interim: bytes, cut: bool) -> None:
 
 def test_endless_interim_responses_fail() -> None:
     async def play() -> None:
-        async with world(build, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000 + DENIED) as w:
+        async with loopback_worker(build, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000 + DENIED) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
 
@@ -329,7 +329,9 @@ def test_endless_interim_responses_fail() -> None:
 
 def test_status_101_is_invalid() -> None:
     async def play() -> None:
-        async with world(build, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" + DENIED) as w:
+        async with loopback_worker(
+            build, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" + DENIED
+        ) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
 
     run(play)
@@ -339,7 +341,7 @@ def test_request_is_not_resent_after_an_interim_response() -> None:
     """An interim response shows that the service has the request."""
 
     async def play() -> None:
-        async with world(build, DENIED, b"HTTP/1.1 100 Continue\r\n\r\n") as w:
+        async with loopback_worker(build, DENIED, b"HTTP/1.1 100 Continue\r\n\r\n") as w:
             assert await attempt(w) == REFUSED
             w.auth.closes = True
             assert await attempt(w) == b"-ERR internal server error\r\n"

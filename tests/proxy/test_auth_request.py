@@ -246,13 +246,13 @@ def test_configured_header_with_a_line_break_is_refused(name: bytes, value: Secr
 
 
 @pytest.mark.parametrize("where", [AuthHttp(host="a\r\nb"), AuthHttp(host="a", uri="/\n")])
-def test_an_address_that_would_break_the_request_is_refused(where: AuthHttp) -> None:
+def test_address_with_a_line_break_is_refused(where: AuthHttp) -> None:
     with pytest.raises(ValueError, match="auth_http"):
         template(auth_http=where)
 
 
 @given(st.binary(), st.binary(), st.binary(), st.binary(), st.binary())
-def test_nothing_a_client_says_begins_a_line(
+def test_client_input_never_begins_a_header_line(
     user: bytes, password: bytes, helo: bytes, mail: bytes, host: bytes
 ) -> None:
     client = Client("192.0.2.1", host=host, proxied=ProxyAddresses(host, helo, 1, 2))

@@ -75,13 +75,13 @@ def decided(
         (b"\nbody", 1),
     ],
 )
-def test_the_head_ends_at_the_blank_line(buffer: bytes, end: int) -> None:
+def test_head_ends_at_the_blank_line(buffer: bytes, end: int) -> None:
     assert head_end(buffer) == end
     assert head_end(bytearray(buffer)) == end
 
 
 @pytest.mark.parametrize("whole", [b"HTTP/1.0 200 OK\r\nA: 1\r\n\r\n", b"A: 1\n\n", b"\r\n", b"A: 1\n\r\n"])
-def test_the_head_s_end_is_found_however_it_is_cut(whole: bytes) -> None:
+def test_end_of_head_is_found_in_pieces_of_any_size(whole: bytes) -> None:
     for cut in range(len(whole)):
         assert head_end(whole[:cut]) == -1
         assert head_end(whole, cut) == len(whole)
@@ -103,14 +103,14 @@ def test_the_head_s_end_is_found_however_it_is_cut(whole: bytes) -> None:
         b"Auth-Server: 192.0.2.10\r\nAuth-Port: 00143\r\n",
     ],
 )
-def test_the_client_may_log_in(headers: bytes) -> None:
+def test_login_is_allowed(headers: bytes) -> None:
     assert decided(headers) == GRANTED
 
 
 @pytest.mark.parametrize(
     "status", [b"HTTP/1.1 500 Oh dear\r\n", b"HTTP/1.0 404\r\n", b"HTTP/\n", b"HTTP/x y z\r\n", b""]
 )
-def test_the_status_does_not_matter(status: bytes) -> None:
+def test_http_status_is_ignored(status: bytes) -> None:
     assert answer(WHERE, status=status).decision == GRANTED
 
 
@@ -123,9 +123,7 @@ def test_the_status_does_not_matter(status: bytes) -> None:
         (b"", AuthErrorReason.NO_SERVER),
     ],
 )
-def test_an_answer_that_says_nothing_is_counted_by_its_status(
-    status: bytes, failure: AuthErrorReason
-) -> None:
+def test_response_without_auth_headers_is_counted_by_status(status: bytes, failure: AuthErrorReason) -> None:
     with pytest.raises(InvalidAuthResponse) as caught:
         answer(b"", status=status)
     assert caught.value.failure is failure

@@ -106,7 +106,7 @@ def test_the_file_is_an_argument_or_an_option(
 
 
 @pytest.mark.parametrize("arguments", [["FILE"], ["-f", "FILE"]])
-def test_run_takes_the_file_either_way(
+def test_run_accepts_the_file_as_argument_or_option(
     file: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -233,7 +233,7 @@ def test_check_reports_values_that_openssl_changes(file: Path, capsys: pytest.Ca
     assert err == f'note: {file}:8: "ssl_protocols": {ssl.OPENSSL_VERSION} has no SSLv2: ignored\n'
 
 
-def test_check_shows_once_that_openssl_cannot_be_reached(
+def test_check_reports_unavailable_openssl_once(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailproxy.tls.context.load_openssl", lambda: OpenSslUnavailable("it is hidden"))
@@ -256,7 +256,7 @@ def test_check_shows_once_that_openssl_cannot_be_reached(
          "value"),
     ],
 )  # fmt: skip
-def test_a_secret_outside_of_a_pod_names_what_to_use_instead(
+def test_secret_reference_outside_of_a_pod_gets_a_hint(
     file: Path, capsys: pytest.CaptureFixture[str], field: str, instead: str
 ) -> None:
     file.write_text(GOOD.replace("listen: [{address: 127.0.0.1, port: 10143}]", field))
@@ -271,7 +271,7 @@ def test_a_secret_outside_of_a_pod_names_what_to_use_instead(
     assert all(told in problem.reason for problem in raised.value.problems)
 
 
-def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> None:
+def test_missing_file_of_a_rendered_configuration_names_its_secret_key(file: Path) -> None:
     header = {"name": "X", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "k"}}}
     manifest = parse_manifest(body(mail={"authHttp": "a", "authHttpHeader": [header]}))
     verdict = check_config(dump(compile_proxy(manifest)), source=str(file), hostname="h")
@@ -281,9 +281,7 @@ def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> 
     ]
 
 
-def test_convert_prints_a_manifest_and_what_it_left_out(
-    file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_prints_a_manifest_and_notices(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(NGINX + "http { }\n")
     assert main(["convert", str(file), "--name", "edge", "--namespace", "mail"]) == 0
     out, err = capsys.readouterr()
@@ -293,9 +291,7 @@ def test_convert_prints_a_manifest_and_what_it_left_out(
     assert main(["check", "-f", str(file)]) == 0
 
 
-def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
-    file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_reports_directives_it_cannot_convert(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inline = "listen 127.0.0.1:10143 ssl;\nssl_certificate data:HIDDEN; ssl_certificate_key data:HIDDEN;"
     file.write_text(NGINX.replace("listen 127.0.0.1:10143;", inline))
     assert main(["convert", str(file), "--name", "edge"]) == 0
@@ -451,7 +447,7 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("mailproxy ")
 
 
-def test_the_module_is_the_command_and_check_loads_nothing_heavy(file: Path) -> None:
+def test_check_command_imports_no_heavy_library(file: Path) -> None:
     file.write_text(GOOD)
     found = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mailproxy", "check", "-f", str(file)],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from mailproxy_config.model import Protocol, StartTls
-from support.checked_worker import checked_world, serving
+from support.checked_worker import checked_worker, server_builder
 from support.loopback_worker import run
 from support.tls_identities import Identities
 
@@ -51,13 +51,13 @@ class Client:
                 return
 
     def hear_line(self) -> bytes:
-        read_all = b""
-        while not read_all.endswith(b"\n"):
+        read_until_closed = b""
+        while not read_until_closed.endswith(b"\n"):
             try:
-                read_all += self.tls.read(4096)
+                read_until_closed += self.tls.read(4096)
             except ssl.SSLWantReadError:
                 self._hear()
-        return read_all
+        return read_until_closed
 
     def segments(self) -> int:
         told = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DATA_SEGMENTS_IN.size)
@@ -97,8 +97,8 @@ def test_greeting_is_sent_with_the_last_handshake_bytes(
     identities: Identities, version: ssl.TLSVersion, curve: str, segments: int
 ) -> None:
     async def play() -> None:
-        build = serving(Protocol.IMAP, identities, listen_ssl=True, ssl_ecdh_curve=curve)
-        async with checked_world(build) as w:
+        build = server_builder(Protocol.IMAP, identities, listen_ssl=True, ssl_ecdh_curve=curve)
+        async with checked_worker(build) as w:
             context = identities.client()
             context.minimum_version = context.maximum_version = version
             # on a busy machine the kernel may send a segment twice, but hardly each time
@@ -122,7 +122,7 @@ def started(port: int, context: ssl.SSLContext) -> int:
 
 def test_nothing_is_corked_after_starttls(identities: Identities) -> None:
     async def play() -> None:
-        async with checked_world(serving(Protocol.IMAP, identities, starttls=StartTls.ENABLED)) as w:
+        async with checked_worker(server_builder(Protocol.IMAP, identities, starttls=StartTls.ENABLED)) as w:
             context = identities.client()
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             assert min([await asyncio.to_thread(started, w.port, context) for _ in range(3)]) == 4
@@ -134,7 +134,7 @@ def test_unix_socket_is_not_corked(identities: Identities) -> None:
     """Only TCP can be corked; the handshake works without."""
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.IMAP, identities, listen_ssl=True)) as w:
+        async with checked_worker(server_builder(Protocol.IMAP, identities, listen_ssl=True)) as w:
             near, far = socket.socketpair()
             near.setblocking(False)
             (listener,) = w.app.listeners

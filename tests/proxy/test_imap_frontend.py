@@ -36,7 +36,7 @@ IMAP = PROTOCOLS[Protocol.IMAP]
 SERVER = server(Protocol.IMAP)
 EVERY_METHOD = frozenset((AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL))
 SMALL = server(Protocol.IMAP, imap_client_buffer=ByteCount(48), max_errors=3, imap_auth=EVERY_METHOD)
-TRANSCRIPTS = transcripts.every(Protocol.IMAP)
+TRANSCRIPTS = transcripts.load_all(Protocol.IMAP)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from support.dialogue_player import Player
 
 IMAP = PROTOCOLS[Protocol.IMAP]
 SERVER = server(Protocol.IMAP, proxy_buffer=ByteCount(64))
-TRANSCRIPTS = transcripts.every(Protocol.IMAP)
+TRANSCRIPTS = transcripts.load_all(Protocol.IMAP)
 PASSWORD = b"MARK3D"
 
 

@@ -37,9 +37,23 @@ from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants
-from support.checked_worker import GREETINGS, INTERNAL_ERRORS, read_all, relayed, serving, start_tls
-from support.fault_injection import HIDDEN, Inject, close_peers, descriptors, inject_fault, polls_per_second
-from support.loopback_worker import GRANT, Peer, World, http_response, run, world
+from support.checked_worker import (
+    GREETINGS,
+    INTERNAL_ERRORS,
+    open_relay,
+    read_until_closed,
+    server_builder,
+    start_tls,
+)
+from support.fault_injection import (
+    SECRET_TEXT,
+    Inject,
+    close_peers,
+    descriptors,
+    inject_fault,
+    polls_per_second,
+)
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, http_response, loopback_worker, run
 from support.streams import abort
 from support.tls_identities import Identities
 
@@ -58,13 +72,13 @@ class Stage:
         break_: Makes the entry point raise the next time it is called.
     """
 
-    w: World
+    w: LoopbackWorker
     identities: Identities
     break_: Inject
 
     async def client(self) -> Peer:
         peer = await self.w.client()
-        assert await peer.line() == GREETING
+        assert await peer.read_line() == GREETING
         return peer
 
 
@@ -92,21 +106,21 @@ class Case:
 async def connects(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    assert await read_all(peer) == b""
+    assert await read_until_closed(peer) == b""
 
 
 async def connects_and_is_told(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    assert await read_all(peer) == INTERNAL_ERROR
+    assert await read_until_closed(peer) == INTERNAL_ERROR
 
 
 async def is_accepted_later(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    assert await peer.line() == GREETING
+    assert await peer.read_line() == GREETING
     peer.writer.write(b"QUIT\r\n")
-    await read_all(peer)
+    await read_until_closed(peer)
 
 
 def sends_header(expected: bytes) -> Play:
@@ -114,7 +128,7 @@ def sends_header(expected: bytes) -> Play:
         stage.break_()
         peer = await stage.w.client()
         await peer.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
-        assert await read_all(peer) == expected
+        assert await read_until_closed(peer) == expected
 
     return play
 
@@ -122,7 +136,7 @@ def sends_header(expected: bytes) -> Play:
 async def waits(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    assert (await read_all(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
+    assert (await read_until_closed(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
 
 
 async def shakes_hands(stage: Stage) -> None:
@@ -131,7 +145,7 @@ async def shakes_hands(stage: Stage) -> None:
     stage.w.writers.remove(peer.writer)  # asyncio waits for ever for one whose handshake failed
     with contextlib.suppress(OSError):
         await start_tls(peer, stage.identities)
-        assert (await read_all(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
+        assert (await read_until_closed(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
     abort(peer.writer)
 
 
@@ -139,7 +153,7 @@ async def shakes_hands_and_is_told(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
     await start_tls(peer, stage.identities)
-    assert await read_all(peer) == INTERNAL_ERROR
+    assert await read_until_closed(peer) == INTERNAL_ERROR
 
 
 async def starts_tls(stage: Stage) -> None:
@@ -147,28 +161,28 @@ async def starts_tls(stage: Stage) -> None:
     await peer.exchange(b"STLS\r\n")
     stage.break_()
     await start_tls(peer, stage.identities)
-    assert await read_all(peer) == INTERNAL_ERROR
+    assert await read_until_closed(peer) == INTERNAL_ERROR
 
 
 async def says_something(stage: Stage) -> None:
     peer = await stage.client()
     stage.break_()
     await peer.send(b"NOOP\r\n")
-    assert (await read_all(peer)).endswith(INTERNAL_ERROR)
+    assert (await read_until_closed(peer)).endswith(INTERNAL_ERROR)
 
 
 async def quits(stage: Stage) -> None:
     peer = await stage.client()
     stage.break_()
     await peer.send(b"QUIT\r\n")
-    await read_all(peer)
+    await read_until_closed(peer)
 
 
 async def says_too_much(stage: Stage) -> None:
     peer = await stage.client()
     stage.break_()
     await peer.send(b"x" * 3000 + b"\r\n")
-    await read_all(peer)
+    await read_until_closed(peer)
 
 
 async def does_not_read(stage: Stage) -> None:
@@ -183,28 +197,28 @@ async def does_not_read(stage: Stage) -> None:
     peer.writer.write(b"CAPA\r\n" * 60_000)
     await asyncio.sleep(0.3)
     transport.resume_reading()
-    assert (await read_all(peer)).endswith(INTERNAL_ERROR)
+    assert (await read_until_closed(peer)).endswith(INTERNAL_ERROR)
 
 
 async def logs_in(stage: Stage) -> None:
     peer = await stage.client()
     stage.break_()
     await peer.send(b"USER u\r\nPASS p\r\n")
-    assert await read_all(peer) == b"+OK\r\n" + INTERNAL_ERROR
+    assert await read_until_closed(peer) == b"+OK\r\n" + INTERNAL_ERROR
 
 
 def logs_in_at_an_upstream(expected: bytes) -> Play:
     async def play(stage: Stage) -> None:
         peer = await stage.client()
         await peer.send(b"USER u\r\nPASS p\r\n")
-        upstream = await stage.w.upstream.next()
+        upstream = await stage.w.upstream.accept()
         stage.break_()
         with contextlib.suppress(ConnectionError):
             for reply in (b"+OK\r\n", b"+OK\r\n", b"+OK in\r\n"):
                 await upstream.send(reply)
-                await upstream.line()
-        assert (await read_all(peer)).endswith(expected)
-        assert await read_all(upstream) == b""
+                await upstream.read_line()
+        assert (await read_until_closed(peer)).endswith(expected)
+        assert await read_until_closed(upstream) == b""
 
     return play
 
@@ -212,41 +226,41 @@ def logs_in_at_an_upstream(expected: bytes) -> Play:
 async def leaves_at_an_upstream(stage: Stage) -> None:
     peer = await stage.client()
     await peer.send(b"USER u\r\nPASS p\r\n")
-    upstream = await stage.w.upstream.next()
+    upstream = await stage.w.upstream.accept()
     stage.break_()
     peer.reset()
-    assert await read_all(upstream) == b""
+    assert await read_until_closed(upstream) == b""
 
 
 def relays(data: int, *, tls: bool = False, from_client: bool = True) -> Play:
     async def play(stage: Stage) -> None:
-        client, upstream = await relayed(stage.w, stage.identities if tls else None)
+        client, upstream = await open_relay(stage.w, stage.identities if tls else None)
         stage.break_()
         sender, other = (client, upstream) if from_client else (upstream, client)
         with contextlib.suppress(ConnectionError):
             await sender.send(b"x" * data)
-        await asyncio.gather(read_all(other), read_all(sender))
+        await asyncio.gather(read_until_closed(other), read_until_closed(sender))
 
     return play
 
 
 async def relay_ends(stage: Stage) -> None:
-    client, upstream = await relayed(stage.w)
+    client, upstream = await open_relay(stage.w)
     stage.break_()
     client.close()
-    assert await read_all(upstream) == b""
+    assert await read_until_closed(upstream) == b""
 
 
 async def relay_is_idle(stage: Stage) -> None:
-    client, upstream = await relayed(stage.w)
+    client, upstream = await open_relay(stage.w)
     stage.break_()
-    await asyncio.gather(read_all(client), read_all(upstream))
+    await asyncio.gather(read_until_closed(client), read_until_closed(upstream))
 
 
 async def is_looked_up(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    await read_all(peer)
+    await read_until_closed(peer)
 
 
 def case(name: str, where: tuple[Any, str], play: Play, sessions: int = 1, **directives: Any) -> Any:
@@ -363,7 +377,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 
 
 @contextlib.asynccontextmanager
-async def bystander(w: World, case: Case, identities: Identities) -> AsyncIterator[None]:
+async def bystander(w: LoopbackWorker, case: Case, identities: Identities) -> AsyncIterator[None]:
     """Another client, which is served before and after; none where clients time out soon."""
     if "timeout" in case.directives or case.directives.get("service") == "names":
         yield
@@ -373,11 +387,11 @@ async def bystander(w: World, case: Case, identities: Identities) -> AsyncIterat
         await peer.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
     if case.directives.get("listen_ssl"):
         await start_tls(peer, identities)
-    assert await peer.line() == GREETING
+    assert await peer.read_line() == GREETING
     yield
     assert await peer.exchange(b"NOOP\r\n") == b"+OK\r\n"
     assert await peer.exchange(b"QUIT\r\n") == b"+OK\r\n"
-    assert await read_all(peer) == b""
+    assert await read_until_closed(peer) == b""
     peer.close()
 
 
@@ -389,14 +403,14 @@ def build_for(case: Case, identities: Identities) -> tuple[Any, Any]:
         protocol = Protocol.SMTP
         nobody = ResolverConfig(addresses=("127.0.0.1:1",))
         directives |= {"resolver": nobody, "resolver_timeout": Seconds(0.2)}
-    return serving(protocol, identities, **directives), SERVICES[service]
+    return server_builder(protocol, identities, **directives), SERVICES[service]
 
 
-async def greeted(w: World) -> None:
+async def greeted(w: LoopbackWorker) -> None:
     peer = await w.client()
-    assert await peer.line() == GREETINGS[Protocol.SMTP]
+    assert await peer.read_line() == GREETINGS[Protocol.SMTP]
     peer.close()
-    await w.settled()
+    await w.wait_for_sessions()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -405,7 +419,7 @@ def test_internal_error_ends_its_session_and_leaves_nothing(
 ) -> None:
     async def play() -> None:
         build, service = build_for(case, identities)
-        async with world(build, service, closes=True) as w:
+        async with loopback_worker(build, service, closes=True) as w:
             if case.directives.get("service") == "names":
                 await greeted(w)  # the DNS library keeps its descriptors
             before = invariants.descriptors()
@@ -414,7 +428,7 @@ def test_internal_error_ends_its_session_and_leaves_nothing(
                 async with asyncio.timeout(20):
                     await case.play(Stage(w, identities, break_))
             close_peers(w)
-            await invariants.settle(w.app, w.metrics)
+            await invariants.wait_until_idle(w.app, w.metrics)
             assert await descriptors(w.app, before) <= before
             assert await polls_per_second(w.app) < 100
             check(w, case)
@@ -422,10 +436,10 @@ def test_internal_error_ends_its_session_and_leaves_nothing(
     run(play)
 
 
-def check(w: World, case: Case) -> None:
+def check(w: LoopbackWorker, case: Case) -> None:
     log = w.read_log()
     assert log.count(" internal_error ") == 1, log
-    assert HIDDEN not in log
+    assert SECRET_TEXT not in log
     assert "Fault" in log
     assert "library" not in log
     closed = invariants.series(w.metrics, "mailproxy_connections_closed_total")

@@ -165,7 +165,7 @@ def test_both_formats_have_the_same_events(page: Page, format: LogFormat, line: 
     assert page.lines() == [line]
 
 
-def test_sessions_have_both_formats_too(page: Page) -> None:
+def test_sessions_have_the_same_fields_in_both_formats(page: Page) -> None:
     log = page.log(format=LogFormat.TEXT)
     log.session(SessionRecord(session="s-1", protocol="imap"))
     log.flush()

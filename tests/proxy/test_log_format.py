@@ -125,7 +125,7 @@ def test_text_session_omits_missing_values() -> None:
     )
 
 
-def test_a_client_without_a_port_and_a_login_that_was_given_up() -> None:
+def test_session_without_client_port_and_with_aborted_login() -> None:
     record = SessionRecord("1-1", "mx", "smtp", "unix:", method=Method.LOGIN, user=b"a b")
     assert 'client=unix: user="a b" method=login attempts=0 duration' in text_session(record, STAMP)
 
@@ -290,7 +290,7 @@ def test_long_bytes_are_truncated_with_a_mark(data: bytes, written: str) -> None
 
 
 @given(st.binary(max_size=600))
-def test_any_bytes_become_printable_ascii_of_bounded_length(data: bytes) -> None:
+def test_any_bytes_become_printable_ascii_of_limited_length(data: bytes) -> None:
     written = quote_bytes(data, 256)
     assert written.isascii()
     assert written.isprintable()
@@ -299,7 +299,7 @@ def test_any_bytes_become_printable_ascii_of_bounded_length(data: bytes) -> None
 
 
 @given(st.text(max_size=600))
-def test_any_text_becomes_printable_ascii_of_bounded_length(text: str) -> None:
+def test_any_text_becomes_printable_ascii_of_limited_length(text: str) -> None:
     written = quote_limited(text, 100)
     assert written.isascii()
     assert written.isprintable()

@@ -144,7 +144,7 @@ def test_a_socket_can_be_replaced_without_a_gap() -> None:
         new.close()
 
 
-def test_more_workers_get_more_sockets_and_fewer_leave_some_over() -> None:
+def test_number_of_sockets_follows_the_number_of_workers_at_reload() -> None:
     planned = ipv4("127.0.0.1", free_port())
     with opened(planned, count=2) as [sockets]:
         more = open_sockets(planned, 3, inherited=sockets, sleep=never)

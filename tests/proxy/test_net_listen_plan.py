@@ -144,7 +144,9 @@ def test_tcp_options_are_not_set_on_unix_sockets() -> None:
         ),
     ],
 )
-def test_an_address_belongs_to_one_line(servers: list[list[ListenConfig]], problems: list[str]) -> None:
+def test_each_address_belongs_to_one_listen_line(
+    servers: list[list[ListenConfig]], problems: list[str]
+) -> None:
     with pytest.raises(ConfigError) as refused:
         plan_sockets(config(*map(tuple, servers)), NAMES)
     assert str(refused.value).splitlines() == problems
@@ -244,7 +246,7 @@ def test_system_resolver_is_used() -> None:
     assert found["localhost"]
 
 
-def test_every_address_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_addresses_are_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def lookup(name: str, *_: Any, **__: Any) -> list[tuple[Any, ...]]:

@@ -57,7 +57,7 @@ def replies_in(driven: Driven) -> list[bytes]:
 def test_login_result_has_credentials_and_pipelined_bytes() -> None:
     driven = play(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
     assert driven.result == UpstreamLogin(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
-    (_, asked) = driven.asked
+    (_, asked) = driven.effects
     assert isinstance(asked, Authenticate)
     assert asked.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
 
@@ -86,7 +86,7 @@ def test_sasl_response_may_be_longer_than_command_limit() -> None:
     password = b"p" * 2000
     plain = b64encode(b"\0alice\0" + password)
     driven = play(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
-    asked = [effect for effect in driven.asked if isinstance(effect, Authenticate)]
+    asked = [effect for effect in driven.effects if isinstance(effect, Authenticate)]
     assert [one.request.credentials.password for one in asked] == [Secret(password)]
     assert replies_in(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
@@ -179,7 +179,7 @@ def test_apop_responds_to_challenge_of_greeting() -> None:
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
     assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
-    requests = [effect.request for effect in driven.asked if isinstance(effect, Authenticate)]
+    requests = [effect.request for effect in driven.effects if isinstance(effect, Authenticate)]
     assert [request.attempt for request in requests] == [1, 2]
     assert all(request.credentials.challenge == CHALLENGE for request in requests)
 

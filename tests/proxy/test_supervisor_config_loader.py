@@ -183,7 +183,7 @@ async def test_one_error_of_the_mail_block_is_one_problem_for_all_servers(
     assert str(problem).startswith(f'{setting.file}:2: "ssl_ciphers": ')
 
 
-async def test_notices_from_tls_come_along(setting: Setting, tmp_path: Path) -> None:
+async def test_notices_of_tls_are_returned(setting: Setting, tmp_path: Path) -> None:
     pair = Authority(tmp_path).issue().files
     files = f"{{certificateFile: {pair.certificate}, keyFile: {pair.key}}}"
     setting.write(ssl=", ssl: true", more=f", sslCertificate: [{files}], sslProtocols: [SSLv2, TLSv1.3]")

@@ -50,7 +50,7 @@ class End:
         self.ends.append(error)
         self.news.set()
 
-    async def until(self, *, messages: int = 0, ends: int = 0) -> None:
+    async def wait_until(self, *, messages: int = 0, ends: int = 0) -> None:
         async with asyncio.timeout(10):
             while len(self.messages) < messages or len(self.ends) < ends:
                 self.news.clear()
@@ -79,8 +79,8 @@ async def test_messages_arrive_in_order_both_ways(ends: tuple[End, End]) -> None
     for number in range(100):
         left.channel.send({"number": number, "text": "grüße"})
     right.channel.send({"hello": None})
-    await right.until(messages=100)
-    await left.until(messages=1)
+    await right.wait_until(messages=100)
+    await left.wait_until(messages=1)
     assert right.messages == [{"number": number, "text": "grüße"} for number in range(100)]
     assert left.messages == [{"hello": None}]
 
@@ -98,7 +98,7 @@ async def test_descriptors_arrive_with_their_message_in_order(ends: tuple[End, E
         finally:
             for number in numbers[1:]:
                 os.close(number)
-        await right.until(messages=3)
+        await right.wait_until(messages=3)
         assert [list(message) for message in right.messages] == [["before"], ["with"], ["after"]]
         assert len(right.descriptors) == count + 1
         same = os.fstat(file.fileno())
@@ -110,7 +110,7 @@ async def test_descriptors_arrive_with_their_message_in_order(ends: tuple[End, E
 async def test_received_descriptors_are_not_inherited_by_other_programs(ends: tuple[End, End]) -> None:
     left, right = ends
     left.channel.send({}, [0])
-    await right.until(messages=1)
+    await right.wait_until(messages=1)
     assert not os.get_inheritable(right.descriptors[0])
 
 
@@ -119,7 +119,7 @@ async def test_message_larger_than_the_socket_buffer_is_queued(ends: tuple[End, 
     text = "x" * (3 * 1024 * 1024)
     left.channel.send({"text": text}, [0])
     left.channel.send({"last": True}, [0])
-    await right.until(messages=2)
+    await right.wait_until(messages=2)
     assert right.messages == [{"text": text}, {"last": True}]
     assert len(right.descriptors) == 2
 
@@ -130,7 +130,7 @@ async def test_the_sender_may_close_its_descriptors_at_once(ends: tuple[End, End
     number = os.memfd_create("mine")
     left.channel.send({}, [number])
     os.close(number)
-    await right.until(messages=2)
+    await right.wait_until(messages=2)
     assert os.readlink(f"/proc/self/fd/{right.descriptors[0]}") == "/memfd:mine (deleted)"
 
 
@@ -138,7 +138,7 @@ async def test_orderly_close_is_reported_once_without_error(ends: tuple[End, End
     left, right = ends
     left.channel.send({"last": 1})
     left.channel.close()
-    await right.until(messages=1, ends=1)
+    await right.wait_until(messages=1, ends=1)
     assert right.messages == [{"last": 1}]
     assert right.ends == [None]
     assert left.ends == []
@@ -164,7 +164,7 @@ async def test_invalid_message_closes_the_channel(ends: tuple[End, End], raw: by
     left, right = ends
     left.sock.send(raw)
     left.channel.close()
-    await right.until(ends=1)
+    await right.wait_until(ends=1)
     assert right.messages == []
     assert reason in str(right.ends[0])
 
@@ -174,7 +174,7 @@ async def test_send_to_closed_peer_reports_its_close() -> None:
     left = End(ours)
     theirs.close()
     left.channel.send({"anybody": "there"})
-    await left.until(ends=1)
+    await left.wait_until(ends=1)
     assert len(left.ends) == 1
     left.drop()
 
@@ -200,7 +200,7 @@ async def test_too_many_descriptors_raise_before_sending(ends: tuple[End, End], 
     with pytest.raises(ChannelError, match="at most"):
         left.channel.send({}, [0] * count)
     left.channel.send({"fine": True})
-    await right.until(messages=1)
+    await right.wait_until(messages=1)
     assert right.messages == [{"fine": True}]
 
 
@@ -231,7 +231,7 @@ async def test_nothing_stays_open_after_close() -> None:
     left, right = (End(sock) for sock in channel_pair())
     left.channel.send({"text": "x" * (1024 * 1024)}, [0])
     right.channel.send({}, [0] * 300)
-    await left.until(messages=1)
+    await left.wait_until(messages=1)
     left.drop()
     right.drop()
     assert open_descriptors() == before
@@ -244,7 +244,7 @@ async def test_nothing_stays_open_after_close() -> None:
     messages=st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=50), max_size=3), max_size=8),
     cut=st.integers(1, 40),
 )
-def test_where_the_stream_is_cut_does_not_matter(messages: list[Message], cut: int) -> None:
+def test_messages_are_read_in_pieces_of_any_size(messages: list[Message], cut: int) -> None:
     async def play() -> list[Message]:
         recorder, wire = channel_pair()
         sender = Channel(recorder, received=lambda *_: None, closed=lambda _: None)
@@ -258,7 +258,7 @@ def test_where_the_stream_is_cut_does_not_matter(messages: list[Message], cut: i
         for start in range(0, len(raw), cut):
             ours.sendall(raw[start : start + cut])
             await asyncio.sleep(0)
-        await right.until(messages=len(messages))
+        await right.wait_until(messages=len(messages))
         right.drop()
         ours.close()
         return right.messages

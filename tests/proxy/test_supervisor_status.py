@@ -71,7 +71,7 @@ def test_status_is_not_ready_while_a_worker_is_silent(status: Status) -> None:
     )
 
 
-def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
+def test_status_has_the_hash_that_all_workers_run(status: Status) -> None:
     first, second = make_revision([]), make_revision([], "pop3", serial=2)
     assert status.config() == {"hash": None, "generation": None, "loaded_at": None, "last_error": None}
     status.pool = StillWorkers(wanted=first)
@@ -115,7 +115,7 @@ def test_counters_of_exited_worker_stay(status: Status) -> None:
     assert status.page()[c.CONNECTIONS_ACCEPTED] == {("imap", "imap"): 10}
 
 
-def test_the_supervisors_own_facts_are_on_the_page(status: Status) -> None:
+def test_page_has_the_metrics_of_the_supervisor(status: Status) -> None:
     status.pool = StillWorkers(alive=3, restarts={RestartReason.CRASH: 2})
     status.is_draining = True
     page = status.page()

@@ -160,7 +160,7 @@ def test_silent_worker_counts_with_its_last_snapshot() -> None:
         (["retire", (1, 1)], 1),
     ],
 )
-def test_no_order_of_arrival_counts_anything_twice(said: list[object], shown: int) -> None:
+def test_order_of_snapshots_does_not_change_totals(said: list[object], shown: int) -> None:
     totals = Aggregator()
     for word in said:
         match word:
@@ -171,7 +171,7 @@ def test_no_order_of_arrival_counts_anything_twice(said: list[object], shown: in
     assert totals.page(OWN)[c.DNS_TIMEOUTS] == {("ptr",): shown}
 
 
-def test_number_of_retired_workers_is_bounded() -> None:
+def test_number_of_retired_workers_is_limited() -> None:
     totals = Aggregator()
     for worker in range(3000):
         totals.update(worker, snapshot([(c.DNS_TIMEOUTS, ("ptr",), 1)]))

@@ -23,7 +23,7 @@ from mailproxy.telemetry.definitions import ALL_METRICS, LIMIT_MODE
 from mailproxy_config import model
 from mailproxy_config.model import Protocol
 from support.tls_authority import Authority
-from support.tls_peers import client_of, shaken, tls_of
+from support.tls_peers import client_context, connect_once, server_tls
 
 SOURCES = Path(__file__).parents[2] / "proxy"
 DEFINITIONS = {"enums.py"}
@@ -102,9 +102,11 @@ def test_every_protocol_can_be_configured() -> None:
 
 @pytest.mark.parametrize("version", [one for one in TlsVersion if one is not TlsVersion.OTHER])
 def test_tls_versions_have_the_names_of_openssl(version: TlsVersion, tmp_path: Path) -> None:
-    tls = tls_of(Authority(tmp_path).issue(), ssl_protocols=(version.value,), ssl_ciphers="ALL:@SECLEVEL=0")
-    client = client_of()
+    tls = server_tls(
+        Authority(tmp_path).issue(), ssl_protocols=(version.value,), ssl_ciphers="ALL:@SECLEVEL=0"
+    )
+    client = client_context()
     client.set_ciphers("ALL:@SECLEVEL=0")
     client.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    info, _ = shaken(tls, client)
+    info, _ = connect_once(tls, client)
     assert info.version == version.value

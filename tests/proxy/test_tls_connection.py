@@ -23,7 +23,14 @@ from mailproxy.tls.context import ServerTls
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support.fuzz import examples
 from support.tls_authority import Authority
-from support.tls_peers import Pair, client_of, descriptors, shake_slowly, shaken, tls_of
+from support.tls_peers import (
+    TlsPair,
+    client_context,
+    complete_handshake,
+    connect_once,
+    descriptors,
+    server_tls,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def tls(authority: Authority) -> ServerTls:
-    return tls_of(authority.issue())
+    return server_tls(authority.issue())
 
 
 def client_sending(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConnection]:
@@ -47,9 +54,9 @@ def client_sending(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConne
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_handshake_result(tls: ServerTls, authority: Authority, version: ssl.TLSVersion) -> None:
-    context = client_of(authority)
+    context = client_context(authority)
     context.minimum_version = context.maximum_version = version
-    info, _ = shaken(tls, context, host="localhost")
+    info, _ = connect_once(tls, context, host="localhost")
     assert info.version == version.name.replace("_", ".").replace("TLSv1.", "TLSv1.")
     assert "AES" in info.cipher or "CHACHA" in info.cipher
     assert not info.resumed
@@ -135,7 +142,7 @@ def test_clear_text_before_handshake_fails_it(tls: ServerTls, authority: Authori
     far.setblocking(False)
     near.sendall(injected)  # after STARTTLS, in the gap before the ClientHello
     near.setblocking(False)
-    client = client_of(authority).wrap_socket(near, do_handshake_on_connect=False)
+    client = client_context(authority).wrap_socket(near, do_handshake_on_connect=False)
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
     ours = tls.accept(far)
@@ -166,34 +173,34 @@ def handshake_alone(ours: TlsConnection) -> None:
 
 
 def test_no_common_version_fails(tls: ServerTls, authority: Authority) -> None:
-    tls = tls_of(authority.issue(), ssl_protocols=frozenset({"TLSv1.3"}))
-    context = client_of(authority)
+    tls = server_tls(authority.issue(), ssl_protocols=frozenset({"TLSv1.3"}))
+    context = client_context(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     assert failure_with(tls, context) is TlsFailure.UNSUPPORTED_VERSION
 
 
 def test_no_common_cipher_fails(authority: Authority) -> None:
-    tls = tls_of(
+    tls = server_tls(
         authority.issue(), ssl_protocols=frozenset({"TLSv1.2"}), ssl_ciphers="ECDHE-ECDSA-AES256-GCM-SHA384"
     )
-    context = client_of(authority)
+    context = client_context(authority)
     context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
     assert failure_with(tls, context) is TlsFailure.NO_SHARED_CIPHER
 
 
 def test_client_that_rejects_certificate_fails(tls: ServerTls, tmp_path: Path) -> None:
-    assert failure_with(tls, client_of(Authority(tmp_path, "CN=Another CA"))) is TlsFailure.VERIFY_FAILED
+    assert failure_with(tls, client_context(Authority(tmp_path, "CN=Another CA"))) is TlsFailure.VERIFY_FAILED
 
 
 def failure_with(tls: ServerTls, context: ssl.SSLContext) -> TlsFailure:
-    pair = Pair(tls, context)
+    pair = TlsPair(tls, context)
     with pytest.raises(TlsHandshakeFailed) as caught:
         failing_handshake(pair)
     pair.close()
     return caught.value.failure
 
 
-def failing_handshake(pair: Pair) -> None:
+def failing_handshake(pair: TlsPair) -> None:
     """Perform both sides of a handshake that fails on either side."""
     for _ in range(3):
         with suppress(ssl.SSLError):
@@ -214,17 +221,17 @@ def failing_handshake(pair: Pair) -> None:
 def test_alpn_selects_protocol(
     authority: Authority, protocol: Protocol, offered: list[str], chosen: bytes | None
 ) -> None:
-    context = client_of(authority)
+    context = client_context(authority)
     context.set_alpn_protocols(offered)
-    info, _ = shaken(tls_of(authority.issue(), protocol=protocol), context)
+    info, _ = connect_once(server_tls(authority.issue(), protocol=protocol), context)
     assert info.alpn == chosen
 
 
 @pytest.mark.parametrize("offered", [["http/1.1"], ["pop3", "h2"], ["ximap"], ["imap4"]])
 def test_alpn_mismatch_fails_handshake(tls: ServerTls, authority: Authority, offered: list[str]) -> None:
-    context = client_of(authority)
+    context = client_context(authority)
     context.set_alpn_protocols(offered)
-    pair = Pair(tls, context)
+    pair = TlsPair(tls, context)
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.do_handshake()
     with pytest.raises(TlsHandshakeFailed) as caught:
@@ -236,9 +243,9 @@ def test_alpn_mismatch_fails_handshake(tls: ServerTls, authority: Authority, off
 
 
 def test_bytes_are_sent_in_both_directions(tls: ServerTls, authority: Authority) -> None:
-    pair = Pair(tls, client_of(authority))
-    pair.shake()
-    assert pair.tell(b"* OK ready\r\n") == b"* OK ready\r\n"
+    pair = TlsPair(tls, client_context(authority))
+    pair.handshake()
+    assert pair.send_to_client(b"* OK ready\r\n") == b"* OK ready\r\n"
     with pytest.raises(ssl.SSLWantReadError):
         pair.ours.recv(4096)
     pair.client.send(b"a1 NOOP\r\na2 NOOP\r\n")
@@ -252,8 +259,8 @@ def test_bytes_are_sent_in_both_directions(tls: ServerTls, authority: Authority)
 
 
 def test_read_ahead_bytes_are_pending(tls: ServerTls, authority: Authority) -> None:
-    pair = Pair(tls, client_of(authority))
-    pair.shake()
+    pair = TlsPair(tls, client_context(authority))
+    pair.handshake()
     for record in (b"one", b"two", b"three"):
         pair.client.send(record)
     heard = [pair.ours.recv(4096)]
@@ -264,7 +271,7 @@ def test_read_ahead_bytes_are_pending(tls: ServerTls, authority: Authority) -> N
 
 
 def test_bytes_with_end_of_handshake_are_pending(tls: ServerTls, authority: Authority) -> None:
-    pair = Pair(tls, client_of(authority))
+    pair = TlsPair(tls, client_context(authority))
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.do_handshake()
     assert pair.ours.handshake() is HandshakeStep.WANT_READ
@@ -277,8 +284,8 @@ def test_bytes_with_end_of_handshake_are_pending(tls: ServerTls, authority: Auth
 
 
 def test_send_writes_until_socket_is_full(tls: ServerTls, authority: Authority) -> None:
-    pair = Pair(tls, client_of(authority))
-    pair.shake()
+    pair = TlsPair(tls, client_context(authority))
+    pair.handshake()
     data = bytes(range(256)) * 8192
     left, got = memoryview(data), bytearray()
     partial = 0
@@ -300,9 +307,9 @@ def test_send_writes_until_socket_is_full(tls: ServerTls, authority: Authority) 
 
 
 def test_close_notify_ends_stream(tls: ServerTls, authority: Authority) -> None:
-    pair = Pair(tls, client_of(authority))
-    pair.shake()
-    pair.tell(b"x")
+    pair = TlsPair(tls, client_context(authority))
+    pair.handshake()
+    pair.send_to_client(b"x")
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.unwrap()
     assert pair.ours.recv(4096) == b""
@@ -311,18 +318,18 @@ def test_close_notify_ends_stream(tls: ServerTls, authority: Authority) -> None:
 
 
 def test_close_without_close_notify_ends_stream(tls: ServerTls, authority: Authority) -> None:
-    pair = Pair(tls, client_of(authority))
-    pair.shake()
-    pair.tell(b"x")
+    pair = TlsPair(tls, client_context(authority))
+    pair.handshake()
+    pair.send_to_client(b"x")
     pair.client.close()
     assert pair.ours.recv(4096) == b""
     pair.close()
 
 
 def test_unwrap_sends_close_notify_and_reading_still_works(tls: ServerTls, authority: Authority) -> None:
-    pair = Pair(tls, client_of(authority))
-    pair.shake()
-    pair.tell(b"x")
+    pair = TlsPair(tls, client_context(authority))
+    pair.handshake()
+    pair.send_to_client(b"x")
     pair.client.send(b"last words")
     assert pair.ours.unwrap() is pair.ours
     assert pair.client.recv(4096) == b""
@@ -346,7 +353,7 @@ def test_unwrap_never_raises(tls: ServerTls, moment: str) -> None:
 def test_failed_unwrap_leaves_no_openssl_error(tls: ServerTls, authority: Authority) -> None:
     near, ours = client_sending(tls, b"")
     ours.unwrap()
-    info, _ = shaken(tls, client_of(authority))
+    info, _ = connect_once(tls, client_context(authority))
     assert info.version
     near.close()
     ours.close()
@@ -356,31 +363,31 @@ def test_sni_and_server_certificate_only_with_proxy_v2(
     authority: Authority,
 ) -> None:
     ecdsa, rsa = authority.issue(), authority.issue(key="rsa")
-    tls = tls_of(ecdsa, rsa, proxy_protocol=SendProxyProtocol.V2, ssl_protocols=frozenset({"TLSv1.2"}))
-    context = client_of(authority)
+    tls = server_tls(ecdsa, rsa, proxy_protocol=SendProxyProtocol.V2, ssl_protocols=frozenset({"TLSv1.2"}))
+    context = client_context(authority)
     context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
-    info, _ = shaken(tls, context, host="mail.example.com")
+    info, _ = connect_once(tls, context, host="mail.example.com")
     assert (info.server_name, info.own_signature, info.own_key) == (
         b"mail.example.com",
         b"ecdsa-with-SHA256",
         b"RSA2048",
     )
     context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
-    info, _ = shaken(tls, context)
+    info, _ = connect_once(tls, context)
     assert (info.server_name, info.own_signature, info.own_key) == (None, b"ecdsa-with-SHA256", b"EC256")
 
 
 def test_2000_handshakes_leak_nothing(authority: Authority) -> None:
-    tls = tls_of(
+    tls = server_tls(
         authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_client_certificate=authority.file
     )
-    context = client_of(authority, certificate=authority.issue("CN=alice"))
+    context = client_context(authority, certificate=authority.issue("CN=alice"))
     context.set_alpn_protocols(["imap"])
-    shaken(tls, context)
+    connect_once(tls, context)
     gc.collect()
     before, open_before = len(gc.get_objects()), descriptors()
     for _ in range(2000):
-        shaken(tls, context)
+        connect_once(tls, context)
     gc.collect()
     assert len(gc.get_objects()) - before < 50
     assert descriptors() == open_before
@@ -398,11 +405,11 @@ def test_many_records_are_sent_in_full_segments(authority: Authority) -> None:
         near = socket.create_connection(listener.getsockname(), timeout=20)
         far, _ = listener.accept()
     far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    pair = Pair(tls_of(authority.issue()), client_of(authority), over=(near, far))
+    pair = TlsPair(server_tls(authority.issue()), client_context(authority), over=(near, far))
     pair.client.settimeout(20)
     steps = threading.Thread(target=pair.client.do_handshake)
     steps.start()
-    shake_slowly(pair.ours)
+    complete_handshake(pair.ours)
     steps.join(20)
     before = _segments_out(pair.ours)
     data = bytes(range(256)) * 256  # four records

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import CertificateFiles, ListenConfig, StartTls
 from support.tls_authority import DAY, NOW, Authority, Issued
-from support.tls_peers import client_of, shaken, tls_of
+from support.tls_peers import client_context, connect_once, server_tls
 
 TLS12 = frozenset({"TLSv1.2"})
 
@@ -32,16 +32,16 @@ def ours(authority: Authority) -> Issued:
 def problem(*pairs: tuple[str, str], **directives: Any) -> str:
     files = tuple(CertificateFiles(certificate=certificate, key=key) for certificate, key in pairs)
     with pytest.raises(ConfigError) as caught:
-        tls_of(ssl_certificate=files, **directives)
+        server_tls(ssl_certificate=files, **directives)
     return str(caught.value)
 
 
 def test_certificate_is_chosen_by_key_type(authority: Authority, ours: Issued) -> None:
-    tls = tls_of(ours, authority.issue(key="rsa"), ssl_protocols=TLS12)
+    tls = server_tls(ours, authority.issue(key="rsa"), ssl_protocols=TLS12)
     for kind in ("ECDSA", "RSA"):
-        context = client_of(authority)
+        context = client_context(authority)
         context.set_ciphers(f"ECDHE-{kind}-AES128-GCM-SHA256")
-        assert shaken(tls, context)[0].cipher == f"ECDHE-{kind}-AES128-GCM-SHA256"
+        assert connect_once(tls, context)[0].cipher == f"ECDHE-{kind}-AES128-GCM-SHA256"
 
 
 def test_chain_is_sent(authority: Authority) -> None:
@@ -49,7 +49,7 @@ def test_chain_is_sent(authority: Authority) -> None:
     issued = middle.issue()
     chain = Path(issued.files.certificate)
     chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
-    assert shaken(tls_of(issued), client_of(authority))[0].version == "TLSv1.3"
+    assert connect_once(server_tls(issued), client_context(authority))[0].version == "TLSv1.3"
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_chain_is_sent(authority: Authority) -> None:
 )
 def test_passphrases_are_tried_in_order(authority: Authority, contents: bytes) -> None:
     issued = authority.issue(passphrase=b"secret")
-    tls = tls_of(issued, ssl_password_file=authority.write("passphrases", contents))
-    assert shaken(tls, client_of(authority))[0].version == "TLSv1.3"
+    tls = server_tls(issued, ssl_password_file=authority.write("passphrases", contents))
+    assert connect_once(tls, client_context(authority))[0].version == "TLSv1.3"
 
 
 def test_unencrypted_key_works_with_password_file(authority: Authority, ours: Issued) -> None:
     path = authority.write("passphrases", b"one\ntwo\n")
     one, two = authority.issue(passphrase=b"one"), authority.issue(key="rsa", passphrase=b"two")
-    assert len(tls_of(ours, one, two, ssl_password_file=path).not_after) == 3
+    assert len(server_tls(ours, one, two, ssl_password_file=path).not_after) == 3
 
 
 def test_wrong_passphrase_is_a_problem(authority: Authority) -> None:
@@ -140,7 +140,7 @@ def test_missing_ssl_certificate_is_a_problem(directives: dict[str, Any], mode: 
     ],
 )
 def test_not_after_of_each_certificate(authority: Authority, expires: dt.datetime) -> None:
-    tls = tls_of(authority.issue(expires=expires), authority.issue(key="rsa", expires=expires + DAY))
+    tls = server_tls(authority.issue(expires=expires), authority.issue(key="rsa", expires=expires + DAY))
     assert tls.not_after == (expires.timestamp(), (expires + DAY).timestamp())
 
 
@@ -166,7 +166,7 @@ def test_certificate_with_odd_date_loads_with_or_without_expiry(
     assert der.count(b"20510304050607Z") == 1
     odd = der.replace(b"20510304050607Z", written)
     Path(issued.files.certificate).write_text(ssl.DER_cert_to_PEM_cert(odd))
-    (found,) = tls_of(issued).not_after
+    (found,) = server_tls(issued).not_after
     if written.startswith(b"0000"):
         assert found is None or found < -62135596800.0  # depends on the version of OpenSSL
     else:

@@ -19,7 +19,7 @@ from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import ByteCount, Protocol, ProxyConfig, Seconds, SessionCache
 from support.configs import server
 from support.tls_authority import Authority, Issued
-from support.tls_peers import KEY, TLS_PORT, Pair, client_of, serving, shaken, tls_of
+from support.tls_peers import KEY, TLS_PORT, TlsPair, client_context, connect_once, serve_tls, server_tls
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 BUILTIN = SessionCache(builtin=100)
@@ -37,7 +37,7 @@ def ours(authority: Authority) -> Issued:
 
 
 def client(version: ssl.TLSVersion) -> ssl.SSLContext:
-    context = client_of()
+    context = client_context()
     context.minimum_version = context.maximum_version = version
     return context
 
@@ -45,8 +45,8 @@ def client(version: ssl.TLSVersion) -> ssl.SSLContext:
 def is_resumed(first: ServerTls, second: ServerTls, version: ssl.TLSVersion) -> bool:
     """Whether a session of the first is resumed by the second."""
     context = client(version)
-    _, session = shaken(first, context)
-    info, _ = shaken(second, context, session=session)
+    _, session = connect_once(first, context)
+    info, _ = connect_once(second, context, session=session)
     return info.resumed
 
 
@@ -67,7 +67,7 @@ def is_resumed(first: ServerTls, second: ServerTls, version: ssl.TLSVersion) -> 
 def test_resumption_by_ticket_and_cache(
     ours: Issued, tickets: bool, cache: SessionCache, resumed: bool, version: ssl.TLSVersion
 ) -> None:
-    tls = tls_of(ours, ssl_session_tickets=tickets, ssl_session_cache=cache)
+    tls = server_tls(ours, ssl_session_tickets=tickets, ssl_session_cache=cache)
     assert is_resumed(tls, tls, version) is resumed
 
 
@@ -84,24 +84,24 @@ def test_resumption_by_ticket_and_cache(
 def test_context_with_same_ticket_key_resumes(
     ours: Issued, directives: dict[str, Any], resumed: bool, version: ssl.TLSVersion
 ) -> None:
-    assert is_resumed(tls_of(ours), tls_of(ours, **directives), version) is resumed
+    assert is_resumed(server_tls(ours), server_tls(ours, **directives), version) is resumed
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_session_is_not_resumed_with_other_certificate(
     authority: Authority, ours: Issued, version: ssl.TLSVersion
 ) -> None:
-    assert not is_resumed(tls_of(ours), tls_of(authority.issue()), version)
+    assert not is_resumed(server_tls(ours), server_tls(authority.issue()), version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("leaving", ["the client without a word", "the client with a goodbye", "we"])
 def test_cached_session_is_kept_after_close(ours: Issued, leaving: str, version: ssl.TLSVersion) -> None:
-    tls = tls_of(ours, ssl_session_tickets=False, ssl_session_cache=SHARED)
+    tls = server_tls(ours, ssl_session_tickets=False, ssl_session_cache=SHARED)
     context = client(version)
-    first = Pair(tls, context)
-    first.shake()
-    assert first.tell(b"x") == b"x"
+    first = TlsPair(tls, context)
+    first.handshake()
+    assert first.send_to_client(b"x") == b"x"
     session = first.client.session
     if leaving == "the client without a word":
         first.client.close()
@@ -112,33 +112,35 @@ def test_cached_session_is_kept_after_close(ours: Issued, leaving: str, version:
             first.client.unwrap()
         assert first.ours.recv() == b""
     first.close()
-    info, _ = shaken(tls, context, session=session)
+    info, _ = connect_once(tls, context, session=session)
     assert info.resumed
 
 
 def test_cache_is_per_worker(ours: Issued) -> None:
     directives: dict[str, Any] = {"ssl_session_tickets": False, "ssl_session_cache": SHARED}
-    assert not is_resumed(tls_of(ours, **directives), tls_of(ours, **directives), ssl.TLSVersion.TLSv1_2)
+    assert not is_resumed(
+        server_tls(ours, **directives), server_tls(ours, **directives), ssl.TLSVersion.TLSv1_2
+    )
 
 
 def test_cache_size_is_limited(ours: Issued) -> None:
-    tls = tls_of(ours, ssl_session_tickets=False, ssl_session_cache=SessionCache(builtin=3))
+    tls = server_tls(ours, ssl_session_tickets=False, ssl_session_cache=SessionCache(builtin=3))
     context = client(ssl.TLSVersion.TLSv1_2)
     for _ in range(10):
-        shaken(tls, context)
+        connect_once(tls, context)
     assert 0 < tls.params.context.session_stats()["number"] <= 3
 
 
 def test_session_timeout_is_applied(ours: Issued) -> None:
     context = client(ssl.TLSVersion.TLSv1_3)
-    _, session = shaken(tls_of(ours, ssl_session_timeout=Seconds(600.0)), context)
+    _, session = connect_once(server_tls(ours, ssl_session_timeout=Seconds(600.0)), context)
     assert session is not None
     assert session.ticket_lifetime_hint == 600
 
 
 def test_number_of_tickets_sent(ours: Issued) -> None:
-    assert tls_of(ours).params.context.num_tickets == 1
-    assert tls_of(ours, ssl_session_tickets=False).params.context.num_tickets == 0
+    assert server_tls(ours).params.context.num_tickets == 1
+    assert server_tls(ours, ssl_session_tickets=False).params.context.num_tickets == 0
 
 
 # -- ssl_session_ticket_key
@@ -156,10 +158,10 @@ def test_ticket_key_files_are_shared(
     ours: Issued, tmp_path: Path, data: int, version: ssl.TLSVersion
 ) -> None:
     path = key_file(tmp_path, "key", data)
-    one = tls_of(ours, ssl_session_ticket_key=(path,))
-    other = tls_of(ours, ssl_session_ticket_key=(path,), key=bytes(80))
+    one = server_tls(ours, ssl_session_ticket_key=(path,))
+    other = server_tls(ours, ssl_session_ticket_key=(path,), key=bytes(80))
     assert is_resumed(one, other, version)
-    assert not is_resumed(one, tls_of(ours), version)
+    assert not is_resumed(one, server_tls(ours), version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -182,8 +184,8 @@ def test_first_key_encrypts_and_all_decrypt(
     version: ssl.TLSVersion,
 ) -> None:
     files = {name: key_file(tmp_path, name, data) for name, data in (("old", 80), ("new", 80), ("short", 48))}
-    first = tls_of(ours, ssl_session_ticket_key=tuple(files[name] for name in seals))
-    second = tls_of(ours, ssl_session_ticket_key=tuple(files[name] for name in opens))
+    first = server_tls(ours, ssl_session_ticket_key=tuple(files[name] for name in seals))
+    second = server_tls(ours, ssl_session_ticket_key=tuple(files[name] for name in opens))
     assert is_resumed(first, second, version) is resumed
 
 
@@ -191,33 +193,35 @@ def test_first_key_encrypts_and_all_decrypt(
 def test_ticket_of_older_key_is_renewed(ours: Issued, tmp_path: Path, version: ssl.TLSVersion) -> None:
     old, new = key_file(tmp_path, "old", 80), key_file(tmp_path, "new", 80)
     context = client(version)
-    _, session = shaken(tls_of(ours, ssl_session_ticket_key=(old,)), context)
-    info, renewed = shaken(tls_of(ours, ssl_session_ticket_key=(new, old)), context, session=session)
+    _, session = connect_once(server_tls(ours, ssl_session_ticket_key=(old,)), context)
+    info, renewed = connect_once(
+        server_tls(ours, ssl_session_ticket_key=(new, old)), context, session=session
+    )
     assert info.resumed
-    again, _ = shaken(tls_of(ours, ssl_session_ticket_key=(new,)), context, session=renewed)
+    again, _ = connect_once(server_tls(ours, ssl_session_ticket_key=(new,)), context, session=renewed)
     assert again.resumed
 
 
 def test_ticket_key_file_has_openssl_layout(ours: Issued, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(KEY)
-    from_file = tls_of(ours, ssl_session_ticket_key=(str(path),), key=bytes(80))
+    from_file = server_tls(ours, ssl_session_ticket_key=(str(path),), key=bytes(80))
     for version in VERSIONS:
-        assert is_resumed(from_file, tls_of(ours, key=KEY), version)
-        assert is_resumed(tls_of(ours, key=KEY), from_file, version)
+        assert is_resumed(from_file, server_tls(ours, key=KEY), version)
+        assert is_resumed(server_tls(ours, key=KEY), from_file, version)
 
 
 @pytest.mark.parametrize("data", [0, 47, 64, 81])
 def test_ticket_key_file_of_other_size_is_a_problem(ours: Issued, tmp_path: Path, data: int) -> None:
     good, bad = key_file(tmp_path, "good", 80), key_file(tmp_path, "bad", data)
     with pytest.raises(ConfigError) as caught:
-        tls_of(ours, ssl_session_ticket_key=(good, bad))
+        server_tls(ours, ssl_session_ticket_key=(good, bad))
     assert str(caught.value) == f'servers[imap].ssl_session_ticket_key[1]: "{bad}" must be 48 or 80 bytes'
 
 
 def test_missing_ticket_key_file_is_a_problem(ours: Issued) -> None:
     with pytest.raises(ConfigError, match="No such file or directory"):
-        tls_of(ours, ssl_session_ticket_key=("/nonexistent",))
+        server_tls(ours, ssl_session_ticket_key=("/nonexistent",))
 
 
 def test_ticket_key_repr_has_no_secret() -> None:
@@ -258,7 +262,9 @@ class Workers:
         self.timeout = timeout
         keys = self.rotation.of({timeout})[timeout]
         self.keys = TicketKeys(keys), TicketKeys(keys)
-        self.tls = tuple(tls_of(ours, key=keys, ssl_session_timeout=Seconds(timeout)) for keys in self.keys)
+        self.tls = tuple(
+            server_tls(ours, key=keys, ssl_session_timeout=Seconds(timeout)) for keys in self.keys
+        )
 
     def after(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -277,18 +283,18 @@ def test_ticket_is_accepted_for_one_session_timeout(ours: Issued, version: ssl.T
     workers = Workers(ours, 300)
     context = client(version)
     first = workers.sealed_by(0)
-    _, session = shaken(workers.tls[0], context)
+    _, session = connect_once(workers.tls[0], context)
     workers.after(299.0)
     workers.receives(0, 1)
     assert workers.sealed_by(0) == first
     workers.after(1.0)
     workers.receives(0, 1)
     assert workers.sealed_by(0) == workers.sealed_by(1) != first
-    assert all(shaken(tls, context, session=session)[0].resumed for tls in workers.tls)
+    assert all(connect_once(tls, context, session=session)[0].resumed for tls in workers.tls)
     workers.after(300.0)
     workers.receives(0, 1)
     assert first not in {key.name for key in workers.keys[0].keys}
-    assert not any(shaken(tls, context, session=session)[0].resumed for tls in workers.tls)
+    assert not any(connect_once(tls, context, session=session)[0].resumed for tls in workers.tls)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -303,22 +309,22 @@ def test_workers_accept_each_others_tickets_during_rotation(
         assert workers.sealed_by(0) != workers.sealed_by(1)
         context = client(version)
         for sealing, opening in ((0, 1), (1, 0)):
-            _, session = shaken(workers.tls[sealing], context)
-            assert shaken(workers.tls[opening], context, session=session)[0].resumed
+            _, session = connect_once(workers.tls[sealing], context)
+            assert connect_once(workers.tls[opening], context, session=session)[0].resumed
         workers.receives(0, 1)
 
 
 def test_ticket_of_previous_key_is_renewed(ours: Issued) -> None:
     workers = Workers(ours, 300)
     context = client(ssl.TLSVersion.TLSv1_2)
-    _, session = shaken(workers.tls[0], context)
+    _, session = connect_once(workers.tls[0], context)
     workers.after(300.0)
     workers.receives(0)
-    info, renewed = shaken(workers.tls[0], context, session=session)
+    info, renewed = connect_once(workers.tls[0], context, session=session)
     assert info.resumed
     workers.after(300.0)
     workers.receives(0)
-    assert shaken(workers.tls[0], context, session=renewed)[0].resumed
+    assert connect_once(workers.tls[0], context, session=renewed)[0].resumed
 
 
 def test_rotated_keys_are_random_and_not_reused() -> None:
@@ -378,11 +384,11 @@ def test_ticket_keys_from_files_are_used_during_rotation(ours: Issued, tmp_path:
     path = tmp_path / "key"
     path.write_bytes(KEY)
     keys = TicketKeys.random()
-    tls = tls_of(ours, key=keys, ssl_session_ticket_key=(str(path),))
+    tls = server_tls(ours, key=keys, ssl_session_ticket_key=(str(path),))
     context = client(ssl.TLSVersion.TLSv1_3)
-    _, session = shaken(tls, context)
+    _, session = connect_once(tls, context)
     keys.replace([os.urandom(80)])
-    assert shaken(tls, context, session=session)[0].resumed
+    assert connect_once(tls, context, session=session)[0].resumed
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
@@ -391,15 +397,15 @@ def test_openssl_client_resumes_after_rotation_with_other_worker(
 ) -> None:
     workers = Workers(ours, 300)
     session = str(tmp_path / "session")
-    with serving(workers.tls[0]) as port:
+    with serve_tls(workers.tls[0]) as port:
         assert "resumed=False" in s_client(port, version, "-sess_out", session)
     workers.after(300.0)
     workers.receives(0, 1)
-    with serving(workers.tls[1]) as port:
+    with serve_tls(workers.tls[1]) as port:
         assert "resumed=True" in s_client(port, version, "-sess_in", session)
     workers.after(300.0)
     workers.receives(0, 1)
-    with serving(workers.tls[1]) as port:
+    with serve_tls(workers.tls[1]) as port:
         assert "resumed=False" in s_client(port, version, "-sess_in", session)
 
 
@@ -416,7 +422,7 @@ def serve_once(paths: tuple[str, str], pipe: Any) -> None:
         listen=TLS_PORT,
         ssl_certificate=(CertificateFiles(certificate=paths[0], key=paths[1]),),
     )
-    with serving(build(config, ticket_keys=TicketKeys([KEY]))) as port:
+    with serve_tls(build(config, ticket_keys=TicketKeys([KEY]))) as port:
         pipe.send(port)
         pipe.recv()
 
@@ -429,7 +435,7 @@ def test_openssl_client_resumes_in_other_process(ours: Issued, tmp_path: Path, v
     worker.start()
     try:
         session = str(tmp_path / "session")
-        with serving(tls_of(ours)) as port:
+        with serve_tls(server_tls(ours)) as port:
             assert "resumed=False" in s_client(port, version, "-sess_out", session)
         assert "resumed=True" in s_client(near.recv(), version, "-sess_in", session)
     finally:
@@ -440,7 +446,7 @@ def test_openssl_client_resumes_in_other_process(ours: Issued, tmp_path: Path, v
 
 
 def test_openssl_client_reconnects_and_resumes(ours: Issued) -> None:
-    with serving(tls_of(ours)) as port:
+    with serve_tls(server_tls(ours)) as port:
         said = s_client(port, "-tls1_2", "-reconnect")
     assert said.count("Reused, TLSv1.2") == 5
     assert said.count("New, TLSv1.2") == 1

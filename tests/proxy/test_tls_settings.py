@@ -13,7 +13,7 @@ import pytest
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.errors import ConfigError
 from support.tls_authority import Authority, Issued
-from support.tls_peers import Pair, client_of, serving, shaken, tls_of
+from support.tls_peers import TlsPair, client_context, connect_once, serve_tls, server_tls
 
 TLS12: dict[str, Any] = {"ssl_protocols": frozenset({"TLSv1.2"})}
 
@@ -35,13 +35,13 @@ def rsa(authority: Authority) -> Issued:
 
 def problem(*issued: Issued, **directives: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        tls_of(*issued, **directives)
+        server_tls(*issued, **directives)
     return str(caught.value)
 
 
 def s_client_output(tls: ServerTls, *options: str) -> str:
     """The output of ``openssl s_client``, also after a failure."""
-    with serving(tls) as port:
+    with serve_tls(tls) as port:
         command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
         done = subprocess.run(command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False)
     return (done.stdout + done.stderr).decode()
@@ -63,7 +63,7 @@ OLD_CLIENT = ["-cipher", "ALL:@SECLEVEL=0"]
     ],
 )
 def test_ssl_protocols_selects_versions(ours: Issued, protocols: set[str], spoken: set[str]) -> None:
-    tls = tls_of(ours, ssl_protocols=frozenset(protocols), **OLD)
+    tls = server_tls(ours, ssl_protocols=frozenset(protocols), **OLD)
     options = {"TLSv1": "-tls1", "TLSv1.1": "-tls1_1", "TLSv1.2": "-tls1_2", "TLSv1.3": "-tls1_3"}
     heard = {
         version
@@ -74,7 +74,7 @@ def test_ssl_protocols_selects_versions(ours: Issued, protocols: set[str], spoke
 
 
 def test_unsupported_protocol_is_a_notice(ours: Issued) -> None:
-    (notice,) = tls_of(ours, ssl_protocols=frozenset({"SSLv2", "TLSv1.3"})).notices
+    (notice,) = server_tls(ours, ssl_protocols=frozenset({"SSLv2", "TLSv1.3"})).notices
     assert str(notice) == f"servers[imap].ssl_protocols: {ssl.OPENSSL_VERSION} has no SSLv2: ignored"
 
 
@@ -93,10 +93,10 @@ def test_invalid_ciphers_are_a_problem(ours: Issued) -> None:
 )
 def test_ssl_prefer_server_ciphers_sets_order(ours: Issued, prefer: bool, chosen: str) -> None:
     ciphers = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-AES128-GCM-SHA256"
-    tls = tls_of(ours, ssl_ciphers=ciphers, ssl_prefer_server_ciphers=prefer, **TLS12)
-    context = client_of()
+    tls = server_tls(ours, ssl_ciphers=ciphers, ssl_prefer_server_ciphers=prefer, **TLS12)
+    context = client_context()
     context.set_ciphers(":".join(reversed(ciphers.split(":"))))
-    assert shaken(tls, context)[0].cipher == chosen
+    assert connect_once(tls, context)[0].cipher == chosen
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_ssl_prefer_server_ciphers_sets_order(ours: Issued, prefer: bool, chosen
     ],
 )
 def test_ssl_ecdh_curve_selects_groups(ours: Issued, groups: str, offered: str, chosen: str) -> None:
-    said = s_client_output(tls_of(ours, ssl_ecdh_curve=groups), "-groups", offered)
+    said = s_client_output(server_tls(ours, ssl_ecdh_curve=groups), "-groups", offered)
     assert f"Server Temp Key: {chosen}" in said
 
 
@@ -133,12 +133,12 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 def test_dh_ciphers_need_ssl_dhparam(rsa: Issued, tmp_path: Path) -> None:
     parameters = tmp_path / "dh.pem"
     parameters.write_bytes(DH)
-    context = client_of()
+    context = client_context()
     context.set_ciphers("DHE-RSA-AES128-GCM-SHA256")
     ciphers: dict[str, Any] = {"ssl_ciphers": "DHE-RSA-AES128-GCM-SHA256", **TLS12}
-    tls = tls_of(rsa, ssl_dhparam=str(parameters), **ciphers)
-    assert shaken(tls, context)[0].cipher == "DHE-RSA-AES128-GCM-SHA256"
-    assert "handshake failure" in s_client_output(tls_of(rsa, **ciphers), "-tls1_2")
+    tls = server_tls(rsa, ssl_dhparam=str(parameters), **ciphers)
+    assert connect_once(tls, context)[0].cipher == "DHE-RSA-AES128-GCM-SHA256"
+    assert "handshake failure" in s_client_output(server_tls(rsa, **ciphers), "-tls1_2")
 
 
 def test_invalid_dhparam_file_is_a_problem(ours: Issued, tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_invalid_dhparam_file_is_a_problem(ours: Issued, tmp_path: Path) -> None
 
 def test_ssl_conf_command_overrides_directives(ours: Issued) -> None:
     commands = (("Ciphersuites", "TLS_AES_128_GCM_SHA256"), ("Protocol", "-TLSv1.2"))
-    tls = tls_of(ours, ssl_conf_command=commands)
-    assert shaken(tls, client_of())[0].cipher == "TLS_AES_128_GCM_SHA256"
+    tls = server_tls(ours, ssl_conf_command=commands)
+    assert connect_once(tls, client_context())[0].cipher == "TLS_AES_128_GCM_SHA256"
     assert "resumed=" not in s_client_output(tls, "-tls1_2")
 
 
@@ -167,22 +167,22 @@ def test_every_failed_ssl_conf_command_is_a_problem(ours: Issued) -> None:
 
 
 def test_unsupported_certificate_compression_is_a_notice(ours: Issued) -> None:
-    tls = tls_of(ours, ssl_certificate_compression=True)
+    tls = server_tls(ours, ssl_certificate_compression=True)
     told = [str(notice) for notice in tls.notices]
     assert told == [
         f"servers[imap].ssl_certificate_compression: {ssl.OPENSSL_VERSION} cannot do it: ignored"
     ] or (ssl.OPENSSL_VERSION_INFO >= (3, 2))
-    assert shaken(tls, client_of())[0].version == "TLSv1.3"
+    assert connect_once(tls, client_context())[0].version == "TLSv1.3"
 
 
 def test_renegotiation_is_disabled(ours: Issued) -> None:
-    assert tls_of(ours, **TLS12).params.context.options & ssl.OP_NO_RENEGOTIATION
+    assert server_tls(ours, **TLS12).params.context.options & ssl.OP_NO_RENEGOTIATION
 
 
 def test_handshake_works_after_failed_build(ours: Issued) -> None:
     problem(ours, ssl_conf_command=(("Nonsense", "x"),), ssl_ecdh_curve="nonsense")
-    pair = Pair(tls_of(ours), client_of())
-    assert pair.shake().version == "TLSv1.3"
+    pair = TlsPair(server_tls(ours), client_context())
+    assert pair.handshake().version == "TLSv1.3"
     pair.close()
 
 
@@ -196,4 +196,4 @@ def test_handshake_works_after_failed_build(ours: Issued) -> None:
     ],
 )
 def test_openssl_client_alpn(ours: Issued, offered: str, heard: str) -> None:
-    assert heard in s_client_output(tls_of(ours), "-alpn", offered)
+    assert heard in s_client_output(server_tls(ours), "-alpn", offered)

@@ -25,25 +25,27 @@ _METHODS: Final = {
 }
 
 
-def request(asked: str, transcript: Transcript, tls: ssl.SSLObject | None, identities: Identities) -> bytes:
+def auth_request(
+    description: str, transcript: Transcript, tls: ssl.SSLObject | None, identities: Identities
+) -> bytes:
     """Return the complete request that the words after ``authorize`` in a transcript describe."""
-    user, password, *words = asked.split(" ")
-    said = _clauses(words)
-    method = said.get("by", "password")
+    user, password, *words = description.split(" ")
+    clauses = _clauses(words)
+    method = clauses.get("by", "password")
     lines = [
         b"GET /auth HTTP/1.1",
         b"Host: 127.0.0.1",
         b"Auth-Method: " + _METHODS[method].encode(),
-        b"Auth-User: " + _percent(word(user)),
-        b"Auth-Pass: " + _percent(b"" if password == "-" else word(password)),
+        b"Auth-User: " + _escape(parse_word(user)),
+        b"Auth-Pass: " + _escape(b"" if password == "-" else parse_word(password)),
     ]
-    if "salt" in said:
-        lines.append(b"Auth-Salt: " + word(said["salt"]))
+    if "salt" in clauses:
+        lines.append(b"Auth-Salt: " + parse_word(clauses["salt"]))
     client = transcript.client()
     protocol = transcript.server.protocol
     lines += [
         b"Auth-Protocol: " + protocol.value.encode(),
-        b"Auth-Login-Attempt: " + said.get("attempt", "1").encode(),
+        b"Auth-Login-Attempt: " + clauses.get("attempt", "1").encode(),
         b"Client-IP: " + client.address.encode(),
     ]
     if protocol is Protocol.SMTP:
@@ -57,15 +59,15 @@ def request(asked: str, transcript: Transcript, tls: ssl.SSLObject | None, ident
             f"Proxy-Protocol-Server-Addr: {server}".encode(),
             b"Proxy-Protocol-Server-Port: 25",
         ]
-    if "rcpt" in said:
+    if "rcpt" in clauses:
         envelope = zip(("Helo", "From", "To"), ("helo", "mail", "rcpt"), strict=True)
-        lines += [f"Auth-SMTP-{name}: ".encode() + word(said[key]) for name, key in envelope]
+        lines += [f"Auth-SMTP-{name}: ".encode() + parse_word(clauses[key]) for name, key in envelope]
     if tls is not None:
-        lines += _about_tls(tls, transcript, identities)
+        lines += _tls_headers(tls, transcript, identities)
     return b"\r\n".join([*lines, b"", b""])
 
 
-def answer(text: str, port: int) -> bytes:
+def auth_response(text: str, port: int) -> bytes:
     """Return the response that the words after ``->`` describe; all upstreams have one loopback port."""
     head, _, reason = text.partition(":" if text.endswith(":") else ": ")
     verdict, *others = head.split(", ")
@@ -81,11 +83,11 @@ def answer(text: str, port: int) -> bytes:
     if "wait" in named:
         lines.append(b"Auth-Wait: " + named["wait"].removesuffix("s").encode())
     headers = {"user": b"Auth-User: ", "password": b"Auth-Pass: ", "code": b"Auth-Error-Code: "}
-    lines += [header + word(named[key]) for key, header in headers.items() if key in named]
+    lines += [header + parse_word(named[key]) for key, header in headers.items() if key in named]
     return b"\r\n".join([*lines, b"", b""])
 
 
-def word(text: str) -> bytes:
+def parse_word(text: str) -> bytes:
     """Return the bytes that one word of a transcript represents."""
     return b"" if text == '""' else unescaped(text)
 
@@ -94,24 +96,24 @@ def _clauses(words: list[str]) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-def _percent(data: bytes) -> bytes:
+def _escape(data: bytes) -> bytes:
     return re.sub(rb"[\x00-\x20%]", lambda match: b"%%%02X" % match[0][0], data)
 
 
-def _about_tls(tls: ssl.SSLObject, transcript: Transcript, identities: Identities) -> list[bytes]:
+def _tls_headers(tls: ssl.SSLObject, transcript: Transcript, identities: Identities) -> list[bytes]:
     cipher = tls.cipher()
     assert cipher is not None
     lines = ["Auth-SSL: on", f"Auth-SSL-Protocol: {tls.version()}", f"Auth-SSL-Cipher: {cipher[0]}"]
     if transcript.server.ssl_verify_client is not VerifyClient.DISABLED:
-        kind, _, trouble = transcript.facts.get("certificate", "none").partition(" ")
-        certificate = identities.certificate(kind, trouble)
-        verdict = {"none": "NONE", "valid": "SUCCESS"}.get(kind, f"FAILED:{trouble}")
+        kind, _, verify_error = transcript.facts.get("certificate", "none").partition(" ")
+        certificate = identities.certificate(kind, verify_error)
+        verdict = {"none": "NONE", "valid": "SUCCESS"}.get(kind, f"FAILED:{verify_error}")
         lines.append(f"Auth-SSL-Verify: {verdict}")
-        lines += [] if certificate is None else _about_certificate(certificate)
+        lines += [] if certificate is None else _certificate_headers(certificate)
     return [line.encode() for line in lines]
 
 
-def _about_certificate(certificate: x509.Certificate) -> list[str]:
+def _certificate_headers(certificate: x509.Certificate) -> list[str]:
     serial = f"{certificate.serial_number:X}"
     return [
         f"Auth-SSL-Subject: {certificate.subject.rfc4514_string()}",

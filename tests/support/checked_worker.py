@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A world that is checked at its end: no resources of its sessions may be left."""
+"""A worker on loopback that is checked at the end: no resources of its sessions may be left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, Protocol, ServerConfig
 from support import invariants
 from support.configs import server
-from support.loopback_worker import Builder, Peer, Response, World, http_response, world
+from support.loopback_worker import Builder, LoopbackWorker, Peer, Response, http_response, loopback_worker
 from support.streams import abort
 from support.tls_identities import Identities
 
@@ -51,8 +51,8 @@ ACCEPTANCES: Final = {
 """The reply of an upstream that completes the login, and the client's reply for it."""
 
 
-def serving(protocol: Protocol, identities: Identities | None = None, **directives: Any) -> Builder:
-    """Build a server; ``listen_*`` set parameters of its listener."""
+def server_builder(protocol: Protocol, identities: Identities | None = None, **directives: Any) -> Builder:
+    """Return a function that builds a server; directives ``listen_*`` set parameters of its listener."""
     listening = {key[7:]: directives.pop(key) for key in list(directives) if key.startswith("listen_")}
     if identities is not None:
         directives["ssl_certificate"] = (identities.server,)
@@ -69,28 +69,33 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 @contextlib.asynccontextmanager
-async def checked_world(
+async def checked_worker(
     build: Builder, *responses: Response, service: Handler | None = None, **options: Any
-) -> AsyncIterator[World]:
-    """A world that is checked at its end: no resources are left, and the metrics add up.
+) -> AsyncIterator[LoopbackWorker]:
+    """Run a loopback worker, and check at the end that no resources are left and the counters agree.
 
-    Unlike a world's, its ``read_log`` gives all lines, each time.  ``service``
-    replaces the authentication service.
+    Its ``read_log`` returns all lines since the start, each time.
+
+    Args:
+        build: Returns the configuration of the server.
+        responses: The responses of the authentication service; by default, it denies each login.
+        service: A handler that replaces the authentication service.
+        options: Arguments of ``loopback_worker``.
     """
     await asyncio.sleep(0)
     before = invariants.descriptors()
     async with contextlib.AsyncExitStack() as stack:
         if service is not None:
             port = await stack.enter_async_context(serve(service))
-            build = _asking(build, port)
-        verbose = _logging_everything(build)
-        w = await stack.enter_async_context(world(verbose, *(responses or (DENIED,)), **options))
-        _keep_log(w)
+            build = _with_auth_port(build, port)
+        verbose = _log_all_sessions(build)
+        w = await stack.enter_async_context(loopback_worker(verbose, *(responses or (DENIED,)), **options))
+        _keep_all_lines(w)
         yield w
         for writer in (*w.writers, *w.upstream.writers):
             abort(writer)
-        await invariants.settle(w.app, w.metrics)
-        invariants.check_accounts(w.metrics, w.read_log())
+        await invariants.wait_until_idle(w.app, w.metrics)
+        invariants.check_counters(w.metrics, w.read_log())
         w.app.context.log.close(0.0)
     for _ in range(500):  # the DNS library closes descriptors in a thread
         if invariants.descriptors() <= before:
@@ -99,25 +104,25 @@ async def checked_world(
     assert invariants.descriptors() <= before
 
 
-def _logging_everything(build: Builder) -> Builder:
-    """Log also the sessions in which nothing was sent, so that all are in the log."""
+def _log_all_sessions(build: Builder) -> Builder:
+    """Also log sessions in which nothing was sent, so that the log contains all sessions."""
     return lambda auth, listen: replace(build(auth, listen), error_log=LogLevel.DEBUG)
 
 
-def _asking(build: Builder, port: int) -> Builder:
+def _with_auth_port(build: Builder, port: int) -> Builder:
     return lambda _, listen: build(AuthHttp(host="127.0.0.1", port=port), listen)
 
 
-def _keep_log(w: World) -> None:
+def _keep_all_lines(w: LoopbackWorker) -> None:
     lines: list[str] = []
     read = w.read_log
 
-    def read_all() -> str:
+    def read_whole_log() -> str:
         while more := read():
             lines.append(more)
         return "".join(lines)
 
-    w.read_log = read_all
+    w.read_log = read_whole_log
 
 
 async def start_tls(peer: Peer, identities: Identities) -> None:
@@ -125,39 +130,41 @@ async def start_tls(peer: Peer, identities: Identities) -> None:
     await peer.writer.start_tls(identities.client())
 
 
-async def log_in(w: World, protocol: Protocol) -> tuple[Peer, Peer]:
+async def log_in(w: LoopbackWorker, protocol: Protocol) -> tuple[Peer, Peer]:
     """Log in alice, and return both ends of the relay."""
     client = await w.client()
-    await client.line()
+    await client.read_line()
     await client.send(LOGINS[protocol])
-    upstream = await w.upstream.next()
-    for says, hears in UPSTREAMS[protocol]:
-        assert await upstream.exchange(says) == hears
-    says, hears = ACCEPTANCES[protocol]
-    await upstream.send(says)
-    assert await client.line() == hears
+    upstream = await w.upstream.accept()
+    for reply, command in UPSTREAMS[protocol]:
+        assert await upstream.exchange(reply) == command
+    reply, command = ACCEPTANCES[protocol]
+    await upstream.send(reply)
+    assert await client.read_line() == command
     return client, upstream
 
 
-async def relayed(w: World, identities: Identities | None = None, ahead: bytes = b"") -> tuple[Peer, Peer]:
+async def open_relay(
+    w: LoopbackWorker, identities: Identities | None = None, pipelined: bytes = b""
+) -> tuple[Peer, Peer]:
     """Log in by POP3, with STLS where there are identities, and return both ends of the relay.
 
     Args:
         w: Its server is POP3, and its authentication service allows every login.
         identities: For STLS.
-        ahead: What the client sends after its login without waiting.
+        pipelined: Bytes that the client sends together with its login.
     """
     client = await w.client()
-    await client.line()
+    await client.read_line()
     if identities is not None:
         await client.exchange(b"STLS\r\n")
         await start_tls(client, identities)
-    client.writer.write(b"USER u\r\nPASS p\r\n" + ahead)
-    upstream = await w.upstream.next()
+    client.writer.write(b"USER u\r\nPASS p\r\n" + pipelined)
+    upstream = await w.upstream.accept()
     await upstream.exchange(b"+OK\r\n")
     await upstream.exchange(b"+OK\r\n")
     await upstream.send(b"+OK\r\n")
-    await client.lines(2)
+    await client.read_lines(2)
     return client, upstream
 
 
@@ -193,10 +200,10 @@ async def run_iterations(times: int = 4) -> None:
         await asyncio.sleep(0)
 
 
-async def read_all(peer: Peer) -> bytes:
+async def read_until_closed(peer: Peer) -> bytes:
     """Read up to the end of the connection, or its reset."""
-    said = b""
+    received = b""
     with contextlib.suppress(ConnectionError):
         while data := await peer.reader.read(1 << 16):
-            said += data
-    return said
+            received += data
+    return received

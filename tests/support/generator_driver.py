@@ -17,7 +17,7 @@ class Driven:
         result: What it returned.
         finished: Whether it returned.
         sent: All bytes that it sent.
-        asked: The effects that needed a result, in order.
+        effects: The effects that needed a result, in order.
         notes: The events that it reported.
         deadlines: The deadlines that it set, in seconds.
     """
@@ -25,7 +25,7 @@ class Driven:
     result: Any = None
     finished: bool = False
     sent: bytes = b""
-    asked: list[Effect] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
     notes: list[Any] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ def drive(generator: ProtocolGenerator[Any] | OneEffect | tuple[()], *results: A
             case SetDeadline(seconds):
                 driven.deadlines.append(seconds)
             case _:
-                driven.asked.append(effect)
+                driven.effects.append(effect)
                 if not waiting:
                     return driven
                 result = waiting.pop(0)
@@ -69,4 +69,4 @@ def _generator_of(effects: OneEffect | tuple[()]) -> ProtocolGenerator[None]:
 
 def limits(driven: Driven) -> list[int]:
     """Return the limit of each ``Receive``."""
-    return [effect.limit for effect in driven.asked if isinstance(effect, Receive)]
+    return [effect.limit for effect in driven.effects if isinstance(effect, Receive)]

@@ -298,9 +298,9 @@ class World:
     def until(self, found: Callable[[], T], what: str, *, patience: float = PATIENCE) -> T:
         """Wait for a condition; on failure, raise an error that shows the statuses and the operator's log."""
         try:
-            return eventually(found, what, patience=patience)
+            return eventually(found, what, timeout=patience)
         except AssertionError as error:
-            said = self.operator.said()[-4000:] if self.operator else ""
+            said = self.operator.output_text()[-4000:] if self.operator else ""
             stand = json.dumps([one.get("status") for one in self.api.list("MailProxy", self.namespace)])
             raise AssertionError(f"{error}\n{stand[:4000]}\n{said}") from None
 

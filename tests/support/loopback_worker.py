@@ -46,19 +46,19 @@ class Peer:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def line(self) -> bytes:
+    async def read_line(self) -> bytes:
         """Read a line, its end included; empty at the end of the connection."""
         return await self.reader.readline()
 
-    async def lines(self, count: int) -> list[bytes]:
+    async def read_lines(self, count: int) -> list[bytes]:
         """Read so many lines."""
-        return [await self.line() for _ in range(count)]
+        return [await self.read_line() for _ in range(count)]
 
-    async def data(self, count: int) -> bytes:
+    async def read_bytes(self, count: int) -> bytes:
         """Read exactly so many bytes."""
         return await self.reader.readexactly(count)
 
-    async def rest(self) -> bytes:
+    async def read_to_eof(self) -> bytes:
         """Read up to the end of the connection."""
         return await self.reader.read()
 
@@ -70,7 +70,7 @@ class Peer:
     async def exchange(self, data: bytes) -> bytes:
         """Send, and read a line."""
         await self.send(data)
-        return await self.line()
+        return await self.read_line()
 
     def close(self) -> None:
         """Close the connection."""
@@ -131,21 +131,21 @@ class Upstream:
     """An upstream whose connections the test serves."""
 
     port: int = 0
-    arrived: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
+    accepted: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pass a connection to the test."""
         self.writers.append(writer)
-        await self.arrived.put(Peer(reader, writer))
+        await self.accepted.put(Peer(reader, writer))
 
-    async def next(self) -> Peer:
+    async def accept(self) -> Peer:
         """Return the next connection."""
-        return await self.arrived.get()
+        return await self.accepted.get()
 
 
 @dataclass
-class World:
+class LoopbackWorker:
     """A worker, its authentication service and its upstream."""
 
     app: App
@@ -162,7 +162,7 @@ class World:
         self.writers.append(writer)
         return Peer(reader, writer)
 
-    async def settled(self, sessions: int = 0) -> None:
+    async def wait_for_sessions(self, sessions: int = 0) -> None:
         """Wait until there are so many sessions."""
         while self.app.sessions != sessions:
             await asyncio.sleep(0.005)
@@ -190,14 +190,14 @@ Builder = Callable[[AuthHttp, ListenConfig], ServerConfig]
 
 
 @contextlib.asynccontextmanager
-async def world(
+async def loopback_worker(
     build: Builder,
     *responses: Response,
     closes: bool = False,
     limit: int = 512,
     drain: float = 1.0,
     auth_tls: ssl.SSLContext | None = None,
-) -> AsyncIterator[World]:
+) -> AsyncIterator[LoopbackWorker]:
     """A worker with one server, made by ``build`` from the service's address and the listener.
 
     ``{port}`` in a response's text is replaced by the upstream's port.
@@ -235,7 +235,7 @@ async def world(
             return os.read(read, 1 << 20).decode()
         return ""
 
-    made = World(app, metrics, auth, upstream, port, read_log)
+    made = LoopbackWorker(app, metrics, auth, upstream, port, read_log)
     try:
         yield made
     finally:

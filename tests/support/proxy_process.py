@@ -21,19 +21,19 @@ from typing import Any, Final, Self
 from mailproxy.supervisor import fork_server
 from support.worker_processes import PYTHONPATH
 
-PATIENCE: Final = 60.0
+TIMEOUT_SECONDS: Final = 60.0
 """Timeout in seconds of what a test waits for."""
 
 COMMAND: Final = ("-m", "mailproxy", "run", "--admin", "127.0.0.1:0", "-f")
 STAND_IN: Final = (str(Path(__file__).with_name("standin_proxy.py")),)
 
 
-def until(condition: Callable[[], Any], what: str = "it to happen") -> Any:  # what the condition says
+def wait_until(condition: Callable[[], Any], what: str = "it to happen") -> Any:  # what the condition says
     """Wait until a condition is true, and return its value."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {PATIENCE:.0f} seconds for {what}")
+            raise AssertionError(f"waited {TIMEOUT_SECONDS:.0f} seconds for {what}")
         time.sleep(0.02)
     return found
 
@@ -59,7 +59,7 @@ def process_name(pid: int) -> str:
     return ""
 
 
-class Proxy:
+class ProxyProcess:
     """Run ``mailproxy run`` with a file until the end of the block.
 
     Args:
@@ -86,11 +86,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         workers = self.workers() if self.process.poll() is None else []
         self.process.kill()
-        self.process.wait(PATIENCE)
+        self.process.wait(TIMEOUT_SECONDS)
         for pid in workers:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._reader.join(PATIENCE)
+        self._reader.join(TIMEOUT_SECONDS)
         assert self.process.stderr is not None
         self.process.stderr.close()
 
@@ -103,24 +103,24 @@ class Proxy:
 
     # -- what it says
 
-    def told(self, event: str) -> list[dict[str, Any]]:
+    def logged(self, event: str) -> list[dict[str, Any]]:
         """Return all log events with a name, so far."""
         return [found for found in self.events if found.get("event") == event]
 
-    def until_told(self, event: str, count: int = 1) -> dict[str, Any]:
+    def wait_for_event(self, event: str, count: int = 1) -> dict[str, Any]:
         """Wait for the n-th event with a name."""
-        until(
-            lambda: len(self.told(event)) >= count or self.process.poll() is not None,
+        wait_until(
+            lambda: len(self.logged(event)) >= count or self.process.poll() is not None,
             f"event {event} number {count}; {self.lines}",
         )
-        assert len(self.told(event)) >= count, self.lines
-        return self.told(event)[count - 1]
+        assert len(self.logged(event)) >= count, self.lines
+        return self.logged(event)[count - 1]
 
     def get(self, path: str) -> tuple[int, str]:
         """Request a path of the admin endpoint."""
-        admin = self.until_told("listening")["admin"]
+        admin = self.wait_for_event("listening")["admin"]
         try:
-            with urllib.request.urlopen(f"http://{admin}{path}", timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(f"http://{admin}{path}", timeout=TIMEOUT_SECONDS) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -158,16 +158,16 @@ class Proxy:
 
     def exit_code(self) -> int:
         """Wait until it has exited."""
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT_SECONDS)
 
 
 class Client:
     """One client of the proxy."""
 
     def __init__(self, port: int) -> None:
-        self._sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        self._sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS)
         self._file = self._sock.makefile("rb")
-        self.greeting = self.line()
+        self.greeting = self.read_line()
 
     def __enter__(self) -> Self:
         return self
@@ -176,18 +176,18 @@ class Client:
         self._file.close()
         self._sock.close()
 
-    def say(self, text: str) -> None:
+    def send_line(self, text: str) -> None:
         """Send a line."""
         self._sock.sendall(text.encode() + b"\r\n")
 
-    def line(self) -> str:
+    def read_line(self) -> str:
         """Read a line; empty at the end of the connection or after a reset."""
         try:
             return self._file.readline().decode().rstrip("\r\n")
         except ConnectionError:
             return ""
 
-    def ask(self, text: str) -> str:
+    def exchange(self, text: str) -> str:
         """Send a line and read one."""
-        self.say(text)
-        return self.line()
+        self.send_line(text)
+        return self.read_line()

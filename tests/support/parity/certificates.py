@@ -20,7 +20,7 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 """ffdhe2048 of RFC 7919."""
 
 
-def make(folder: Path) -> dict[str, str]:
+def make_certificates(folder: Path) -> dict[str, str]:
     """Create the certificates; return their files: ``ca``, ``crl``, and ``X_cert`` and ``X_key`` for each."""
     ours, others = folder / "ours", folder / "others"
     ours.mkdir()
@@ -40,7 +40,7 @@ def make(folder: Path) -> dict[str, str]:
         "deep": middle.issue("CN=deep"),
         "revoked": revoked,
     }
-    found = {"ca": authority.file, "others_ca": stranger.file, "crl": authority.revocations(revoked)}
+    found = {"ca": authority.file, "others_ca": stranger.file, "crl": authority.revocation_list(revoked)}
     for name, one in issued.items():
         found[f"{name}_cert"] = one.files.certificate
         found[f"{name}_key"] = one.files.key

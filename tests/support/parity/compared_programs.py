@@ -55,17 +55,17 @@ def find_nginx() -> Nginx | str:
         return reason(["nginx", MAIL_MODULE])
     if not os.path.exists(path):
         return f"needs nginx, and $NGINX names {path}, which does not exist"
-    told = subprocess.run([path, "-V"], capture_output=True, text=True, check=False).stderr
-    version = _VERSION.search(told)
+    version_output = subprocess.run([path, "-V"], capture_output=True, text=True, check=False).stderr
+    version = _VERSION.search(version_output)
     if version is None:
         return f"needs nginx: {path} does not say its version"
     load = ""
-    if "--with-mail=dynamic" in told:
+    if "--with-mail=dynamic" in version_output:
         module = find_program(MAIL_MODULE)
         if module is None:
             return reason([MAIL_MODULE])
         load = f"load_module {module};\n"
-    elif "--with-mail" not in told:
+    elif "--with-mail" not in version_output:
         return f"needs nginx with its mail module, which {path} does not have"
     return Nginx(path, tuple(map(int, version[1].split("."))), load)
 
@@ -95,12 +95,12 @@ class Process:
         ready: tuple[str, str],
         environment: dict[str, str] | None = None,
     ) -> None:
-        self._words = folder / "words"
+        self._output = folder / "words"
         self._ready = folder / ready[0], ready[1]
-        with self._words.open("wb") as words:
+        with self._output.open("wb") as output:
             inherited = {name: value for name, value in os.environ.items() if name != _SOCKETS}
             self._process = subprocess.Popen(
-                command, stdout=words, stderr=words, env={**inherited, **(environment or {})}
+                command, stdout=output, stderr=output, env={**inherited, **(environment or {})}
             )
 
     def wait_until_ready(self) -> None:
@@ -109,11 +109,11 @@ class Process:
         Raises:
             CannotStart: The program exited, or was not ready within the timeout.
         """
-        path, sign = self._ready
+        path, marker = self._ready
         deadline = time.monotonic() + _START_SECONDS
-        while not (path.exists() and sign in path.read_text(errors="replace")):
+        while not (path.exists() and marker in path.read_text(errors="replace")):
             if self._process.poll() is not None:
-                raise CannotStart(self._words.read_text(errors="replace"))
+                raise CannotStart(self._output.read_text(errors="replace"))
             if time.monotonic() > deadline:
                 raise CannotStart(f"not ready within {_START_SECONDS:.0f} s")
             time.sleep(0.02)

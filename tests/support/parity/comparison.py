@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from support.parity.dialogue import Dialogue
-from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF, Difference, explaining
+from support.parity.differences import CLOSE_NOTIFY, DIFFERENCES, RESET_IS_EOF, Difference, find_explanation
 from support.parity.record import Record
 
 
@@ -16,13 +16,13 @@ class Outcome(Enum):
     """The result of a comparison."""
 
     SAME = "same"
-    MEANT = "differs as declared"
+    DECLARED = "differs as declared"
     NEWER = "compared with what the newer nginx is known to do"
-    WRONG = "differs"
+    UNDECLARED = "differs"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """The result of one dialogue.
 
     Attributes:
@@ -36,14 +36,14 @@ class Verdict:
     faults: str = ""
 
     @property
-    def is_fine(self) -> bool:
-        """Whether the outcome is not ``WRONG``."""
-        return self.outcome is not Outcome.WRONG
+    def is_accepted(self) -> bool:
+        """Whether the outcome is not ``UNDECLARED``."""
+        return self.outcome is not Outcome.UNDECLARED
 
 
-def judge(  # noqa: C901 - one branch per way in which two records may differ
+def compare_records(  # noqa: C901 - one branch per way in which two records may differ
     dialogue: Dialogue, theirs: Record | None, ours: Record, version: tuple[int, ...]
-) -> Verdict:
+) -> Comparison:
     """Compare two records of one dialogue.
 
     Args:
@@ -52,70 +52,70 @@ def judge(  # noqa: C901 - one branch per way in which two records may differ
         ours: The proxy's record.
         version: The version of nginx.
     """
-    faults = _unlike(ours, dialogue.ours, "the proxy")
+    faults = _mismatches(ours, dialogue.ours, "the proxy")
     if dialogue.check is not None and (found := dialogue.check(ours)):
         faults.append(f"the proxy: {found}")
     is_old = version < dialogue.since
     if theirs is None:
-        return _verdict(Outcome.NEWER, (), faults)
-    if is_old or (dialogue.differs and not _is_over(dialogue, version)):
-        faults += _unlike(theirs, dialogue.theirs, "nginx")
+        return _comparison(Outcome.NEWER, (), faults)
+    if is_old or (dialogue.declared_difference and not _nginx_behaves_alike(dialogue, version)):
+        faults += _mismatches(theirs, dialogue.theirs, "nginx")
     if is_old:
-        return _verdict(Outcome.NEWER, (), faults)
+        return _comparison(Outcome.NEWER, (), faults)
     seen: list[str] = []
-    if dialogue.differs and not _is_over(dialogue, version):
-        difference = DIFFERENCES[dialogue.differs]
+    if dialogue.declared_difference and not _nginx_behaves_alike(dialogue, version):
+        difference = DIFFERENCES[dialogue.declared_difference]
         seen.append(difference.name)
-        if dialogue.rest_differs:
-            return _verdict(Outcome.MEANT, tuple(seen), faults)
-        theirs, ours = _levelled(dialogue, difference, theirs, ours)
+        if dialogue.allows_other_differences:
+            return _comparison(Outcome.DECLARED, tuple(seen), faults)
+        theirs, ours = _equalize(dialogue, difference, theirs, ours)
     if theirs.ending == "reset" and ours.ending in {"eof", "notified"}:
         seen.append(RESET_IS_EOF)
         theirs = replace(theirs, ending=ours.ending)
     if (theirs.afterwards, ours.afterwards) == ("eof", "notified"):
-        seen.append(GOODBYE)
+        seen.append(CLOSE_NOTIFY)
         theirs = replace(theirs, afterwards=ours.afterwards)
     if theirs != ours and dialogue.is_generated:
-        explained = explaining(theirs, ours, version)
-        if explained is not None:
-            return _verdict(Outcome.MEANT, (*seen, explained.name), faults)
-    faults += _differing(theirs, ours)
-    return _verdict(Outcome.MEANT if seen else Outcome.SAME, tuple(seen), faults)
+        explanation = find_explanation(theirs, ours, version)
+        if explanation is not None:
+            return _comparison(Outcome.DECLARED, (*seen, explanation.name), faults)
+    faults += _field_differences(theirs, ours)
+    return _comparison(Outcome.DECLARED if seen else Outcome.SAME, tuple(seen), faults)
 
 
-def _is_over(dialogue: Dialogue, version: tuple[int, ...]) -> bool:
+def _nginx_behaves_alike(dialogue: Dialogue, version: tuple[int, ...]) -> bool:
     """Return whether this version of nginx behaves as the proxy does."""
-    until = DIFFERENCES[dialogue.differs].until
-    return bool(until) and version >= until
+    same_since = DIFFERENCES[dialogue.declared_difference].same_since
+    return bool(same_since) and version >= same_since
 
 
-def _levelled(
+def _equalize(
     dialogue: Dialogue, difference: Difference, theirs: Record, ours: Record
 ) -> tuple[Record, Record]:
     """Make the fields equal that were already checked or that the difference affects."""
-    if difference.level is not None:
-        theirs, ours = difference.level(theirs), difference.level(ours)
-    names = {_FIELDS.get(name, name) for name in (*dialogue.ours, *dialogue.theirs)}
+    if difference.equalize is not None:
+        theirs, ours = difference.equalize(theirs), difference.equalize(ours)
+    names = {_FIELD_OF_PROPERTY.get(name, name) for name in (*dialogue.ours, *dialogue.theirs)}
     same: dict[str, Any] = {name: getattr(ours, name) for name in names}
     return replace(theirs, **same), ours
 
 
-_FIELDS = {"client": "turns"}
+_FIELD_OF_PROPERTY = {"client": "turns"}
 
 
-def _verdict(outcome: Outcome, differences: tuple[str, ...], faults: list[str]) -> Verdict:
-    return Verdict(Outcome.WRONG if faults else outcome, differences, "\n".join(faults))
+def _comparison(outcome: Outcome, differences: tuple[str, ...], faults: list[str]) -> Comparison:
+    return Comparison(Outcome.UNDECLARED if faults else outcome, differences, "\n".join(faults))
 
 
-def _unlike(record: Record, wanted: dict[str, object], who: str) -> list[str]:
+def _mismatches(record: Record, expected: dict[str, object], program: str) -> list[str]:
     return [
-        f"{who}: {name} is\n    {getattr(record, name)!r}\n  and not\n    {value!r}"
-        for name, value in wanted.items()
+        f"{program}: {name} is\n    {getattr(record, name)!r}\n  and not\n    {value!r}"
+        for name, value in expected.items()
         if getattr(record, name) != value
     ]
 
 
-def _differing(theirs: Record, ours: Record) -> list[str]:
+def _field_differences(theirs: Record, ours: Record) -> list[str]:
     return [
         f"{field.name}:\n  nginx     {getattr(theirs, field.name)!r}\n  the proxy {getattr(ours, field.name)!r}"
         for field in fields(Record)

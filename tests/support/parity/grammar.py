@@ -19,11 +19,11 @@ from support.parity.dialogue import (
     IMAP_OK,
     POP3_OK,
     SMTP_OK,
-    Cut,
     Dialogue,
-    Speech,
+    PeerOutput,
+    SendPieces,
     Step,
-    answer,
+    auth_response,
     b64,
     deny,
     grant,
@@ -134,7 +134,7 @@ _SMTP: Final = st.one_of(
     st.sampled_from([b"QUIT\r\n", b"\r\n", b"x" * 5000 + b"\r\n"]),
 )
 _LINES: Final = {"imap": _IMAP, "pop3": _POP3, "smtp": _SMTP}
-_UPSTREAMS: Final[dict[str, list[tuple[Speech, ...]]]] = {
+_UPSTREAMS: Final[dict[str, list[tuple[PeerOutput, ...]]]] = {
     "imap": [IMAP_OK, (b"* BYE full\r\n",), (*IMAP_OK[:3], b"a1 NO no\r\n")],
     "pop3": [POP3_OK, (b"-ERR full\r\n",), (*POP3_OK[:2], b"-ERR no\r\n"), (CLOSE,)],
     "smtp": [
@@ -143,15 +143,15 @@ _UPSTREAMS: Final[dict[str, list[tuple[Speech, ...]]]] = {
         (b"220 a\r\n", b"250-a\r\n250 b\r\n", b"550 no\r\n"),
     ],
 }
-_ANSWERS: Final[list[Speech]] = [
+_ANSWERS: Final[list[PeerOutput]] = [
     GRANT,
     GRANT_PASS,
     grant("Auth-User: other", "Auth-Pass: secret"),
     deny(),
     deny(""),
     deny("no", "Auth-Error-Code: 451 4.3.0"),
-    answer("Auth-Status: OK"),
-    answer("nonsense here"),
+    auth_response("Auth-Status: OK"),
+    auth_response("nonsense here"),
     CLOSE,
 ]
 
@@ -192,7 +192,7 @@ def dialogues(draw: st.DrawFn, protocol: str) -> Dialogue:
     steps: list[Step] = []
     for line in lines:
         at = draw(st.integers(0, 5))
-        steps.append(Cut((line[:at], line[at:])) if 0 < at < min(len(line), 100) else line)
+        steps.append(SendPieces((line[:at], line[at:])) if 0 < at < min(len(line), 100) else line)
     return Dialogue(
         name="generated",
         is_generated=True,

@@ -17,11 +17,11 @@ _VERSION: Final = re.compile(rb"(?<= HTTP/1\.)[01](?=\r\n)")
 
 
 _V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
-_PARTS: Final = {0x01: "ALPN", 0x02: "AUTHORITY", 0x03: "CRC32C", 0x20: "SSL"}
-_PARTS_OF_SSL: Final = {0x21: "VERSION", 0x22: "CN", 0x23: "CIPHER", 0x24: "SIGNATURE", 0x25: "KEY"}
+_TLV_NAMES: Final = {0x01: "ALPN", 0x02: "AUTHORITY", 0x03: "CRC32C", 0x20: "SSL"}
+_SSL_TLV_NAMES: Final = {0x21: "VERSION", 0x22: "CN", 0x23: "CIPHER", 0x24: "SIGNATURE", 0x25: "KEY"}
 
 
-def spelled(data: bytes) -> tuple[bytes, bytes]:
+def proxy_header_as_text(data: bytes) -> tuple[bytes, bytes]:
     """Return a PROXY header of version 2 as text, and the bytes after it.
 
     The checksum depends on addresses and ports, so the text only contains whether it is right.
@@ -31,26 +31,26 @@ def spelled(data: bytes) -> tuple[bytes, bytes]:
     command, family, length = struct.unpack("!BBH", data[12:16])
     header, rest = data[: 16 + length], data[16 + length :]
     size = {0x11: 12, 0x21: 36}.get(family, 0)
-    ends = _ends(header[16 : 16 + size])
-    parts = " ".join(f"{name}={value}" for name, value in _parts(header, 16 + size))
+    ends = _addresses_and_ports(header[16 : 16 + size])
+    parts = " ".join(f"{name}={value}" for name, value in _tlvs(header, 16 + size))
     return f"PROXY2 {command:02x} {family:02x} {ends}{parts}\r\n".encode(), rest
 
 
-def _ends(data: bytes) -> str:
+def _addresses_and_ports(data: bytes) -> str:
     if not data:
         return ""
     half = (len(data) - 4) // 2
     source, target = ip_address(data[:half]), ip_address(data[half : 2 * half])
     ports = struct.unpack("!HH", data[2 * half :])
-    return f"{_shown(source)} {_shown(target)} {ports[0]} {ports[1]} "
+    return f"{_address_text(source)} {_address_text(target)} {ports[0]} {ports[1]} "
 
 
-def _shown(address: IPv4Address | IPv6Address) -> str:
+def _address_text(address: IPv4Address | IPv6Address) -> str:
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return str(address) if mapped is None else f"::ffff:{mapped}"
 
 
-def _parts(header: bytes, at: int) -> Iterator[tuple[str, str]]:
+def _tlvs(header: bytes, at: int) -> Iterator[tuple[str, str]]:
     while at < len(header):
         kind, length = struct.unpack("!BH", header[at : at + 3])
         value = header[at + 3 : at + 3 + length]
@@ -59,16 +59,16 @@ def _parts(header: bytes, at: int) -> Iterator[tuple[str, str]]:
             yield "CRC32C", "right" if struct.unpack("!I", value)[0] == _crc32c(blank) else value.hex()
         elif kind == 0x20:
             yield "SSL", f"{value[0]:02x}/{struct.unpack('!I', value[1:5])[0]}"
-            yield from _parts_of_ssl(value[5:])
+            yield from _ssl_tlvs(value[5:])
         else:
-            yield _PARTS.get(kind, f"{kind:02x}"), value.decode("latin-1")
+            yield _TLV_NAMES.get(kind, f"{kind:02x}"), value.decode("latin-1")
         at += 3 + length
 
 
-def _parts_of_ssl(data: bytes) -> Iterator[tuple[str, str]]:
+def _ssl_tlvs(data: bytes) -> Iterator[tuple[str, str]]:
     while data:
         kind, length = struct.unpack("!BH", data[:3])
-        yield _PARTS_OF_SSL.get(kind, f"{kind:02x}"), data[3 : 3 + length].decode("latin-1")
+        yield _SSL_TLV_NAMES.get(kind, f"{kind:02x}"), data[3 : 3 + length].decode("latin-1")
         data = data[3 + length :]
 
 
@@ -82,7 +82,7 @@ def _crc32c(data: bytes) -> int:
     return total ^ 0xFFFFFFFF
 
 
-class Names:
+class Normalizer:
     """Replaces addresses and ports that are different in each run with names.
 
     Args:
@@ -95,21 +95,21 @@ class Names:
             for old, new in replaced.items()
         ]
 
-    def said(self, data: bytes) -> bytes:
+    def normalize(self, data: bytes) -> bytes:
         """Return normalised bytes that a client or an upstream received."""
         for old, new in self._replaced:
             data = old.sub(new, data)
         return _PROMPT.sub(_without_salt, _SALT.sub(b"<R.T@", data))
 
-    def carried(self, data: bytes) -> bytes:
+    def normalize_upstream(self, data: bytes) -> bytes:
         """Return normalised bytes that an upstream received, a PROXY header of version 2 as text."""
-        header, rest = spelled(data)
-        return self.said(header + rest)
+        header, rest = proxy_header_as_text(data)
+        return self.normalize(header + rest)
 
-    def asked(self, request: bytes) -> bytes:
+    def normalize_request(self, request: bytes) -> bytes:
         """Return a normalised request to the authentication service, without the minor version of HTTP."""
         line, end, rest = request.partition(b"\r\n")
-        return self.said(_VERSION.sub(b"x", line + end) + rest)
+        return self.normalize(_VERSION.sub(b"x", line + end) + rest)
 
 
 def _without_salt(prompt: re.Match[bytes]) -> bytes:

@@ -36,7 +36,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Place:
+class ProgramAddresses:
     """The addresses, ports and folder of one program.
 
     Attributes:
@@ -72,24 +72,28 @@ mail {{
 """
 
 
-def render(blocks: Sequence[Block], place: Place, *, load: str, certificates: dict[str, str]) -> str:
+def render(
+    blocks: Sequence[Block], addresses: ProgramAddresses, *, load: str, certificates: dict[str, str]
+) -> str:
     """Return the text of the configuration."""
-    text = _HEAD.format(load=load, folder=place.folder, name=NAME, here=place.here, auth=place.auth)
+    text = _HEAD.format(
+        load=load, folder=addresses.folder, name=NAME, here=addresses.here, auth=addresses.auth
+    )
     for block in blocks:
         directives = block.directives
         files = {name: f'"{path}"' for name, path in certificates.items()}
-        words = {**files, "here": place.here, "dead": str(place.dead), "dns": str(place.dns)}
-        words |= {"auth": str(place.auth)}
+        words = {**files, "here": addresses.here, "dead": str(addresses.dead), "dns": str(addresses.dns)}
+        words |= {"auth": str(addresses.auth)}
         for word, value in words.items():
             directives = directives.replace(f"@{word}@", value)
-        address = listen_address(block, place)
+        address = listen_address(block, addresses)
         text += f"    server {{ listen {address} {block.listen}; protocol {block.protocol}; {directives} }}\n"
     return text + "}\n"
 
 
-def listen_address(block: Block, place: Place) -> str:
+def listen_address(block: Block, addresses: ProgramAddresses) -> str:
     """Return the address of a block, as an argument of ``listen``."""
     if block.via == "unix":
-        return f"unix:{place.folder}/{block.name}.sock"
-    host = "[::1]" if block.via == "ipv6" else place.here
-    return f"{host}:{place.ports[block.name]}"
+        return f"unix:{addresses.folder}/{block.name}.sock"
+    host = "[::1]" if block.via == "ipv6" else addresses.here
+    return f"{host}:{addresses.ports[block.name]}"

@@ -102,7 +102,7 @@ def _start(path: str, folder: Path, block: str, taken: dict[str, int], load_modu
     command = [path, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
     nginx = Nginx(folder, taken, Running(command, output=folder / "output"))
     try:
-        nginx.running.answers(*taken.values())
+        nginx.running.wait_for_ports(*taken.values())
     except AssertionError:
         nginx.running.stop()
         raise

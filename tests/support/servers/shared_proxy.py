@@ -44,14 +44,14 @@ def files(own: CertificateFiles) -> dict[str, str]:
 
 
 @dataclass
-class Front:
+class SharedProxy:
     """The proxy, and its ports by listener."""
 
     proxy: Proxy
     ports: dict[str, int]
 
 
-class Plan:
+class ServerPlan:
     """The server blocks and their ports."""
 
     def __init__(self, service: AuthService, ports: Ports) -> None:
@@ -73,7 +73,7 @@ class Plan:
         return self.ports[listener]
 
 
-def planned(plan: Plan, certificates: Certificates) -> dict[str, Any]:
+def shared_manifest(plan: ServerPlan, certificates: Certificates) -> dict[str, Any]:
     """Plan the shared proxy; return its manifest."""
     for protocol in ("imap", "pop3", "smtp"):
         plan.add(protocol, protocol, implicit=f"{protocol}s", starttls="Enabled")

@@ -13,11 +13,11 @@ from support.parity.dialogue import (
     POP3_OK,
     SILENT,
     SMTP_OK,
-    Await,
     Dialogue,
-    Speech,
+    PeerOutput,
     Step,
-    answer,
+    WaitForReply,
+    auth_response,
     b64,
     deny,
     grant,
@@ -52,28 +52,30 @@ def _raw(*lines: bytes, end: bytes = b"\r\n", status: bytes = b"HTTP/1.0 200 OK"
     return b"".join(line + end for line in (status, *lines, b""))
 
 
-ANSWERS: Final[dict[str, Speech]] = {
-    "status 204": answer(*_WHERE, status=b"HTTP/1.1 204 No Content\r\n"),
-    "status 203": answer(*_WHERE, status=b"HTTP/1.1 203 Non-Authoritative\r\n"),
-    "status 401": answer(*_WHERE, status=b"HTTP/1.1 401 Unauthorized\r\n"),
-    "status 404 and a denial": answer("Auth-Status: unknown user", status=b"HTTP/1.1 404 Not Found\r\n"),
-    "status 502": answer(*_WHERE, status=b"HTTP/1.1 502 Bad Gateway\r\n"),
-    "status 500 and nothing of ours": answer("Server: x", status=b"HTTP/1.1 500 Oops\r\n"),
-    "no reason phrase": answer(*_WHERE, status=b"HTTP/1.0 200\r\n"),
-    "a strange status line": answer(*_WHERE, status=b"HTTP/9.9 what ever\r\n"),
-    "no status line": answer(*_WHERE, status=b""),
+ANSWERS: Final[dict[str, PeerOutput]] = {
+    "status 204": auth_response(*_WHERE, status=b"HTTP/1.1 204 No Content\r\n"),
+    "status 203": auth_response(*_WHERE, status=b"HTTP/1.1 203 Non-Authoritative\r\n"),
+    "status 401": auth_response(*_WHERE, status=b"HTTP/1.1 401 Unauthorized\r\n"),
+    "status 404 and a denial": auth_response(
+        "Auth-Status: unknown user", status=b"HTTP/1.1 404 Not Found\r\n"
+    ),
+    "status 502": auth_response(*_WHERE, status=b"HTTP/1.1 502 Bad Gateway\r\n"),
+    "status 500 and nothing of ours": auth_response("Server: x", status=b"HTTP/1.1 500 Oops\r\n"),
+    "no reason phrase": auth_response(*_WHERE, status=b"HTTP/1.0 200\r\n"),
+    "a strange status line": auth_response(*_WHERE, status=b"HTTP/9.9 what ever\r\n"),
+    "no status line": auth_response(*_WHERE, status=b""),
     "bare LF": _raw(*_WHERE, end=b"\n"),
-    "CR inside the status line": answer(*_WHERE, status=b"HTTP/1.0 2\r00 OK\r\n"),
+    "CR inside the status line": auth_response(*_WHERE, status=b"HTTP/1.0 2\r00 OK\r\n"),
     "a body": grant() + b"<html>denied</html>\r\n\r\n",
     "a body with its length": grant("Content-Length: 5", "Connection: close") + b"hello",
     "a chunked body": grant("Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n",
-    "no Auth-Status": answer(*_WHERE),
-    "an empty Auth-Status": answer("Auth-Status:", *_WHERE),
-    "ok in small letters": answer("Auth-Status: ok", *_WHERE),
-    "OK with a dot": answer("Auth-Status: OK.", *_WHERE),
-    "OK with spaces around": answer("Auth-Status:    OK   ", *_WHERE),
-    "OK without a space": answer("Auth-Status:OK", *_WHERE),
-    "names in any letters": answer("AUTH-STATUS: OK", "auth-server: @ip@", "Auth-port: @port@"),
+    "no Auth-Status": auth_response(*_WHERE),
+    "an empty Auth-Status": auth_response("Auth-Status:", *_WHERE),
+    "ok in small letters": auth_response("Auth-Status: ok", *_WHERE),
+    "OK with a dot": auth_response("Auth-Status: OK.", *_WHERE),
+    "OK with spaces around": auth_response("Auth-Status:    OK   ", *_WHERE),
+    "OK without a space": auth_response("Auth-Status:OK", *_WHERE),
+    "names in any letters": auth_response("AUTH-STATUS: OK", "auth-server: @ip@", "Auth-port: @port@"),
     "unknown headers": grant(
         "Auth-User-Exists: yes", "Auth-Cache-Alias: FALSE", "Auth-Id: 1", "Set-Cookie: a=b; c"
     ),
@@ -101,19 +103,19 @@ ANSWERS: Final[dict[str, Speech]] = {
     "two denials": deny("first", "Auth-Status: second"),
     "a denial, then OK": deny("first", "Auth-Status: OK", "Auth-Server: @ip@", "Auth-Port: @port@"),
     "OK, then a denial": grant("Auth-Status: second"),
-    "two servers": answer("Auth-Server: 192.0.2.1", *_WHERE),
-    "two ports": answer("Auth-Port: 1", *_WHERE),
-    "no server": answer("Auth-Status: OK", "Auth-Port: 143"),
-    "an empty server": answer("Auth-Status: OK", "Auth-Server: ", "Auth-Port: 143"),
-    "no port": answer("Auth-Status: OK", "Auth-Server: @ip@"),
-    "a server by name": answer("Auth-Server: localhost", "Auth-Port: 143"),
-    "a server with its port": answer("Auth-Server: 127.0.0.1:143", "Auth-Port: 143"),
-    "a UNIX socket": answer("Auth-Server: unix:/tmp/x", "Auth-Port: 143"),
-    "port 0": answer("Auth-Server: @ip@", "Auth-Port: 0"),
-    "port 65536": answer("Auth-Server: @ip@", "Auth-Port: 65536"),
-    "a port with a sign": answer("Auth-Server: @ip@", "Auth-Port: +143"),
-    "a port with leading zeros": answer("Auth-Server: @ip@", "Auth-Port: 000@port@"),
-    "an IPv6 server where nobody listens": answer("Auth-Server: ::1", "Auth-Port: 1"),
+    "two servers": auth_response("Auth-Server: 192.0.2.1", *_WHERE),
+    "two ports": auth_response("Auth-Port: 1", *_WHERE),
+    "no server": auth_response("Auth-Status: OK", "Auth-Port: 143"),
+    "an empty server": auth_response("Auth-Status: OK", "Auth-Server: ", "Auth-Port: 143"),
+    "no port": auth_response("Auth-Status: OK", "Auth-Server: @ip@"),
+    "a server by name": auth_response("Auth-Server: localhost", "Auth-Port: 143"),
+    "a server with its port": auth_response("Auth-Server: 127.0.0.1:143", "Auth-Port: 143"),
+    "a UNIX socket": auth_response("Auth-Server: unix:/tmp/x", "Auth-Port: 143"),
+    "port 0": auth_response("Auth-Server: @ip@", "Auth-Port: 0"),
+    "port 65536": auth_response("Auth-Server: @ip@", "Auth-Port: 65536"),
+    "a port with a sign": auth_response("Auth-Server: @ip@", "Auth-Port: +143"),
+    "a port with leading zeros": auth_response("Auth-Server: @ip@", "Auth-Port: 000@port@"),
+    "an IPv6 server where nobody listens": auth_response("Auth-Server: ::1", "Auth-Port: 1"),
     "another user": grant("Auth-User: bob", "Auth-Pass: secret"),
     "another user, escaped": grant("Auth-User: a%20b%25", "Auth-Pass: p%20q"),
     "another user with spaces": grant("Auth-User:  a b  c ", "Auth-Pass: p  q"),
@@ -137,16 +139,16 @@ ANSWERS: Final[dict[str, Speech]] = {
 
 def _answers() -> Iterator[Dialogue]:
     for protocol, login in _LOGIN.items():
-        for name, speech in ANSWERS.items():
-            differs = "xtext" if protocol == "smtp" and name in _XTEXT else ""
+        for name, output in ANSWERS.items():
+            declared_difference = "xtext" if protocol == "smtp" and name in _XTEXT else ""
             yield Dialogue(
                 name=f"{name} ({protocol})",
                 block=protocol,
                 area="auth_http answers",
-                steps=(*login, *((Await(4.0),) if "a number" in name else ()), b"a2 NOOP\r\n"),
-                auth=(speech,),
+                steps=(*login, *((WaitForReply(4.0),) if "a number" in name else ()), b"a2 NOOP\r\n"),
+                auth=(output,),
                 upstream=_UPSTREAM[protocol],
-                differs=differs,
+                declared_difference=declared_difference,
             )
 
 
@@ -179,7 +181,7 @@ def _requests() -> Iterator[Dialogue]:
             name=f"attempts are counted ({protocol})",
             block=protocol,
             area="auth_http requests",
-            steps=(*login, Await(4.0), *login, Await(4.0), *login, b"x NOOP\r\n"),
+            steps=(*login, WaitForReply(4.0), *login, WaitForReply(4.0), *login, b"x NOOP\r\n"),
             auth=(deny("no", "Auth-Wait: 1"), deny("no", "Auth-Wait: 1"), GRANT),
             upstream=_UPSTREAM[protocol],
         )
@@ -187,14 +189,14 @@ def _requests() -> Iterator[Dialogue]:
         name="a service that says nothing",
         block="imap-auth-timeout",
         area="auth_http requests",
-        steps=(b"a1 LOGIN user pass\r\n", Await(4.0)),
+        steps=(b"a1 LOGIN user pass\r\n", WaitForReply(4.0)),
         auth=(SILENT,),
     )
     yield Dialogue(
         name="a service that stops in the middle",
         block="imap-auth-timeout",
         area="auth_http requests",
-        steps=(b"a1 LOGIN user pass\r\n", Await(4.0)),
+        steps=(b"a1 LOGIN user pass\r\n", WaitForReply(4.0)),
         auth=((b"HTTP/1.0 200 OK\r\nAuth-Sta", SILENT),),
     )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.dialogue import GRANT, IMAP_OK, Cut, Dialogue, Step, b64
+from support.parity.dialogue import GRANT, IMAP_OK, Dialogue, SendPieces, Step, b64
 from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
@@ -185,7 +185,7 @@ def _cuts() -> Iterator[Dialogue]:
                 name=f"pipeline {number} {where}",
                 block="imap-caps",
                 area="imap pipelining",
-                steps=(Cut(cut),),
+                steps=(SendPieces(cut),),
                 auth=(GRANT,),
                 upstream=IMAP_OK,
             )

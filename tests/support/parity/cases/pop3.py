@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.dialogue import GRANT, POP3_OK, Cut, Dialogue, Step, b64
+from support.parity.dialogue import GRANT, POP3_OK, Dialogue, SendPieces, Step, b64
 from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
@@ -136,8 +136,8 @@ def _dialogues() -> Iterator[Dialogue]:
             block="pop3",
             area="pop3 limits",
             steps=steps,
-            differs="pop3-lines" if name in _LONGER_HERE else "",
-            rest_differs=name in _LONGER_HERE,
+            declared_difference="pop3-lines" if name in _LONGER_HERE else "",
+            allows_other_differences=name in _LONGER_HERE,
         )
     for number, data in enumerate(PIPELINED, 1):
         pieces = [(data[:at], data[at:]) for at in range(1, len(data))]
@@ -148,7 +148,7 @@ def _dialogues() -> Iterator[Dialogue]:
                 name=f"pipeline {number} {where}",
                 block="pop3",
                 area="pop3 pipelining",
-                steps=(Cut(cut),),
+                steps=(SendPieces(cut),),
                 auth=(GRANT,),
                 upstream=(*POP3_OK, b"+OK\r\n"),
             )

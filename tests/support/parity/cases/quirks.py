@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differences that are meant, one by one: what nginx does, and what the proxy does instead."""
+"""The declared differences, one by one: the behaviour of nginx, and that of the proxy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from support.parity.dialogue import (
     IMAP_OK,
     POP3_OK,
     SMTP_OK,
-    Await,
     Dialogue,
-    Leave,
-    Speech,
+    Disconnect,
+    PeerOutput,
     Step,
     Tls,
-    answer,
+    WaitForReply,
+    auth_response,
     b64,
     deny,
     grant,
@@ -56,24 +56,24 @@ _LOGIN: Final = b"a1 LOGIN user pass\r\n"
 
 
 def _case(
-    differs: str,
+    declared_difference: str,
     name: str,
     block: str,
     *steps: Step,
     ours: dict[str, Any],
     theirs: dict[str, Any],
-    auth: tuple[Speech, ...] = (),
-    upstream: tuple[Speech, ...] = (),
+    auth: tuple[PeerOutput, ...] = (),
+    upstream: tuple[PeerOutput, ...] = (),
     **more: Any,
 ) -> Dialogue:
     return Dialogue(
         name=name,
         block=block,
-        area="meant differences",
+        area="declared differences",
         steps=steps,
         auth=auth,
         upstream=upstream,
-        differs=differs,
+        declared_difference=declared_difference,
         ours=ours,
         theirs=theirs,
         **more,
@@ -101,7 +101,7 @@ _CREDENTIALS: Final = tuple(
         theirs={},
         auth=(grant("Auth-Pass: x"),),
         upstream=upstream,
-        rest_differs=True,
+        allows_other_differences=True,
     )
     for name, text in _REFUSED_PLAIN.items()
     for protocol, line, greeting, refusal, upstream in (
@@ -119,15 +119,15 @@ _HOSTILE_ANSWERS: Final = tuple(
         _LOGIN,
         ours=_said(_IMAP, _INTERNAL, upstreams=()),
         theirs={},
-        auth=(speech,),
+        auth=(output,),
         upstream=IMAP_OK,
-        rest_differs=True,
+        allows_other_differences=True,
     )
-    for name, speech in {
+    for name, output in {
         "a control byte in Auth-User": grant(b"Auth-User: a\x01b"),
         "a NUL in Auth-Pass": grant(b"Auth-Pass: a\0b"),
-        "a TAB in Auth-Status": answer(b"Auth-Status: no\tway"),
-        "an ESC in Auth-Status": answer(b"Auth-Status: \x1b[2J"),
+        "a TAB in Auth-Status": auth_response(b"Auth-Status: no\tway"),
+        "an ESC in Auth-Status": auth_response(b"Auth-Status: \x1b[2J"),
     }.items()
 )
 
@@ -136,14 +136,14 @@ _STALE: Final = _case(
     "the password of an earlier attempt",
     "q-smtp-auth",
     b"AUTH PLAIN " + b64("\0alice\0secret") + b"\r\n",
-    Await(4.0),
+    WaitForReply(4.0),
     b"AUTH EXTERNAL " + b64("bob") + b"\r\n",
     auth=(deny("no", "Auth-Wait: 1"), grant()),
     upstream=(b"220 a\r\n", b"250 b\r\n", b"250 c\r\n", b"235 in\r\n"),
     ours={"client": _SMTP + b"535 5.7.0 no\r\n451 4.3.2 Internal server error\r\n"},
     theirs={},
     check=lambda record: "the old password was sent" if b"secret" in record.requests[1] else "",
-    rest_differs=True,
+    allows_other_differences=True,
 )
 
 DIALOGUES: Final = (
@@ -154,7 +154,7 @@ DIALOGUES: Final = (
         b"NOOP\r\n" * 22,
         ours=_said(_POP3, b"+OK\r\n" * 22, ending="open", afterwards="eof"),
         theirs={},
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-02",
@@ -163,7 +163,7 @@ DIALOGUES: Final = (
         b"NOOP  \r\n" * 17,
         ours={"turns": (_POP3, b"+OK\r\n" * 17)},
         theirs={"turns": (_POP3, b"+OK\r\n" * 16, b"+OK\r\n")},
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-03",
@@ -175,7 +175,7 @@ DIALOGUES: Final = (
         upstream=IMAP_OK,
         ours={"upstreams": (b"a1 LOGIN {4}\r\nuser {0}\r\n\r\n",)},
         theirs={"upstreams": (b"a1 LOGIN {4}\r\nuser {1}\r\n\r\r\n",)},
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-04",
@@ -200,7 +200,7 @@ DIALOGUES: Final = (
         "a line without a tag after a denial",
         "q-imap",
         b"abc LOGIN user pass\r\n",
-        Await(4.0),
+        WaitForReply(4.0),
         b"\r\n",
         auth=(deny("no", "Auth-Wait: 1"),),
         ours=_said(_IMAP, b"abc NO no\r\n* ", _BAD),
@@ -221,12 +221,12 @@ DIALOGUES: Final = (
         "WAIT without Auth-Wait",
         "q-imap",
         _LOGIN,
-        Await(3.0),
-        auth=(answer("Auth-Status: WAIT"), GRANT, GRANT, deny("enough")),
+        WaitForReply(3.0),
+        auth=(auth_response("Auth-Status: WAIT"), GRANT, GRANT, deny("enough")),
         upstream=IMAP_OK,
         ours=_said(_IMAP, b"a1 OK in\r\n", ending="open", afterwards="eof"),
         theirs=_said(_IMAP, b"a1 NO enough\r\n"),
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-09",
@@ -259,14 +259,14 @@ DIALOGUES: Final = (
         upstream=IMAP_OK,
         ours=_said(_IMAP, b"a1 OK in\r\n", ending="open", afterwards="eof"),
         theirs=_said(_IMAP, _INTERNAL),
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-13",
         "an answer that ends in its middle, all at once",
         "q-imap-impatient",
         _LOGIN,
-        Await(4.0),
+        WaitForReply(4.0),
         auth=((b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\n", CLOSE),),
         ours=_said(_IMAP, _INTERNAL),
         theirs={"ending": "eof"},
@@ -277,10 +277,10 @@ DIALOGUES: Final = (
         "q-imap-idle",
         _LOGIN,
         b"idle\r\n",
-        Await(0.7),
-        Await(0.7),
-        Await(0.7),
-        Await(0.7),
+        WaitForReply(0.7),
+        WaitForReply(0.7),
+        WaitForReply(0.7),
+        WaitForReply(0.7),
         auth=(GRANT,),
         upstream=(
             *IMAP_OK[:4],
@@ -291,7 +291,7 @@ DIALOGUES: Final = (
             b"a1 OK in\r\n* 1 EXISTS\r\n* 2 EXISTS\r\n* 3 EXISTS\r\n* 4 EXISTS\r\n",
         ),
         theirs={"ending": "eof"},
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-15",
@@ -300,7 +300,7 @@ DIALOGUES: Final = (
         b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\na1 NOOP\r\n",
         ours={"turns": (b"", _IMAP + b"a1 OK completed\r\n")},
         theirs={"turns": (b"", _IMAP, b"a1 OK completed\r\n")},
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-16",
@@ -317,12 +317,12 @@ DIALOGUES: Final = (
         "an upstream that ends its lines in LF",
         "q-imap-quick",
         _LOGIN,
-        Await(3.0),
+        WaitForReply(3.0),
         auth=(GRANT,),
         upstream=(b"* OK x\n", b"+\n", b"+\r\n", b"a1 OK in\n"),
         ours=_said(_IMAP, b"a1 OK in\n"),
         theirs=_said(_IMAP, _INTERNAL),
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     *(
         _case(
@@ -334,7 +334,7 @@ DIALOGUES: Final = (
             upstream=script,
             ours={"ending": "open", "afterwards": "eof"},
             theirs=_said(_IMAP, _INTERNAL),
-            rest_differs=True,
+            allows_other_differences=True,
         )
         for name, script in {
             "ahead of a continuation": (
@@ -366,13 +366,13 @@ DIALOGUES: Final = (
         "a client that shuts its side while an answer is under way",
         "q-imap",
         _LOGIN,
-        Leave("eof", b"x LOGOUT\r\n"),
-        Await(1.0),
+        Disconnect("eof", b"x LOGOUT\r\n"),
+        WaitForReply(1.0),
         auth=(GRANT,),
         upstream=(*IMAP_OK[:4], (0.2, b"* BYE\r\n", CLOSE)),
         ours=_said(_IMAP, b"a1 OK in\r\n* BYE\r\n"),
         theirs=_said(_IMAP, b"a1 OK in\r\n"),
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-26",
@@ -383,7 +383,7 @@ DIALOGUES: Final = (
         ours={},
         theirs={},
         check=lambda record: "" if record.requests[0].startswith(b"GET /?x=1 ") else "no slash",
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "Q-32",
@@ -406,8 +406,8 @@ DIALOGUES: Final = (
         "Q-33",
         "commands of a client that has left already",
         "q-pop3",
-        Leave("eof", b"NOOP\r\nCAPA\r\nQUIT\r\n"),
-        Await(1.0),
+        Disconnect("eof", b"NOOP\r\nCAPA\r\nQUIT\r\n"),
+        WaitForReply(1.0),
         ours=_said(
             _POP3,
             b"+OK\r\n+OK Capability list follows\r\nTOP\r\nUSER\r\nUIDL\r\nSASL PLAIN LOGIN\r\n.\r\n+OK\r\n",
@@ -421,7 +421,7 @@ DIALOGUES: Final = (
         Tls(behind=b"a1 NOOP\r\n"),
         ours=_said(_IMAP, b"a1 OK completed\r\n"),
         theirs={},
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     *(
         _case(
@@ -429,7 +429,7 @@ DIALOGUES: Final = (
             f"Auth-Server {text}",
             "q-imap",
             _LOGIN,
-            auth=(answer(f"Auth-Server: {text}", "Auth-Port: 1"),),
+            auth=(auth_response(f"Auth-Server: {text}", "Auth-Port: 1"),),
             ours=_said(_IMAP, _INTERNAL),
             theirs=_said(_IMAP, _INTERNAL),
         )
@@ -452,7 +452,7 @@ DIALOGUES: Final = (
             b"a1 NOOP\r\n",
             ours={"client": b""},
             theirs=_said(_IMAP, b"a1 OK completed\r\n"),
-            rest_differs=True,
+            allows_other_differences=True,
         )
         for name, header in {
             "a family word that does not fit": b"PROXY TCP4 ::1 ::2 1 2\r\n",
@@ -472,20 +472,20 @@ DIALOGUES: Final = (
     Dialogue(
         name="MAIL after another exchange",
         block="q-smtp-stale",
-        area="meant differences",
+        area="declared differences",
         steps=(
             b"AUTH CRAM-MD5\r\n",
             b64("user b913a602c7eda7a495b4e6e7334d3890") + b"\r\n",
-            Await(4.0),
+            WaitForReply(4.0),
             b"MAIL FROM:<a>\r\n",
             b"RCPT TO:<b>\r\n",
         ),
         auth=(deny("no", "Auth-Wait: 1"), deny("no")),
-        differs="stale-none",
+        declared_difference="stale-none",
         check=lambda record: (
             "" if b"\r\nAuth-User: \r\nAuth-Pass: \r\nAuth-Protocol" in record.requests[1] else "stale"
         ),
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "brackets",
@@ -493,12 +493,12 @@ DIALOGUES: Final = (
         "q-imap",
         _LOGIN,
         b"x\r\n",
-        auth=(answer("Auth-Server: [::1]", "Auth-Port: @port6@"),),
+        auth=(auth_response("Auth-Server: [::1]", "Auth-Port: @port6@"),),
         upstream=IMAP_OK,
-        alone=True,
+        is_exclusive=True,
         ours=_said(_IMAP, b"a1 OK in\r\n* relayed\r\n", ending="open", afterwards="eof"),
         theirs=_said(_IMAP, _INTERNAL, upstreams=()),
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "unix-server",
@@ -506,12 +506,12 @@ DIALOGUES: Final = (
         "q-imap",
         _LOGIN,
         b"x\r\n",
-        auth=(answer("Auth-Server: unix:@socket@"),),
+        auth=(auth_response("Auth-Server: unix:@socket@"),),
         upstream=IMAP_OK,
-        alone=True,
+        is_exclusive=True,
         ours=_said(_IMAP, b"a1 OK in\r\n* relayed\r\n", ending="open", afterwards="eof"),
         theirs=_said(_IMAP, _INTERNAL, upstreams=()),
-        rest_differs=True,
+        allows_other_differences=True,
     ),
     _case(
         "literals-at-once",
@@ -523,6 +523,6 @@ DIALOGUES: Final = (
         upstream=(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] x\r\n", b"", b"", b"a1 OK in\r\n", b"* relayed\r\n"),
         ours={"upstreams": (b"a1 LOGIN {4+}\r\nuser {4+}\r\npass\r\nx\r\n",)},
         theirs={},
-        rest_differs=True,
+        allows_other_differences=True,
     ),
 )

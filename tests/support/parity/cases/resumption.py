@@ -54,7 +54,7 @@ def _dialogues() -> Iterator[Dialogue]:
     for version in _VERSIONS:
         for here, before, ago in COURSES:
             late = f", {ago} s later" if ago else ""
-            resumption = Tls(version=version, resumes=f"imap-resume-{before}", later=ago)
+            resumption = Tls(version=version, resumes=f"imap-resume-{before}", seconds_ago=ago)
             yield _dialogue(f"{version}: from {before} to {here}{late}", f"imap-resume-{here}", resumption)
         for certificate in ("client", "deep"):
             resumption = Tls(version=version, certificate=certificate, resumes="imap-resume-verify")

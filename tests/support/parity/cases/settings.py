@@ -33,7 +33,7 @@ def _dialogues() -> Iterator[Dialogue]:
         yield Dialogue(
             name=f"with {block.name.removeprefix('imap-')}",
             block=block.name,
-            area="settings that are not seen",
+            area="settings without a visible effect",
             steps=(*first, b"a1 LOGIN user pass\r\n", b"x\r\n"),
             auth=(GRANT,),
             upstream=IMAP_OK,
