@@ -239,16 +239,16 @@ def test_unusual_bytes_of_credentials_arrive_unchanged(protocol: Protocol) -> No
             for line in sasl(protocol, b"PLAIN", b"\0" + ODD + b"\0" + ODD, initial=True):
                 await client.send(line)
             upstream = await w.upstream.accept()
-            read_until_closed = await _upstream_hears(protocol, upstream)
+            commands = await _read_login_commands(protocol, upstream)
             (request,) = w.auth.requests
             assert b'Auth-User: %01\x7f%09%20"\\%25{5}\xff\xfe+=\r\n' in request
             assert request.count(b"\r\n\r\n") == 1
-            assert read_until_closed == _logs_in(protocol)
+            assert commands == _expected_login_commands(protocol)
 
     run(play)
 
 
-def _logs_in(protocol: Protocol) -> bytes:
+def _expected_login_commands(protocol: Protocol) -> bytes:
     if protocol is Protocol.IMAP:
         return b"a LOGIN {%d}\r\n%b {%d}\r\n%b\r\n" % (len(ODD), ODD, len(ODD), ODD)
     if protocol is Protocol.POP3:
@@ -256,16 +256,16 @@ def _logs_in(protocol: Protocol) -> bytes:
     return b"HELO mail.example.com\r\nAUTH PLAIN " + b64encode(b"\0" + ODD + b"\0" + ODD) + b"\r\n"
 
 
-async def _upstream_hears(protocol: Protocol, upstream: Peer) -> bytes:
+async def _read_login_commands(protocol: Protocol, upstream: Peer) -> bytes:
     says = {
         Protocol.IMAP: [b"* OK\r\n", b"+\r\n", b"+\r\n"],
         Protocol.POP3: [b"+OK\r\n", b"+OK\r\n"],
         Protocol.SMTP: [b"220 x\r\n", b"250 x\r\n"],
     }[protocol]
-    read_until_closed = b""
+    commands = b""
     for reply in says:
-        read_until_closed += await upstream.exchange(reply)
-    return read_until_closed
+        commands += await upstream.exchange(reply)
+    return commands
 
 
 @each

@@ -45,7 +45,7 @@ def test_excluded_transcripts_exist() -> None:
 def test_transcript_with_missing_line_fails(
     index: int, identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loopback_player, "PATIENCE", 0.5)
+    monkeypatch.setattr(loopback_player, "TIMEOUT_SECONDS", 0.5)
     steps = LOGIN.steps
     with pytest.raises((TranscriptMismatch, TimeoutError)):
         play(replace(LOGIN, steps=steps[:index] + steps[index + 1 :]), identities, tmp_path)
@@ -64,6 +64,6 @@ def test_transcript_with_missing_line_fails(
 def test_transcript_with_extra_line_fails(
     extra: Step, identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loopback_player, "PATIENCE", 0.5)
+    monkeypatch.setattr(loopback_player, "TIMEOUT_SECONDS", 0.5)
     with pytest.raises((TranscriptMismatch, TimeoutError)):
         play(replace(LOGIN, steps=(*LOGIN.steps, extra)), identities, tmp_path)

@@ -277,16 +277,15 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
         async with loopback_worker(build, DENIED) as w:
             assert await attempt(w) == REFUSED
             (kept,) = pool(w).idle
-            real = connection.AuthConnection._send_request
+            real = connection.AuthConnection.send_request
 
             def send_request(self: connection.AuthConnection) -> None:
                 if self is kept:
-                    peer = w.auth.writers[0].get_extra_info("socket")
-                    peer._sock.send(http_response("Auth-Status: of somebody else\r\n"))
+                    w.auth.writers[0].write(http_response("Auth-Status: of somebody else\r\n"))
                 real(self)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(connection.AuthConnection, "_send_request", send_request)
+                patch.setattr(connection.AuthConnection, "send_request", send_request)
                 assert await attempt(w) == REFUSED
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2

@@ -40,7 +40,7 @@ def pool(w: LoopbackWorker) -> AuthHttpClient:
 
 def use(w: LoopbackWorker, *addresses: tuple[str, int]) -> None:
     """Make these the addresses of the service's name, in this order."""
-    pool(w).addresses._targets = tuple((V4, address) for address in addresses)
+    pool(w).addresses.targets = tuple((V4, address) for address in addresses)
 
 
 async def attempt(w: LoopbackWorker) -> bytes:
@@ -87,7 +87,7 @@ def test_unreachable_address_costs_no_login() -> None:
     async def play() -> None:
         async with loopback_worker(build, DENIED, closes=True) as w:
             service = pool(w)
-            service.addresses._targets = (
+            service.addresses.targets = (
                 (V4, ("255.255.255.255", 9)),
                 (V4, ("255.255.255.255", 10)),
                 (V4, ("127.0.0.1", w.auth.port)),
@@ -143,7 +143,7 @@ def test_every_address_is_tried_once(how: str) -> None:
                 assert w.value("mailproxy_auth_errors_total", "connect") == 1
                 assert w.value("mailproxy_auth_requests_in_flight") == 0
                 assert not pool(w).connections
-                failed = pool(w).addresses._failed_until
+                failed = pool(w).addresses.failed_until
                 assert {target[1][1] for target in failed} == {first, second}
 
     run(play)

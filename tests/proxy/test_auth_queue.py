@@ -305,7 +305,7 @@ def test_requests_time_out_and_are_cancelled_in_linear_time(count: int) -> None:
                 for one in all_pending[::2]:
                     service.cancel(one)
                 service.seconds = 0.0
-                service._on_timeout()
+                service.time_out_requests()
             assert looks == count
             assert not service.requests
             assert not len(service.waiting)
@@ -326,7 +326,7 @@ def test_exception_in_one_callback_does_not_stop_other_timeouts() -> None:
             add(service, pending_with(fail, Counted()))
             add(service, pending(results, Counted()))
             service.seconds = 0.0
-            service._on_timeout()
+            service.time_out_requests()
             assert len(results) == 1
             assert "internal_error" in w.read_log()
 

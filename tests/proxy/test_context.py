@@ -17,7 +17,7 @@ from mailproxy.session import session
 from mailproxy.session.relay import Relay
 from mailproxy.session.session import Session
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.model import Protocol, ProxyConfig
+from mailproxy_config.model import Protocol
 from support import invariants
 from support.checked_worker import GREETINGS, open_relay, read_until_closed, server_builder
 from support.fault_injection import SECRET_TEXT, Fault, close_peers, descriptors, inject_fault
@@ -147,10 +147,9 @@ def test_configuration_whose_loading_raises_is_refused_and_the_old_one_stays(
 ) -> None:
     async def play() -> None:
         async with loopback_worker(server_builder(Protocol.POP3), http_response(GRANT)) as w:
-            config = ProxyConfig(servers=tuple(server.config for server in w.app._servers.values()))
             inject_fault(monkeypatch, (app, "_template"))()
             with pytest.raises(ConfigError, match=r"servers\[pop3\]: internal error \(Fault\)"):
-                await w.app.apply(config, {}, names={}, ticket_keys={})
+                await w.app.apply(w.config, {}, names={}, ticket_keys={})
             peer = await w.client()
             assert await peer.read_line() == GREETING
             log = w.read_log()

@@ -9,7 +9,9 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
+import aiodns
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,7 +178,7 @@ async def test_unresolved_server_host_name_is_retried(
 async def test_resolver_system_uses_resolv_conf(
     three: list[DnsServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dns_client, "_DNS_PORT", three[1].port)
+    monkeypatch.setattr(dns_client, "DNS_PORT", three[1].port)
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("search example\nnameserver 127.0.0.1\n")
     servers = DnsClient(ResolverConfig(system=True), QUICK, resolv_conf=resolv_conf)
@@ -214,15 +216,20 @@ async def test_dns_library_does_not_cache(three: list[DnsServer], reply: DnsRepl
 
 
 async def test_dns_library_cache_is_limited(three: list[DnsServer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dns_client, "_MAX_CACHED", 4)
+    monkeypatch.setattr(dns_client, "MAX_CACHED", 4)
+    created: list[aiodns.DNSResolver] = []
+    create = aiodns.DNSResolver
+
+    def count(*arguments: Any, **options: Any) -> aiodns.DNSResolver:
+        created.append(create(*arguments, **options))
+        return created[-1]
+
+    monkeypatch.setattr(aiodns, "DNSResolver", count)
     servers = servers_for(three[0])
-    made = []
     for number in range(9):
         await ask(servers, f"n{number}.example")
-        made.append(servers._library)
-        assert len(servers._cached_until) <= 4
     await servers.close()
-    assert len(set(map(id, made))) == 3
+    assert len(created) == 3
 
 
 async def test_abandoned_queries_count_towards_limit(
@@ -269,8 +276,8 @@ async def test_server_may_have_ipv6_address() -> None:
 
 
 async def test_default_port_is_53() -> None:
-    assert await dns_client._servers_of("192.0.2.53") == ["192.0.2.53:53"]
-    assert await dns_client._servers_of("[2001:db8::53]") == ["[2001:db8::53]:53"]
+    assert await dns_client.servers_of("192.0.2.53") == ["192.0.2.53:53"]
+    assert await dns_client.servers_of("[2001:db8::53]") == ["[2001:db8::53]:53"]
 
 
 @given(st.ip_addresses())

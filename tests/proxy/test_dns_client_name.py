@@ -125,13 +125,15 @@ async def test_queries_are_those_of_nginx(dns: DnsServer) -> None:
         (reply_with(cname_record("other.example.com")), TEMPUNAVAIL, DnsResult.INVALID),
         (reply_with(cname_record("x.example"), ALIASED), b"mail.example.com", DnsResult.OK),
         (reply_with(ptr_record(NAME), ptr_record("second.example.com")), b"mail.example.com", DnsResult.OK),
-        (reply_with(ptr_record("second.example.com"), ptr_record(NAME)), UNAVAILABLE, DnsResult.OK),  # only the first counts
+        # Only the first record is used.
+        (reply_with(ptr_record("second.example.com"), ptr_record(NAME)), UNAVAILABLE, DnsResult.OK),
         (reply_with(ptr_record("MAIL.Example.COM")), b"mail.example.com", DnsResult.OK),
         (reply_with(ptr_record("")), TEMPUNAVAIL, DnsResult.INVALID),
         (reply_with(ptr_record((b"ma\0il", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
         (reply_with(ptr_record((b"mail\r\nX: y",))), TEMPUNAVAIL, DnsResult.INVALID),
         (reply_with(ptr_record((b"mail_1", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
-        (reply_with(ptr_record((b"mail.example", b"com"))), TEMPUNAVAIL, DnsResult.INVALID),  # a dot within a label
+        # A dot within a label.
+        (reply_with(ptr_record((b"mail.example", b"com"))), TEMPUNAVAIL, DnsResult.INVALID),
         (reply_with(ptr_record((b"m\xc3\xa4il", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
         (reply_with(ptr_record((b"[UNAVAILABLE]",))), TEMPUNAVAIL, DnsResult.INVALID),  # not the placeholder
     ],

@@ -57,8 +57,8 @@ class Hosts:
 
     async def lookup_ended(self) -> None:
         """Wait for a lookup in progress."""
-        if self.hosts._lookup is not None:
-            await self.hosts._lookup
+        if self.hosts.lookup is not None:
+            await self.hosts.lookup
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ async def test_failures_of_removed_addresses_are_dropped() -> None:
     test.hosts.take()
     await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
-    assert test.hosts._failed_until.keys() == {(_V4, ("192.0.2.2", 9000))}
+    assert test.hosts.failed_until.keys() == {(_V4, ("192.0.2.2", 9000))}
     await test.hosts.close()
 
 

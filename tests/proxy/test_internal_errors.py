@@ -19,8 +19,8 @@ import pytest
 from mailproxy.auth_http import response
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.connection import AuthConnection
-from mailproxy.dns.client_name import _Confirmation
-from mailproxy.dns.lookup import _Waiter
+from mailproxy.dns.client_name import Confirmation
+from mailproxy.dns.lookup import Waiter
 from mailproxy.loop.epoll import Epoll
 from mailproxy.protocols import proxy_protocol, real_ip
 from mailproxy.session import accept, lingering_close, session
@@ -298,7 +298,7 @@ CASES = [
     case("driver: deferred", (ProtocolDriver, "_send_then_read"), says_something),
     case("driver: the rest of a reply", (ProtocolDriver, "_continue_sending"), does_not_read),
     case("driver: time", (Session, "on_timeout"), waits, **SOON),
-    case("driver: pause", (ProtocolDriver, "_on_wait_over"), logs_in, service="wait"),
+    case("driver: pause", (ProtocolDriver, "on_wait_over"), logs_in, service="wait"),
     case("session: the end of the dialogue", (Session, "_on_result"), quits),
     case("session: an error", (Session, "_on_error"), waits, **SOON),
     case("session: the end", (Session, "_close"), quits),
@@ -307,7 +307,7 @@ CASES = [
     case("session: helpers", (Session, "_cancel_pending"), quits),
     case("service: connecting", (AuthConnection, "connect"), logs_in),
     case("service: connected", (AuthConnection, "_on_connected"), logs_in),
-    case("service: deferred", (AuthConnection, "_send_request"), logs_in),
+    case("service: deferred", (AuthConnection, "send_request"), logs_in),
     case("service: reading", (AuthConnection, "_receive"), logs_in),
     case("service: parsing", (response, "_without_password"), logs_in),
     case("service: the answer", (AuthHttpClient, "on_response"), logs_in),
@@ -356,8 +356,8 @@ CASES = [
     case("lingering: readiness", (LingeringClose, "on_event"), says_too_much, sessions=0),
     case("lingering: the end", (LingeringClose, "abort"), says_too_much, sessions=0),
     case("closing: deferred", (Epoll, "close_socket"), quits),
-    case("names: a callback", (_Waiter, "deliver"), is_looked_up, service="names"),
-    case("names: a step", (_Confirmation, "on_name"), is_looked_up, service="names"),
+    case("names: a callback", (Waiter, "deliver"), is_looked_up, service="names"),
+    case("names: a step", (Confirmation, "on_name"), is_looked_up, service="names"),
     case("names: the session", (Session, "_on_host"), is_looked_up, service="names"),
 ]
 

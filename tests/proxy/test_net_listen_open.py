@@ -343,7 +343,7 @@ def planned(address: str, port: int, *, ipv6only: bool = True) -> SocketPlan:
 def test_own_listeners_are_not_conflicts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        assert [address for address, _ in listen_open._listeners(socket.AF_INET, port)] == [b"\x7f\0\0\1"]
+        assert [address for address, _ in listen_open.find_listeners(socket.AF_INET, port)] == [b"\x7f\0\0\1"]
         assert not is_used_by_other_process(planned("127.0.0.1", port))
 
 
@@ -379,12 +379,12 @@ def test_listeners_of_other_processes_are_conflicts(
     tables = {socket.AF_INET: tmp_path / "tcp", socket.AF_INET6: tmp_path / "tcp6"}
     for family, lines in ((socket.AF_INET, v4), (socket.AF_INET6, v6)):
         tables[family].write_text(HEAD + "".join(LINE.format(*line) for line in lines))
-    monkeypatch.setattr(listen_open, "_TABLES", tables)
+    monkeypatch.setattr(listen_open, "SOCKET_TABLES", tables)
     assert is_used_by_other_process(planned(mine, 143, ipv6only=ipv6only)) is is_taken
 
 
 def test_unreadable_proc_counts_as_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen_open, "_TABLES", {socket.AF_INET: tmp_path / "absent"})
+    monkeypatch.setattr(listen_open, "SOCKET_TABLES", {socket.AF_INET: tmp_path / "absent"})
     assert is_used_by_other_process(planned("127.0.0.1", 143))
 
 

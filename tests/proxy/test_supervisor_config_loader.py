@@ -207,7 +207,7 @@ async def test_a_privileged_port_names_the_capability_and_the_sysctl(
     def refuse(plans: Sequence[SocketPlan], _count: int) -> NoReturn:
         raise ListenError(plans[0], PermissionError(errno.EACCES, "Permission denied"))
 
-    monkeypatch.setattr(setting.preparation._listeners, "prepare", refuse)
+    monkeypatch.setattr(setting.preparation.listeners, "prepare", refuse)
     setting.file.write_text(text)
     with pytest.raises(ListenError) as caught:
         await setting.preparation.prepare()

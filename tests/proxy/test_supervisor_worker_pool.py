@@ -212,11 +212,11 @@ async def test_hung_worker_that_survives_sigkill_is_logged_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=1))
-    worker = next(iter(bench.pool._alive))
+    worker = next(iter(bench.pool.workers))
     monkeypatch.setattr(worker.heartbeat, "is_hung", lambda **_: True)
     monkeypatch.setattr(worker, "kill", lambda: None)
     for _ in range(3):
-        bench.pool._check_heartbeat(worker)
+        bench.pool.check_heartbeat(worker)
     assert len(bench.logged("worker_hangs")) == 1
 
 

@@ -172,7 +172,7 @@ async def test_worker_ignores_signals_of_the_terminal(bench: Bench, signum: sign
 async def test_worker_drains_when_the_supervisor_exits(bench: Bench) -> None:
     await bench.configure()
     reader, writer = await bench.client()
-    bench.worker._channel.close()
+    bench.worker.channel.close()
     assert await reader.readline() == b"BYE\r\n"
     await bench.worker.exited.wait()
     assert bench.worker.exit_code == 0

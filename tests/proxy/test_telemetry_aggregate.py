@@ -176,7 +176,7 @@ def test_number_of_retired_workers_is_limited() -> None:
     for worker in range(3000):
         totals.update(worker, snapshot([(c.DNS_TIMEOUTS, ("ptr",), 1)]))
         totals.retire(worker)
-    assert len(totals._retired) == 1024
+    assert len(totals.retired) == 1024
     assert totals.page(OWN)[c.DNS_TIMEOUTS] == {("ptr",): 3000}
 
 
@@ -233,7 +233,7 @@ class World:
 
     def _born(self) -> WorkerMetrics:
         metrics = WorkerMetrics()
-        metrics._life = next(self._lives)
+        metrics.life = next(self._lives)
         return metrics
 
     def step(self, what: str, worker: int, detail: float | None) -> None:

@@ -239,7 +239,7 @@ def test_flush_leaves_no_pending_durations() -> None:
     for cell in cells:
         cell.observe(0.5)
     metrics.flush()
-    assert [(cell.sum, sum(cell.counts), cell._pending) for cell in cells] == [(0.5, 1, [])] * len(cells)
+    assert [(cell.sum, sum(cell.counts), cell.pending) for cell in cells] == [(0.5, 1, [])] * len(cells)
 
 
 def test_from_start_series_exist_with_0() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -41,7 +40,7 @@ from support import invariants
 from support.auth_http_messages import auth_request, auth_response
 from support.dialogue_player import TranscriptMismatch
 from support.dns_server import NXDOMAIN, SERVFAIL, DnsReply, DnsServer, address_record, dns_server, ptr_record
-from support.loopback_worker import Peer, listening_socket
+from support.loopback_worker import Peer, listening_socket, listening_unix_socket
 from support.streams import abort
 from support.tls_identities import Identities
 from support.transcripts import Step, Transcript
@@ -61,7 +60,7 @@ class ShortDelayLoop(WorkerLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        if getattr(callback, "__func__", None) is ProtocolDriver._on_wait_over:
+        if getattr(callback, "__func__", None) is ProtocolDriver.on_wait_over:
             delay *= _DELAY_FACTOR
         return super().call_later(delay, callback, *args, context=context)
 
@@ -181,7 +180,7 @@ class _Player:
         config = ProxyConfig(servers=(server,))
         (planned,) = plan_sockets(config, {})
         if self._is_unix:
-            self.sock = _unix_socket(f"{self.folder}/listener")
+            self.sock = listening_unix_socket(f"{self.folder}/listener")
         self.port = 0 if self._is_unix else self.sock.getsockname()[1]
         await self.app.apply(config, {planned.key: [self.sock]}, names={}, ticket_keys={})
 
@@ -384,11 +383,3 @@ async def _serving(listener: _Listener) -> AsyncIterator[int]:
         for writer in listener.writers:
             abort(writer)
         await asyncio.sleep(0)
-
-
-def _unix_socket(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(path)
-    sock.listen()
-    sock.setblocking(False)
-    return sock

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real worker on loopback, an authentication service, and upstreams that a test controls."""
+"""A worker on loopback, with an authentication service and an upstream that a test controls."""
 
 from __future__ import annotations
 
@@ -146,9 +146,16 @@ class Upstream:
 
 @dataclass
 class LoopbackWorker:
-    """A worker, its authentication service and its upstream."""
+    """A worker, its authentication service and its upstream.
+
+    Attributes:
+        port: The port of its server; 0 for a UNIX socket.
+        read_log: Returns the lines that were logged since the last call.
+        writers: The connections of the test's clients.
+    """
 
     app: App
+    config: ProxyConfig
     metrics: WorkerMetrics
     auth: AuthServer
     upstream: Upstream
@@ -186,6 +193,15 @@ def listening_socket(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
     return sock
 
 
+def listening_unix_socket(path: str) -> socket.socket:
+    """Return a listening UNIX socket."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    sock.listen(128)
+    sock.setblocking(False)
+    return sock
+
+
 Builder = Callable[[AuthHttp, ListenConfig], ServerConfig]
 
 
@@ -197,10 +213,18 @@ async def loopback_worker(
     limit: int = 512,
     drain: float = 1.0,
     auth_tls: ssl.SSLContext | None = None,
+    unix_path: str = "",
 ) -> AsyncIterator[LoopbackWorker]:
-    """A worker with one server, made by ``build`` from the service's address and the listener.
+    """Run a worker with one server.
 
-    ``{port}`` in a response's text is replaced by the upstream's port.
+    Args:
+        build: Returns the configuration of the server, for the address of the service and the listener.
+        responses: The responses of the authentication service; ``{port}`` is the upstream's port.
+        closes: Whether the service closes each connection after one response.
+        limit: ``worker_connections``.
+        drain: Seconds that sessions have at the end.
+        auth_tls: The TLS context of the service.
+        unix_path: The server listens on this UNIX socket instead of a TCP port.
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, WorkerLoop)
@@ -212,18 +236,18 @@ async def loopback_worker(
     ]
     upstream.port, auth.port = (server.sockets[0].getsockname()[1] for server in servers)
     auth.responses = [
-        one.replace(b"{port}", str(upstream.port).encode()) if isinstance(one, bytes) else one
-        for one in auth.responses
+        response.replace(b"{port}", str(upstream.port).encode()) if isinstance(response, bytes) else response
+        for response in auth.responses
     ]
     read, write = os.pipe()
     os.set_blocking(read, False)
     metrics = WorkerMetrics()
     log = Log(write, LogFormat.TEXT, LogLevel.INFO)
     app = App(log=log, metrics=metrics)
-    sock = listening_socket()
-    port = sock.getsockname()[1]
-    where = AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None)
-    server = build(where, ListenConfig(address="127.0.0.1", port=port))
+    sock = listening_unix_socket(unix_path) if unix_path else listening_socket()
+    port = 0 if unix_path else sock.getsockname()[1]
+    listen = ListenConfig(address=f"unix:{unix_path}" if unix_path else "127.0.0.1", port=port)
+    server = build(AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None), listen)
     config = ProxyConfig(servers=(server,), worker_connections=limit)
     await app.apply(
         config, {planned.key: [sock] for planned in plan_sockets(config, {})}, names={}, ticket_keys={}
@@ -235,14 +259,14 @@ async def loopback_worker(
             return os.read(read, 1 << 20).decode()
         return ""
 
-    made = LoopbackWorker(app, metrics, auth, upstream, port, read_log)
+    w = LoopbackWorker(app, config, metrics, auth, upstream, port, read_log)
     try:
-        yield made
+        yield w
     finally:
         await app.drain(Seconds(drain if app.sessions else 0.0))
-        for one in servers:
-            one.close()
-        for writer in (*made.writers, *upstream.writers, *auth.writers):
+        for auth_or_upstream in servers:
+            auth_or_upstream.close()
+        for writer in (*w.writers, *upstream.writers, *auth.writers):
             abort(writer)
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
