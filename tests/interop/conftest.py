@@ -141,10 +141,10 @@ def postfix(
 def shared_proxy(
     service: AuthService, tls: Certificates, ports: Ports, new_folder: Callable[[str], Path]
 ) -> Iterator[SharedProxy]:
-    """The proxy that most tests use."""
+    """The proxy that most tests use; ``support/servers/shared_proxy.py`` lists its server blocks."""
     plan = ServerPlan(service, ports)
     service.rules["/imap-dead"] = AuthRule(ports.take())
-    proxy = proxies.start(new_folder("front"), shared_manifest(plan, tls))
+    proxy = proxies.start(new_folder("shared-proxy"), shared_manifest(plan, tls))
     yield SharedProxy(proxy, plan.ports)
     proxy.stop()
 
@@ -164,8 +164,8 @@ def nginx(
 
 @pytest.fixture(scope="session", params=["mailproxy", "nginx"])
 def proxy_or_nginx(request: pytest.FixtureRequest) -> Listeners:
-    """The proxy, and nginx in its place: a test that passes with both expects what nginx does."""
-    found: Listeners = request.getfixturevalue("front" if request.param == "mailproxy" else "nginx")
+    """The proxy, or nginx in its place: tests with this fixture expect the behaviour of nginx."""
+    found: Listeners = request.getfixturevalue("shared_proxy" if request.param == "mailproxy" else "nginx")
     return found
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other authentication services, and the tests' own in other modes: any valid HTTP works."""
+"""Authentication services with other forms of valid HTTP responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.interop
 NewProxy = Callable[..., Proxy]
 LOGINS: Final = 20
 
-ANSWERS: Final = """
+LOCATIONS: Final = """
 add_header Auth-Status OK always;
 add_header Auth-Server 127.0.0.1 always;
 add_header Auth-Port {port} always;
@@ -61,34 +61,36 @@ def log_in(port: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def web(needs: Needs, dovecot: Dovecot, new_folder: Callable[[str], Path], ports: Ports) -> Iterator[Nginx]:
+def web_server(
+    needs: Needs, dovecot: Dovecot, new_folder: Callable[[str], Path], ports: Ports
+) -> Iterator[Nginx]:
     """nginx as a web server that accepts logins with each form of response that it supports."""
     folder = new_folder("web")
     for name in ("chunked.html", "file.html"):
         (folder / name).write_text("<p>" + "a body that nobody reads " * 1000)
-    server = ANSWERS.format(port=dovecot.ports["imap"], folder=folder, trace="0123456789" * 200)
+    server = LOCATIONS.format(port=dovecot.ports["imap"], folder=folder, trace="0123456789" * 200)
     running = nginxes.start_http(needs("nginx"), folder, server, ports)
     yield running
     running.running.stop()
 
 
 def test_any_status_and_body_framing_of_nginx_is_accepted(
-    web: Nginx, service: AuthService, ports: Ports, new_proxy: NewProxy
+    web_server: Nginx, service: AuthService, ports: Ports, new_proxy: NewProxy
 ) -> None:
     """Logins succeed with any status, any framing of the body, and any way to close the connection."""
     plan = ServerPlan(service, ports)
     for path in PATHS:
-        where = f"http://127.0.0.1:{web.ports['http']}/{path}"
-        plan.add(path.replace(".", "-"), "imap", authHttp=where)
+        url = f"http://127.0.0.1:{web_server.ports['http']}/{path}"
+        plan.add(path.replace(".", "-"), "imap", authHttp=url)
     proxy = new_proxy(manifest(plan.servers, {}))
     replies = {name: [log_in(port)[:4] for _ in range(LOGINS)] for name, port in plan.ports.items()}
     assert replies == {name: [b"a OK"] * LOGINS for name in plan.ports}
     assert proxy.value("mailproxy_auth_errors_total") == 0
-    asked = proxy.value("mailproxy_auth_request_duration_seconds_count", outcome="ok")
-    assert asked == LOGINS * len(PATHS)
+    requests = proxy.value("mailproxy_auth_request_duration_seconds_count", outcome="ok")
+    assert requests == LOGINS * len(PATHS)
 
 
-def own(service: AuthService, dovecot: Dovecot, ports: Ports) -> dict[str, Any]:
+def manifest_for(service: AuthService, dovecot: Dovecot, ports: Ports) -> dict[str, Any]:
     """Return a manifest that uses this authentication service."""
     plan = ServerPlan(service, ports)
     plan.add("own", "imap")
@@ -98,7 +100,7 @@ def own(service: AuthService, dovecot: Dovecot, ports: Ports) -> dict[str, Any]:
 
 def test_http_1_0_auth_service_is_used(dovecot: Dovecot, ports: Ports, new_proxy: NewProxy) -> None:
     with auth_service(dict(dovecot.passwords), protocol="HTTP/1.0") as service:
-        body = own(service, dovecot, ports)
+        body = manifest_for(service, dovecot, ports)
         proxy = new_proxy(body)
         port = body["spec"]["servers"][0]["listen"][0]["port"]
         assert {log_in(port)[:4] for _ in range(LOGINS)} == {b"a OK"}
@@ -110,15 +112,15 @@ def test_restart_of_the_auth_service_fails_no_login(
     dovecot: Dovecot, ports: Ports, new_proxy: NewProxy
 ) -> None:
     """Idle connections from before the restart cannot be used any more; no login fails because of that."""
-    at = ports.take()
-    with auth_service(dict(dovecot.passwords), port=at) as service:
-        body = own(service, dovecot, ports)
+    service_port = ports.take()
+    with auth_service(dict(dovecot.passwords), port=service_port) as service:
+        body = manifest_for(service, dovecot, ports)
         proxy = new_proxy(body)
         port = body["spec"]["servers"][0]["listen"][0]["port"]
         assert log_in(port).startswith(b"a OK")
         backends = service.rules
     for _ in range(3):
-        with auth_service(dict(dovecot.passwords), port=at) as service:
+        with auth_service(dict(dovecot.passwords), port=service_port) as service:
             service.rules = backends
             assert log_in(port).startswith(b"a OK")
     assert proxy.value("mailproxy_auth_errors_total") == 0

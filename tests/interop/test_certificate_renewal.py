@@ -22,7 +22,7 @@ from support.servers.shared_proxy import ServerPlan, files
 pytestmark = pytest.mark.interop
 
 
-def shown(port: int) -> bytes:
+def served_certificate(port: int) -> bytes:
     """Return the certificate that a listener presents."""
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -53,12 +53,12 @@ def test_renewed_certificate_is_used_without_a_signal(
     plan = ServerPlan(service, ports)
     plan.add("renewing", "imap", implicit="renewing-tls")
     new_proxy(manifest(plan.servers, {"sslCertificate": [files(own)]}))
-    assert shown(plan.ports["renewing-tls"]) == der(tls.proxy.certificate)
+    assert served_certificate(plan.ports["renewing-tls"]) == der(tls.proxy.certificate)
     with RawClient(plan.ports["renewing-tls"], tls.client()) as raw:
         raw.read_until(b"* OK")
         install(tls.alice, own)
         renewed = der(tls.alice.certificate)
-        eventually(lambda: shown(plan.ports["renewing-tls"]) == renewed, "the new certificate")
+        eventually(lambda: served_certificate(plan.ports["renewing-tls"]) == renewed, "the new certificate")
         assert raw.exchange(b"a NOOP") == b"a OK completed"
 
 

@@ -37,7 +37,7 @@ RECORDS: Final = (
 
 
 @dataclass
-class Named:
+class NamesProxy:
     """A proxy that looks up the names of its clients."""
 
     proxy: Proxy
@@ -53,40 +53,40 @@ def silent_port() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def named(
+def names_proxy(
     needs: Needs,
     new_folder: Callable[[str], Path],
     ports: Ports,
     postfix: Postfix,
     service: AuthService,
     silent_port: int,
-) -> Iterator[Named]:
+) -> Iterator[NamesProxy]:
     """The proxy, with one server block that uses Unbound, and one whose DNS server never responds."""
     unbound = unbounds.start(needs("unbound"), new_folder("unbound"), ports.take(), ZONES, RECORDS)
     plan = ServerPlan(service, ports)
-    trusting: dict[str, Any] = {
+    trust_proxy_header: dict[str, Any] = {
         "behind_proxy": True,
         "setRealIpFrom": ["127.0.0.0/8"],
         "xclient": True,
         "smtpAuth": ["none"],
     }
-    plan.add("named", "smtp", resolver={"addresses": [unbound.address]}, **trusting)
-    silence = {"addresses": [f"127.0.0.1:{silent_port}"]}
-    plan.add("unnamed", "smtp", resolver=silence, resolverTimeout="500ms", **trusting)
+    plan.add("named", "smtp", resolver={"addresses": [unbound.address]}, **trust_proxy_header)
+    silent_resolver = {"addresses": [f"127.0.0.1:{silent_port}"]}
+    plan.add("unnamed", "smtp", resolver=silent_resolver, resolverTimeout="500ms", **trust_proxy_header)
     for name in plan.ports:
         service.rules[f"/{name}"] = AuthRule(postfix.ports["smtp"])
     proxy = proxies.start(new_folder("named"), manifest(plan.servers, {"serverName": "front.example.org"}))
-    yield Named(proxy, plan.ports)
+    yield NamesProxy(proxy, plan.ports)
     proxy.stop()
     unbound.running.stop()
 
 
-def offer(port: int, address: str) -> None:
-    """Offer a message from a client with this address."""
+def send_envelope(port: int, address: str) -> None:
+    """Start a mail transaction as a client with this address."""
     family = "TCP6" if ":" in address else "TCP4"
-    own = "::1" if ":" in address else "127.0.0.1"
+    destination = "::1" if ":" in address else "127.0.0.1"
     with RawClient(port) as raw:
-        raw.send(f"PROXY {family} {address} {own} 4711 25\r\n".encode())
+        raw.send(f"PROXY {family} {address} {destination} 4711 25\r\n".encode())
         assert raw.read_line().startswith(b"220 front.example.org")
         raw.send(b"EHLO whoever.example\r\n")
         raw.read_until(b"250 ")
@@ -106,18 +106,21 @@ def offer(port: int, address: str) -> None:
     ],
 )
 def test_client_name_reaches_auth_service_and_postfix(
-    named: Named, postfix: Postfix, service: AuthService, address: str, name: str, client: str
+    names_proxy: NamesProxy, postfix: Postfix, service: AuthService, address: str, name: str, client: str
 ) -> None:
-    offer(named.ports["named"], address)
-    asked = service.latest_request("/named")
-    assert (asked["client-ip"], asked["client-host"]) == (address, name)
-    eventually(lambda: postfix.log_lines("postfix/smtpd", f"client={client}"), f"Postfix to call it {client}")
+    send_envelope(names_proxy.ports["named"], address)
+    auth_request = service.latest_request("/named")
+    assert (auth_request["client-ip"], auth_request["client-host"]) == (address, name)
+    eventually(
+        lambda: postfix.log_lines("postfix/smtpd", f"client={client}"),
+        f"client={client} in the log of Postfix",
+    )
 
 
 def test_client_name_is_tempunavail_after_resolver_timeout(
-    named: Named, postfix: Postfix, service: AuthService
+    names_proxy: NamesProxy, postfix: Postfix, service: AuthService
 ) -> None:
-    before = named.proxy.value("mailproxy_dns_timeouts_total", purpose="ptr")
-    offer(named.ports["unnamed"], "203.0.113.9")
+    before = names_proxy.proxy.value("mailproxy_dns_timeouts_total", purpose="ptr")
+    send_envelope(names_proxy.ports["unnamed"], "203.0.113.9")
     assert service.latest_request("/unnamed")["client-host"] == "[TEMPUNAVAIL]"
-    assert named.proxy.value("mailproxy_dns_timeouts_total", purpose="ptr") == before + 1
+    assert names_proxy.proxy.value("mailproxy_dns_timeouts_total", purpose="ptr") == before + 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client names, looked up at real DNS servers."""
+"""Client names, resolved by dnsmasq and Unbound."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def dnsmasq(folder: Path, port: int) -> list[str]:
         "no-hosts",
         "local=/#/",
     ]
-    lines += [f"address=/{name}/{address}" for name, some in RECORDS.items() for address in some]
-    lines += [f"ptr-record={_arpa(address)},{name}" for address, name in REVERSE.items()]
+    lines += [f"address=/{name}/{address}" for name, addresses in RECORDS.items() for address in addresses]
+    lines += [f"ptr-record={_reverse_name(address)},{name}" for address, name in REVERSE.items()]
     (folder / "dnsmasq.conf").write_text("\n".join([*lines, f"pid-file={folder}/pid", "user=", ""]))
     return ["dnsmasq", "--keep-in-foreground", f"--conf-file={folder}/dnsmasq.conf"]
 
@@ -51,10 +51,10 @@ def dnsmasq(folder: Path, port: int) -> list[str]:
 def unbound(folder: Path, port: int) -> list[str]:
     data = [
         f'"{name}. 60 IN {"AAAA" if ":" in address else "A"} {address}"'
-        for name, some in RECORDS.items()
-        for address in some
+        for name, addresses in RECORDS.items()
+        for address in addresses
     ]
-    data += [f'"{_arpa(address)}. 60 IN PTR {name}."' for address, name in REVERSE.items()]
+    data += [f'"{_reverse_name(address)}. 60 IN PTR {name}."' for address, name in REVERSE.items()]
     zones = ["example.test.", "2.0.192.in-addr.arpa.", "8.b.d.0.1.0.0.2.ip6.arpa."]
     lines = [
         "server:",
@@ -71,27 +71,27 @@ def unbound(folder: Path, port: int) -> list[str]:
     return ["unbound", "-d", "-c", f"{folder}/unbound.conf"]
 
 
-def _arpa(address: str) -> str:
+def _reverse_name(address: str) -> str:
     return ipaddress.ip_address(address).reverse_pointer
 
 
-SERVERS = {"dnsmasq": dnsmasq, "unbound": unbound}
+SERVER_COMMANDS = {"dnsmasq": dnsmasq, "unbound": unbound}
 
 
 @asynccontextmanager
-async def running(name: str, path: str, folder: Path) -> AsyncIterator[str]:
+async def dns_server_process(name: str, path: str, folder: Path) -> AsyncIterator[str]:
     port = free_port()
-    command = [path, *SERVERS[name](folder, port)[1:]]
+    command = [path, *SERVER_COMMANDS[name](folder, port)[1:]]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     try:
-        await _listens(port)
+        await _wait_until_listening(port)
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
         await process.wait()
 
 
-async def _listens(port: int) -> None:
+async def _wait_until_listening(port: int) -> None:
     for _ in range(100):
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -100,12 +100,12 @@ async def _listens(port: int) -> None:
         else:
             writer.close()
             return
-    raise AssertionError("the name server did not come up")
+    raise AssertionError("the DNS server did not start")
 
 
-@pytest.mark.parametrize("server", sorted(SERVERS))
+@pytest.mark.parametrize("server", sorted(SERVER_COMMANDS))
 async def test_client_names_are_confirmed_by_dns_servers(needs: Needs, server: str, tmp_path: Path) -> None:
-    async with running(server, needs(server), tmp_path) as address:
+    async with dns_server_process(server, needs(server), tmp_path) as address:
         resolver = Resolver(ResolverConfig(addresses=(address,)), timeout=5.0, metrics=WorkerMetrics())
         clients = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]
         names = [await client_name(resolver, client) for client in clients]

@@ -20,7 +20,7 @@ from support.servers.shared_proxy import SharedProxy
 
 pytestmark = pytest.mark.interop
 
-WAYS = ["plain", "implicit", "starttls"]
+TLS_MODES = ["plain", "implicit", "starttls"]
 
 
 def imap_login(client: imaplib.IMAP4, user: str, password: str) -> Any:
@@ -48,7 +48,7 @@ IMAP = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tls_mode", TLS_MODES)
 @pytest.mark.parametrize("user", ["alice", "bob"])
 @pytest.mark.parametrize(("log_in", "method"), IMAP)
 def test_imap_login(
@@ -56,18 +56,22 @@ def test_imap_login(
     proxy_or_nginx: Listeners,
     tls: Certificates,
     service: AuthService,
-    way: str,
+    tls_mode: str,
     user: str,
     log_in: Callable[[imaplib.IMAP4, str, str], Any],
     method: str,
 ) -> None:
-    with imap(proxy_or_nginx, tls, way) as client:
+    with imap(proxy_or_nginx, tls, tls_mode) as client:
         assert log_in(client, user, dovecot.passwords[user])[0] == "OK"
         assert client.select()[0] == "OK"
         assert client.logout()[0] == "BYE"
-    asked = service.latest_request("/imap")
-    assert (asked.user, asked["auth-method"], asked["client-ip"]) == (user, method, "127.0.0.1")
-    assert asked.headers.get("auth-ssl") == (None if way == "plain" else "on")
+    auth_request = service.latest_request("/imap")
+    assert (auth_request.user, auth_request["auth-method"], auth_request["client-ip"]) == (
+        user,
+        method,
+        "127.0.0.1",
+    )
+    assert auth_request.headers.get("auth-ssl") == (None if tls_mode == "plain" else "on")
 
 
 def pop3_user(client: poplib.POP3, user: str, password: str) -> bytes:
@@ -79,7 +83,7 @@ def pop3_apop(client: poplib.POP3, user: str, password: str) -> bytes:
     return client.apop(user, password)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tls_mode", TLS_MODES)
 @pytest.mark.parametrize("user", ["alice", "bob"])
 @pytest.mark.parametrize(
     ("log_in", "method"),
@@ -90,20 +94,20 @@ def test_pop3_login(
     proxy_or_nginx: Listeners,
     tls: Certificates,
     service: AuthService,
-    way: str,
+    tls_mode: str,
     user: str,
     log_in: Callable[[poplib.POP3, str, str], bytes],
     method: str,
 ) -> None:
-    with pop3(proxy_or_nginx, tls, way) as client:
+    with pop3(proxy_or_nginx, tls, tls_mode) as client:
         assert log_in(client, user, dovecot.passwords[user]).startswith(b"+OK")
         assert len(client.stat()) == 2
         assert client.quit().startswith(b"+OK")
-    asked = service.latest_request("/pop3")
-    assert (asked.user, asked["auth-method"]) == (user, method)
+    auth_request = service.latest_request("/pop3")
+    assert (auth_request.user, auth_request["auth-method"]) == (user, method)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tls_mode", TLS_MODES)
 @pytest.mark.parametrize("user", ["alice", "bob"])
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
 def test_smtp_login(
@@ -111,18 +115,21 @@ def test_smtp_login(
     proxy_or_nginx: Listeners,
     tls: Certificates,
     service: AuthService,
-    way: str,
+    tls_mode: str,
     user: str,
     mechanism: str,
 ) -> None:
-    with smtp(proxy_or_nginx, tls, way) as client:
+    with smtp(proxy_or_nginx, tls, tls_mode) as client:
         client.ehlo("client.example.org")
         authenticate(client, mechanism, user, service.passwords[user])
         assert client.noop()[0] == 250
         assert client.quit()[0] == 221
-    asked = service.latest_request("/smtp")
-    assert (asked.user, asked["auth-method"]) == (user, "cram-md5" if mechanism == "CRAM-MD5" else "plain")
-    assert asked["client-host"] == "[UNAVAILABLE]"
+    auth_request = service.latest_request("/smtp")
+    assert (auth_request.user, auth_request["auth-method"]) == (
+        user,
+        "cram-md5" if mechanism == "CRAM-MD5" else "plain",
+    )
+    assert auth_request["client-host"] == "[UNAVAILABLE]"
 
 
 def authenticate(client: smtplib.SMTP, mechanism: str, user: str, password: str) -> None:

@@ -23,15 +23,15 @@ pytestmark = pytest.mark.interop
 
 def message(recipient: str) -> EmailMessage:
     """Return a message with a unique subject."""
-    made = EmailMessage()
-    made["From"] = "sender@elsewhere.example"
-    made["To"] = recipient
-    made["Subject"] = uuid.uuid4().hex
-    made.set_content("A line that begins with a dot:\n.\n..\nand one with 8 bits: grüße\n" * 20)
-    return made
+    message_to_send = EmailMessage()
+    message_to_send["From"] = "sender@elsewhere.example"
+    message_to_send["To"] = recipient
+    message_to_send["Subject"] = uuid.uuid4().hex
+    message_to_send.set_content("A line that begins with a dot:\n.\n..\nand one with 8 bits: grüße\n" * 20)
+    return message_to_send
 
 
-def fetched(
+def fetch_by_imap(
     shared_proxy: Listeners, tls: Certificates, service: AuthService, user: str, subject: str
 ) -> Message:
     """Wait until a message is delivered, find it by IMAP, and fetch it."""
@@ -51,7 +51,7 @@ def fetched(
     return email.message_from_bytes(literal[1])
 
 
-def retrieved(
+def retrieve_by_pop3(
     shared_proxy: Listeners, tls: Certificates, service: AuthService, user: str, subject: str
 ) -> Message:
     """Find a message by POP3, and retrieve it."""
@@ -77,7 +77,7 @@ POSTFIX, DOVECOT = "mx.example.org", "dovecot.example.org"
 
 
 @pytest.mark.parametrize(
-    ("listener", "by", "words"),
+    ("listener", "by", "expected"),
     [
         # With xclient: the client's address, name and login are those that the proxy sends.
         ("smtp", POSTFIX, ["from client.example.org (unknown [127.0.0.1]", "(Authenticated sender: carol)"]),
@@ -95,7 +95,7 @@ def test_sent_message_is_delivered_unchanged(
     service: AuthService,
     listener: str,
     by: str,
-    words: list[str],
+    expected: list[str],
 ) -> None:
     sent = message("carol@example.org")
     with smtp(proxy_or_nginx, tls, name=listener) as client:
@@ -104,12 +104,12 @@ def test_sent_message_is_delivered_unchanged(
         client.send_message(sent)
         client.quit()
     for read in (
-        fetched(proxy_or_nginx, tls, service, "carol", sent["Subject"]),
-        retrieved(proxy_or_nginx, tls, service, "carol", sent["Subject"]),
+        fetch_by_imap(proxy_or_nginx, tls, service, "carol", sent["Subject"]),
+        retrieve_by_pop3(proxy_or_nginx, tls, service, "carol", sent["Subject"]),
     ):
         assert read.get_payload(decode=True).splitlines() == sent.get_content().encode().splitlines()  # type: ignore[union-attr]
         received = received_from(read, by)
-        assert all(word in received for word in words), received
+        assert all(part in received for part in expected), received
 
 
 def test_xclient_contains_the_address_of_the_proxy_header(
@@ -129,7 +129,7 @@ def test_xclient_contains_the_address_of_the_proxy_header(
         assert raw.exchange(
             sent.as_bytes().replace(b"\n", b"\r\n").replace(b"\r\n.", b"\r\n..") + b"."
         ).startswith(b"250 ")
-    received = received_from(fetched(shared_proxy, tls, service, "dave", sent["Subject"]), POSTFIX)
+    received = received_from(fetch_by_imap(shared_proxy, tls, service, "dave", sent["Subject"]), POSTFIX)
     assert "from far.example.net (unknown [203.0.113.9]" in received
 
 
@@ -141,12 +141,12 @@ def test_inbound_message_is_delivered_without_authentication(
         client.ehlo("other-mx.example.net")
         client.send_message(sent)
         client.quit()
-    received = received_from(fetched(proxy_or_nginx, tls, service, "dave", sent["Subject"]), POSTFIX)
+    received = received_from(fetch_by_imap(proxy_or_nginx, tls, service, "dave", sent["Subject"]), POSTFIX)
     assert "from other-mx.example.net (unknown [127.0.0.1]" in received
-    asked = service.latest_request("/mx")
-    assert (asked["auth-method"], asked["auth-smtp-helo"]) == ("none", "other-mx.example.net")
-    assert asked["auth-smtp-from"].lower().startswith("mail from:<sender@elsewhere.example>")
-    assert asked["auth-smtp-to"].lower() == "rcpt to:<dave@example.org>"
+    auth_request = service.latest_request("/mx")
+    assert (auth_request["auth-method"], auth_request["auth-smtp-helo"]) == ("none", "other-mx.example.net")
+    assert auth_request["auth-smtp-from"].lower().startswith("mail from:<sender@elsewhere.example>")
+    assert auth_request["auth-smtp-to"].lower() == "rcpt to:<dave@example.org>"
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_refused_recipient_gets_the_reply_of_postfix(
     with smtp(proxy_or_nginx, tls, name="mx") as client:
         client.ehlo("other-mx.example.net")
         client.mail("sender@elsewhere.example")
-        refused, words = client.rcpt(recipient)
-        assert refused == code
-        assert text in words
+        reply_code, reply = client.rcpt(recipient)
+        assert reply_code == code
+        assert text in reply
         assert client.rcpt("dave@example.org")[0] == 250
         client.quit()
 
@@ -195,7 +195,7 @@ def test_swaks_sends_a_message(
     mechanism: str,
 ) -> None:
     subject = uuid.uuid4().hex
-    said = run_program(
+    output = run_program(
         [
             needs("swaks"), "--server", "127.0.0.1", "--port", str(shared_proxy.ports["smtp"]),
             "--auth", mechanism, "--auth-user", "bob", "--auth-password", service.passwords["bob"],
@@ -203,8 +203,8 @@ def test_swaks_sends_a_message(
             "--header", f"Subject: {subject}", "--body", "from swaks",
         ]
     )  # fmt: skip
-    assert " 235 2.0.0 OK" in said, said
-    read = fetched(shared_proxy, tls, service, "carol", subject)
+    assert " 235 2.0.0 OK" in output, output
+    read = fetch_by_imap(shared_proxy, tls, service, "carol", subject)
     assert "(Authenticated sender: bob)" in received_from(read, POSTFIX)
 
 
@@ -213,12 +213,12 @@ def test_swaks_sends_a_message_without_authentication(
 ) -> None:
     """Mail from another server, with pipelined commands and one unknown recipient."""
     subject = uuid.uuid4().hex
-    said = run_program(
+    output = run_program(
         [
             needs("swaks"), "--server", "127.0.0.1", "--port", str(shared_proxy.ports["mx"]), "--pipeline",
             "--helo", "swaks.example.org", "--from", "<>", "--to", "carol@example.org,nobody@example.org",
             "--header", f"Subject: {subject}",
         ]
     )  # fmt: skip
-    assert "User unknown" in said, said
-    assert fetched(shared_proxy, tls, service, "carol", subject)["Subject"] == subject
+    assert "User unknown" in output, output
+    assert fetch_by_imap(shared_proxy, tls, service, "carol", subject)["Subject"] == subject

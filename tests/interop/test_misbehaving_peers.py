@@ -25,7 +25,7 @@ from support.servers.shared_proxy import SharedProxy
 pytestmark = pytest.mark.interop
 
 LOGIN: Final = b'a LOGIN bob {9+}\r\nbuil"der\\\r\n'
-SCRIPTS: Final = {
+SESSIONS: Final = {
     "imap": (b"a LOGIN carol christmas\r\nb SELECT INBOX\r\nc LOGOUT\r\n", b"c OK "),
     "pop3": (b"USER carol\r\nPASS christmas\r\nSTAT\r\nQUIT\r\n", b"+OK Logging out."),
     "smtp": (b"EHLO x\r\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\r\nNOOP\r\nQUIT\r\n", b"221 2.0.0 Bye"),
@@ -37,66 +37,66 @@ def test_client_that_closes_after_sending_gets_all_replies(
     postfix: Postfix, shared_proxy: SharedProxy, protocol: str
 ) -> None:
     """As ``printf ... | nc`` does: the client's side is closed before the first reply arrives."""
-    script, goodbye = SCRIPTS[protocol]
+    commands, last_reply = SESSIONS[protocol]
     with RawClient(shared_proxy.ports[protocol]) as raw:
-        raw.send(script)
+        raw.send(commands)
         raw.send_eof()
-        assert goodbye in raw.read_to_eof().splitlines()[-1]
+        assert last_reply in raw.read_to_eof().splitlines()[-1]
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
 def test_replies_do_not_depend_on_segments(dovecot: Dovecot, shared_proxy: SharedProxy, pieces: int) -> None:
     """The result does not depend on how the bytes are divided into segments."""
-    script, goodbye = SCRIPTS["imap"]
+    commands, last_reply = SESSIONS["imap"]
     with RawClient(shared_proxy.ports["imap"]) as raw:
-        body, end = script[:-2], script[-2:]
+        body, end = commands[:-2], commands[-2:]
         for start in range(0, len(body), pieces):
             raw.send(body[start : start + pieces])
             time.sleep(0.001)
         raw.send(
             end
         )  # in one piece: Dovecot logs out at CR, and LF alone would arrive at a closed connection
-        assert goodbye in raw.read_to_eof().splitlines()[-1]
+        assert last_reply in raw.read_to_eof().splitlines()[-1]
 
 
-def text(size: int) -> bytes:
+def large_message(size: int) -> bytes:
     """Return a message of about this size in which no two lines are equal."""
-    return b"Subject: rough\r\n\r\n" + encodebytes(os.urandom(size * 3 // 4)).replace(b"\n", b"\r\n")
+    return b"Subject: large\r\n\r\n" + encodebytes(os.urandom(size * 3 // 4)).replace(b"\n", b"\r\n")
 
 
-@pytest.mark.parametrize("way", ["plain", "implicit"])
+@pytest.mark.parametrize("tls_mode", ["plain", "implicit"])
 def test_megabyte_pipelined_with_the_login_is_relayed(
-    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, way: str
+    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, tls_mode: str
 ) -> None:
     """An APPEND that begins in the segment of the login and is far larger than any buffer."""
-    sent = text(1_000_000)
-    box = f"Ahead-{way}".encode()
-    where, context = ("imap", None) if way == "plain" else ("imaps", tls.client())
-    with RawClient(shared_proxy.ports[where], context) as raw:
+    sent = large_message(1_000_000)
+    mailbox = f"Ahead-{tls_mode}".encode()
+    listener, context = ("imap", None) if tls_mode == "plain" else ("imaps", tls.client())
+    with RawClient(shared_proxy.ports[listener], context) as raw:
         commands = [
-            b"b CREATE " + box,
-            b"c APPEND %b {%d+}\r\n%b" % (box, len(sent), sent),
-            b"d SELECT " + box,
+            b"b CREATE " + mailbox,
+            b"c APPEND %b {%d+}\r\n%b" % (mailbox, len(sent), sent),
+            b"d SELECT " + mailbox,
         ]
         raw.send(LOGIN + b"\r\n".join(commands) + b"\r\ne FETCH * (BODY.PEEK[])\r\n")
-        announced = raw.read_until(b"* 1 FETCH (BODY[] {")[-1]
-        read = raw.read_bytes(int(announced.split(b"{")[1].rstrip(b"}")))
+        fetch_line = raw.read_until(b"* 1 FETCH (BODY[] {")[-1]
+        read = raw.read_bytes(int(fetch_line.split(b"{")[1].rstrip(b"}")))
     assert hashlib.sha256(read).digest() == hashlib.sha256(sent).digest()
 
 
-@pytest.mark.parametrize("way", ["plain", "implicit"])
+@pytest.mark.parametrize("tls_mode", ["plain", "implicit"])
 def test_memory_is_limited_for_a_client_that_does_not_read(
-    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, way: str
+    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, tls_mode: str
 ) -> None:
-    """Twenty megabytes wait in Dovecot, and not in the proxy, until the client reads them."""
-    sent = text(4_000_000)
-    box = f"Late-{way}".encode()
-    where, context = ("imap", None) if way == "plain" else ("imaps", tls.client())
-    with RawClient(shared_proxy.ports[where], context) as raw:
-        raw.send(LOGIN + b"b CREATE %b\r\nc APPEND %b {%d+}\r\n%b\r\n" % (box, box, len(sent), sent))
+    """Twenty megabytes stay in Dovecot, and not in the proxy, until the client reads them."""
+    sent = large_message(4_000_000)
+    mailbox = f"Late-{tls_mode}".encode()
+    listener, context = ("imap", None) if tls_mode == "plain" else ("imaps", tls.client())
+    with RawClient(shared_proxy.ports[listener], context) as raw:
+        raw.send(LOGIN + b"b CREATE %b\r\nc APPEND %b {%d+}\r\n%b\r\n" % (mailbox, mailbox, len(sent), sent))
         raw.read_until(b"c OK")
         before = shared_proxy.proxy.value("process_resident_memory_bytes")
-        raw.send(b"d SELECT %b\r\n" % box + b"e FETCH * (BODY.PEEK[])\r\n" * 5 + b"f NOOP\r\n")
+        raw.send(b"d SELECT %b\r\n" % mailbox + b"e FETCH * (BODY.PEEK[])\r\n" * 5 + b"f NOOP\r\n")
         time.sleep(0.5)
         assert shared_proxy.proxy.value("process_resident_memory_bytes") - before < 4_000_000
         for _ in range(5):
@@ -117,23 +117,24 @@ def test_reset_clients_leave_no_session(
         for client in clients:
             client.read_line()
             if stage == "relaying":
-                client.send(without_goodbye(SCRIPTS[protocol][0]))
+                client.send(without_last_line(SESSIONS[protocol][0]))
         if stage == "relaying":
             eventually(
-                lambda: shared_proxy.proxy.value(active, protocol=protocol, state="relay") == 20, "twenty"
+                lambda: shared_proxy.proxy.value(active, protocol=protocol, state="relay") == 20,
+                "twenty relays",
             )
         for client in clients:
             client.reset()
     eventually(lambda: shared_proxy.proxy.value(active, protocol=protocol) == 0, "no more sessions")
 
 
-def without_goodbye(script: bytes) -> bytes:
+def without_last_line(commands: bytes) -> bytes:
     """Return all lines but the last."""
-    return b"".join(script.splitlines(keepends=True)[:-1])
+    return b"".join(commands.splitlines(keepends=True)[:-1])
 
 
 def test_silent_upstream_delays_only_its_own_client(shared_proxy: SharedProxy, service: AuthService) -> None:
-    """It accepts and sends nothing: this client waits for up to ``timeout``; others are not delayed."""
+    """The upstream accepts the connection and sends nothing: only its own client waits, for up to ``timeout``."""
     with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
         service.rules["/imap-dead"] = AuthRule(silent.getsockname()[1])
         waiting = stack.enter_context(RawClient(shared_proxy.ports["imap-dead"]))
@@ -162,7 +163,7 @@ def test_concurrent_tls_logins_get_their_own_responses(
 
 
 @pytest.mark.parametrize(
-    ("protocol", "says", "answer"),
+    ("protocol", "lines", "expected_reply"),
     [
         ("imap", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"BAD"),
         ("pop3", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(600), b"-ERR"),
@@ -172,11 +173,11 @@ def test_concurrent_tls_logins_get_their_own_responses(
     ],
 )
 def test_input_of_other_protocols_gets_an_error_reply(
-    shared_proxy: SharedProxy, protocol: str, says: bytes, answer: bytes
+    shared_proxy: SharedProxy, protocol: str, lines: bytes, expected_reply: bytes
 ) -> None:
     """HTTP, TLS on a plain port, telnet options, endless lines and literals: a reply, then close."""
     with RawClient(shared_proxy.ports[protocol]) as raw:
         raw.read_line()
-        raw.send(says)
+        raw.send(lines)
         raw.send_eof()
-        assert answer in raw.read_to_eof()
+        assert expected_reply in raw.read_to_eof()

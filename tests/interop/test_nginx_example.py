@@ -62,14 +62,18 @@ def example(
     request: pytest.FixtureRequest, new_folder: Callable[[str], Path], ports: Ports, service: AuthService
 ) -> Iterator[Example]:
     """The shipped example and nginx's own configuration, changed only where this machine requires it."""
-    taken = {known: ports.take() for known in (25, 110, 143, 587)}
-    body = moved_manifest(taken, service) if request.param == "manifest" else moved_conf(taken, service)
+    new_ports = {standard_port: ports.take() for standard_port in (25, 110, 143, 587)}
+    body = (
+        manifest_on_free_ports(new_ports, service)
+        if request.param == "manifest"
+        else conf_on_free_ports(new_ports, service)
+    )
     proxy = proxies.start(new_folder("example"), body)
-    yield Example(proxy, taken)
+    yield Example(proxy, new_ports)
     proxy.stop()
 
 
-def moved_manifest(taken: dict[int, int], service: AuthService) -> dict[str, Any]:
+def manifest_on_free_ports(new_ports: dict[int, int], service: AuthService) -> dict[str, Any]:
     """Return the manifest with loopback ports, the tests' authentication service, and no drain delay."""
     body: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
     spec = body["spec"]
@@ -78,18 +82,20 @@ def moved_manifest(taken: dict[int, int], service: AuthService) -> dict[str, Any
     spec["drain"] = {"delay": "0s"}
     for server in spec["servers"]:
         for listen in server["listen"]:
-            listen.update(address="127.0.0.1", port=taken[listen["port"]])
+            listen.update(address="127.0.0.1", port=new_ports[listen["port"]])
     return body
 
 
-def moved_conf(taken: dict[int, int], service: AuthService) -> str:
+def conf_on_free_ports(new_ports: dict[int, int], service: AuthService) -> str:
     """Return nginx's configuration with the same changes."""
     text = CONF.read_text().replace("localhost:9000", f"localhost:{service.port}")
-    return re.sub(r"(listen\s+)(\d+);", lambda match: f"{match[1]}127.0.0.1:{taken[int(match[2])]};", text)
+    return re.sub(
+        r"(listen\s+)(\d+);", lambda match: f"{match[1]}127.0.0.1:{new_ports[int(match[2])]};", text
+    )
 
 
 @pytest.mark.parametrize(
-    ("port", "greeting", "asks", "capabilities"),
+    ("port", "greeting", "command", "capabilities"),
     [
         (25, SMTP_GREETING, b"EHLO x", SMTP_CAPABILITIES),
         (587, SMTP_GREETING, b"EHLO x", SMTP_CAPABILITIES),
@@ -98,16 +104,16 @@ def moved_conf(taken: dict[int, int], service: AuthService) -> str:
     ],
 )
 def test_greeting_and_capabilities_equal_those_of_nginx(
-    example: Example, port: int, greeting: bytes, asks: bytes, capabilities: list[bytes]
+    example: Example, port: int, greeting: bytes, command: bytes, capabilities: list[bytes]
 ) -> None:
     with RawClient(example.ports[port]) as raw:
         assert re.fullmatch(greeting, raw.read_line())
-        raw.send(asks + b"\r\n")
+        raw.send(command + b"\r\n")
         assert [raw.read_line() for _ in capabilities] == capabilities
 
 
 @pytest.mark.parametrize(
-    ("port", "protocol", "says", "welcome"),
+    ("port", "protocol", "commands", "reply"),
     [
         (143, "imap", b"a LOGIN carol christmas\r\n", b"a OK"),
         (110, "pop3", b"USER carol\r\nPASS christmas\r\n", b"+OK Logged in."),
@@ -120,12 +126,12 @@ def test_login_reaches_the_mail_server(
     service: AuthService,
     port: int,
     protocol: str,
-    says: bytes,
-    welcome: bytes,
+    commands: bytes,
+    reply: bytes,
 ) -> None:
     service.rules["/cgi-bin/nginxauth.cgi"] = AuthRule(dovecot.ports[protocol])
     with RawClient(example.ports[port]) as raw:
-        raw.send(says)
-        assert raw.read_until(welcome)
-    asked = service.latest_request("/cgi-bin/nginxauth.cgi")
-    assert (asked["host"], asked.user) == ("localhost", "carol")
+        raw.send(commands)
+        assert raw.read_until(reply)
+    auth_request = service.latest_request("/cgi-bin/nginxauth.cgi")
+    assert (auth_request["host"], auth_request.user) == ("localhost", "carol")

@@ -34,13 +34,13 @@ FAMILIES: Final = (
 
 
 @pytest.fixture(scope="module")
-def watched(
+def scraped_proxy(
     new_folder: Callable[[str], Path], ports: Ports, service: AuthService
 ) -> Iterator[tuple[Proxy, dict[str, int]]]:
-    """A proxy with two workers, after each kind of failure that is counted."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
-        silent.bind(("127.0.0.1", 0))
-        resolver = {"addresses": [f"127.0.0.1:{silent.getsockname()[1]}"]}
+    """A proxy with two workers, after one failure of each kind."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent_dns:
+        silent_dns.bind(("127.0.0.1", 0))
+        resolver = {"addresses": [f"127.0.0.1:{silent_dns.getsockname()[1]}"]}
         plan = ServerPlan(service, ports)
         plan.add("watched-imap", "imap", authHttpTimeout="300ms")
         plan.add("watched-pop3", "pop3")
@@ -48,12 +48,12 @@ def watched(
         service.rules["/watched-imap"] = AuthRule(ports.take(), delay=1.0)
         service.rules["/watched-pop3"] = AuthRule(ports.take())
         proxy = proxies.start(new_folder("watched"), manifest(plan.servers, {}, workers=2))
-        provoke(plan.ports)
+        cause_failures(plan.ports)
         yield proxy, plan.ports
         proxy.stop()
 
 
-def provoke(ports: dict[str, int]) -> None:
+def cause_failures(ports: dict[str, int]) -> None:
     """Cause invalid commands, failed logins, a slow authentication service and a silent DNS server."""
     with RawClient(ports["watched-imap"]) as raw:
         raw.read_line()
@@ -71,11 +71,11 @@ def provoke(ports: dict[str, int]) -> None:
 
 @pytest.fixture(scope="module")
 def prometheus(
-    needs: Needs, new_folder: Callable[[str], Path], ports: Ports, watched: tuple[Proxy, dict[str, int]]
+    needs: Needs, new_folder: Callable[[str], Path], ports: Ports, scraped_proxy: tuple[Proxy, dict[str, int]]
 ) -> Iterator[Prometheus]:
     """A Prometheus that scrapes this proxy."""
     path = needs("prometheus")
-    running = prometheuses.start(path, new_folder("prometheus"), ports.take(), watched[0].admin)
+    running = prometheuses.start(path, new_folder("prometheus"), ports.take(), scraped_proxy[0].admin)
     yield running
     running.running.stop()
 
@@ -87,17 +87,19 @@ def test_target_is_up(prometheus: Prometheus) -> None:
 @pytest.mark.parametrize("series", FAMILIES)
 def test_failures_of_both_workers_are_counted(prometheus: Prometheus, series: str) -> None:
     """The value of each metric is the sum over both workers."""
-    found = eventually(lambda: prometheus.query(f"{series} > 0"), series)
-    assert len(found) == 1
+    result = eventually(lambda: prometheus.query(f"{series} > 0"), series)
+    assert len(result) == 1
 
 
 def test_request_duration_has_quantiles(prometheus: Prometheus) -> None:
     """The request to the slow authentication service timed out after 0.3 s."""
     buckets = 'mailproxy_auth_request_duration_seconds_bucket{protocol="imap",outcome="timeout"}'
-    found = eventually(lambda: prometheus.query(f"histogram_quantile(0.9, {buckets}) > 0.25"), buckets)
-    assert float(found[0]["value"][1]) <= 1.0
+    result = eventually(lambda: prometheus.query(f"histogram_quantile(0.9, {buckets}) > 0.25"), buckets)
+    assert float(result[0]["value"][1]) <= 1.0
 
 
-def test_promtool_accepts_metrics_of_two_workers(needs: Needs, watched: tuple[Proxy, dict[str, int]]) -> None:
-    status, page = watched[0].get("/metrics")
+def test_promtool_accepts_metrics_of_two_workers(
+    needs: Needs, scraped_proxy: tuple[Proxy, dict[str, int]]
+) -> None:
+    status, page = scraped_proxy[0].get("/metrics")
     assert (status, run_program([needs("promtool"), "check", "metrics"], stdin=page)) == (200, "")

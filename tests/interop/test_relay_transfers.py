@@ -60,15 +60,15 @@ def test_pipelined_smtp_commands_reach_postfix(postfix: Postfix, shared_proxy: S
     assert codes == [b"250 ", b"235 ", b"250 ", b"250 ", b"250 ", b"221 "]
 
 
-@pytest.mark.parametrize("way", ["plain", "implicit"])
+@pytest.mark.parametrize("tls_mode", ["plain", "implicit"])
 def test_idle_client_receives_updates(
-    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, service: AuthService, way: str
+    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, service: AuthService, tls_mode: str
 ) -> None:
     """A client in IDLE receives updates while it sends nothing."""
     with ExitStack() as stack:
         port, context = (
             (shared_proxy.ports["imap"], None)
-            if way == "plain"
+            if tls_mode == "plain"
             else (shared_proxy.ports["imaps"], tls.client())
         )
         idle = stack.enter_context(RawClient(port, context))
@@ -88,12 +88,12 @@ def large_message(size: int) -> bytes:
     return b"From: alice@example.org\r\nSubject: large\r\n\r\n" + body
 
 
-@pytest.mark.parametrize("way", ["plain", "implicit"])
+@pytest.mark.parametrize("tls_mode", ["plain", "implicit"])
 def test_thirty_megabytes_are_appended_and_fetched(
-    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, service: AuthService, way: str
+    dovecot: Dovecot, shared_proxy: SharedProxy, tls: Certificates, service: AuthService, tls_mode: str
 ) -> None:
     sent = large_message(30 * MEGABYTE)
-    with imap(shared_proxy, tls, way) as client:
+    with imap(shared_proxy, tls, tls_mode) as client:
         client.login("alice", service.passwords["alice"])
         client.create("Large")
         assert client.append("Large", "", "", sent)[0] == "OK"
@@ -116,7 +116,7 @@ def test_ten_megabytes_are_sent_and_retrieved(
         client.login("carol", service.passwords["carol"])
         client.sendmail("alice@example.org", ["carol@example.org"], sent)
         client.quit()
-    eventually(lambda: dovecot_has(shared_proxy, tls, service), "delivery")
+    eventually(lambda: has_large_message(shared_proxy, tls, service), "delivery")
     with pop3(shared_proxy, tls, "starttls") as reader:
         reader.user("carol")
         reader.pass_(service.passwords["carol"])
@@ -138,7 +138,7 @@ def largest(listing: list[bytes]) -> int:
     return max(sizes(listing))[1]
 
 
-def dovecot_has(shared_proxy: SharedProxy, tls: Certificates, service: AuthService) -> bool:
+def has_large_message(shared_proxy: SharedProxy, tls: Certificates, service: AuthService) -> bool:
     """Return whether carol's mailbox contains a message of several megabytes."""
     with pop3(shared_proxy, tls) as client:
         client.user("carol")
@@ -180,7 +180,8 @@ def test_concurrent_denied_logins_leave_no_session(dovecot: Dovecot, shared_prox
         for client in clients:
             assert client.read_to_eof().splitlines()[1:] == [b"+OK", b"-ERR Invalid login or password"]
     eventually(
-        lambda: shared_proxy.proxy.value("mailproxy_connections_active", protocol="pop3") == 0, "an end"
+        lambda: shared_proxy.proxy.value("mailproxy_connections_active", protocol="pop3") == 0,
+        "the end of all sessions",
     )
 
 

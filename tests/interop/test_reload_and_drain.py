@@ -31,11 +31,11 @@ MAIL: Final = {"serverName": "front.example.org", "timeout": "10s", "proxyPassEr
 LOGIN: Final = b"a LOGIN dave davy\r\n"
 
 
-def imap_plan(service: AuthService, ports: Ports, backend: AuthRule, **directives: Any) -> ServerPlan:
+def imap_plan(service: AuthService, ports: Ports, upstream_rule: AuthRule, **directives: Any) -> ServerPlan:
     """Return a plan of one IMAP server block with one upstream."""
     plan = ServerPlan(service, ports)
     plan.add("own", "imap", **directives)
-    service.rules["/own"] = backend
+    service.rules["/own"] = upstream_rule
     return plan
 
 
@@ -56,12 +56,14 @@ def test_metrics_of_two_workers_are_added_up(
         for client in clients:
             client.send(b"c LOGOUT\r\n")
             client.read_to_eof()
-    eventually(lambda: proxy.value("mailproxy_connections_active") == 0, "an end")
+    eventually(lambda: proxy.value("mailproxy_connections_active") == 0, "the end of all sessions")
     assert proxy.value("mailproxy_connections_accepted_total") == 40
     assert proxy.value("mailproxy_logins_total", method="password", result="success") == 40
     assert proxy.value("mailproxy_auth_request_duration_seconds_count", outcome="ok") == 40
     assert proxy.value("mailproxy_connections_closed_total") == 40
-    sessions = eventually(lambda: len(proxy.events("session")) == 40 and proxy.events("session"), "all lines")
+    sessions = eventually(
+        lambda: len(proxy.events("session")) == 40 and proxy.events("session"), "a log line for each session"
+    )
     assert sessions
     total = sum(session["bytes_to_client"] for session in sessions)
     assert proxy.value("mailproxy_relayed_bytes_total", direction="to_client") == total
@@ -74,26 +76,26 @@ def test_sessions_continue_after_a_reload(
     plan = imap_plan(service, ports, AuthRule(dovecot.ports["imap"]))
     proxy = new_proxy(manifest(plan.servers, MAIL, workers=2))
     before = proxy.get("/config")
-    with RawClient(plan.ports["own"]) as relayed, RawClient(plan.ports["own"]) as undecided:
-        relayed.send(LOGIN)
-        relayed.read_until(b"a OK")
-        undecided.read_until(b"* OK")
+    with RawClient(plan.ports["own"]) as logged_in, RawClient(plan.ports["own"]) as before_login:
+        logged_in.send(LOGIN)
+        logged_in.read_until(b"a OK")
+        before_login.read_until(b"* OK")
 
         plan.servers[0]["imapCapabilities"] = ["IMAP4rev1", "XNEW"]
         plan.add("pop3-later", "pop3")
         service.rules["/pop3-later"] = AuthRule(dovecot.ports["pop3"])
         proxy.reload(manifest(plan.servers, MAIL, workers=2))
 
-        assert relayed.exchange(b"b NOOP").startswith(b"b OK")
-        undecided.send(LOGIN)
-        assert undecided.read_until(b"a ")[-1].startswith(b"a OK")
-        with RawClient(plan.ports["own"]) as fresh:
-            fresh.read_line()
-            assert b" XNEW " in fresh.exchange(b"a CAPABILITY")
-        with RawClient(plan.ports["pop3-later"]) as fresh:
-            fresh.read_line()
-            assert fresh.exchange(b"USER dave") == b"+OK"
-            assert fresh.exchange(b"PASS davy") == b"+OK Logged in."
+        assert logged_in.exchange(b"b NOOP").startswith(b"b OK")
+        before_login.send(LOGIN)
+        assert before_login.read_until(b"a ")[-1].startswith(b"a OK")
+        with RawClient(plan.ports["own"]) as new_client:
+            new_client.read_line()
+            assert b" XNEW " in new_client.exchange(b"a CAPABILITY")
+        with RawClient(plan.ports["pop3-later"]) as new_client:
+            new_client.read_line()
+            assert new_client.exchange(b"USER dave") == b"+OK"
+            assert new_client.exchange(b"PASS davy") == b"+OK Logged in."
     assert proxy.get("/config") != before
     assert proxy.value("mailproxy_config_last_reload_successful") == 1
 
@@ -106,7 +108,7 @@ def test_no_login_fails_during_many_reloads(
     proxy = new_proxy(manifest(plan.servers, MAIL, workers=2))
     done = threading.Event()
 
-    def keep_coming() -> list[bytes]:
+    def log_in_repeatedly() -> list[bytes]:
         replies = []
         while not done.is_set():
             with RawClient(plan.ports["own"]) as raw:
@@ -115,7 +117,7 @@ def test_no_login_fails_during_many_reloads(
         return replies
 
     with ThreadPoolExecutor(4) as pool:
-        clients = [pool.submit(keep_coming) for _ in range(4)]
+        clients = [pool.submit(log_in_repeatedly) for _ in range(4)]
         try:
             for number in range(10):
                 plan.servers[0]["imapCapabilities"] = ["IMAP4rev1", f"XROUND{number}"]
@@ -157,7 +159,7 @@ def test_drain_waits_for_transfers(
         proxy.signal(signal.SIGTERM)
         assert waiting.read_to_eof().startswith(b"* BYE")
         assert proxy.get("/readyz")[0] == 503
-        eventually(lambda: refuses(plan.ports["own"]), "closed listeners")
+        eventually(lambda: is_closed(plan.ports["own"]), "closed listeners")
 
         writer.send(sent[len(sent) // 2 :] + b"\r\n")
         assert writer.read_until(b"c ")[-1].startswith(b"c OK")
@@ -170,7 +172,7 @@ def test_drain_waits_for_transfers(
     assert proxy.running.wait_for_exit() == 0
 
 
-def refuses(port: int) -> bool:
+def is_closed(port: int) -> bool:
     """Return whether no process listens on the port any more."""
     try:
         with RawClient(port):
@@ -188,7 +190,7 @@ def test_second_sigterm_ends_the_drain(
         raw.send(LOGIN)
         raw.read_until(b"a OK")
         proxy.signal(signal.SIGTERM)
-        eventually(lambda: refuses(plan.ports["own"]), "closed listeners")
+        eventually(lambda: is_closed(plan.ports["own"]), "closed listeners")
         assert raw.exchange(b"b NOOP").startswith(b"b OK")
         proxy.signal(signal.SIGTERM)
         proxy.running.wait_for_exit()
@@ -204,15 +206,15 @@ def test_slow_auth_service_delays_only_its_own_clients(
     service.rules["/quick"] = AuthRule(dovecot.ports["imap"])
     proxy = new_proxy(manifest(plan.servers, MAIL))
     with ExitStack() as stack:
-        patient = [stack.enter_context(RawClient(plan.ports["own"])) for _ in range(50)]
-        for client in patient:
+        waiting_clients = [stack.enter_context(RawClient(plan.ports["own"])) for _ in range(50)]
+        for client in waiting_clients:
             client.send(LOGIN)
-        eventually(lambda: proxy.value("mailproxy_auth_requests_in_flight") == 50, "fifty questions")
+        eventually(lambda: proxy.value("mailproxy_auth_requests_in_flight") == 50, "fifty requests")
         with RawClient(plan.ports["quick"]) as raw:
             raw.send(LOGIN)
             assert raw.read_until(b"a ")[-1].startswith(b"a OK")
         assert proxy.value("mailproxy_auth_requests_in_flight") == 50
-        for client in patient:
+        for client in waiting_clients:
             assert client.read_until(b"a ")[-1].startswith(b"a OK")
 
 

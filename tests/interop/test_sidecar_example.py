@@ -25,8 +25,8 @@ pytestmark = pytest.mark.interop
 EXAMPLE: Final = ROOT / "deploy/examples/sidecar.yaml"
 DOCUMENTS: Final[list[dict[str, Any]]] = list(yaml.safe_load_all(EXAMPLE.read_text()))
 CLIENT: Final = "127.0.0.77"
-CHAINED: Final = 1143
-CHAINING: Final = 9001
+CHAINED_PORT: Final = 1143
+CHAINED_AUTH_PORT: Final = 9001
 
 
 @dataclass
@@ -44,24 +44,26 @@ def pod(
 ) -> Iterator[Pod]:
     """The example's proxy and authentication service; Dovecot's listener replaces the server in the pod."""
     folder = new_folder("sidecar")
-    taken = {known: ports.take() for known in (143, 993, 9000, CHAINED, CHAINING)}
+    new_ports = {
+        standard_port: ports.take() for standard_port in (143, 993, 9000, CHAINED_PORT, CHAINED_AUTH_PORT)
+    }
     path = folder / "imap.sock"
-    said = script(taken[9000], dovecot.ports["imap_haproxy"])
-    services = [started(folder / "auth.py", said, taken[9000])]
+    program = auth_script(new_ports[9000], dovecot.ports["imap_haproxy"])
+    services = [start_auth_service(folder / "auth.py", program, new_ports[9000])]
     try:
-        to_socket = script(taken[CHAINING], 1).replace(
+        to_socket = auth_script(new_ports[CHAINED_AUTH_PORT], 1).replace(
             '"Auth-Server", "127.0.0.1"', f'"Auth-Server", "unix:{path}"'
         )
-        services.append(started(folder / "chain.py", to_socket, taken[CHAINING]))
-        proxy = proxies.start(folder / "proxy", moved(taken, tls, path))
-        yield Pod(proxy, taken, path)
+        services.append(start_auth_service(folder / "chain.py", to_socket, new_ports[CHAINED_AUTH_PORT]))
+        proxy = proxies.start(folder / "proxy", manifest_on_free_ports(new_ports, tls, path))
+        yield Pod(proxy, new_ports, path)
         proxy.stop()
     finally:
         for service in services:
             service.stop()
 
 
-def started(file: Path, text: str, port: int) -> Running:
+def start_auth_service(file: Path, text: str, port: int) -> Running:
     """Start an authentication service."""
     file.write_text(text)
     running = Running([sys.executable, str(file)], output=file.with_suffix(".log"))
@@ -69,33 +71,37 @@ def started(file: Path, text: str, port: int) -> Running:
     return running
 
 
-def script(port: int, backend: int) -> str:
+def auth_script(port: int, upstream_rule: int) -> str:
     """Return the example's authentication service, changed to return Dovecot's port."""
-    [text] = [one["data"]["auth.py"] for one in DOCUMENTS if one["metadata"]["name"] == "dovecot-auth"]
+    [text] = [
+        document["data"]["auth.py"]
+        for document in DOCUMENTS
+        if document["metadata"]["name"] == "dovecot-auth"
+    ]
     assert '"31143"' in text
     assert '("127.0.0.1", 9000)' in text
-    return str(text.replace('"31143"', f'"{backend}"').replace("9000", str(port)))
+    return str(text.replace('"31143"', f'"{upstream_rule}"').replace("9000", str(port)))
 
 
-def moved(taken: dict[int, int], tls: Certificates, path: Path) -> dict[str, Any]:
+def manifest_on_free_ports(new_ports: dict[int, int], tls: Certificates, path: Path) -> dict[str, Any]:
     """Return the example's MailProxy on loopback, with certificate files, and a UNIX socket in addition."""
-    [body] = [one for one in DOCUMENTS if one["kind"] == "MailProxy"]
+    [body] = [document for document in DOCUMENTS if document["kind"] == "MailProxy"]
     spec = body["spec"]
-    spec["mail"]["authHttp"] = spec["mail"]["authHttp"].replace("9000", str(taken[9000]))
+    spec["mail"]["authHttp"] = spec["mail"]["authHttp"].replace("9000", str(new_ports[9000]))
     spec["mail"]["sslCertificate"] = [{"certificateFile": tls.proxy.certificate, "keyFile": tls.proxy.key}]
     spec["drain"] = {"delay": "0s"}
     [server] = spec["servers"]
     server["protocol"] = "imap"
-    server["listen"] = [one for one in server["listen"] if "address" not in one]
+    server["listen"] = [document for document in server["listen"] if "address" not in document]
     for listen in server["listen"]:
-        listen.update(address="127.0.0.1", port=taken[listen["port"]])
+        listen.update(address="127.0.0.1", port=new_ports[listen["port"]])
     inside = {**server, "name": "inside", "starttls": "Disabled"}
     spec["servers"].append({**inside, "listen": [{"address": f"unix:{path}"}]})
     chained = {
         "name": "chained",
-        "authHttp": f"http://127.0.0.1:{taken[CHAINING]}/auth",
+        "authHttp": f"http://127.0.0.1:{new_ports[CHAINED_AUTH_PORT]}/auth",
         "proxyProtocol": "Disabled",
-        "listen": [{"address": "127.0.0.1", "port": taken[CHAINED]}],
+        "listen": [{"address": "127.0.0.1", "port": new_ports[CHAINED_PORT]}],
     }
     spec["servers"].append({**inside, **chained})
     return dict(body)
@@ -107,10 +113,10 @@ def test_dovecot_logs_the_client_address_of_a_tls_login(
     connection = socket.create_connection(("127.0.0.1", pod.ports[993]), 20, (CLIENT, 0))
     with tls.client().wrap_socket(connection, server_hostname="localhost") as client:
         client.sendall(b"a LOGIN carol christmas\r\nb SELECT INBOX\r\nc LOGOUT\r\n")
-        said = client.makefile("rb").read()
-    assert b"a OK" in said
-    assert b"b OK" in said
-    eventually(lambda: dovecot.log_lines("imap-login", "carol", f"rip={CLIENT}"), "the client's own address")
+        output = client.makefile("rb").read()
+    assert b"a OK" in output
+    assert b"b OK" in output
+    eventually(lambda: dovecot.log_lines("imap-login", "carol", f"rip={CLIENT}"), "the client's address")
 
 
 def test_login_without_tls_is_rejected(pod: Pod) -> None:
@@ -134,7 +140,7 @@ def test_application_in_the_pod_logs_in_through_a_unix_socket(pod: Pod) -> None:
 
 
 def test_upstream_can_be_a_unix_socket(pod: Pod) -> None:
-    with RawClient(pod.ports[CHAINED]) as raw:
+    with RawClient(pod.ports[CHAINED_PORT]) as raw:
         raw.read_line()
         raw.send(b"a LOGIN carol christmas\r\n")
         assert raw.read_until(b"a OK")

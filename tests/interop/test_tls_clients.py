@@ -31,17 +31,21 @@ def s_client(
     tls: Certificates,
     port: int,
     *options: str,
-    says: str = "",
-    own: CertificateFiles | None = None,
+    lines: str = "",
+    certificate_name: CertificateFiles | None = None,
 ) -> str:
     """Connect, send lines, and return all output until the server closes the connection."""
-    certificate = [] if own is None else ["-cert", own.certificate, "-key", own.key]
+    certificate = (
+        []
+        if certificate_name is None
+        else ["-cert", certificate_name.certificate, "-key", certificate_name.key]
+    )
     return run_program(
         [
             needs("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", tls.authority,
             "-verify_return_error", "-crlf", "-ign_eof", *certificate, *options,
         ],
-        stdin=says,
+        stdin=lines,
     )  # fmt: skip
 
 
@@ -51,9 +55,9 @@ def test_openssl_logs_in_after_starttls(
     needs: Needs, postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, protocol: str, version: str
 ) -> None:
     options = ("-starttls", protocol, version)
-    said = s_client(needs, tls, shared_proxy.ports[protocol], *options, says=LOGIN[protocol])
-    assert "Verify return code: 0 (ok)" in said
-    assert LOGGED_IN[protocol] in said
+    output = s_client(needs, tls, shared_proxy.ports[protocol], *options, lines=LOGIN[protocol])
+    assert "Verify return code: 0 (ok)" in output
+    assert LOGGED_IN[protocol] in output
 
 
 @pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
@@ -61,27 +65,27 @@ def test_openssl_negotiates_alpn(
     needs: Needs, postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, protocol: str
 ) -> None:
     port = shared_proxy.ports[f"{protocol}s"]
-    said = s_client(needs, tls, port, "-alpn", f"h2,{protocol}", says=LOGIN[protocol])
-    assert f"ALPN protocol: {protocol}" in said
-    assert LOGGED_IN[protocol] in said
+    output = s_client(needs, tls, port, "-alpn", f"h2,{protocol}", lines=LOGIN[protocol])
+    assert f"ALPN protocol: {protocol}" in output
+    assert LOGGED_IN[protocol] in output
 
 
 @pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
 def test_unknown_alpn_protocol_is_rejected(
     needs: Needs, shared_proxy: SharedProxy, tls: Certificates, protocol: str
 ) -> None:
-    said = s_client(needs, tls, shared_proxy.ports[f"{protocol}s"], "-alpn", "http/1.1")
-    assert "no application protocol" in said
+    output = s_client(needs, tls, shared_proxy.ports[f"{protocol}s"], "-alpn", "http/1.1")
+    assert "no application protocol" in output
 
 
 def test_openssl_resumes_a_session(needs: Needs, shared_proxy: SharedProxy, tls: Certificates) -> None:
     """``-reconnect`` resumes the session five times, with its ticket."""
-    said = s_client(needs, tls, shared_proxy.ports["pop3s"], "-tls1_2", "-reconnect", says="QUIT\n")
-    assert said.count("Reused, TLSv1.2") == 5
+    output = s_client(needs, tls, shared_proxy.ports["pop3s"], "-tls1_2", "-reconnect", lines="QUIT\n")
+    assert output.count("Reused, TLSv1.2") == 5
 
 
 @pytest.mark.parametrize(
-    ("listener", "own", "greeting"),
+    ("listener", "certificate_name", "greeting"),
     [
         ("imap-required-tls", "alice", "* OK IMAP4 ready"),
         ("imap-required-tls", None, "* BYE No required SSL certificate"),
@@ -95,16 +99,23 @@ def test_openssl_resumes_a_session(needs: Needs, shared_proxy: SharedProxy, tls:
     ],
 )
 def test_client_certificate_is_checked_by_ssl_verify_client(
-    needs: Needs, shared_proxy: SharedProxy, tls: Certificates, listener: str, own: str | None, greeting: str
+    needs: Needs,
+    shared_proxy: SharedProxy,
+    tls: Certificates,
+    listener: str,
+    certificate_name: str | None,
+    greeting: str,
 ) -> None:
-    shown = None if own is None else getattr(tls, own)
-    says = "a LOGOUT\n" if listener.startswith("imap") else "QUIT\n"
-    said = s_client(needs, tls, shared_proxy.ports[listener], says=says, own=shown)
-    assert f"\n{greeting}" in said.replace("\r", "")
+    client_certificate = None if certificate_name is None else getattr(tls, certificate_name)
+    lines = "a LOGOUT\n" if listener.startswith("imap") else "QUIT\n"
+    output = s_client(
+        needs, tls, shared_proxy.ports[listener], lines=lines, certificate_name=client_certificate
+    )
+    assert f"\n{greeting}" in output.replace("\r", "")
 
 
 @pytest.mark.parametrize(
-    ("protocol", "listener", "says", "verdict"),
+    ("protocol", "listener", "lines", "verify_result"),
     [
         ("imap", "imap-required", "a AUTHENTICATE EXTERNAL\nYWxpY2U=\nb LOGOUT\n", "SUCCESS"),
         ("pop3", "pop3-optional", "AUTH EXTERNAL\nYWxpY2U=\nQUIT\n", "SUCCESS"),
@@ -119,37 +130,47 @@ def test_external_logs_in_with_the_client_certificate(
     service: AuthService,
     protocol: str,
     listener: str,
-    says: str,
-    verdict: str,
+    lines: str,
+    verify_result: str,
 ) -> None:
     """The client certificate of the handshake after STARTTLS is the only credential."""
-    said = s_client(needs, tls, shared_proxy.ports[listener], "-starttls", protocol, says=says, own=tls.alice)
-    assert LOGGED_IN[protocol] in said
-    asked = service.latest_request(f"/{listener}")
-    assert (asked["auth-method"], asked["auth-ssl-verify"]) == ("external", verdict)
-    assert asked["auth-ssl-subject"] == "CN=alice,O=Example"
-    assert asked["auth-ssl-issuer"] == "CN=Test CA"
+    output = s_client(
+        needs,
+        tls,
+        shared_proxy.ports[listener],
+        "-starttls",
+        protocol,
+        lines=lines,
+        certificate_name=tls.alice,
+    )
+    assert LOGGED_IN[protocol] in output
+    auth_request = service.latest_request(f"/{listener}")
+    assert (auth_request["auth-method"], auth_request["auth-ssl-verify"]) == ("external", verify_result)
+    assert auth_request["auth-ssl-subject"] == "CN=alice,O=Example"
+    assert auth_request["auth-ssl-issuer"] == "CN=Test CA"
 
 
 def test_untrusted_certificate_is_reported_to_the_auth_service(
     needs: Needs, postfix: Postfix, shared_proxy: SharedProxy, tls: Certificates, service: AuthService
 ) -> None:
     """Verification fails; the authentication service gets the result and the subject, and decides."""
-    says = "EHLO x\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\nQUIT\n"
-    said = s_client(needs, tls, shared_proxy.ports["smtp-no-ca-tls"], says=says, own=tls.stranger)
-    assert LOGGED_IN["smtp"] in said
-    asked = service.latest_request("/smtp-no-ca")
-    assert asked["auth-ssl-verify"].startswith("FAILED:self-signed certificate")
-    assert asked["auth-ssl-subject"] == "CN=mallory"
+    lines = "EHLO x\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\nQUIT\n"
+    output = s_client(
+        needs, tls, shared_proxy.ports["smtp-no-ca-tls"], lines=lines, certificate_name=tls.stranger
+    )
+    assert LOGGED_IN["smtp"] in output
+    auth_request = service.latest_request("/smtp-no-ca")
+    assert auth_request["auth-ssl-verify"].startswith("FAILED:self-signed certificate")
+    assert auth_request["auth-ssl-subject"] == "CN=mallory"
 
 
-def curl(needs: Needs, tls: Certificates, user: str, url: str, *options: str, says: str = "") -> str:
+def curl(needs: Needs, tls: Certificates, user: str, url: str, *options: str, lines: str = "") -> str:
     """Run curl; ``--ssl-reqd`` makes it fail where TLS is not available."""
     command = [
         needs("curl"), "--silent", "--show-error", "--max-time", "20", "--cacert", tls.authority,
         "--user", user, *options, url,
     ]  # fmt: skip
-    return run_program(command, stdin=says)
+    return run_program(command, stdin=lines)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +198,9 @@ def test_curl_reads_mail(
 ) -> None:
     url = f"{scheme}://localhost:{shared_proxy.ports[listener]}/{path}"
     required = [] if scheme.endswith("s") else ["--ssl-reqd"]
-    said = curl(needs, tls, "carol:christmas", url, *required, *options)
-    assert expected in said
-    assert "curl: (" not in said
+    output = curl(needs, tls, "carol:christmas", url, *required, *options)
+    assert expected in output
+    assert "curl: (" not in output
 
 
 def test_curl_sends_a_message(
@@ -187,5 +208,5 @@ def test_curl_sends_a_message(
 ) -> None:
     url = f"smtps://localhost:{shared_proxy.ports['smtps']}/client.example.org"
     envelope = ["--mail-from", "carol@example.org", "--mail-rcpt", "carol@example.org", "--upload-file", "-"]
-    said = curl(needs, tls, "carol:christmas", url, *envelope, says="Subject: from curl\n\nhello\n")
-    assert said == ""
+    output = curl(needs, tls, "carol:christmas", url, *envelope, lines="Subject: from curl\n\nhello\n")
+    assert output == ""

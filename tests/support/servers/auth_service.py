@@ -20,7 +20,7 @@ Headers = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class AuthRule:
-    """The upstream for the clients of one path, and the responses of the service for that path.
+    """The upstream for one path, and how the service responds to requests for it.
 
     Attributes:
         port: The port on 127.0.0.1.
@@ -37,7 +37,7 @@ class AuthRule:
 
 @dataclass(frozen=True)
 class AuthRequest:
-    """One request: its path, and its headers by lower-case name."""
+    """A request to the service: its path, and its headers by lower-case name."""
 
     path: str
     headers: Mapping[str, str]
@@ -76,10 +76,10 @@ class AuthService:
         if user is None:
             wait = [("Auth-Wait", str(rule.wait))] if rule.wait else []
             return [("Auth-Status", "Invalid login or password"), *wait]
-        grant = [("Auth-Status", "OK"), ("Auth-Server", "127.0.0.1"), ("Auth-Port", str(rule.port))]
+        allowed = [("Auth-Status", "OK"), ("Auth-Server", "127.0.0.1"), ("Auth-Port", str(rule.port))]
         if request["auth-method"] not in {"plain", "none"}:
-            grant += [("Auth-User", user), ("Auth-Pass", self.passwords[user])]
-        return [*grant, *rule.extra]
+            allowed += [("Auth-User", user), ("Auth-Pass", self.passwords[user])]
+        return [*allowed, *rule.extra]
 
     def _authenticated(self, request: AuthRequest) -> str | None:
         """Return the authenticated user, by the rules of each method; an empty string for ``none``."""

@@ -42,7 +42,7 @@ _SERVERS: Final = {
     "submission-x": ("smtp", "xclient on; proxy_smtp_auth on;"),
     "mx": ("smtp", "xclient on; smtp_auth none;"),
 }
-"""Server blocks as in ``front``, with the same names."""
+"""Server blocks as in ``shared_proxy.py``, with the same names."""
 
 
 @dataclass

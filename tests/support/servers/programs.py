@@ -70,7 +70,7 @@ def eventually(condition: Callable[[], T], description: str, *, timeout: float =
     """
     end = time.monotonic() + timeout
     while not (result := condition()):
-        assert time.monotonic() < end, f"in vain waited for: {description}"
+        assert time.monotonic() < end, f"timed out waiting for {description}"
         time.sleep(0.02)
     return result
 
