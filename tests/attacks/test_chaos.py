@@ -116,15 +116,15 @@ async def visit(w: LoopbackWorker, visitor: Visit, protocol: Protocol, identitie
 
 async def _act(w: LoopbackWorker, client: Peer, act: str, protocol: Protocol, identities: Identities) -> None:
     login = LOGINS[protocol]
-    said = {
+    outputs = {
         "login": login,
         "half a login": login[:9],
         "noop": b"a NOOP\r\nNOOP\r\n",
         "nonsense": b"\0\x16\x03 {9+}\r\n",
         "flood": b"NOOP\r\na NOOP\r\n" * 5000,
     }.get(act)
-    if said is not None:
-        client.writer.write(said)
+    if outputs is not None:
+        client.writer.write(outputs)
     elif act == "drip":
         for byte in login:
             await client.send(bytes([byte]))
@@ -183,8 +183,8 @@ async def be_upstreams(w: LoopbackWorker, behaviours: list[str], protocol: Proto
 async def _be_upstream(upstream: Peer, behaviour: str, protocol: Protocol) -> None:
     with contextlib.suppress(ConnectionError, OSError, TimeoutError):
         if behaviour.startswith(("log in", "halfway")):
-            for says, _ in UPSTREAMS[protocol]:
-                await upstream.exchange(says)
+            for reply, _ in UPSTREAMS[protocol]:
+                await upstream.exchange(reply)
                 if behaviour == "halfway":
                     upstream.close()
                     return
@@ -201,8 +201,13 @@ async def _be_upstream(upstream: Peer, behaviour: str, protocol: Protocol) -> No
                 await upstream.send(b"*")
                 await asyncio.sleep(0.01)
         else:
-            said = {"refuse": b"554 no\r\n", "nonsense": b"\0\r\n", "flood": b"x" * 100_000, "silence": b""}
-            await upstream.send(said[behaviour])
+            outputs = {
+                "refuse": b"554 no\r\n",
+                "nonsense": b"\0\r\n",
+                "flood": b"x" * 100_000,
+                "silence": b"",
+            }
+            await upstream.send(outputs[behaviour])
 
 
 def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:

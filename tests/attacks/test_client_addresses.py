@@ -116,7 +116,7 @@ def request() -> AuthRequest:
     return AuthRequest(credentials, 1, client, Envelope(b"c.example", b"MAIL FROM:<a>", b"RCPT TO:<b>"))
 
 
-CHOSEN = sorted({(type(owner).__name__, name) for owner, name, _ in texts(request())})
+CHOSEN = sorted({(type(holder).__name__, name) for holder, name, _ in texts(request())})
 NOT_CHOSEN = {
     ("Client", "address"),  # from the kernel, or parsed from a PROXY header: never a path
     ("TlsInfo", "version"),  # a string constant of OpenSSL
@@ -126,8 +126,8 @@ NOT_CHOSEN = {
 }
 
 
-@pytest.mark.parametrize(("owner", "name"), [one for one in CHOSEN if one not in NOT_CHOSEN])
-def test_no_request_field_starts_a_new_line(owner: str, name: str) -> None:
+@pytest.mark.parametrize(("holder", "name"), [one for one in CHOSEN if one not in NOT_CHOSEN])
+def test_no_request_field_starts_a_new_line(holder: str, name: str) -> None:
     server = configs.server(
         Protocol.SMTP, ssl_verify_client=VerifyClient.OPTIONAL_NO_CA, auth_http_pass_client_cert=True
     )
@@ -135,7 +135,7 @@ def test_no_request_field_starts_a_new_line(owner: str, name: str) -> None:
     made = request()
     before = template.render(made).count(b"\n")
     for value, field, kind in list(texts(made)):
-        if (type(value).__name__, field) == (owner, name):
+        if (type(value).__name__, field) == (holder, name):
             hostile: Any = HOSTILE if kind is str else HOSTILE.encode()
             setattr(value, field, Secret(hostile) if kind is Secret else hostile)
     assert template.render(made).count(b"\n") == before

@@ -59,8 +59,8 @@ def test_endless_sasl_response_is_refused_at_the_limit(protocol: Protocol) -> No
         async with checked_worker(server_builder(protocol)) as w:
             client = await w.client()
             client.writer.write(verb + b" LOGIN\r\n" + b"QUFB" * 50_000)
-            said = await read_until_closed(client)
-            assert said.endswith(INVALID[protocol].replace(b"*", b"a"))
+            received = await read_until_closed(client)
+            assert received.endswith(INVALID[protocol].replace(b"*", b"a"))
             assert w.auth.requests == []
 
     run(play)
@@ -96,8 +96,8 @@ def test_every_pipelined_command_gets_one_reply(
                 await start_tls(client, identities)
             await client.read_line()
             client.writer.write(noop * count + b"x LOGOUT\r\nQUIT\r\n")
-            said = await client.read_bytes(len(ok) * count)
-            assert said == ok * count
+            received = await client.read_bytes(len(ok) * count)
+            assert received == ok * count
             assert await read_until_closed(client)
             assert (
                 w.value("mailproxy_connections_closed_total", protocol.value, protocol.value, "client_quit")

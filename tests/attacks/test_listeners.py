@@ -65,7 +65,7 @@ def test_clients_above_worker_connections_get_busy_reply_until_others_leave(
 
 @each
 def test_many_connections_at_once(protocol: Protocol) -> None:
-    async def knock(w: LoopbackWorker) -> bytes:
+    async def connect(w: LoopbackWorker) -> bytes:
         with contextlib.suppress(ConnectionError):
             client = await w.client()
             line = await client.read_line()
@@ -75,7 +75,7 @@ def test_many_connections_at_once(protocol: Protocol) -> None:
 
     async def play() -> None:
         async with checked_worker(server_builder(protocol), limit=10) as w:
-            lines = await asyncio.gather(*(knock(w) for _ in range(200)))
+            lines = await asyncio.gather(*(connect(w) for _ in range(200)))
             assert lines.count(GREETINGS[protocol]) >= 10
             await w.wait_for_sessions()
             client = await w.client()
@@ -224,8 +224,8 @@ def test_login_without_descriptors_gets_internal_error_reply(protocol: Protocol)
             await client.read_line()
             with _no_more_descriptors():
                 await client.send(LOGINS[protocol])
-                said = await read_until_closed(client)
-            assert b"nternal server error" in said
+                received = await read_until_closed(client)
+            assert b"nternal server error" in received
             assert w.value("mailproxy_auth_errors_total", "connect") == 1
 
     run(play)

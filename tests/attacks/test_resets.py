@@ -47,13 +47,13 @@ TALK: Final = {
 
 @each
 @either
-@pytest.mark.parametrize("said", TALK.values(), ids=TALK)
-def test_client_breaks_off_before_login(protocol: Protocol, how: str, said: bytes) -> None:
+@pytest.mark.parametrize("data", TALK.values(), ids=TALK)
+def test_client_breaks_off_before_login(protocol: Protocol, how: str, data: bytes) -> None:
     async def play() -> None:
         async with checked_worker(server_builder(protocol)) as w:
             client = await w.client()
             await client.read_line()
-            client.writer.write(said)
+            client.writer.write(data)
             await run_iterations()
             getattr(client, how)()
             await w.wait_for_sessions()
@@ -234,8 +234,8 @@ def test_client_resets_during_upstream_login(protocol: Protocol, step: int) -> N
             await client.read_line()
             await client.send(LOGINS[protocol])
             upstream = await w.upstream.accept()
-            for says, hears in UPSTREAMS[protocol][:step]:
-                assert await upstream.exchange(says) == hears
+            for reply, command in UPSTREAMS[protocol][:step]:
+                assert await upstream.exchange(reply) == command
             client.reset()
             assert await read_until_closed(upstream) == b""
             await w.wait_for_sessions()
@@ -332,8 +332,8 @@ def test_relay_over_tls_breaks_off(
             await start_tls(client, identities)
             await client.send(LOGINS[protocol])
             upstream = await w.upstream.accept()
-            for says, hears in UPSTREAMS[protocol]:
-                assert await upstream.exchange(says) == hears
+            for reply, command in UPSTREAMS[protocol]:
+                assert await upstream.exchange(reply) == command
             upstream.writer.write(ACCEPTANCES[protocol][0] + bytes(busy[1]))
             client.writer.write(bytes(busy[0]))
             await run_iterations(10)

@@ -112,16 +112,16 @@ def test_no_password_is_logged_or_measured_or_sent_back(
     async def play() -> None:
         async with checked_worker(build, OUTCOMES[outcome], closes=outcome == "nothing") as w:
             hanging_up = asyncio.ensure_future(_hang_up(w))  # noqa: TID251 - cancelled below
-            said = await asyncio.gather(*(_say(w, line) for line in lines(protocol)))
+            replies = await asyncio.gather(*(_send_and_read(w, line) for line in lines(protocol)))
             hanging_up.cancel()
-            told = b"".join([*said, w.read_log().encode(), repr(w.metrics.snapshot()).encode()])
-            assert not [trace for trace in TRACES if trace in told]
+            visible = b"".join([*replies, w.read_log().encode(), repr(w.metrics.snapshot()).encode()])
+            assert not [trace for trace in TRACES if trace in visible]
             assert any(MARK in request or MARK[:10] in request for request in w.auth.requests)
 
     run(play)
 
 
-async def _say(w: LoopbackWorker, line: bytes) -> bytes:
+async def _send_and_read(w: LoopbackWorker, line: bytes) -> bytes:
     client = await w.client()
     client.writer.write(line + b"\r\n")
     client.writer.write_eof()

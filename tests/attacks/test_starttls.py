@@ -34,7 +34,7 @@ PROBES = {
     Protocol.POP3: (b"NOOP\r\n", b"+OK\r\n"),
     Protocol.SMTP: (b"NOOP\r\n", b"250 2.0.0 OK\r\n"),
 }
-HANDED_ON = {
+PASSED_ON = {
     Protocol.IMAP: b"i LOGIN injected {9}\r\n",
     Protocol.POP3: b"USER injected\r\nPASS injected\r\n",
     Protocol.SMTP: b"MAIL FROM:<injected@x>\r\nRCPT TO:<injected@x>\r\n",
@@ -45,7 +45,7 @@ when = pytest.mark.parametrize("starttls", [StartTls.ENABLED, StartTls.ONLY], id
 
 def injections(protocol: Protocol) -> list[bytes]:
     """Return bytes that an attacker between client and proxy could inject."""
-    whole = [LOGINS[protocol], HANDED_ON[protocol], PROBES[protocol][0], STARTS[protocol][0]]
+    whole = [LOGINS[protocol], PASSED_ON[protocol], PROBES[protocol][0], STARTS[protocol][0]]
     cut = [LOGINS[protocol][:-2], LOGINS[protocol][:7], b"\r\n", b"\0", b" "]
     return [*whole, *cut, b"".join(whole)[:100]]  # at most POP3's buffer of 128 bytes
 
@@ -191,13 +191,13 @@ def test_commands_with_the_last_handshake_bytes_are_executed(
                     break
             tls.write(probe)
             await client.send(outgoing.read())  # the last bytes of the handshake, and the command
-            said = b""
-            while not said.endswith(reply):
+            received = b""
+            while not received.endswith(reply):
                 incoming.write(await client.reader.read(1 << 16))
                 with contextlib.suppress(ssl.SSLWantReadError):
                     while data := tls.read(1 << 16):
-                        said += data
-            assert said == (GREETINGS[protocol] if implicit else b"") + reply
+                        received += data
+            assert received == (GREETINGS[protocol] if implicit else b"") + reply
 
     run(play)
 
@@ -225,7 +225,7 @@ def test_starttls_only_refuses_login_before_tls(protocol: Protocol, identities: 
         async with checked_worker(build) as w:
             client = await w.client()
             await client.read_line()
-            client.writer.write(LOGINS[protocol] + HANDED_ON[protocol].replace(b" {9}", b" pw"))
+            client.writer.write(LOGINS[protocol] + PASSED_ON[protocol].replace(b" {9}", b" pw"))
             client.writer.write(b"AUTH LOGIN\r\na AUTHENTICATE LOGIN\r\nAPOP a b\r\nq LOGOUT\r\nQUIT\r\n")
             await read_until_closed(client)
             assert w.auth.requests == []
@@ -258,8 +258,8 @@ def test_garbage_on_a_tls_port_closes_the_connection(
         async with checked_worker(build) as w:
             client = await w.client()
             client.writer.write(garbage)
-            said = await read_until_closed(client)
-            assert GREETINGS[protocol] not in said
+            received = await read_until_closed(client)
+            assert GREETINGS[protocol] not in received
             assert w.auth.requests == []
             client.close()
             await w.wait_for_sessions()

@@ -36,8 +36,8 @@ async def come_to(w: LoopbackWorker, protocol: Protocol, step: int) -> tuple[Pee
     await client.read_line()
     await client.send(LOGINS[protocol])
     upstream = await w.upstream.accept()
-    for says, hears in UPSTREAMS[protocol][:step]:
-        assert await upstream.exchange(says) == hears
+    for reply, command in UPSTREAMS[protocol][:step]:
+        assert await upstream.exchange(reply) == command
     return client, upstream
 
 
@@ -79,12 +79,12 @@ def test_hundred_untagged_lines_within_the_buffer_are_accepted(protocol: Protoco
     more = {Protocol.IMAP: b"* 1 EXISTS\r\n", Protocol.POP3: b"", Protocol.SMTP: b"250-more\r\n"}[
         protocol
     ] * 100
-    says, _ = ACCEPTANCES[protocol]
+    reply, _ = ACCEPTANCES[protocol]
 
     async def play() -> None:
         async with checked_worker(server_builder(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
-            await upstream.send(more + says)
+            await upstream.send(more + reply)
             while not (await client.read_line()).startswith((b"a OK", b"+OK", b"235")):
                 pass
 
@@ -131,7 +131,7 @@ def test_slow_upstream_replies_do_not_extend_the_timeout(protocol: Protocol, ste
 @each
 def test_early_upstream_replies_complete_no_login(protocol: Protocol) -> None:
     """A reply that is sent before its command does not count as the reply to it."""
-    ahead = b"".join(says for says, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
+    ahead = b"".join(reply for reply, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
 
     async def play() -> None:
         async with checked_worker(server_builder(protocol, timeout=Seconds(0.4)), GRANTED) as w:
@@ -200,8 +200,8 @@ def test_pipelined_bytes_arrive_once_after_a_slow_login(protocol: Protocol) -> N
             await client.read_line()
             await client.send(LOGINS[protocol] + b"first\r\nsecond\r\n")
             upstream = await w.upstream.accept()
-            for says, hears in UPSTREAMS[protocol]:
-                assert await upstream.exchange(says) == hears
+            for reply, command in UPSTREAMS[protocol]:
+                assert await upstream.exchange(reply) == command
             await upstream.send(ACCEPTANCES[protocol][0])
             await client.send(b"third\r\n")
             assert await upstream.read_bytes(22) == b"first\r\nsecond\r\nthird\r\n"

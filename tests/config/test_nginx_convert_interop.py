@@ -73,17 +73,17 @@ def nginx() -> Nginx:
     return require_nginx()
 
 
-def nginx_takes(nginx: Nginx, mail: str, folder: Path) -> bool:
+def nginx_accepts(nginx: Nginx, mail: str, folder: Path) -> bool:
     file = folder / "nginx.conf"
     around = f"{nginx.load}pid {folder}/pid;\nerror_log stderr;\nevents {{}}\n"
     file.write_text(f"{around}mail {{\nauth_http 127.0.0.1:9;\n{mail}\n}}\n")
     command = [nginx.path, "-t", "-c", str(file), "-p", str(folder)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     # What is left is opening the sockets, which is not about the text.
-    return "syntax is ok" in told
+    return "syntax is ok" in output
 
 
-def we_take(mail: str) -> bool:
+def mailproxy_accepts(mail: str) -> bool:
     with suppress(ConfigError):
         parse_nginx(f"events {{}}\nmail {{\nauth_http 127.0.0.1:9;\n{mail}\n}}\n")
         return True
@@ -91,7 +91,7 @@ def we_take(mail: str) -> bool:
 
 
 def _both(nginx: Nginx, mail: str, folder: Path) -> tuple[bool, bool]:
-    return nginx_takes(nginx, mail, folder), we_take(mail)
+    return nginx_accepts(nginx, mail, folder), mailproxy_accepts(mail)
 
 
 @pytest.mark.parametrize("line", _cells(LINES))

@@ -18,8 +18,8 @@ from support.parity.compared_programs import require_nginx
 ROOT: Final = Path(__file__).parents[2]
 _FIGURES: Final = re.compile(r"nginx +([0-9.]+)  mailproxy +([0-9.]+) .* ratio ([0-9.]+) \(")
 _LOGINS: Final = [
-    "IMAP plain, upstream takes LITERAL+",
-    "IMAP plain, upstream says nothing of it",
+    "IMAP plain, upstream with LITERAL+",
+    "IMAP plain, upstream without LITERAL+",
     "POP3 plain",
     "SMTP plain, AUTH",
     "IMAP, STARTTLS",

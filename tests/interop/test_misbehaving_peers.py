@@ -134,7 +134,7 @@ def without_last_line(commands: bytes) -> bytes:
 
 
 def test_silent_upstream_delays_only_its_own_client(shared_proxy: SharedProxy, service: AuthService) -> None:
-    """The upstream accepts the connection and sends nothing: only its own client waits, for up to ``timeout``."""
+    """The upstream sends no greeting: only its own client waits, for up to ``timeout``."""
     with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
         service.rules["/imap-dead"] = AuthRule(silent.getsockname()[1])
         waiting = stack.enter_context(RawClient(shared_proxy.ports["imap-dead"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PROXY headers: Dovecot and Postfix accept those of the proxy, and the proxy accepts those of a load balancer."""
+"""PROXY headers: upstreams accept those of the proxy, and the proxy accepts those of a load balancer."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_dovecot_logs_the_client_of_the_proxy_header(
     version: str,
     with_tls: bool,
 ) -> None:
-    """The port identifies the client, because all clients have one address. Over TLS, version 2 contains the TLS version."""
+    """The port identifies the client: all have one address. Version 2 also contains TLS parameters."""
     listener = f"{protocol}-{version}" + ("-tls" if with_tls else "")
     context = tls.client() if with_tls else None
     if context is not None:

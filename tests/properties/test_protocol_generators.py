@@ -69,7 +69,7 @@ WORDS: Final = st.sampled_from(
 )
 ENDS: Final = st.sampled_from([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r\r\n", b"\r", b""])
 LINES: Final = st.builds(lambda words, end: b" ".join(words) + end, st.lists(WORDS, max_size=5), ENDS)
-TALK: Final = st.lists(st.one_of(LINES, LINES, st.binary(max_size=12)), max_size=12).map(b"".join)
+CHUNKS: Final = st.lists(st.one_of(LINES, LINES, st.binary(max_size=12)), max_size=12).map(b"".join)
 TEXTS: Final = st.sampled_from([b"", b"no", b"Invalid login or password"])
 DECISIONS: Final[st.SearchStrategy[Decision]] = st.one_of(
     st.builds(AuthDenied, TEXTS, st.sampled_from([0, 1, 1]), st.sampled_from([None, b"451 4.3.0"])),
@@ -81,7 +81,7 @@ VERDICTS: Final = st.lists(DECISIONS, max_size=6)
 
 
 @dataclass
-class Heard:
+class Outcome:
     """Everything a conversation did, sends joined, and how it ended."""
 
     course: list[Any] = field(default_factory=list)
@@ -92,11 +92,11 @@ class Heard:
     left: bytes = b""
 
 
-def converse(  # noqa: C901 - one case per action
+def run_generator(  # noqa: C901 - one case per action
     dialogue: ProtocolGenerator[Any], pieces: list[bytes], decisions: list[Decision]
-) -> Heard:
+) -> Outcome:
     """Run a conversation on these bytes, cut like this, and close behind them."""
-    heard, incoming, verdicts = Heard(), [piece for piece in pieces if piece], iter(decisions)
+    outcome, incoming, verdicts = Outcome(), [piece for piece in pieces if piece], iter(decisions)
     answer: Any = None
     try:
         while True:
@@ -105,33 +105,33 @@ def converse(  # noqa: C901 - one case per action
             answer = None
             match action:
                 case sansio.Send(data):
-                    heard.sends.append(data)
-                    if heard.course and isinstance(heard.course[-1], bytes):
-                        heard.course[-1] += data
+                    outcome.sends.append(data)
+                    if outcome.course and isinstance(outcome.course[-1], bytes):
+                        outcome.course[-1] += data
                     else:
-                        heard.course.append(data)
+                        outcome.course.append(data)
                 case sansio.Receive(limit):
                     assert limit > 0
                     answer = incoming[0][:limit] if incoming else PeerClosed()
                     incoming[:1] = [incoming[0][limit:]] if incoming and len(incoming[0]) > limit else []
                 case sansio.Note(event):
-                    heard.notes.append(event)
+                    outcome.notes.append(event)
                 case sansio.Authenticate(request):
-                    heard.course.append(repr(request) + repr(request.credentials.password and "known"))
+                    outcome.course.append(repr(request) + repr(request.credentials.password and "known"))
                     answer = next(verdicts, AuthDenied(b"enough"))
                 case sansio.MakeChallenge(name):
                     answer = f"<1.2@{name}>".encode()
                 case sansio.UpgradeToTls():
-                    heard.course.append("tls")
+                    outcome.course.append("tls")
                     answer = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
                 case _:
-                    heard.course.append(repr(action))
+                    outcome.course.append(repr(action))
     except StopIteration as end:
-        heard.result = end.value
+        outcome.result = end.value
     except SessionError as failure:
-        heard.failure = failure
-    heard.left = b"".join(incoming)
-    return heard
+        outcome.failure = failure
+    outcome.left = b"".join(incoming)
+    return outcome
 
 
 def frontend(server: ServerConfig) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
@@ -142,20 +142,20 @@ def server(protocol: Protocol, **directives: Any) -> ServerConfig:
     return configs.server(protocol, **{**EVERY_METHOD, **SMALL, **directives})
 
 
-def cut(data: bytes, places: set[int]) -> list[bytes]:
+def split(data: bytes, places: set[int]) -> list[bytes]:
     ends = sorted({place % (len(data) + 1) for place in places} | {len(data)})
     return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @each_protocol
-@given(talk=TALK, verdicts=VERDICTS, places=st.sets(st.integers(0, 500), max_size=20))
-@example(talk=b"a LOGIN {3}\r\nbob {3+}\r\nabc\r\nb NOOP\r\n", verdicts=[], places=set(range(40)))
+@given(chunks=CHUNKS, verdicts=VERDICTS, places=st.sets(st.integers(0, 500), max_size=20))
+@example(chunks=b"a LOGIN {3}\r\nbob {3+}\r\nabc\r\nb NOOP\r\n", verdicts=[], places=set(range(40)))
 def test_replies_are_the_same_for_input_in_pieces_of_any_size(
-    protocol: Protocol, talk: bytes, verdicts: list[Decision], places: set[int]
+    protocol: Protocol, chunks: bytes, verdicts: list[Decision], places: set[int]
 ) -> None:
     config = server(protocol)
-    whole = converse(frontend(config), [talk], verdicts)
-    pieces = converse(frontend(config), cut(talk, places), verdicts)
+    whole = run_generator(frontend(config), [chunks], verdicts)
+    pieces = run_generator(frontend(config), split(chunks, places), verdicts)
     assert pieces.course == whole.course
     assert pieces.notes == whole.notes
     assert type(pieces.failure) is type(whole.failure)
@@ -167,18 +167,18 @@ def test_replies_are_the_same_for_input_in_pieces_of_any_size(
 
 @each_protocol
 @given(
-    talk=st.one_of(TALK, st.binary(max_size=300)),
+    chunks=st.one_of(CHUNKS, st.binary(max_size=300)),
     verdicts=VERDICTS,
     starttls=st.sampled_from(StartTls),
 )
-@example(talk=b"\x16\x03\x01" + bytes(300), verdicts=[], starttls=StartTls.DISABLED)
+@example(chunks=b"\x16\x03\x01" + bytes(300), verdicts=[], starttls=StartTls.DISABLED)
 def test_any_input_gets_well_formed_replies(
-    protocol: Protocol, talk: bytes, verdicts: list[Decision], starttls: StartTls
+    protocol: Protocol, chunks: bytes, verdicts: list[Decision], starttls: StartTls
 ) -> None:
-    heard = converse(frontend(server(protocol, starttls=starttls)), [talk], verdicts)
-    assert heard.failure is None or isinstance(heard.failure, PeerClosed)
-    assert (heard.result is None) == (heard.failure is not None)
-    assert all(is_well_formed(data) for data in heard.sends)
+    outcome = run_generator(frontend(server(protocol, starttls=starttls)), [chunks], verdicts)
+    assert outcome.failure is None or isinstance(outcome.failure, PeerClosed)
+    assert (outcome.result is None) == (outcome.failure is not None)
+    assert all(is_well_formed(data) for data in outcome.sends)
 
 
 def is_well_formed(reply: bytes) -> bool:
@@ -228,11 +228,18 @@ CREDENTIALS: Final = {
 )
 @pytest.mark.parametrize("starttls", [StartTls.DISABLED, StartTls.ONLY])
 def test_no_secret_in_replies_or_notes(protocol: Protocol, login: bytes, starttls: StartTls) -> None:
-    talk = login + b"\r\n"
+    chunks = login + b"\r\n"
     verdicts: list[Decision] = [AuthDeferred(1), AuthDenied(b"no", wait=1), AuthDenied(b"no", wait=1)]
-    heard = converse(frontend(server(protocol, starttls=starttls)), [talk], verdicts)
+    outcome = run_generator(frontend(server(protocol, starttls=starttls)), [chunks], verdicts)
     shown = repr(
-        (heard.course, heard.notes, heard.sends, heard.result, str(heard.failure), repr(heard.failure))
+        (
+            outcome.course,
+            outcome.notes,
+            outcome.sends,
+            outcome.result,
+            str(outcome.failure),
+            repr(outcome.failure),
+        )
     )
     assert MARK.decode() not in shown
     assert b64(MARK).decode() not in shown
@@ -286,9 +293,9 @@ def test_any_upstream_replies_end_the_login(
     identified = UpstreamLogin(grant, Method.PASSWORD, tag=b"a", envelope=envelope, helo=b"cl", esmtp=True)
     config = server(protocol, proxy_smtp_auth=proxy_smtp_auth)
     upstream = PROTOCOLS[protocol].upstream(config)
-    heard = converse(upstream.log_in(Client("192.0.2.1"), identified), replies, [])
-    assert isinstance(heard.failure, UpstreamError) or isinstance(heard.result, UpstreamLoginResult)
-    assert MARK.decode() not in repr((heard.failure, str(heard.failure), heard.notes, heard.result))
+    outcome = run_generator(upstream.log_in(Client("192.0.2.1"), identified), replies, [])
+    assert isinstance(outcome.failure, UpstreamError) or isinstance(outcome.result, UpstreamLoginResult)
+    assert MARK.decode() not in repr((outcome.failure, str(outcome.failure), outcome.notes, outcome.result))
     if protocol is not Protocol.IMAP:  # whose literals may hold anything
-        lines = b"".join(heard.sends).split(b"\r\n")
+        lines = b"".join(outcome.sends).split(b"\r\n")
         assert not any(line.startswith(b"DELE") for line in lines)

@@ -30,7 +30,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 class Side:
     """One side: the sizes of its pieces, the size of its reads, and its socket buffer."""
 
-    says: Sequence[int]
+    sends: Sequence[int]
     reads: int
     is_cramped: bool
 
@@ -41,7 +41,7 @@ SIDES = st.builds(
 )
 
 
-def squeeze(w: LoopbackWorker, client: Side, upstream: Side, buffer: int) -> None:
+def shrink_buffers(w: LoopbackWorker, client: Side, upstream: Side, buffer: int) -> None:
     """Make the proxy's socket buffers so small that it has to wait again and again."""
     context = w.app.context
     context.buffer = bytearray(buffer)
@@ -51,16 +51,16 @@ def squeeze(w: LoopbackWorker, client: Side, upstream: Side, buffer: int) -> Non
             end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
 
 
-async def say(peer: Peer, pieces: Sequence[bytes]) -> None:
+async def send_pieces(peer: Peer, pieces: Sequence[bytes]) -> None:
     for piece in pieces:
         await peer.send(piece)
         await asyncio.sleep(0)
 
 
-async def hear(peer: Peer, count: int, at_a_time: int) -> bytes:
+async def receive(peer: Peer, count: int, chunk_size: int) -> bytes:
     received = bytearray()
     while len(received) < count:
-        chunk = await peer.reader.read(at_a_time)
+        chunk = await peer.reader.read(chunk_size)
         assert chunk, f"{count - len(received)} bytes are missing"
         received += chunk
         await asyncio.sleep(0)
@@ -80,22 +80,22 @@ def test_relay_delivers_all_bytes(
 ) -> None:
     chance = random.Random(1)
     early = chance.randbytes(ahead)
-    up = [chance.randbytes(size) for size in client.says]
-    down = [chance.randbytes(size) for size in upstream.says]
+    up = [chance.randbytes(size) for size in client.sends]
+    down = [chance.randbytes(size) for size in upstream.sends]
 
     async def play() -> None:
         tls = identities if is_tls else None
         build = server_builder(Protocol.POP3, tls, starttls=StartTls.ENABLED if is_tls else StartTls.DISABLED)
         async with checked_worker(build, http_response(GRANT)) as w:
             ours, theirs = await open_relay(w, tls, early)
-            squeeze(w, client, upstream, buffer)
+            shrink_buffers(w, client, upstream, buffer)
             async with asyncio.TaskGroup() as group:
-                group.create_task(say(ours, up))
-                group.create_task(say(theirs, down))
-                received = group.create_task(hear(theirs, ahead + sum(client.says), upstream.reads))
-                told = group.create_task(hear(ours, sum(upstream.says), client.reads))
-            assert received.result() == early + b"".join(up)
-            assert told.result() == b"".join(down)
+                group.create_task(send_pieces(ours, up))
+                group.create_task(send_pieces(theirs, down))
+                at_upstream = group.create_task(receive(theirs, ahead + sum(client.sends), upstream.reads))
+                at_client = group.create_task(receive(ours, sum(upstream.sends), client.reads))
+            assert at_upstream.result() == early + b"".join(up)
+            assert at_client.result() == b"".join(down)
             await theirs.send(b"the last word")
             theirs.close()
             assert await ours.read_to_eof() == b"the last word"

@@ -35,20 +35,20 @@ def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
     return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_timeout=Seconds(0.2))
 
 
-async def attempt(w: LoopbackWorker) -> bytes:
+async def log_in_and_read_reply(w: LoopbackWorker) -> bytes:
     client = await w.client()
     await client.read_line()
     await client.send(b"USER u\r\nPASS p\r\n")
-    said = await client.read_to_eof()
+    replies = await client.read_to_eof()
     client.close()
-    return said.removeprefix(b"+OK\r\n")
+    return replies.removeprefix(b"+OK\r\n")
 
 
 def test_one_connection_carries_many_requests() -> None:
     async def play() -> None:
         async with loopback_worker(build, DENIED) as w:
             for _ in range(5):
-                assert await attempt(w) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert len(w.auth.requests) == 5
             assert w.auth.connections == 1
             assert w.value("mailproxy_auth_requests_in_flight") == 0
@@ -60,7 +60,7 @@ def test_concurrent_requests_use_a_connection_each() -> None:
     async def play() -> None:
         async with loopback_worker(build, DENIED) as w:
             async with asyncio.TaskGroup() as group:
-                attempts = [group.create_task(attempt(w)) for _ in range(20)]
+                attempts = [group.create_task(log_in_and_read_reply(w)) for _ in range(20)]
             assert {one.result() for one in attempts} == {b"-ERR no\r\n"}
 
     run(play)
@@ -82,7 +82,7 @@ def test_every_framing_of_a_response_is_accepted_repeatedly(reply: bytes, closes
     async def play() -> None:
         async with loopback_worker(build, reply, closes=closes) as w:
             for _ in range(3):
-                assert await attempt(w) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
 
     run(play)
 
@@ -92,10 +92,10 @@ def test_late_body_is_not_taken_for_the_next_response() -> None:
 
     async def play() -> None:
         async with loopback_worker(build, (head, body), DENIED) as w:
-            assert await attempt(w) == b"-ERR no\r\n"
-            assert await attempt(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             await asyncio.sleep(0.1)
-            assert await attempt(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert w.auth.connections == 2
 
     run(play)
@@ -105,8 +105,8 @@ def test_connection_closed_while_idle_is_replaced() -> None:
     async def play() -> None:
         async with loopback_worker(build, DENIED, closes=True) as w:
             w.auth.responses = [DENIED]  # keep-alive is announced, but the connection is closed
-            assert await attempt(w) == b"-ERR no\r\n"
-            assert await attempt(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert w.auth.connections == 2
 
     run(play)
@@ -117,7 +117,7 @@ def test_bytes_on_an_idle_connection_are_no_response() -> None:
 
     async def play() -> None:
         async with loopback_worker(build, DENIED) as w:
-            assert await attempt(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             client = await w.client()
             await client.read_line()
             client.writer.write(b"USER u\r\nPASS p\r\n")
@@ -144,7 +144,7 @@ def test_bytes_on_an_idle_connection_are_no_response() -> None:
 def test_invalid_response_gets_internal_error_reply_and_is_counted(reply: bytes, reason: str) -> None:
     async def play() -> None:
         async with loopback_worker(build, reply) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", reason) == 1
             assert w.value("mailproxy_logins_total", "pop3", "password", "invalid_response") == 1
 
@@ -154,7 +154,7 @@ def test_invalid_response_gets_internal_error_reply_and_is_counted(reply: bytes,
 def test_truncated_response_fails_at_once() -> None:
     async def play() -> None:
         async with loopback_worker(build, b"HTTP/1.1 200 OK\r\nAuth-Sta", closes=True) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_logins_total", "pop3", "password", "unavailable") == 1
 
     run(play)
@@ -167,7 +167,7 @@ def test_request_times_out_after_auth_http_timeout() -> None:
 
     async def play(reply: Response = never) -> None:
         async with loopback_worker(impatient, reply) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", "timeout") == 1
             assert w.value("mailproxy_logins_total", "pop3", "password", "timeout") == 1
 
@@ -180,7 +180,7 @@ def test_service_that_refuses_connections_is_reported() -> None:
 
     async def play() -> None:
         async with loopback_worker(nowhere, DENIED) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", "connect") == 1
             assert w.value("mailproxy_auth_requests_in_flight") == 0
 
@@ -191,7 +191,7 @@ def test_deferred_request_is_repeated_with_user_and_password_of_the_response() -
     async def play() -> None:
         wait = http_response("Auth-Status: WAIT\r\nAuth-Wait: 1\r\nAuth-User: other\r\n")
         async with loopback_worker(build, wait, DENIED) as w:
-            assert await attempt(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             first, second = w.auth.requests
             assert b"Auth-User: u\r\n" in first
             assert b"Auth-User: other\r\n" in second
@@ -231,10 +231,10 @@ def test_https_service_needs_a_trusted_certificate(
         async with loopback_worker(build, DENIED, auth_tls=context) as w:
             if trusted:
                 for _ in range(3):
-                    assert await attempt(w) == b"-ERR no\r\n"
+                    assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
                 assert w.auth.connections == 1
             else:
-                assert await attempt(w) == b"-ERR internal server error\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
                 assert w.auth.requests == []
                 assert w.value("mailproxy_auth_errors_total", "tls") == 1
 
@@ -253,7 +253,7 @@ def test_https_service_with_a_private_ca_is_accepted(
 
     async def play() -> None:
         async with loopback_worker(build, DENIED, auth_tls=context) as w:
-            assert await attempt(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
 
 
 def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> None:
@@ -263,7 +263,7 @@ def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> N
     async def play() -> None:
         async with loopback_worker(off, DENIED) as w:  # its responses offer keep-alive
             for _ in range(3):
-                assert await attempt(w) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert w.auth.connections == 3
             assert all(request.startswith(b"GET / HTTP/1.0\r\nHost: ") for request in w.auth.requests)
             assert not any(b"Connection:" in request for request in w.auth.requests)
@@ -277,7 +277,7 @@ def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> N
 async def logged(build: Builder, *responses: Response) -> str:
     """Return the line of a login that failed at the service."""
     async with loopback_worker(build, *responses) as w:
-        assert await attempt(w) == b"-ERR internal server error\r\n"
+        assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
         (line,) = [line for line in w.read_log().splitlines() if " authorization_failed " in line]
         return line
 
@@ -327,7 +327,7 @@ def test_invalid_upstream_address_is_logged() -> None:
 def test_lost_connection_is_logged() -> None:
     async def play() -> None:
         async with loopback_worker(build, b"HTTP/1.1 200 OK\r\n", closes=True) as w:
-            await attempt(w)
+            await log_in_and_read_reply(w)
             where = f"127.0.0.1:{w.auth.port}"
             assert (
                 f'reason="the connection to {where} was lost: closed before the header ended"' in w.read_log()
@@ -344,8 +344,8 @@ def test_internal_error_in_a_connection_ends_only_its_login(monkeypatch: pytest.
         async with loopback_worker(build, DENIED) as w:
             with monkeypatch.context() as patch:
                 patch.setattr("mailproxy.auth_http.connection.AuthConnection._receive", crash)
-                assert await attempt(w) == b"-ERR internal server error\r\n"
-            assert await attempt(w) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert w.value("mailproxy_auth_requests_in_flight") == 0
 
     run(play)

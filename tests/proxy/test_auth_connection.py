@@ -31,13 +31,13 @@ def pool(w: LoopbackWorker) -> AuthHttpClient:
     return service
 
 
-async def attempt(w: LoopbackWorker, user: str = "u") -> bytes:
+async def log_in_and_read_reply(w: LoopbackWorker, user: str = "u") -> bytes:
     client = await w.client()
     await client.read_line()
     await client.send(b"USER %b\r\nPASS p\r\n" % user.encode())
-    said = await client.read_to_eof()
+    replies = await client.read_to_eof()
     client.close()
-    return said.removeprefix(b"+OK\r\n")
+    return replies.removeprefix(b"+OK\r\n")
 
 
 # Connections that died while they were idle.
@@ -48,9 +48,11 @@ def test_request_on_a_dead_connection_is_sent_again() -> None:
 
     async def play() -> None:
         async with loopback_worker(build, DENIED) as w:
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
             stop_acknowledging(w.auth.writers[0].get_extra_info("socket"))
-            assert await attempt(w) == REFUSED  # far below the 60 s of auth_http_timeout: see run()
+            assert (
+                await log_in_and_read_reply(w) == REFUSED
+            )  # far below the 60 s of auth_http_timeout: see run()
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2
 
@@ -60,13 +62,15 @@ def test_request_on_a_dead_connection_is_sent_again() -> None:
 def test_dead_connection_closes_the_other_idle_connections() -> None:
     async def play() -> None:
         async with loopback_worker(build, DENIED) as w:
-            await asyncio.gather(*(attempt(w) for _ in range(8)))
+            await asyncio.gather(*(log_in_and_read_reply(w) for _ in range(8)))
             assert w.auth.connections > 1
             for writer in w.auth.writers:
                 stop_acknowledging(writer.get_extra_info("socket"))
             connections = w.auth.connections
-            assert await attempt(w) == REFUSED
-            assert await attempt(w) == REFUSED  # the first of these waits for the kernel; the second does not
+            assert await log_in_and_read_reply(w) == REFUSED
+            assert (
+                await log_in_and_read_reply(w) == REFUSED
+            )  # the first of these waits for the kernel; the second does not
             assert w.auth.connections == connections + 1
 
     run(play)
@@ -75,7 +79,7 @@ def test_dead_connection_closes_the_other_idle_connections() -> None:
 def test_kept_connection_has_tcp_keepalive() -> None:
     async def play() -> None:
         async with loopback_worker(build, DENIED) as w:
-            await attempt(w)
+            await log_in_and_read_reply(w)
             (kept,) = pool(w).idle
             get = kept.sock.getsockopt
             assert get(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -91,11 +95,11 @@ def test_idle_connections_are_closed_after_idle_seconds(monkeypatch: pytest.Monk
 
     async def play() -> None:
         async with loopback_worker(build, DENIED) as w:
-            await asyncio.gather(*(attempt(w) for _ in range(8)))
+            await asyncio.gather(*(log_in_and_read_reply(w) for _ in range(8)))
             while pool(w).idle:
                 await asyncio.sleep(0.01)
             assert not pool(w).connections
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
 
     run(play)
 
@@ -114,8 +118,10 @@ def test_request_is_sent_twice_at_most() -> None:
 
         async with checked_worker(build, service=service) as w:
             pool(w).resize(1)
-            said = await asyncio.gather(*(attempt(w, f"user{number}") for number in range(12)))
-            assert said == [REFUSED] * 12
+            replies = await asyncio.gather(
+                *(log_in_and_read_reply(w, f"user{number}") for number in range(12))
+            )
+            assert replies == [REFUSED] * 12
             users = [request.split(b"Auth-User: ")[1].split(b"\r\n")[0] for request in requests]
             assert max(map(users.count, users)) <= 2
             assert len(users) <= 24
@@ -143,12 +149,12 @@ def test_resent_request_precedes_waiting_requests() -> None:
 
         async with checked_worker(build, service=service) as w:
             pool(w).resize(1)
-            assert await attempt(w, "first") == REFUSED
+            assert await log_in_and_read_reply(w, "first") == REFUSED
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(attempt(w, "second"))]
+                tasks = [group.create_task(log_in_and_read_reply(w, "second"))]
                 while b"second" not in order:
                     await asyncio.sleep(0.01)
-                tasks += [group.create_task(attempt(w, "third"))]
+                tasks += [group.create_task(log_in_and_read_reply(w, "third"))]
                 while not pool(w).waiting.requests:
                     await asyncio.sleep(0.01)
                 gate.set()
@@ -161,8 +167,8 @@ def test_resent_request_precedes_waiting_requests() -> None:
 def test_408_on_a_used_connection_resends_the_request() -> None:
     async def play() -> None:
         async with loopback_worker(build, DENIED, TIMED_OUT, DENIED) as w:
-            assert await attempt(w) == REFUSED
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 3
 
@@ -172,7 +178,7 @@ def test_408_on_a_used_connection_resends_the_request() -> None:
 def test_408_on_a_new_connection_is_a_response() -> None:
     async def play() -> None:
         async with loopback_worker(build, TIMED_OUT) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert len(w.auth.requests) == 1
 
     run(play)
@@ -181,8 +187,8 @@ def test_408_on_a_new_connection_is_a_response() -> None:
 def test_second_408_is_a_response() -> None:
     async def play() -> None:
         async with loopback_worker(build, DENIED, TIMED_OUT) as w:
-            assert await attempt(w) == REFUSED
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == REFUSED
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert len(w.auth.requests) == 3
 
     run(play)
@@ -221,7 +227,7 @@ def test_response_without_a_certain_end_closes_its_connection(reply: bytes) -> N
     async def play() -> None:
         async with loopback_worker(build, reply) as w:
             for _ in range(3):
-                assert await attempt(w) == REFUSED
+                assert await log_in_and_read_reply(w) == REFUSED
             assert w.auth.connections == 3
 
     run(play)
@@ -238,10 +244,10 @@ def test_last_chunk_inside_a_body_is_not_the_end() -> None:
 
     async def play() -> None:
         async with loopback_worker(build, (whole[:at], whole[at:]), DENIED) as w:
-            assert await attempt(w) == REFUSED
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
             await asyncio.sleep(0.1)
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
 
     run(play)
 
@@ -262,10 +268,10 @@ def test_bytes_after_a_response_without_body_close_the_connection(status: str) -
         async with checked_worker(build, service=service) as w:
 
             async def many() -> list[bytes]:
-                return [await attempt(w) for _ in range(20)]
+                return [await log_in_and_read_reply(w) for _ in range(20)]
 
-            said = await asyncio.gather(*(many() for _ in range(16)))
-            assert {one for each in said for one in each} == {REFUSED}
+            replies = await asyncio.gather(*(many() for _ in range(16)))
+            assert {one for each in replies for one in each} == {REFUSED}
 
     run(play)
 
@@ -275,7 +281,7 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
 
     async def play() -> None:
         async with loopback_worker(build, DENIED) as w:
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
             (kept,) = pool(w).idle
             real = connection.AuthConnection.send_request
 
@@ -286,7 +292,7 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(connection.AuthConnection, "send_request", send_request)
-                assert await attempt(w) == REFUSED
+                assert await log_in_and_read_reply(w) == REFUSED
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2
             assert kept not in pool(w).connections
@@ -311,7 +317,7 @@ def test_interim_response_is_skipped(interim: bytes, cut: bool) -> None:
         reply = (interim, DENIED) if cut else interim + DENIED
         async with loopback_worker(build, reply) as w:
             for _ in range(3):
-                assert await attempt(w) == REFUSED
+                assert await log_in_and_read_reply(w) == REFUSED
             assert w.auth.connections == 1
 
     run(play)
@@ -320,7 +326,7 @@ def test_interim_response_is_skipped(interim: bytes, cut: bool) -> None:
 def test_endless_interim_responses_fail() -> None:
     async def play() -> None:
         async with loopback_worker(build, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000 + DENIED) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
 
     run(play)
@@ -331,7 +337,7 @@ def test_status_101_is_invalid() -> None:
         async with loopback_worker(
             build, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" + DENIED
         ) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
 
     run(play)
 
@@ -341,9 +347,9 @@ def test_request_is_not_resent_after_an_interim_response() -> None:
 
     async def play() -> None:
         async with loopback_worker(build, DENIED, b"HTTP/1.1 100 Continue\r\n\r\n") as w:
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
             w.auth.closes = True
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert len(w.auth.requests) == 2
 
     run(play)

@@ -43,13 +43,13 @@ def use(w: LoopbackWorker, *addresses: tuple[str, int]) -> None:
     pool(w).addresses.targets = tuple((V4, address) for address in addresses)
 
 
-async def attempt(w: LoopbackWorker) -> bytes:
+async def log_in_and_read_reply(w: LoopbackWorker) -> bytes:
     client = await w.client()
     await client.read_line()
     await client.send(b"USER u\r\nPASS p\r\n")
-    said = await client.read_to_eof()
+    replies = await client.read_to_eof()
     client.close()
-    return said.removeprefix(b"+OK\r\n")
+    return replies.removeprefix(b"+OK\r\n")
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def test_refusing_address_costs_no_login() -> None:
         with closed_port() as refusing:
             async with loopback_worker(build, DENIED, closes=True) as w:
                 use(w, ("127.0.0.1", refusing), ("127.0.0.1", w.auth.port))
-                assert [await attempt(w) for _ in range(10)] == [REFUSED] * 10
+                assert [await log_in_and_read_reply(w) for _ in range(10)] == [REFUSED] * 10
                 assert len(w.auth.requests) == 10
 
     run(play)
@@ -92,7 +92,7 @@ def test_unreachable_address_costs_no_login() -> None:
                 (V4, ("255.255.255.255", 10)),
                 (V4, ("127.0.0.1", w.auth.port)),
             )
-            assert [await attempt(w) for _ in range(4)] == [REFUSED] * 4
+            assert [await log_in_and_read_reply(w) for _ in range(4)] == [REFUSED] * 4
 
     run(play)
 
@@ -102,7 +102,7 @@ def test_unresponsive_address_gets_its_share_of_the_timeout() -> None:
         with dropping_port() as silent:
             async with loopback_worker(quick, DENIED, closes=True) as w:
                 use(w, ("127.0.0.1", silent), ("127.0.0.1", w.auth.port))
-                assert [await attempt(w) for _ in range(4)] == [REFUSED] * 4
+                assert [await log_in_and_read_reply(w) for _ in range(4)] == [REFUSED] * 4
                 assert w.value("mailproxy_auth_errors_total", "timeout") == 0
 
     run(play)
@@ -126,7 +126,7 @@ def test_failed_address_is_tried_last_for_a_while() -> None:
 
                 addresses.take = noted  # type: ignore[method-assign,assignment]
                 for _ in range(6):
-                    await attempt(w)
+                    await log_in_and_read_reply(w)
                 assert connected.count(refusing) == 1
 
     run(play)
@@ -139,7 +139,7 @@ def test_every_address_is_tried_once(how: str) -> None:
         with port() as first, port() as second:
             async with loopback_worker(quick, DENIED) as w:
                 use(w, ("127.0.0.1", first), ("127.0.0.1", second))
-                assert await attempt(w) == INTERNAL_ERROR
+                assert await log_in_and_read_reply(w) == INTERNAL_ERROR
                 assert w.value("mailproxy_auth_errors_total", "connect") == 1
                 assert w.value("mailproxy_auth_requests_in_flight") == 0
                 assert not pool(w).connections
@@ -154,7 +154,7 @@ def test_failed_addresses_are_used_when_there_is_no_other() -> None:
         async with loopback_worker(build, DENIED, closes=True) as w:
             target = (V4, ("127.0.0.1", w.auth.port))
             pool(w).addresses.failed(target)
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
 
     run(play)
 
@@ -175,7 +175,7 @@ def test_service_on_one_of_two_addresses_of_localhost_is_used(monkeypatch: pytes
     async def play() -> None:
         async with loopback_worker(by_name, DENIED, closes=True) as w:
             assert len(pool(w).addresses.targets) == 2
-            assert [await attempt(w) for _ in range(10)] == [REFUSED] * 10
+            assert [await log_in_and_read_reply(w) for _ in range(10)] == [REFUSED] * 10
 
     run(play)
 
@@ -189,8 +189,8 @@ def test_requests_move_to_another_address_when_one_stops_responding() -> None:
             hanging.listen()
             async with loopback_worker(quick, DENIED, closes=True) as w:
                 use(w, hanging.getsockname(), ("127.0.0.1", w.auth.port))
-                said = [await attempt(w) for _ in range(4)]
-                assert said == [INTERNAL_ERROR, REFUSED, REFUSED, REFUSED]
+                replies = [await log_in_and_read_reply(w) for _ in range(4)]
+                assert replies == [INTERNAL_ERROR, REFUSED, REFUSED, REFUSED]
                 assert w.value("mailproxy_auth_errors_total", "timeout") == 1
 
     run(play)
@@ -202,7 +202,7 @@ def test_failed_address_is_logged_once() -> None:
             async with loopback_worker(build, DENIED, closes=True) as w:
                 use(w, ("127.0.0.1", refusing), ("127.0.0.1", w.auth.port))
                 for _ in range(6):
-                    await attempt(w)
+                    await log_in_and_read_reply(w)
                 lines = [line for line in w.read_log().splitlines() if "auth_http_address_failed" in line]
                 assert len(lines) == 1
                 assert f"127.0.0.1:{refusing}" in lines[0]
@@ -242,7 +242,7 @@ def test_unix_socket_with_a_full_queue_refuses(tmp_path: Path) -> None:
             listening.listen(0)
             other.connect(path)
             async with loopback_worker(over_unix, DENIED) as w:
-                assert await attempt(w) == INTERNAL_ERROR
+                assert await log_in_and_read_reply(w) == INTERNAL_ERROR
                 assert f"connecting to unix:{path} failed: Resource temporarily" in w.read_log()
 
     run(play)

@@ -157,9 +157,9 @@ async def log_in(w: LoopbackWorker, source: str, user: str) -> bytes:
     await client.send(f"PROXY {family} {source} {local} 40000 110\r\n".encode())
     await client.read_line()
     await client.send(f"USER {user}\r\nPASS p\r\n".encode())
-    said = await client.read_to_eof()
+    replies = await client.read_to_eof()
     client.close()
-    return said.removeprefix(b"+OK\r\n")
+    return replies.removeprefix(b"+OK\r\n")
 
 
 class Tarpit:
@@ -288,12 +288,12 @@ def test_requests_time_out_and_are_cancelled_in_linear_time(count: int) -> None:
     async def play() -> None:
         async with loopback_worker(limited(1), DENIED) as w:
             service = pool(w)
-            looks = 0
+            discards = 0
             real = FairQueue.discard
 
             def discard(self: FairQueue, one: PendingRequest) -> None:
-                nonlocal looks
-                looks += 1
+                nonlocal discards
+                discards += 1
                 real(self, one)
 
             results: list[list[Any]] = [[] for _ in range(count)]
@@ -306,7 +306,7 @@ def test_requests_time_out_and_are_cancelled_in_linear_time(count: int) -> None:
                     service.cancel(one)
                 service.seconds = 0.0
                 service.time_out_requests()
-            assert looks == count
+            assert discards == count
             assert not service.requests
             assert not len(service.waiting)
             assert [len(one) for one in results] == [0, 1] * (count // 2)

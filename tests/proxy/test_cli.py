@@ -97,12 +97,12 @@ def test_the_file_is_an_argument_or_an_option(
     file: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(NGINX)
-    told = []
+    output = []
     for arguments in ([str(file)], ["-f", str(file)], ["--file", str(file)]):
         assert main([command, *arguments]) == 0
-        told.append(capsys.readouterr())
-    assert told[0] == told[1] == told[2]
-    assert told[0].out
+        output.append(capsys.readouterr())
+    assert output[0] == output[1] == output[2]
+    assert output[0].out
 
 
 @pytest.mark.parametrize("arguments", [["FILE"], ["-f", "FILE"]])
@@ -201,8 +201,8 @@ def test_check_names_a_missing_certificate_beside_every_other_error(
         "ssl_ciphers nonsense;\ntimeot 5s;\nserver { listen 127.0.0.1:993 ssl; }\nserver { lisen 143; }\n}\n"
     )
     assert main(["check", str(file)]) == 1
-    told = [line.removeprefix(f"{file}:") for line in capsys.readouterr().err.splitlines()]
-    assert told == [
+    output = [line.removeprefix(f"{file}:") for line in capsys.readouterr().err.splitlines()]
+    assert output == [
         '3: "ssl_certificate": /nowhere/c: there is no such file',
         '4: "ssl_certificate_key": /nowhere/k: there is no such file',
         '5: "ssl_ciphers": SSL_CTX_set_cipher_list("nonsense") failed: no cipher can be selected.',
@@ -260,15 +260,15 @@ def test_secret_reference_outside_of_a_pod_gets_a_hint(
     file: Path, capsys: pytest.CaptureFixture[str], field: str, instead: str
 ) -> None:
     file.write_text(GOOD.replace("listen: [{address: 127.0.0.1, port: 10143}]", field))
-    told = (
+    output = (
         f"the Secret tls is mounted as a file only in a pod: elsewhere use {instead}, "
         "or use mailproxy-operator local --secrets DIR"
     )
     assert main(["check", str(file)]) == 0
-    assert f"there is no such file; {told}" in capsys.readouterr().err
+    assert f"there is no such file; {output}" in capsys.readouterr().err
     with pytest.raises(ConfigError) as raised:
         check_config(file.read_bytes(), source=str(file), hostname="h").runnable()
-    assert all(told in problem.reason for problem in raised.value.problems)
+    assert all(output in problem.reason for problem in raised.value.problems)
 
 
 def test_missing_file_of_a_rendered_configuration_names_its_secret_key(file: Path) -> None:

@@ -69,12 +69,12 @@ class Stage:
     """What a case runs with.
 
     Attributes:
-        break_: Makes the entry point raise the next time it is called.
+        inject: Makes the entry point raise the next time it is called.
     """
 
     w: LoopbackWorker
     identities: Identities
-    break_: Inject
+    inject: Inject
 
     async def client(self) -> Peer:
         peer = await self.w.client()
@@ -104,19 +104,19 @@ class Case:
 
 
 async def connects(stage: Stage) -> None:
-    stage.break_()
+    stage.inject()
     peer = await stage.w.client()
     assert await read_until_closed(peer) == b""
 
 
-async def connects_and_is_told(stage: Stage) -> None:
-    stage.break_()
+async def connects_and_gets_error_reply(stage: Stage) -> None:
+    stage.inject()
     peer = await stage.w.client()
     assert await read_until_closed(peer) == INTERNAL_ERROR
 
 
 async def is_accepted_later(stage: Stage) -> None:
-    stage.break_()
+    stage.inject()
     peer = await stage.w.client()
     assert await peer.read_line() == GREETING
     peer.writer.write(b"QUIT\r\n")
@@ -125,7 +125,7 @@ async def is_accepted_later(stage: Stage) -> None:
 
 def sends_header(expected: bytes) -> Play:
     async def play(stage: Stage) -> None:
-        stage.break_()
+        stage.inject()
         peer = await stage.w.client()
         await peer.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
         assert await read_until_closed(peer) == expected
@@ -134,13 +134,13 @@ def sends_header(expected: bytes) -> Play:
 
 
 async def waits(stage: Stage) -> None:
-    stage.break_()
+    stage.inject()
     peer = await stage.w.client()
     assert (await read_until_closed(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
 
 
-async def shakes_hands(stage: Stage) -> None:
-    stage.break_()
+async def handshakes(stage: Stage) -> None:
+    stage.inject()
     peer = await stage.w.client()
     stage.w.writers.remove(peer.writer)  # asyncio waits for ever for one whose handshake failed
     with contextlib.suppress(OSError):
@@ -149,8 +149,8 @@ async def shakes_hands(stage: Stage) -> None:
     abort(peer.writer)
 
 
-async def shakes_hands_and_is_told(stage: Stage) -> None:
-    stage.break_()
+async def handshakes_and_gets_error_reply(stage: Stage) -> None:
+    stage.inject()
     peer = await stage.w.client()
     await start_tls(peer, stage.identities)
     assert await read_until_closed(peer) == INTERNAL_ERROR
@@ -159,28 +159,28 @@ async def shakes_hands_and_is_told(stage: Stage) -> None:
 async def starts_tls(stage: Stage) -> None:
     peer = await stage.client()
     await peer.exchange(b"STLS\r\n")
-    stage.break_()
+    stage.inject()
     await start_tls(peer, stage.identities)
     assert await read_until_closed(peer) == INTERNAL_ERROR
 
 
-async def says_something(stage: Stage) -> None:
+async def sends_a_command(stage: Stage) -> None:
     peer = await stage.client()
-    stage.break_()
+    stage.inject()
     await peer.send(b"NOOP\r\n")
     assert (await read_until_closed(peer)).endswith(INTERNAL_ERROR)
 
 
 async def quits(stage: Stage) -> None:
     peer = await stage.client()
-    stage.break_()
+    stage.inject()
     await peer.send(b"QUIT\r\n")
     await read_until_closed(peer)
 
 
-async def says_too_much(stage: Stage) -> None:
+async def sends_endless_line(stage: Stage) -> None:
     peer = await stage.client()
-    stage.break_()
+    stage.inject()
     await peer.send(b"x" * 3000 + b"\r\n")
     await read_until_closed(peer)
 
@@ -190,7 +190,7 @@ async def does_not_read(stage: Stage) -> None:
     for live in stage.w.app.context.live:
         assert isinstance(live, Session)
         live.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    stage.break_()
+    stage.inject()
     transport = peer.writer.transport
     assert isinstance(transport, asyncio.Transport)
     transport.pause_reading()
@@ -202,7 +202,7 @@ async def does_not_read(stage: Stage) -> None:
 
 async def logs_in(stage: Stage) -> None:
     peer = await stage.client()
-    stage.break_()
+    stage.inject()
     await peer.send(b"USER u\r\nPASS p\r\n")
     assert await read_until_closed(peer) == b"+OK\r\n" + INTERNAL_ERROR
 
@@ -212,7 +212,7 @@ def logs_in_at_an_upstream(expected: bytes) -> Play:
         peer = await stage.client()
         await peer.send(b"USER u\r\nPASS p\r\n")
         upstream = await stage.w.upstream.accept()
-        stage.break_()
+        stage.inject()
         with contextlib.suppress(ConnectionError):
             for reply in (b"+OK\r\n", b"+OK\r\n", b"+OK in\r\n"):
                 await upstream.send(reply)
@@ -227,7 +227,7 @@ async def leaves_at_an_upstream(stage: Stage) -> None:
     peer = await stage.client()
     await peer.send(b"USER u\r\nPASS p\r\n")
     upstream = await stage.w.upstream.accept()
-    stage.break_()
+    stage.inject()
     peer.reset()
     assert await read_until_closed(upstream) == b""
 
@@ -235,7 +235,7 @@ async def leaves_at_an_upstream(stage: Stage) -> None:
 def relays(data: int, *, tls: bool = False, from_client: bool = True) -> Play:
     async def play(stage: Stage) -> None:
         client, upstream = await open_relay(stage.w, stage.identities if tls else None)
-        stage.break_()
+        stage.inject()
         sender, other = (client, upstream) if from_client else (upstream, client)
         with contextlib.suppress(ConnectionError):
             await sender.send(b"x" * data)
@@ -246,19 +246,19 @@ def relays(data: int, *, tls: bool = False, from_client: bool = True) -> Play:
 
 async def relay_ends(stage: Stage) -> None:
     client, upstream = await open_relay(stage.w)
-    stage.break_()
+    stage.inject()
     client.close()
     assert await read_until_closed(upstream) == b""
 
 
 async def relay_is_idle(stage: Stage) -> None:
     client, upstream = await open_relay(stage.w)
-    stage.break_()
+    stage.inject()
     await asyncio.gather(read_until_closed(client), read_until_closed(upstream))
 
 
 async def is_looked_up(stage: Stage) -> None:
-    stage.break_()
+    stage.inject()
     peer = await stage.w.client()
     await read_until_closed(peer)
 
@@ -277,7 +277,7 @@ CASES = [
     case("listener: the session", (accept, "Session"), connects),
     case("listener: the record", (accept, "SessionRecord"), connects),
     case("listener: itself", (Listener, "_accept"), is_accepted_later, sessions=0),
-    case("session: start", (Session, "start"), connects_and_is_told),
+    case("session: start", (Session, "start"), connects_and_gets_error_reply),
     case("PROXY header: parsing", (proxy_protocol, "read_header"), sends_header(INTERNAL_ERROR), **HEADER),
     case("PROXY header: reading", (ProxyHeaderReader, "_read"), sends_header(INTERNAL_ERROR), **HEADER),
     case("PROXY header: real IP", (real_ip, "apply_real_ip"), sends_header(INTERNAL_ERROR), **HEADER),
@@ -286,16 +286,16 @@ CASES = [
     case("PROXY header: time", (ProxyHeaderReader, "on_timeout"), waits, **HEADER, **SOON),
     case("handshake: begin", (TlsHandshake, "begin"), connects, **IMPLICIT),
     case("handshake: wrapping", (TlsConnection, "begin"), connects, **IMPLICIT),
-    case("handshake: a step", (TlsConnection, "handshake"), shakes_hands, **IMPLICIT),
-    case("handshake: its facts", (TlsConnection, "info"), shakes_hands_and_is_told, **IMPLICIT),
-    case("handshake: done", (Session, "_on_implicit_tls"), shakes_hands_and_is_told, **IMPLICIT),
-    case("handshake: deferred", (TlsHandshake, "_uncork"), shakes_hands, **IMPLICIT),
+    case("handshake: a step", (TlsConnection, "handshake"), handshakes, **IMPLICIT),
+    case("handshake: its facts", (TlsConnection, "info"), handshakes_and_gets_error_reply, **IMPLICIT),
+    case("handshake: done", (Session, "_on_implicit_tls"), handshakes_and_gets_error_reply, **IMPLICIT),
+    case("handshake: deferred", (TlsHandshake, "_uncork"), handshakes, **IMPLICIT),
     case("handshake: time", (TlsHandshake, "on_timeout"), waits, **IMPLICIT, **SOON),
     case("STARTTLS: its facts", (TlsConnection, "info"), starts_tls, **STLS),
     case("STARTTLS: done", (Session, "_on_starttls"), starts_tls, **STLS),
-    case("driver: readiness", (ProtocolDriver, "on_event"), says_something),
-    case("driver: interpreter", (ProtocolDriver, "_run"), says_something),
-    case("driver: deferred", (ProtocolDriver, "_send_then_read"), says_something),
+    case("driver: readiness", (ProtocolDriver, "on_event"), sends_a_command),
+    case("driver: interpreter", (ProtocolDriver, "_run"), sends_a_command),
+    case("driver: deferred", (ProtocolDriver, "_send_then_read"), sends_a_command),
     case("driver: the rest of a reply", (ProtocolDriver, "_continue_sending"), does_not_read),
     case("driver: time", (Session, "on_timeout"), waits, **SOON),
     case("driver: pause", (ProtocolDriver, "on_wait_over"), logs_in, service="wait"),
@@ -351,10 +351,10 @@ CASES = [
     case("relay: the end", (Relay, "close"), relay_ends),
     case("relay: its metrics", (VirtualServer, "record_end"), relay_ends),
     case("relay: time", (Relay, "on_timeout"), relay_is_idle, proxy_timeout=Seconds(0.3)),
-    case("lingering: begin", (session, "lingering_close"), says_too_much),
-    case("lingering: shutdown", (lingering_close, "end_writing"), says_too_much),
-    case("lingering: readiness", (LingeringClose, "on_event"), says_too_much, sessions=0),
-    case("lingering: the end", (LingeringClose, "abort"), says_too_much, sessions=0),
+    case("lingering: begin", (session, "lingering_close"), sends_endless_line),
+    case("lingering: shutdown", (lingering_close, "end_writing"), sends_endless_line),
+    case("lingering: readiness", (LingeringClose, "on_event"), sends_endless_line, sessions=0),
+    case("lingering: the end", (LingeringClose, "abort"), sends_endless_line, sessions=0),
     case("closing: deferred", (Epoll, "close_socket"), quits),
     case("names: a callback", (Waiter, "deliver"), is_looked_up, service="names"),
     case("names: a step", (Confirmation, "on_name"), is_looked_up, service="names"),
@@ -424,9 +424,9 @@ def test_internal_error_ends_its_session_and_leaves_nothing(
                 await greeted(w)  # the DNS library keeps its descriptors
             before = invariants.descriptors()
             async with bystander(w, case, identities):
-                break_ = inject_fault(monkeypatch, case.where)
+                inject = inject_fault(monkeypatch, case.where)
                 async with asyncio.timeout(20):
-                    await case.play(Stage(w, identities, break_))
+                    await case.play(Stage(w, identities, inject))
             close_peers(w)
             await invariants.wait_until_idle(w.app, w.metrics)
             assert await descriptors(w.app, before) <= before

@@ -54,7 +54,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize(
-    ("level", "tells_sessions"),
+    ("level", "logs_sessions"),
     [
         (LogLevel.DEBUG, True),
         (LogLevel.INFO, True),
@@ -67,12 +67,12 @@ def page(tmp_path: Path) -> Iterator[Page]:
     ],
 )
 def test_session_lines_are_written_up_to_level_error(
-    page: Page, level: LogLevel, tells_sessions: bool
+    page: Page, level: LogLevel, logs_sessions: bool
 ) -> None:
     log = page.log(level=level)
     log.session(SessionRecord())
     log.flush()
-    assert len(page.lines()) == tells_sessions
+    assert len(page.lines()) == logs_sessions
 
 
 @pytest.mark.parametrize("level", LogLevel)
@@ -149,8 +149,8 @@ def test_silent_session_is_logged_at_debug_only(page: Page, level: LogLevel) -> 
     log.flush()
     found = [(event["session"], event["level"]) for event in page.events()]
     silences = {LogLevel.CRIT, LogLevel.ALERT, LogLevel.EMERG}
-    spoken = [] if level in silences else [("s-2", "info")]
-    assert found == [("s-1", "debug")] * (level is LogLevel.DEBUG) + spoken
+    expected_at_info = [] if level in silences else [("s-2", "info")]
+    assert found == [("s-1", "debug")] * (level is LogLevel.DEBUG) + expected_at_info
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_dropped_lines_are_counted_and_reported() -> None:
         log.close()
     events = [json.loads(line) for line in received.splitlines()]
     ticks = [event["number"] for event in events if event["event"] == "tick"]
-    told = [(event["level"], event["count"]) for event in events if event["event"] == "log_lines_dropped"]
-    assert told == [("error", total - len(ticks))]
+    dropped = [(event["level"], event["count"]) for event in events if event["event"] == "log_lines_dropped"]
+    assert dropped == [("error", total - len(ticks))]
     assert ticks == sorted(ticks)
 
 

@@ -161,10 +161,10 @@ RECORDS = st.builds(
 def test_any_client_data_is_one_line_of_json(record: SessionRecord) -> None:
     line = json_session(record, STAMP)
     assert_is_one_line(line)
-    told = json.loads(line)
-    assert told["client"] == cut(record.client)
-    assert told["upstream"] == cut(record.upstream)
-    assert told["user"] == record.user[:256].decode("utf-8", "backslashreplace") + "..." * (
+    event = json.loads(line)
+    assert event["client"] == cut(record.client)
+    assert event["upstream"] == cut(record.upstream)
+    assert event["user"] == record.user[:256].decode("utf-8", "backslashreplace") + "..." * (
         len(record.user) > 256
     )
 
@@ -256,8 +256,8 @@ def test_event_with_many_fields_is_one_line(write: Any) -> None:
 
 
 def test_values_are_truncated_no_more_than_needed() -> None:
-    told = json.loads(json_event("error", "internal_error", STAMP, {"where": "x" * 3000}))
-    assert told["where"] == "x" * 2048 + "..."
+    event = json.loads(json_event("error", "internal_error", STAMP, {"where": "x" * 3000}))
+    assert event["where"] == "x" * 2048 + "..."
 
 
 @pytest.mark.parametrize(

@@ -247,17 +247,17 @@ def test_system_resolver_is_used() -> None:
 
 
 def test_repeated_addresses_are_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    looked_up: list[str] = []
 
     def lookup(name: str, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
-        asked.append(name)
+        looked_up.append(name)
         return [(0, 0, 0, "", (address, 0)) for address in ("192.0.2.1", "fe80::1%eth0", "192.0.2.1")]
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     assert resolve_names(listening_on("mail.example", "mail.example")) == {
         "mail.example": ("192.0.2.1", "fe80::1")
     }
-    assert asked == ["mail.example"]
+    assert looked_up == ["mail.example"]
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_NONAME, "?"), UnicodeError("label too long")])

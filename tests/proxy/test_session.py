@@ -134,20 +134,20 @@ def test_upstream_error_is_passed_on_with_proxy_pass_error_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "said", "apology"),
+    ("build", "response", "error_reply"),
     [
         (imap(), b"a LOGIN u p\r\n", b"* BAD internal server error\r\n"),
         (pop3(), b"USER u\r\nPASS p\r\n", b"+OK\r\n-ERR internal server error\r\n"),
         (smtp(), b"AUTH PLAIN AHUAcA==\r\n", b"451 4.3.2 Internal server error\r\n"),
     ],
 )
-def test_internal_error_reply_of_each_protocol(build: Builder, said: bytes, apology: bytes) -> None:
+def test_internal_error_reply_of_each_protocol(build: Builder, response: bytes, error_reply: bytes) -> None:
     async def play() -> None:
         async with loopback_worker(build, b"nonsense\x00\r\n\r\n") as w:
             client = await w.client()
             await client.read_line()
-            await client.send(said)
-            assert await client.read_to_eof() == apology
+            await client.send(response)
+            assert await client.read_to_eof() == error_reply
             client.close()
             await w.wait_for_sessions()
             assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
@@ -234,10 +234,10 @@ def test_client_above_worker_connections_gets_busy_reply() -> None:
 
 def test_client_reset_during_auth_request_aborts_the_login() -> None:
     async def play() -> None:
-        asked = asyncio.Event()
+        request_received = asyncio.Event()
 
         async def slowly(_request: bytes) -> bytes:
-            asked.set()
+            request_received.set()
             await asyncio.sleep(0.3)
             return GRANTED
 
@@ -245,7 +245,7 @@ def test_client_reset_during_auth_request_aborts_the_login() -> None:
             client = await w.client()
             await client.read_line()
             await client.send(b"a LOGIN u p\r\n")
-            await asked.wait()
+            await request_received.wait()
             client.reset()
             await w.wait_for_sessions()
             assert w.value("mailproxy_logins_total", "imap", "password", "aborted") == 1

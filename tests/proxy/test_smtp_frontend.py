@@ -133,10 +133,10 @@ def test_rcpt_sends_auth_request_with_envelope() -> None:
     driven = play(b"HELO cl\nMAIL FROM:<a>  X \nRCPT TO:<b>\nDATA\n", GRANTED, smtp_auth=NONE)
     envelope = Envelope(b"cl", b"MAIL FROM:<a>  X", b"RCPT TO:<b>")
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
-    asked = driven.effects[-1]
-    assert isinstance(asked, Authenticate)
-    assert asked.request.credentials == Credentials(Method.NONE)
-    assert asked.request.envelope == envelope
+    effect = driven.effects[-1]
+    assert isinstance(effect, Authenticate)
+    assert effect.request.credentials == Credentials(Method.NONE)
+    assert effect.request.envelope == envelope
 
 
 def test_mail_is_kept_until_reset() -> None:

@@ -44,9 +44,9 @@ def proxy(manifest: Manifest) -> Iterator[ProxyProcess]:
 
 
 def test_listening_event_has_the_addresses(manifest: Manifest, proxy: ProxyProcess) -> None:
-    told = proxy.wait_for_event("listening")
-    assert told["listeners"] == f"127.0.0.1:{manifest.port}"
-    assert told["workers"] == 2
+    event = proxy.wait_for_event("listening")
+    assert event["listeners"] == f"127.0.0.1:{manifest.port}"
+    assert event["workers"] == 2
     with Client(manifest.port) as client:
         assert client.greeting.split()[0] == "server"
     assert proxy.get("/healthz")[0] == 200
@@ -59,7 +59,7 @@ def test_listening_event_has_the_addresses(manifest: Manifest, proxy: ProxyProce
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text", "code", "says"),
+    ("arguments", "text", "code", "expected"),
     [
         # options                         configuration            exit code, and why
         ([], "kind: MailProxy", 1, "spec"),
@@ -70,7 +70,7 @@ def test_listening_event_has_the_addresses(manifest: Manifest, proxy: ProxyProce
     ],
 )
 def test_failed_start_prints_the_problem(
-    tmp_path: Path, arguments: list[str], text: str | None, code: int, says: str
+    tmp_path: Path, arguments: list[str], text: str | None, code: int, expected: str
 ) -> None:
     file = tmp_path / "mailproxy.yaml"
     if text is not None:
@@ -78,7 +78,7 @@ def test_failed_start_prints_the_problem(
     arguments = [word.format(taken=free_port()) for word in arguments]
     with ProxyProcess(file, command=COMMAND, options=arguments) as proxy:
         assert proxy.exit_code() == code
-        wait_until(lambda: says in "".join(proxy.lines), says)
+        wait_until(lambda: expected in "".join(proxy.lines), expected)
 
 
 def test_port_in_use_exits_with_3_before_workers_start(manifest: Manifest) -> None:
@@ -366,12 +366,12 @@ def test_proxy_runs_with_inherited_ignored_sigchld(manifest: Manifest) -> None:
 
 def test_sigterm_to_a_worker_replaces_it(manifest: Manifest, proxy: ProxyProcess) -> None:
     server_name(manifest.port)
-    asked = proxy.workers()[0]
-    os.kill(asked, signal.SIGTERM)
+    worker_pid = proxy.workers()[0]
+    os.kill(worker_pid, signal.SIGTERM)
     wait_until(
         lambda: proxy.metric('mailproxy_worker_restarts_total{reason="requested"}') == 1, "the restart"
     )
-    wait_until(lambda: not is_alive(asked) and len(proxy.workers()) == 2, "another worker")
+    wait_until(lambda: not is_alive(worker_pid) and len(proxy.workers()) == 2, "another worker")
     assert accepted(proxy) == 1
     assert proxy.get("/readyz")[0] == 200
 

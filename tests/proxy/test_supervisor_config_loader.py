@@ -211,11 +211,13 @@ async def test_a_privileged_port_names_the_capability_and_the_sysctl(
     setting.file.write_text(text)
     with pytest.raises(ListenError) as caught:
         await setting.preparation.prepare()
-    told = str(caught.value.problem)
-    assert "CAP_NET_BIND_SERVICE" in told
-    assert "net.ipv4.ip_unprivileged_port_start to 25 or less" in told
-    assert ("portStrategy" in told) is is_manifest
-    assert told.startswith("spec.servers[0].listen[0]: " if is_manifest else f'{setting.file}:2: "listen": ')
+    message = str(caught.value.problem)
+    assert "CAP_NET_BIND_SERVICE" in message
+    assert "net.ipv4.ip_unprivileged_port_start to 25 or less" in message
+    assert ("portStrategy" in message) is is_manifest
+    assert message.startswith(
+        "spec.servers[0].listen[0]: " if is_manifest else f'{setting.file}:2: "listen": '
+    )
 
 
 async def test_healthz_answers_while_a_configuration_is_loaded(

@@ -150,5 +150,5 @@ def test_clamped_options_are_reported_by_address(listeners: ListeningSockets) ->
     port = free_port()
     sockets = listeners.prepare([tcp(port, backlog=2**30)], 2)
     listeners.commit(sockets)
-    told = [(key, clamp.option, clamp.wanted) for key, clamp in sockets.clamped_options()]
-    assert told == [(f"127.0.0.1:{port}", "backlog", 2**30)]
+    clamped = [(key, clamp.option, clamp.wanted) for key, clamp in sockets.clamped_options()]
+    assert clamped == [(f"127.0.0.1:{port}", "backlog", 2**30)]

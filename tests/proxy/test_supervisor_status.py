@@ -29,10 +29,10 @@ class StillWorkers:
     wanted: ConfigRevision = field(default_factory=lambda: make_revision([]))
     restarts: dict[RestartReason, int] = field(default_factory=dict)
     unresponsive: dict[int, float] = field(default_factory=dict)
-    asked: list[tuple[int, float]] = field(default_factory=list)
+    report_arguments: list[tuple[int, float]] = field(default_factory=list)
 
     async def report(self, number: int, seconds: float) -> None:
-        self.asked.append((number, seconds))
+        self.report_arguments.append((number, seconds))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def test_each_refresh_has_a_new_number(status: Status) -> None:
     status.pool = workers
     await status.refresh()
     await status.refresh()
-    assert workers.asked == [(2, 1.0), (3, 1.0)]
+    assert workers.report_arguments == [(2, 1.0), (3, 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -292,9 +292,9 @@ def test_only_ssl_client_certificate_names_are_sent(authority: Authority) -> Non
     tls = verifying(authority, ssl_trusted_certificate=other.file)
     assert verified(tls, other.issue("CN=bob")).verify_code == 0
     with serve_tls(tls) as port:
-        said = s_client(port)
-    assert "CN = Test CA" in said
-    names = said.partition("Acceptable client certificate CA names")[2].partition("Requested Signature")[0]
+        output = s_client(port)
+    assert "CN = Test CA" in output
+    names = output.partition("Acceptable client certificate CA names")[2].partition("Requested Signature")[0]
     assert names.split("\n")[1:2] == ["CN = Test CA"]
     assert "Quiet CA" not in names
 
@@ -303,8 +303,8 @@ def test_openssl_client_certificate_is_verified(authority: Authority) -> None:
     alice = authority.issue("O=Ex, Inc/CN=alice")
     tls = verifying(authority, VerifyClient.REQUIRED)
     with serve_tls(tls) as port:
-        said = s_client(port, "-cert", alice.files.certificate, "-key", alice.files.key)
-    assert "verify=0 CN=alice,O=Ex\\, Inc" in said
+        output = s_client(port, "-cert", alice.files.certificate, "-key", alice.files.key)
+    assert "verify=0 CN=alice,O=Ex\\, Inc" in output
 
 
 def test_server_chain_has_no_client_ca_certificates(authority: Authority) -> None:
@@ -313,8 +313,8 @@ def test_server_chain_has_no_client_ca_certificates(authority: Authority) -> Non
         middle.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_trusted_certificate=middle.file
     )
     with serve_tls(tls) as port:
-        said = s_client(port, "-showcerts")
-    assert said.count("BEGIN CERTIFICATE") == 1
+        output = s_client(port, "-showcerts")
+    assert output.count("BEGIN CERTIFICATE") == 1
 
 
 def s_client(port: int, *options: str) -> str:

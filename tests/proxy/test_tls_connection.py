@@ -43,12 +43,12 @@ def tls(authority: Authority) -> ServerTls:
     return server_tls(authority.issue())
 
 
-def client_sending(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConnection]:
+def client_sending(tls: ServerTls, data: bytes) -> tuple[socket.socket, TlsConnection]:
     """A client that has sent these bytes before the server side starts the handshake."""
     near, far = socket.socketpair()
     far.setblocking(False)
     near.settimeout(5)
-    near.sendall(said)
+    near.sendall(data)
     return near, tls.accept(far)
 
 
@@ -84,7 +84,7 @@ def test_accept_detaches_socket(tls: ServerTls) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "failure"),
+    ("data", "failure"),
     [
         (b"GET / HTTP/1.1\r\n", TlsFailure.NOT_TLS),
         (b"CONNECT mail:25 HTTP/1.1\r\n", TlsFailure.NOT_TLS),
@@ -95,8 +95,8 @@ def test_accept_detaches_socket(tls: ServerTls) -> None:
         (b"\x15\x03\x01\x00\x02\x02\x28", TlsFailure.OTHER),  # an alert: handshake failure
     ],
 )
-def test_other_bytes_fail_handshake(tls: ServerTls, said: bytes, failure: TlsFailure) -> None:
-    near, ours = client_sending(tls, said)
+def test_other_bytes_fail_handshake(tls: ServerTls, data: bytes, failure: TlsFailure) -> None:
+    near, ours = client_sending(tls, data)
     with pytest.raises(TlsHandshakeFailed) as caught:
         ours.handshake()
     assert caught.value.failure is failure
@@ -157,9 +157,9 @@ def test_clear_text_before_handshake_fails_it(tls: ServerTls, authority: Authori
 @settings(
     max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(said=st.binary(max_size=600))
-def test_any_bytes_wait_or_fail_handshake(tls: ServerTls, said: bytes) -> None:
-    near, ours = client_sending(tls, said)
+@given(data=st.binary(max_size=600))
+def test_any_bytes_wait_or_fail_handshake(tls: ServerTls, data: bytes) -> None:
+    near, ours = client_sending(tls, data)
     near.close()
     with pytest.raises(TlsHandshakeFailed):
         handshake_alone(ours)
@@ -263,10 +263,10 @@ def test_read_ahead_bytes_are_pending(tls: ServerTls, authority: Authority) -> N
     pair.handshake()
     for record in (b"one", b"two", b"three"):
         pair.client.send(record)
-    heard = [pair.ours.recv(4096)]
+    received = [pair.ours.recv(4096)]
     while pair.ours.pending():
-        heard.append(pair.ours.recv(4096))
-    assert heard == [b"one", b"two", b"three"]
+        received.append(pair.ours.recv(4096))
+    assert received == [b"one", b"two", b"three"]
     pair.close()
 
 
@@ -415,10 +415,10 @@ def test_many_records_are_sent_in_full_segments(authority: Authority) -> None:
     data = bytes(range(256)) * 256  # four records
     assert pair.ours.send(data) == len(data)
     sent = _segments_out(pair.ours) - before
-    heard = b""
-    while len(heard) < len(data):
-        heard += pair.client.recv(65536)
-    assert heard == data
+    received = b""
+    while len(received) < len(data):
+        received += pair.client.recv(65536)
+    assert received == data
     assert 1 <= sent < 4
     assert pair.ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
     pair.close()
@@ -426,5 +426,5 @@ def test_many_records_are_sent_in_full_segments(authority: Authority) -> None:
 
 def _segments_out(sock: socket.socket) -> int:
     """The number of segments with data that the kernel has sent (tcp(7), ``tcp_info``)."""
-    told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
-    return int.from_bytes(told[156:160], sys.byteorder)
+    tcp_info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+    return int.from_bytes(tcp_info[156:160], sys.byteorder)

@@ -70,8 +70,8 @@ def test_unencrypted_key_works_with_password_file(authority: Authority, ours: Is
 def test_wrong_passphrase_is_a_problem(authority: Authority) -> None:
     issued = authority.issue(passphrase=b"secret")
     pair = (issued.files.certificate, issued.files.key)
-    said = problem(pair, ssl_password_file=authority.write("passphrases", b"hunter1\nhunter2\n"))
-    assert said == (
+    output = problem(pair, ssl_password_file=authority.write("passphrases", b"hunter1\nhunter2\n"))
+    assert output == (
         f'servers[imap].ssl_certificate[0]: cannot load certificate key "{issued.files.key}": '
         "no passphrase in ssl_password_file opens it"
     )
@@ -80,8 +80,8 @@ def test_wrong_passphrase_is_a_problem(authority: Authority) -> None:
 
 def test_too_long_passphrase_is_a_problem(authority: Authority, ours: Issued) -> None:
     path = authority.write("passphrases", b"x" * 1025)
-    said = problem((ours.files.certificate, ours.files.key), ssl_password_file=path)
-    assert said == "servers[imap].ssl_password_file: a passphrase has more than 1024 bytes"
+    output = problem((ours.files.certificate, ours.files.key), ssl_password_file=path)
+    assert output == "servers[imap].ssl_password_file: a passphrase has more than 1024 bytes"
 
 
 def test_all_problems_of_key_pairs_are_reported_together(
@@ -93,7 +93,7 @@ def test_all_problems_of_key_pairs_are_reported_together(
     empty.write_bytes(b"")
     other = authority.issue()
     certificate, key = ours.files.certificate, ours.files.key
-    said = problem(
+    output = problem(
         (certificate, key),
         (str(bad), key),
         (certificate, str(empty)),
@@ -111,8 +111,8 @@ def test_all_problems_of_key_pairs_are_reported_together(
         'ssl_certificate[4]: cannot read "/nonexistent": No such file or directory',
         f'ssl_certificate[5]: cannot read "{tmp_path}": Is a directory',
     ]
-    assert len(said) == len(beginnings)
-    for line, beginning in zip(said, beginnings, strict=True):
+    assert len(output) == len(beginnings)
+    for line, beginning in zip(output, beginnings, strict=True):
         assert line.startswith(f"servers[imap].{beginning}")
 
 

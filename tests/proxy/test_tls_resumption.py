@@ -447,9 +447,9 @@ def test_openssl_client_resumes_in_other_process(ours: Issued, tmp_path: Path, v
 
 def test_openssl_client_reconnects_and_resumes(ours: Issued) -> None:
     with serve_tls(server_tls(ours)) as port:
-        said = s_client(port, "-tls1_2", "-reconnect")
-    assert said.count("Reused, TLSv1.2") == 5
-    assert said.count("New, TLSv1.2") == 1
+        output = s_client(port, "-tls1_2", "-reconnect")
+    assert output.count("Reused, TLSv1.2") == 5
+    assert output.count("New, TLSv1.2") == 1
 
 
 def s_client(port: int, *options: str) -> str:

@@ -52,7 +52,7 @@ OLD_CLIENT = ["-cipher", "ALL:@SECLEVEL=0"]
 
 
 @pytest.mark.parametrize(
-    ("protocols", "spoken"),
+    ("protocols", "versions"),
     [
         ({"TLSv1.2", "TLSv1.3"}, {"TLSv1.2", "TLSv1.3"}),
         ({"TLSv1.3"}, {"TLSv1.3"}),
@@ -62,15 +62,15 @@ OLD_CLIENT = ["-cipher", "ALL:@SECLEVEL=0"]
         ({"SSLv2", "TLSv1.2"}, {"TLSv1.2"}),
     ],
 )
-def test_ssl_protocols_selects_versions(ours: Issued, protocols: set[str], spoken: set[str]) -> None:
+def test_ssl_protocols_selects_versions(ours: Issued, protocols: set[str], versions: set[str]) -> None:
     tls = server_tls(ours, ssl_protocols=frozenset(protocols), **OLD)
     options = {"TLSv1": "-tls1", "TLSv1.1": "-tls1_1", "TLSv1.2": "-tls1_2", "TLSv1.3": "-tls1_3"}
-    heard = {
+    negotiated = {
         version
         for version, option in options.items()
         if f"{version} resumed=" in s_client_output(tls, option, *OLD_CLIENT)
     }
-    assert heard == spoken
+    assert negotiated == versions
 
 
 def test_unsupported_protocol_is_a_notice(ours: Issued) -> None:
@@ -109,8 +109,8 @@ def test_ssl_prefer_server_ciphers_sets_order(ours: Issued, prefer: bool, chosen
     ],
 )
 def test_ssl_ecdh_curve_selects_groups(ours: Issued, groups: str, offered: str, chosen: str) -> None:
-    said = s_client_output(server_tls(ours, ssl_ecdh_curve=groups), "-groups", offered)
-    assert f"Server Temp Key: {chosen}" in said
+    output = s_client_output(server_tls(ours, ssl_ecdh_curve=groups), "-groups", offered)
+    assert f"Server Temp Key: {chosen}" in output
 
 
 def test_unknown_groups_are_a_problem(ours: Issued) -> None:
@@ -158,18 +158,18 @@ def test_ssl_conf_command_overrides_directives(ours: Issued) -> None:
 
 
 def test_every_failed_ssl_conf_command_is_a_problem(ours: Issued) -> None:
-    said = problem(
+    output = problem(
         ours, ssl_conf_command=(("Nonsense", "x"), ("Ciphersuites", "y"), ("Options", "PrioritizeChaCha"))
     )
-    first, second = said.split("\n")
+    first, second = output.split("\n")
     assert first.startswith('servers[imap].ssl_conf_command[0]: SSL_CONF_cmd("Nonsense", "x") failed: ')
     assert second.startswith('servers[imap].ssl_conf_command[1]: SSL_CONF_cmd("Ciphersuites", "y") failed: ')
 
 
 def test_unsupported_certificate_compression_is_a_notice(ours: Issued) -> None:
     tls = server_tls(ours, ssl_certificate_compression=True)
-    told = [str(notice) for notice in tls.notices]
-    assert told == [
+    notices = [str(notice) for notice in tls.notices]
+    assert notices == [
         f"servers[imap].ssl_certificate_compression: {ssl.OPENSSL_VERSION} cannot do it: ignored"
     ] or (ssl.OPENSSL_VERSION_INFO >= (3, 2))
     assert connect_once(tls, client_context())[0].version == "TLSv1.3"
@@ -187,7 +187,7 @@ def test_handshake_works_after_failed_build(ours: Issued) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offered", "heard"),
+    ("offered", "negotiated"),
     [
         ("imap", "alpn=imap"),
         ("h2,imap", "alpn=imap"),
@@ -195,5 +195,5 @@ def test_handshake_works_after_failed_build(ours: Issued) -> None:
         ("pop3", "no application"),
     ],
 )
-def test_openssl_client_alpn(ours: Issued, offered: str, heard: str) -> None:
-    assert heard in s_client_output(server_tls(ours), "-alpn", offered)
+def test_openssl_client_alpn(ours: Issued, offered: str, negotiated: str) -> None:
+    assert negotiated in s_client_output(server_tls(ours), "-alpn", offered)

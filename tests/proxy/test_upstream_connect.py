@@ -55,10 +55,10 @@ async def log_in(w: LoopbackWorker) -> bytes:
     """Log in, and return the reply."""
     client = await w.client()
     await client.read_line()
-    said = await client.exchange(b"a LOGIN u p\r\n")
+    reply = await client.exchange(b"a LOGIN u p\r\n")
     client.close()
     await w.wait_for_sessions()
-    return said
+    return reply
 
 
 INTERNAL_ERROR = b"* BAD internal server error\r\n"
