@@ -22,7 +22,8 @@ _METHOD = """\
 Proxies run on processor 0; clients, upstreams and the authentication service on processor 1. nginx and the
 proxy take turns in every round and run the same configuration; the proxy has its metrics and its session log
 on, nginx logs errors only. CPU is the worker's own, from `/proc/PID/task/*/schedstat`; memory is `Pss` from
-`/proc/PID/smaps_rollup`. A ratio is the proxy's value divided by nginx's in the same round, values are medians.
+`/proc/PID/smaps_rollup`. A ratio is the proxy's value divided by nginx's in the same round; the tables have
+medians.
 Less is better, except for rates per second. *Busy* columns show the share of processor 0 that the proxy
 used, and the share of processor 1 that the load (clients, upstreams, authentication service) used, both from
 `schedstat`. If the load is at 100 % and the proxy is not, the load limits the rate; a proxy that is sometimes

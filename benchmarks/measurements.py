@@ -216,7 +216,7 @@ def bulk(run: Bench, pace: Pace) -> Iterator[Row]:
 
 
 def memory(run: Bench, pace: Pace) -> Iterator[Row]:
-    """Memory per idle session, the CPU that they take, what a login costs beside them."""
+    """Memory per idle session, the CPU that they take, and the cost of a login meanwhile."""
     for scene, target in (("imap", "0.2"), ("imaps", "0.65")):
         found = {name: _hold(run, run.restart(name), scene, pace) for name in BOTH}
         for key, unit, scale in _memory_rows(_many()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark runs beside a real nginx and reports its results; their values are not tested."""
+"""The benchmark command measures nginx and the proxy, and prints its results; their values are not tested."""
 
 from __future__ import annotations
 

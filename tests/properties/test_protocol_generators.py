@@ -47,7 +47,7 @@ def b64(data: bytes) -> bytes:
     return b64encode(data)
 
 
-# ---- what a client may say ----
+# ---- input of clients ----
 
 WORDS: Final = st.sampled_from(
     [
@@ -246,7 +246,7 @@ def test_no_secret_in_replies_or_notes(protocol: Protocol, login: bytes, starttl
     assert b64(b"\0alice\0" + MARK).decode().rstrip("=") not in shown
 
 
-# ---- what an upstream may say ----
+# ---- replies of upstreams ----
 
 REPLIES: Final = st.one_of(
     st.sampled_from(

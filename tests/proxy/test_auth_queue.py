@@ -212,7 +212,7 @@ def test_delayed_denials_of_one_address_do_not_delay_another_address() -> None:
 
 
 def test_default_limit_is_worker_connections() -> None:
-    """By default nobody waits for a connection, as with nginx."""
+    """By default no request waits for a connection, as with nginx."""
 
     async def play() -> None:
         tarpit = Tarpit()

@@ -18,7 +18,7 @@ from support.loopback_worker import run
 from support.tls_identities import Identities
 
 _DATA_SEGMENTS_IN = struct.Struct("=152x I")
-"""Of ``tcp_info`` (tcp(7)): how many segments with data have come."""
+"""``tcpi_data_segs_in`` of ``tcp_info`` (tcp(7)): the number of received segments with data."""
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ PASSWORD = b"MARK3D"
 def log_in(
     data: bytes, user: bytes = b"john", cut: int = 0
 ) -> tuple[bytes, UpstreamLoginResult | UpstreamError]:
-    """Say these bytes to a login, and leave; tell what was heard, and what came of it."""
+    """Send these bytes to an upstream login, then close; return the bytes that it sent, and its result."""
     grant = AuthAllowed("192.0.2.10", 143, user, Secret(PASSWORD))
     generator = IMAP.upstream(SERVER).log_in(
         Client("192.0.2.1"), UpstreamLogin(grant, Method.PASSWORD, b"", b"a1")

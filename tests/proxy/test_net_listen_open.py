@@ -284,7 +284,7 @@ def test_multipath_tcp_is_used_or_error_has_a_hint() -> None:
         assert all(sock.proto == socket.IPPROTO_MPTCP for sock in sockets[0])
         assert socket_that_accepts(sockets, "127.0.0.1", port) == 0
         plain = open_sockets(replace(planned, multipath=False), 1, sleep=never)
-        back = open_sockets(planned, 1, sleep=never)  # both ways, beside the one that is replaced
+        back = open_sockets(planned, 1, sleep=never)  # with both values, while the replaced socket is open
         close_sockets(planned, plain + back)
 
 

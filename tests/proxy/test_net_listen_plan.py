@@ -65,7 +65,7 @@ V4, V6 = "0.0.0.0:143", "[::]:143"
         # a wildcard serves the others of its port
         ([[line(LOCAL)], [line("*")]], {V4: (R10, {LOCAL: R00})}),
         ([[line("*"), line(LOCAL), line(LOCAL_2)]], {V4: (R00, {LOCAL: R01, LOCAL_2: R02})}),
-        # unless they say bind; what the wildcard says does not matter
+        # except lines with bind; the parameters of the wildcard do not matter
         ([[line("*")], [line(LOCAL, bind=True)]], {V4: (R00, {}), "127.0.0.1:143": (R10, {})}),
         ([[line("*", bind=True)], [line(LOCAL)]], {V4: (R00, {LOCAL: R10})}),
         # nor another port, or another family

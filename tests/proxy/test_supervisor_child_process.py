@@ -52,7 +52,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], H
         (HUNG_SECONDS, HUNG_CPU_SECONDS, True, True),  # runs and runs
         (HUNG_LIMIT_SECONDS - 1, 5.0, False, False),
         (HUNG_LIMIT_SECONDS, 5.0, True, False),
-        (10 * HUNG_LIMIT_SECONDS, 20.0, True, False),  # a slow start goes on
+        (10 * HUNG_LIMIT_SECONDS, 20.0, True, False),  # a slow start is not interrupted
         (HUNG_SECONDS, None, False, False),  # the time it used is not known
         (HUNG_LIMIT_SECONDS, None, True, True),
     ],

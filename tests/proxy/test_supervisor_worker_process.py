@@ -279,7 +279,7 @@ async def test_many_reloads_leak_no_descriptor(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("options", "is_told"),
     [
-        ((), False),  # the configuration says error
+        ((), False),  # error_log of the configuration
         (("--log-level", "info"), True),
         (("--log-level", "crit"), False),
     ],

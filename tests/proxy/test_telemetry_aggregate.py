@@ -148,7 +148,7 @@ def test_silent_worker_counts_with_its_last_snapshot() -> None:
 @pytest.mark.parametrize(
     ("messages", "totals_shown"),
     [
-        # life and number of what arrives, in order; each says its number as the count
+        # life and number of the snapshots in order of arrival; the value of each is its number
         ([(1, 1), (1, 2)], 2),
         ([(1, 2), (1, 1)], 2),  # overtaken on the way
         ([(1, 2), (1, 2)], 2),  # said twice
@@ -252,7 +252,7 @@ class WorkerSimulation:
             case "deliver late" if self.undelivered:
                 self.totals.update(*self.undelivered[worker % len(self.undelivered)])
             case "restart":
-                if detail:  # else it was killed, and nobody has noticed before the next one speaks
+                if detail:  # else it was killed, which is detected only with the next snapshot
                     self.totals.update(worker, metrics.snapshot())
                 self.meters[worker] = self._new_worker()
             case "retire":

@@ -95,18 +95,18 @@ def test_session_is_not_resumed_with_other_certificate(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("leaving", ["the client without a word", "the client with a goodbye", "we"])
-def test_cached_session_is_kept_after_close(ours: Issued, leaving: str, version: ssl.TLSVersion) -> None:
+@pytest.mark.parametrize("closed_by", ["client without close_notify", "client with close_notify", "server"])
+def test_cached_session_is_kept_after_close(ours: Issued, closed_by: str, version: ssl.TLSVersion) -> None:
     tls = server_tls(ours, ssl_session_tickets=False, ssl_session_cache=SHARED)
     context = client(version)
     first = TlsPair(tls, context)
     first.handshake()
     assert first.send_to_client(b"x") == b"x"
     session = first.client.session
-    if leaving == "the client without a word":
+    if closed_by == "client without close_notify":
         first.client.close()
         assert first.ours.recv() == b""
-    elif leaving == "the client with a goodbye":
+    elif closed_by == "client with close_notify":
         first.client.setblocking(False)
         with pytest.raises(ssl.SSLWantReadError):
             first.client.unwrap()

@@ -15,7 +15,7 @@ SECRET_KEY: Final = {"secretKeyRef": {"name": "tls-extras", "key": "some.pem"}}
 
 
 def server(name: Any = "imap", port: Any = 143, **fields: Any) -> Body:
-    """A server with one listener, unless ``listen`` says otherwise."""
+    """Return a server with one listener, or with those in ``listen``."""
     return {"name": name, "listen": [{"port": port}], **fields}
 
 

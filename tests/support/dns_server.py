@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A name server on loopback, over UDP and TCP, with replies chosen by the test; and a lookup to await."""
+"""A DNS server on loopback, over UDP and TCP, with replies that the test sets; and a lookup to await."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class DnsServer:
     """Replies by name and type; the reply to other names is ``NXDOMAIN``.
 
     Attributes:
-        zone: What to answer; of several replies each is used once, the last for good.
-        default_reply: The reply to anything else.
-        queries: Every question so far: transport, name, type.
+        zone: The reply for each name and type; of several replies each is used once, the last repeatedly.
+        default_reply: The reply to other queries.
+        queries: The queries so far: transport, name, type.
     """
 
     zone: dict[tuple[str, str], DnsReply | list[DnsReply]] = field(default_factory=dict)

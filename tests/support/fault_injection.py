@@ -14,7 +14,7 @@ from support import invariants
 from support.loopback_worker import LoopbackWorker
 from support.streams import abort
 
-SECRET_TEXT: Final = "what-nobody-may-read-in-a-log"
+SECRET_TEXT: Final = "text-that-must-not-be-logged"
 Inject = Callable[[], None]
 
 

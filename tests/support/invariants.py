@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold for a worker when all its sessions are over."""
+"""Conditions that hold for a worker after all its sessions have ended."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def series(metrics: WorkerMetrics, family: str) -> dict[tuple[str, ...], Any]:
 
 
 async def wait_until_idle(app: App, metrics: WorkerMetrics) -> None:
-    """Wait until nothing is left over, and fail with what is."""
+    """Wait until no resources of sessions are left; fail with a list of them."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             while any(leftovers(app, metrics)):
@@ -50,7 +50,7 @@ async def wait_until_idle(app: App, metrics: WorkerMetrics) -> None:
 
 
 def leftovers(app: App, metrics: WorkerMetrics) -> Iterator[str]:
-    """List what is left of sessions that are over: objects, timeouts, descriptors, auth requests, gauges."""
+    """List what is left of ended sessions: objects, timeouts, descriptors, auth requests, gauges."""
     context = app.context
     found: dict[str, object] = {name: getattr(context, name) for name in ("live", "lingering", "clients")}
     found["timers"] = context.timers.waiting()

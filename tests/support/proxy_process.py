@@ -28,12 +28,14 @@ COMMAND: Final = ("-m", "mailproxy", "run", "--admin", "127.0.0.1:0", "-f")
 STAND_IN: Final = (str(Path(__file__).with_name("standin_proxy.py")),)
 
 
-def wait_until(condition: Callable[[], Any], what: str = "it to happen") -> Any:  # what the condition says
+def wait_until(
+    condition: Callable[[], Any], description: str = "a condition"
+) -> Any:  # the type of the condition's value
     """Wait until a condition is true, and return its value."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {TIMEOUT_SECONDS:.0f} seconds for {what}")
+            raise AssertionError(f"waited {TIMEOUT_SECONDS:.0f} seconds for {description}")
         time.sleep(0.02)
     return found
 
@@ -101,8 +103,6 @@ class ProxyProcess:
             with suppress(ValueError):
                 self.events.append(json.loads(line))
 
-    # -- what it says
-
     def logged(self, event: str) -> list[dict[str, Any]]:
         """Return all log events with a name, so far."""
         return [found for found in self.events if found.get("event") == event]
@@ -135,8 +135,6 @@ class ProxyProcess:
         """Return the sum of all series that start with a text."""
         lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(name)]
         return sum(float(line.split()[-1]) for line in lines)
-
-    # -- what it is
 
     def workers(self) -> list[int]:
         """Return the process IDs of its workers."""

@@ -14,11 +14,11 @@ from support.tls_peers import client_context
 
 
 class Identities:
-    """A server's certificate, and clients' good and bad ones.
+    """The certificate of a server, and valid and invalid certificates of clients.
 
     Attributes:
         server: The files of the server's certificate and key.
-        authority: The file of who signs clients' certificates.
+        authority: The file of the authority that signs clients' certificates.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dialogues, which are played to both programs: only data.
+"""The data of dialogues, which are played to both programs.
 
 In bytes, ``@ip@`` is replaced by the client's address, which no other dialogue
 uses, and ``@port@`` by the upstream's port.  The upstream also listens at
@@ -19,11 +19,11 @@ from support.parity.record import Record
 
 
 class PeerAction(Enum):
-    """What a peer does instead of sending bytes."""
+    """An action of a peer that is not sending bytes."""
 
-    SILENT = "says nothing, and waits"
+    SILENT = "sends nothing, and keeps the connection open"
     CLOSE = "closes"
-    RESET = "breaks the connection off"
+    RESET = "resets the connection"
 
 
 SILENT, CLOSE, RESET = PeerAction.SILENT, PeerAction.CLOSE, PeerAction.RESET

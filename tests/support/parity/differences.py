@@ -43,7 +43,7 @@ HOW_TO_DECLARE: Final = (
 )
 """How to declare a difference; part of the message of a failed test."""
 RESET_IS_EOF: Final = "Q-25"
-CLOSE_NOTIFY: Final = "goodbye"
+CLOSE_NOTIFY: Final = "close-notify"
 _DIGEST: Final = re.compile(rb"(?<=Auth-Pass: )[0-9a-f]{32}(?=\r\n)")
 
 

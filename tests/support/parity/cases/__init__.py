@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All dialogues that are written down, and the servers that they are played on."""
+"""All written dialogues, and their server blocks."""
 
 from __future__ import annotations
 

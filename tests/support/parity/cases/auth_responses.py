@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What authorization services ask for and answer: the forms that services in use have, and bad ones."""
+"""Requests to authentication services and their responses: common forms and invalid ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What IMAP clients say before login."""
+"""Commands of IMAP clients before the login."""
 
 from __future__ import annotations
 

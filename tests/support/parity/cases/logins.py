@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way to log in, by every protocol, with every kind of decision."""
+"""Every login method of each protocol, with every decision of the authentication service."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What POP3 clients say before login."""
+"""Commands of POP3 clients before the login."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _LIMITS: Final[dict[str, tuple[Step, ...]]] = {
 _LONGER_HERE: Final = frozenset(
     {"a line one byte too long", "a response line too long", "a response line of all the buffer"}
 )
-"""What only nginx refuses."""
+"""Lines that only nginx rejects."""
 
 PIPELINED: Final = (
     b"CAPA\r\nFOO\r\nUSER user\r\nPASS pass\r\nSTAT\r\n",

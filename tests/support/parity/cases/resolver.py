@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SMTP clients are called, as name servers have it."""
+"""Host names of SMTP clients, from DNS."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _name(ip: str) -> str:
 def _zone(
     answer: DnsReply | None = None, forward: DnsReply | None = None, forward6: DnsReply | None = None
 ) -> Callable[[str], Zone]:
-    """PTR as given, or a good one; A and AAAA as given."""
+    """Return a zone with a valid PTR record, or the given replies."""
 
     def made(ip: str) -> Zone:
         name = _name(ip)

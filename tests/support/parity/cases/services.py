@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers in the forms of authorization services that are in use."""
+"""Responses in the forms of authentication services that are in use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _slowly(data: bytes) -> PeerOutput:
 
 
 def _responses(protocol: str) -> Iterator[tuple[str, str, PeerOutput]]:
-    """The system, what it does, and its bytes."""
+    """Yield the name of the service, its decision, and its response."""
     http = _status(b"HTTP/1.1 200 OK")
     mailu = ("Server: gunicorn", "Content-Type: text/html; charset=utf-8", "Content-Length: 0")
     yield (
@@ -120,7 +120,7 @@ _UPSTREAM: Final = {"imap": IMAP_OK, "pop3": POP3_OK, "smtp": SMTP_OK}
 
 
 AREA: Final = "services: "
-"""How the areas of these dialogues begin."""
+"""The prefix of the areas of these dialogues."""
 
 
 def _dialogues() -> Iterator[Dialogue]:

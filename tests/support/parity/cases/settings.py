@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directives and parameters that a client cannot see: with them everything is as without."""
+"""Directives and parameters without an effect that a client can observe."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SMTP clients say before login."""
+"""Commands of SMTP clients before the login."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens when somebody takes too long: outcomes, not durations."""
+"""Results of timeouts; durations are not compared."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS from the start and by STARTTLS, and what clients show."""
+"""Implicit TLS, STARTTLS, and client certificates."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upstreams say, and what becomes of it."""
+"""Replies of upstreams, and their results."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def _xclients() -> Iterator[Dialogue]:
 
 
 def _accepting_upstream(block: str, hello: str, way: str) -> tuple[PeerOutput, ...]:
-    """An upstream that accepts everything."""
+    """Return the output of an upstream that accepts every command."""
     hellos = 1 + ("-xon" in block) + ("-xon" in block and hello != "no name")
     script: list[PeerOutput] = [b"220 mta\r\n", *(b"250 ok\r\n",) * hellos]
     if way.startswith("none"):
@@ -295,7 +295,7 @@ def _accepting_upstream(block: str, hello: str, way: str) -> tuple[PeerOutput, .
 
 
 def _xtext_difference(block: str, way: str) -> dict[str, object]:
-    """xtext came with 1.29.2."""
+    """Return the declared difference of nginx before 1.29.2, which does not encode xtext."""
     if "-xon" in block and "-aoff" in block and way in {"PLAIN", "PLAIN as somebody else"}:
         return {"declared_difference": "xtext"}
     return {}
