@@ -49,12 +49,12 @@ unix:/NOWHERE ssl | 10143 | *:10143 | 127.0.0.1:10143 proxy_protocol | localhost
 127.0.0.1:10143 rcvbuf=4k sndbuf=1m bind | 10143-10145 | 10145-10143 | [::1 | :10143 | 0 | 65536
 127.0.0.1:x | a/b:10143
 """
-# What nginx takes, and we do not.
+# Accepted only by nginx.
 NGINX_ALONE = """
 timeout m5; | timeout ' 5'; | proxy_buffer 127; | ssl_session_cache off builtin; | imap_capabilities "a\\nb";
 """
 LISTEN_NGINX_ALONE = "127.0.0.1 | 127...1:10143 | 127.0.0.01:10143"
-# What we take, and nginx does not: extensions, and names that are not looked up when the file is read.
+# Accepted only by mailproxy: extensions, and names that are not looked up when the file is read.
 OURS_ALONE = (
     "auth_http https://127.0.0.1/; | auth_http a.invalid; | resolver ns.invalid; | set_real_ip_from [::1];"
 )
@@ -79,7 +79,7 @@ def nginx_accepts(nginx: Nginx, mail: str, folder: Path) -> bool:
     file.write_text(f"{around}mail {{\nauth_http 127.0.0.1:9;\n{mail}\n}}\n")
     command = [nginx.path, "-t", "-c", str(file), "-p", str(folder)]
     output = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    # What is left is opening the sockets, which is not about the text.
+    # The rest is opening the sockets, which does not depend on the text.
     return "syntax is ok" in output
 
 

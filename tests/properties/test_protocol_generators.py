@@ -296,6 +296,6 @@ def test_any_upstream_replies_end_the_login(
     outcome = run_generator(upstream.log_in(Client("192.0.2.1"), identified), replies, [])
     assert isinstance(outcome.failure, UpstreamError) or isinstance(outcome.result, UpstreamLoginResult)
     assert MARK.decode() not in repr((outcome.failure, str(outcome.failure), outcome.notes, outcome.result))
-    if protocol is not Protocol.IMAP:  # whose literals may hold anything
+    if protocol is not Protocol.IMAP:  # its literals may contain any bytes
         lines = b"".join(outcome.sends).split(b"\r\n")
         assert not any(line.startswith(b"DELE") for line in lines)

@@ -52,7 +52,7 @@ def test_request_on_a_dead_connection_is_sent_again() -> None:
             stop_acknowledging(w.auth.writers[0].get_extra_info("socket"))
             assert (
                 await log_in_and_read_reply(w) == REFUSED
-            )  # far below the 60 s of auth_http_timeout: see run()
+            )  # less than the 60 s of auth_http_timeout, because run() has a timeout
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2
 

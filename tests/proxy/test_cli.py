@@ -136,7 +136,7 @@ def test_check_without_a_file_prints_the_reason(file: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("certificate", "code", "begins"),
     [
-        # a file that should be here is a problem, one that a pod will have is not
+        # a missing file is a problem; a missing file of a Secret is not
         (
             "{certificateFile: /nowhere/tls.crt, keyFile: /nowhere/tls.key}",
             1,
@@ -352,7 +352,7 @@ def test_convert_reports_a_file_without_permission(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
         "from mailproxy.cli import main\n"
-        "main(['convert', '/nowhere'])\n"  # imports what the other user may not reach
+        "main(['convert', '/nowhere'])\n"  # imports modules that the other user cannot read
         "folder, name = os.path.split(sys.argv[1])\n"
         "os.chdir(folder)\n"
         "if os.geteuid() == 0:\n"

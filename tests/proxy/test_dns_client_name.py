@@ -89,7 +89,7 @@ class Harness:
     [
         (CLIENT, b"mail.example.com"),
         (CLIENT_6, b"mail.example.com"),
-        ("2001:DB8:0::1", b"mail.example.com"),  # as a PROXY header may write it
+        ("2001:DB8:0::1", b"mail.example.com"),  # a form that a PROXY header may contain
         ("192.0.2.9", UNAVAILABLE),  # there is no PTR record
         ("::ffff:192.0.2.1", UNAVAILABLE),  # an IPv6 address with a reverse name of its own
         ("unix:", TEMPUNAVAIL),
@@ -153,7 +153,7 @@ A_OK, AAAA_OK = reply_with(address_record(CLIENT)), reply_with(address_record(CL
 @pytest.mark.parametrize(
     ("a", "aaaa", "name", "result"),
     [
-        (A_OK, EMPTY, b"mail.example.com", DnsResult.OK),  # an empty family is no failure
+        (A_OK, EMPTY, b"mail.example.com", DnsResult.OK),  # a family without addresses is not a failure
         (EMPTY, EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
         (reply_with(address_record("192.0.2.7")), AAAA_OK, UNAVAILABLE, DnsResult.OK),
         (
@@ -163,7 +163,7 @@ A_OK, AAAA_OK = reply_with(address_record(CLIENT)), reply_with(address_record(CL
             DnsResult.OK,
         ),
         (DnsReply(code=NXDOMAIN), DnsReply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),
-        (A_OK, DnsReply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),  # the failure decides
+        (A_OK, DnsReply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),  # the failure determines the result
         (A_OK, DnsReply(code=SERVFAIL), TEMPUNAVAIL, DnsResult.SERVFAIL),
         (DnsReply(code=NXDOMAIN), DnsReply(code=SERVFAIL), TEMPUNAVAIL, DnsResult.SERVFAIL),
         (A_OK, DnsReply(code=REFUSED), TEMPUNAVAIL, DnsResult.REFUSED),
@@ -180,7 +180,7 @@ A_OK, AAAA_OK = reply_with(address_record(CLIENT)), reply_with(address_record(CL
             EMPTY,
             b"mail.example.com",
             DnsResult.OK,
-        ),  # the server did not follow it
+        ),  # the server did not resolve the alias
         (reply_with(cname_record("loop.example")), EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
         (reply_with(cname_record("gone.example")), EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
     ],

@@ -102,7 +102,7 @@ def test_greeting_is_sent_with_the_last_handshake_bytes(
         async with checked_worker(build) as w:
             context = identities.client()
             context.minimum_version = context.maximum_version = version
-            # on a busy machine the kernel may send a segment twice, but hardly each time
+            # under load the kernel may repeat a segment, but not each time
             segments_sent = [await asyncio.to_thread(greeted, w.port, context) for _ in range(3)]
             assert min(segments_sent) == (b"* OK IMAP4 ready\r\n", segments)
 

@@ -264,7 +264,7 @@ def test_no_password_is_logged(tmp_path: Path, password: bytes) -> None:
     assert MARKED.decode() not in "".join(page.lines())
 
 
-# -- other people's logging
+# -- log records of libraries
 
 
 @pytest.mark.parametrize(

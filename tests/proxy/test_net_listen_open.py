@@ -255,7 +255,7 @@ def test_privileged_port_error_has_a_hint() -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     planned = ipv4("127.0.0.1", 143)
     if first <= 143:
-        with suppress(ListenError):  # taken, perhaps; but privileged it is not
+        with suppress(ListenError):  # it may be in use, but it is not privileged
             close_sockets(planned, open_sockets(planned, 1, sleep=lambda _: None))
         return
     with pytest.raises(ListenError) as refused:

@@ -125,7 +125,7 @@ def test_buffers_are_set_and_clamps_are_reported(
     assert clamped_options(fits, sock) == ()
 
     small = planned(**{option: 1})
-    assert clamped_options(small, opened(small)) == ()  # raised to the least there can be
+    assert clamped_options(small, opened(small)) == ()  # raised to the minimum
 
     huge = planned(**{option: 2**30})
     sock = opened(huge)

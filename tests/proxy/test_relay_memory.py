@@ -82,6 +82,6 @@ def test_stalled_direction_holds_no_more_than_max_pending(
 def test_memory_limit_is_documented() -> None:
     docs = Path(__file__).parents[2] / "docs"
     assert MAX_PENDING == 64 * 1024
-    assert MAX_PENDING >= PIECE  # what OpenSSL must be given again
+    assert MAX_PENDING >= PIECE  # bytes that OpenSSL requires again
     for page in ("limits.md", "reference/directives.md", "quirks.md"):
         assert "64 KiB" in (docs / page).read_text(), page

@@ -106,8 +106,8 @@ class Sipping:
 @pytest.mark.parametrize(
     ("size", "is_slow"),
     [
-        (8 * 1024, True),  # found when the upstream reads again
-        (3 * 16 * 1024, False),  # found together with whole records
+        (8 * 1024, True),  # detected when the upstream reads again
+        (3 * 16 * 1024, False),  # detected together with complete records
     ],
 )
 def test_broken_tls_record_closes_and_earlier_bytes_are_delivered(

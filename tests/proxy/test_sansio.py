@@ -20,7 +20,7 @@ ONE_LINE = pytest.mark.parametrize(
         (b"NOOP\n", b"NOOP"),
         (b"\r\n", b""),
         (b"\n", b""),
-        (b"NO\rOP\r\n", b"NO\rOP"),  # a bare CR is for the caller to see
+        (b"NO\rOP\r\n", b"NO\rOP"),  # a bare CR is passed to the caller
         (b"NOOP\r\r\n", b"NOOP\r"),
         (b"\0\xff\n", b"\0\xff"),
     ],

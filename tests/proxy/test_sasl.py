@@ -68,7 +68,7 @@ def b64(data: bytes) -> bytes:
         (b"AAAAA", None),
         (b"A===", None),
         (b"*", None),
-        (b"a-_b", None),  # the URL alphabet is another one
+        (b"a-_b", None),  # the URL-safe alphabet is not accepted
         (b"YW I", None),
         (b"YWI\t", None),
         (b"YWI\0", None),

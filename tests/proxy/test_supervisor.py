@@ -426,7 +426,7 @@ def refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port)).close()
     except ConnectionRefusedError:
         return True
-    except ConnectionResetError:  # it was closed while this one stood in its queue
+    except ConnectionResetError:  # it was closed while this client was in its queue
         return False
     return False
 
@@ -477,7 +477,7 @@ def test_a_unix_socket_is_removed_at_the_end(tmp_path: Path, manifest: Manifest)
     assert not path.exists()
 
 
-# -- with the real thing
+# -- with the real application
 
 
 def test_real_application_greets_reloads_and_drains(manifest: Manifest) -> None:

@@ -154,7 +154,7 @@ async def test_concurrent_scrapes_share_one_refresh(ask: Ask, supervisor: Superv
         await asyncio.sleep(0.05)
         supervisor.answers.set()
     assert [task.result()[0] for task in (first, *others)] == [200] * 6
-    assert supervisor.refreshes == 2  # the first one's numbers may be older than the others' question
+    assert supervisor.refreshes == 2  # the first snapshot may be older than the other requests
 
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/../etc/passwd", "/config.json"])

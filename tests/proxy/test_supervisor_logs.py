@@ -68,7 +68,7 @@ def test_logs_are_written_to_the_configured_files(conf: Conf, tmp_path: Path) ->
         wait_until(lambda: '"event":"session"' in text(loud))
         assert '"event":"listening"' in text(main)
         assert '"event":"session"' not in text(main)
-        assert not proxy.logged("session")  # standard error is no log of this server
+        assert not proxy.logged("session")  # standard error is not a log of this server
     assert {path.name for path in tmp_path.glob("*.log")} == {"main.log", "imap.log", "loud.log"}
 
 

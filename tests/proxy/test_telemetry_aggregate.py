@@ -150,10 +150,10 @@ def test_silent_worker_counts_with_its_last_snapshot() -> None:
     [
         # life and number of the snapshots in order of arrival; the value of each is its number
         ([(1, 1), (1, 2)], 2),
-        ([(1, 2), (1, 1)], 2),  # overtaken on the way
-        ([(1, 2), (1, 2)], 2),  # said twice
+        ([(1, 2), (1, 1)], 2),  # in reverse order
+        ([(1, 2), (1, 2)], 2),  # repeated
         ([(1, 2), (2, 1)], 3),  # a new life under the same name
-        ([(1, 2), (2, 1), (1, 3)], 3),  # and then something late of the old one
+        ([(1, 2), (2, 1), (1, 3)], 3),  # then a late snapshot of the previous life
         ([(1, 2), "retire", (1, 3)], 2),  # late
         ([(1, 2), "retire", "retire"], 2),
         ([(1, 2), "retire", (2, 1)], 3),
@@ -209,7 +209,7 @@ def test_page_of_one_worker_has_its_values() -> None:
     assert totals_shown == HistogramValue(0.25, tuple(int(bound == 0.25) for bound in (*c.LOGIN_BUCKETS, 99)))
 
 
-# -- whatever happens
+# -- generated histories
 
 WORKERS = st.integers(0, 2)
 STEP = st.one_of(

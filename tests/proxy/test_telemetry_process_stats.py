@@ -14,7 +14,7 @@ from mailproxy.telemetry.definitions import BY_NAME
 
 def test_process_stats_are_of_this_process() -> None:
     before = process_stats.process_stats()
-    ballast = mmap.mmap(-1, 32 << 20)  # straight from the kernel: the heap may have as much lying about
+    ballast = mmap.mmap(-1, 32 << 20)  # from the kernel, because the heap may have as much free memory
     ballast.write(bytes(len(ballast)))
     with Path("/proc/self/stat").open() as one, Path("/proc/self/stat").open() as two:
         after = process_stats.process_stats()

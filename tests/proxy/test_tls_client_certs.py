@@ -266,7 +266,9 @@ def test_bad_certificate_is_never_resumed_as_valid(authority: Authority, version
         _, session = connect_once(tls, context)
         again, _ = connect_once(tls, context, session=session)
         assert again.verify_code == 10
-        assert again.resumed is not bool(directives)  # out of the cache it was taken; a ticket remembers
+        assert again.resumed is not bool(
+            directives
+        )  # the cache entry was removed; a ticket still contains it
 
 
 def test_session_is_not_resumed_after_rules_change(authority: Authority) -> None:
@@ -284,7 +286,7 @@ def test_session_is_not_resumed_after_rules_change(authority: Authority) -> None
     assert (again.resumed, again.verify_code) == (False, 23)
 
 
-# -- what the client is told
+# -- bytes sent to the client
 
 
 def test_only_ssl_client_certificate_names_are_sent(authority: Authority) -> None:

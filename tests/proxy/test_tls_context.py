@@ -91,7 +91,7 @@ def test_broken_file_keeps_previous_context(config: ServerConfig) -> None:
     assert connect_once(first, client_context())[0].version == "TLSv1.3"
 
 
-# -- where OpenSSL cannot be reached
+# -- without access to OpenSSL
 
 
 def without_openssl(config: ServerConfig, **directives: Any) -> ServerTls:

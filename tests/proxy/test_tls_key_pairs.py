@@ -136,7 +136,9 @@ def test_missing_ssl_certificate_is_a_problem(directives: dict[str, Any], mode: 
         NOW + 30 * DAY,
         NOW - DAY,
         dt.datetime(2051, 3, 4, 5, 6, 7, tzinfo=dt.UTC),
-        dt.datetime(9999, 12, 30, 23, 59, 59, tzinfo=dt.UTC),  # RFC 5280 section 4.1.2.5: no end, nearly
+        dt.datetime(
+            9999, 12, 30, 23, 59, 59, tzinfo=dt.UTC
+        ),  # RFC 5280 section 4.1.2.5: no defined expiration
     ],
 )
 def test_not_after_of_each_certificate(authority: Authority, expires: dt.datetime) -> None:

@@ -61,7 +61,7 @@ def is_resumed(first: ServerTls, second: ServerTls, version: ssl.TLSVersion) -> 
         (False, BUILTIN, True),
         (False, SHARED, True),
         (True, BUILTIN, True),
-        (False, SessionCache(builtin=0), True),  # the default number, not none and not no end of them
+        (False, SessionCache(builtin=0), True),  # the default number
     ],
 )
 def test_resumption_by_ticket_and_cache(
@@ -168,8 +168,8 @@ def test_ticket_key_files_are_shared(
 @pytest.mark.parametrize(
     ("seals", "opens", "resumed"),
     [
-        (("old",), ("new", "old"), True),  # the key is rotated: the old one still opens
-        (("new", "old"), ("new",), True),  # the first one seals
+        (("old",), ("new", "old"), True),  # after rotation, the old key still decrypts
+        (("new", "old"), ("new",), True),  # the first key encrypts
         (("new", "old"), ("old",), False),
         (("old",), ("new", "short"), False),
         (("short", "old"), ("old", "new", "short"), True),
@@ -409,7 +409,7 @@ def test_openssl_client_resumes_after_rotation_with_other_worker(
         assert "resumed=False" in s_client(port, version, "-sess_in", session)
 
 
-# -- other processes, other makes of client
+# -- other processes, and openssl s_client
 
 
 def serve_once(paths: tuple[str, str], pipe: Any) -> None:

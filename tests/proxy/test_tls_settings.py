@@ -58,7 +58,7 @@ OLD_CLIENT = ["-cipher", "ALL:@SECLEVEL=0"]
         ({"TLSv1.3"}, {"TLSv1.3"}),
         ({"TLSv1.2"}, {"TLSv1.2"}),
         ({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}, {"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}),
-        ({"TLSv1", "TLSv1.2"}, {"TLSv1", "TLSv1.2"}),  # one left out in the middle
+        ({"TLSv1", "TLSv1.2"}, {"TLSv1", "TLSv1.2"}),  # without one in the middle
         ({"SSLv2", "TLSv1.2"}, {"TLSv1.2"}),
     ],
 )

@@ -142,7 +142,7 @@ def _closed(path: Path) -> socket.socket:
 
 def _unix(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.bind(str(path / "upstream"))  # likewise
+    sock.bind(str(path / "upstream"))  # does not listen either
     return sock
 
 

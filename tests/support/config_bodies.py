@@ -30,7 +30,7 @@ def body(*servers: Body, mail: Any = None, **spec: Any) -> Body:
     }
 
 
-# Values of every directive that may stand at both levels, each right in itself.
+# Valid values of every directive that is allowed at both levels.
 LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "serverName": ("mail.example.com", ""),
     "errorLog": ({"level": "debug"}, {"level": "emerg"}, {}),
@@ -112,7 +112,7 @@ LISTENERS: Final[tuple[Body, ...]] = (
     {"soKeepalive": {"idle": "30m", "interval": "75s", "count": 10}},
     {"soKeepalive": {"enabled": False}},
 )
-# What makes any choice of the values above consistent.
+# Fields that make any choice of the values above consistent.
 _NEEDED: Final = {
     "authHttp": "auth.example:9000",
     "sslCertificate": [{"secretName": "mail-tls"}],

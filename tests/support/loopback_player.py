@@ -235,7 +235,7 @@ class _Player:
         if step.is_joined:
             return
         await peer.writer.drain()
-        for _ in range(4):  # after this the proxy has read the bytes, if it reads at all
+        for _ in range(4):  # now the proxy has read the bytes, unless it has stopped reading
             await asyncio.sleep(0)
 
     async def _upstream(self) -> Peer:

@@ -110,7 +110,7 @@ class Authority:
         for issued in revoked:
             entry = x509.RevokedCertificateBuilder(issued.certificate.serial_number, NOW - DAY)
             builder = builder.add_revoked_certificate(entry.build())
-        # Strictly verified, a list of revoked certificates names the key that signed it, and has a number.
+        # Strict verification requires the identifier of the signing key, and a number.
         builder = builder.add_extension(x509.CRLNumber(1), critical=False).add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
         )
