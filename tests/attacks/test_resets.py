@@ -28,7 +28,7 @@ from support.tls_identities import Identities
 
 GRANTED: Final = http_response(GRANT)
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
-either = pytest.mark.parametrize("how", ["close", "reset"])
+either = pytest.mark.parametrize("ending", ["close", "reset"])
 STARTS: Final = {Protocol.IMAP: b"s STARTTLS\r\n", Protocol.POP3: b"STLS\r\n", Protocol.SMTP: b"STARTTLS\r\n"}
 TALK: Final = {
     "at once": b"",
@@ -48,14 +48,14 @@ TALK: Final = {
 @each
 @either
 @pytest.mark.parametrize("data", TALK.values(), ids=TALK)
-def test_client_breaks_off_before_login(protocol: Protocol, how: str, data: bytes) -> None:
+def test_client_breaks_off_before_login(protocol: Protocol, ending: str, data: bytes) -> None:
     async def play() -> None:
         async with checked_worker(server_builder(protocol)) as w:
             client = await w.client()
             await client.read_line()
             client.writer.write(data)
             await run_iterations()
-            getattr(client, how)()
+            getattr(client, ending)()
             await w.wait_for_sessions()
 
     run(play)
@@ -63,11 +63,11 @@ def test_client_breaks_off_before_login(protocol: Protocol, how: str, data: byte
 
 @each
 @either
-def test_client_breaks_off_before_the_greeting(protocol: Protocol, how: str) -> None:
+def test_client_breaks_off_before_the_greeting(protocol: Protocol, ending: str) -> None:
     async def play() -> None:
         async with checked_worker(server_builder(protocol, smtp_greeting_delay=Seconds(0.2))) as w:
             client = await w.client()
-            getattr(client, how)()
+            getattr(client, ending)()
             await w.wait_for_sessions()
             await run_iterations(10)
             await w.wait_for_sessions()
@@ -77,21 +77,21 @@ def test_client_breaks_off_before_the_greeting(protocol: Protocol, how: str) -> 
 
 @each
 @either
-@pytest.mark.parametrize("when", ["before", "in", "after"])
+@pytest.mark.parametrize("stage", ["before", "in", "after"])
 def test_client_breaks_off_around_starttls(
-    protocol: Protocol, how: str, when: str, identities: Identities
+    protocol: Protocol, ending: str, stage: str, identities: Identities
 ) -> None:
     async def play() -> None:
         async with checked_worker(server_builder(protocol, identities, starttls=StartTls.ENABLED)) as w:
             client = await w.client()
             await client.read_line()
             await client.exchange(STARTS[protocol])
-            if when == "in":
+            if stage == "in":
                 await client.send(b"\x16\x03\x01")
                 await run_iterations()
-            if when == "after":
+            if stage == "after":
                 await start_tls(client, identities)
-            getattr(client, how)()
+            getattr(client, ending)()
             await w.wait_for_sessions()
 
     run(play)
@@ -165,8 +165,8 @@ def test_client_breaks_off_during_auth_wait(protocol: Protocol, answered: str) -
 
 
 @each
-@pytest.mark.parametrize("how", ["close", "shut"])
-def test_deferred_request_ends_when_the_client_left(protocol: Protocol, how: str) -> None:
+@pytest.mark.parametrize("ending", ["close", "shut"])
+def test_deferred_request_ends_when_the_client_left(protocol: Protocol, ending: str) -> None:
     """The authentication service may defer again and again, but only while the client is connected."""
 
     async def play() -> None:
@@ -176,7 +176,7 @@ def test_deferred_request_ends_when_the_client_left(protocol: Protocol, how: str
             client = await w.client()
             await client.read_line()
             await client.send(LOGINS[protocol])
-            client.close() if how == "close" else client.writer.write_eof()
+            client.close() if ending == "close" else client.writer.write_eof()
             await w.wait_for_sessions()
             assert len(w.auth.requests) == 1
             assert _logins(w, protocol, "aborted") == 1
@@ -272,10 +272,10 @@ BUSY: Final = {
 
 @each
 @either
-@pytest.mark.parametrize("who", ["client", "upstream"])
+@pytest.mark.parametrize("side", ["client", "upstream"])
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY)
 def test_either_side_breaks_off_in_a_relay(
-    protocol: Protocol, how: str, who: str, busy: tuple[int, int]
+    protocol: Protocol, ending: str, side: str, busy: tuple[int, int]
 ) -> None:
     async def play() -> None:
         async with checked_worker(server_builder(protocol), GRANTED) as w:
@@ -283,8 +283,8 @@ def test_either_side_breaks_off_in_a_relay(
             client.writer.write(bytes(busy[0]))
             upstream.writer.write(bytes(busy[1]))
             await run_iterations(10)
-            leaving, other = (client, upstream) if who == "client" else (upstream, client)
-            getattr(leaving, how)()
+            leaving, other = (client, upstream) if side == "client" else (upstream, client)
+            getattr(leaving, ending)()
             await read_until_closed(other)
             other.close()
             await w.wait_for_sessions()
@@ -293,16 +293,16 @@ def test_either_side_breaks_off_in_a_relay(
 
 
 @each
-@pytest.mark.parametrize("who", ["client", "upstream", "both"])
+@pytest.mark.parametrize("side", ["client", "upstream", "both"])
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY)
-def test_half_closed_relay(protocol: Protocol, who: str, busy: tuple[int, int]) -> None:
+def test_half_closed_relay(protocol: Protocol, side: str, busy: tuple[int, int]) -> None:
     async def play() -> None:
         async with checked_worker(server_builder(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             client.writer.write(bytes(busy[0]))
             upstream.writer.write(bytes(busy[1]))
             for peer, name in ((client, "client"), (upstream, "upstream")):
-                if who in {name, "both"}:
+                if side in {name, "both"}:
                     peer.writer.write_eof()
             await asyncio.gather(read_until_closed(client), read_until_closed(upstream))
             await w.wait_for_sessions()
@@ -315,7 +315,7 @@ def test_half_closed_relay(protocol: Protocol, who: str, busy: tuple[int, int]) 
 @either
 def test_relay_over_tls_breaks_off(
     protocol: Protocol,
-    how: str,
+    ending: str,
     busy: tuple[int, int],
     identities: Identities,
     monkeypatch: pytest.MonkeyPatch,
@@ -337,7 +337,7 @@ def test_relay_over_tls_breaks_off(
             upstream.writer.write(ACCEPTANCES[protocol][0] + bytes(busy[1]))
             client.writer.write(bytes(busy[0]))
             await run_iterations(10)
-            getattr(client, how)()
+            getattr(client, ending)()
             await run_iterations(10)
             with contextlib.suppress(OSError):
                 upstream.reset()

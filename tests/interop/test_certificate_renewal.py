@@ -17,7 +17,7 @@ from support.servers.certificates import Certificates
 from support.servers.clients import HOST, RawClient
 from support.servers.programs import TIMEOUT_SECONDS, Ports, eventually
 from support.servers.proxy import Proxy, manifest
-from support.servers.shared_proxy import ServerPlan, files
+from support.servers.shared_proxy import ServerPlan, certificate_element
 
 pytestmark = pytest.mark.interop
 
@@ -52,7 +52,7 @@ def test_renewed_certificate_is_used_without_a_signal(
     install(tls.proxy, own)
     plan = ServerPlan(service, ports)
     plan.add("renewing", "imap", implicit="renewing-tls")
-    new_proxy(manifest(plan.servers, {"sslCertificate": [files(own)]}))
+    new_proxy(manifest(plan.servers, {"sslCertificate": [certificate_element(own)]}))
     assert served_certificate(plan.ports["renewing-tls"]) == der(tls.proxy.certificate)
     with RawClient(plan.ports["renewing-tls"], tls.client()) as raw:
         raw.read_until(b"* OK")

@@ -69,11 +69,14 @@ def checkers(nginx: Nginx, folder: Path, certificates: dict[str, str]) -> Config
 
 def _assert_both_report(checkers: ConfigCheckers, directive: str, text: str) -> None:
     """Assert that both reject it; the proxy names the directive, nginx names the directive or that line."""
-    theirs, ours = checkers.nginx_error(text), checkers.proxy_error(text)
-    assert theirs
-    assert directive in ours
-    line = _LINE.search(theirs)
-    assert directive in theirs or (line is not None and f"nginx.conf:{line[1]}:" in ours), (theirs, ours)
+    nginx_message, proxy_message = checkers.nginx_error(text), checkers.proxy_error(text)
+    assert nginx_message
+    assert directive in proxy_message
+    line = _LINE.search(nginx_message)
+    assert directive in nginx_message or (line is not None and f"nginx.conf:{line[1]}:" in proxy_message), (
+        nginx_message,
+        proxy_message,
+    )
 
 
 @pytest.mark.parametrize(("directive", "fault", "text"), tuple(refusals.generated()))
@@ -84,12 +87,12 @@ def test_both_reject_invalid_directives(
     _assert_both_report(checkers, directive, text)
 
 
-@pytest.mark.parametrize(("directive", "theirs", "lines"), refusals.TLS)
+@pytest.mark.parametrize(("directive", "nginx_message", "lines"), refusals.TLS)
 def test_both_reject_invalid_tls_settings(
-    directive: str, theirs: str, lines: str, checkers: ConfigCheckers
+    directive: str, nginx_message: str, lines: str, checkers: ConfigCheckers
 ) -> None:
     text = refusals.SERVER % lines.replace(" @;", " nowhere.pem;")
-    assert theirs in checkers.nginx_error(text)
+    assert nginx_message in checkers.nginx_error(text)
     assert directive in checkers.proxy_error(text)
 
 

@@ -103,6 +103,6 @@ def test_every_reply_is_received_from_both(protocol: str, results: Results) -> N
     results.play(DIALOGUES)
     received = results.received[protocol]
     missing = [
-        line for line in _lines(protocol) if not any(re.fullmatch(line.encode(), said) for said in received)
+        line for line in _lines(protocol) if not any(re.fullmatch(line.encode(), reply) for reply in received)
     ]
     assert missing == []

@@ -34,17 +34,17 @@ def pending_with(callback: Callable[[Any], None], durations: Any = None) -> Pend
     )
 
 
-def add(service: AuthHttpClient, one: PendingRequest) -> None:
+def add(service: AuthHttpClient, request: PendingRequest) -> None:
     """Let a request wait for a connection, as where all are busy."""
-    service.requests[one] = None
-    service.waiting.add(one, A)
+    service.requests[request] = None
+    service.waiting.add(request, A)
     service.context.metrics.auth_in_flight.value += 1
 
 
 def filled(*sources: bytes) -> tuple[FairQueue, list[PendingRequest]]:
     queue, requests = FairQueue(), [pending() for _ in sources]
-    for one, source in zip(requests, sources, strict=True):
-        queue.add(one, source)
+    for request, source in zip(requests, sources, strict=True):
+        queue.add(request, source)
     return queue, requests
 
 
@@ -71,8 +71,8 @@ def test_discarded_request_is_not_returned(reserved: bool) -> None:
     queue, (a1, a2, b1) = filled(A, A, B)
     if reserved:
         queue.hold(pending(), A)
-    for one in (a1, b1, b1):
-        queue.discard(one)
+    for request in (a1, b1, b1):
+        queue.discard(request)
     assert len(queue) == 1
     assert taken(queue) == [a2]
     assert queue.take(reserved=False) is None
@@ -291,25 +291,25 @@ def test_requests_time_out_and_are_cancelled_in_linear_time(count: int) -> None:
             discards = 0
             real = FairQueue.discard
 
-            def discard(self: FairQueue, one: PendingRequest) -> None:
+            def discard(self: FairQueue, request: PendingRequest) -> None:
                 nonlocal discards
                 discards += 1
-                real(self, one)
+                real(self, request)
 
             results: list[list[Any]] = [[] for _ in range(count)]
-            all_pending = [pending(one, Counted()) for one in results]
-            for one in all_pending:
-                add(service, one)
+            all_pending = [pending(result, Counted()) for result in results]
+            for request in all_pending:
+                add(service, request)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(FairQueue, "discard", discard)
-                for one in all_pending[::2]:
-                    service.cancel(one)
+                for request in all_pending[::2]:
+                    service.cancel(request)
                 service.seconds = 0.0
                 service.time_out_requests()
             assert discards == count
             assert not service.requests
             assert not len(service.waiting)
-            assert [len(one) for one in results] == [0, 1] * (count // 2)
+            assert [len(result) for result in results] == [0, 1] * (count // 2)
             assert w.value("mailproxy_auth_requests_in_flight") == 0
 
     run(play)

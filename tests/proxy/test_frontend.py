@@ -226,7 +226,7 @@ def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None)
 
 
 @pytest.mark.parametrize(
-    ("tls", "reply", "remark"),
+    ("tls", "reply", "note"),
     [
         (TlsInfo("TLSv1.3", "c"), b"no certificate\r\n", LogNote("client sent no required SSL certificate")),
         (
@@ -236,11 +236,11 @@ def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None)
         ),
     ],
 )
-def test_bad_certificate_gets_reply_and_ends_session(tls: TlsInfo, reply: bytes, remark: LogNote) -> None:
+def test_bad_certificate_gets_reply_and_ends_session(tls: TlsInfo, reply: bytes, note: LogNote) -> None:
     driven = play(server(ssl_verify_client=VerifyClient.REQUIRED), tls=tls)
     assert driven.result == SessionEnd(CloseReason.TLS_FAILED)
     assert driven.sent == reply
-    assert driven.notes == [remark]
+    assert driven.notes == [note]
     later = play(server(ssl_verify_client=VerifyClient.REQUIRED, starttls=Policy.ENABLED), b"STARTTLS\n", tls)
     assert later.result == SessionEnd(CloseReason.TLS_FAILED)
     assert later.sent == b"hello\r\ngo ahead\r\n" + reply
@@ -338,9 +338,9 @@ def test_repeated_request_returns_decision() -> None:
     denied = AuthDenied(b"no", wait=3)
     driven = drive(repeat_deferred(request, AuthDeferred(1)), None, denied)
     assert driven.result is denied
-    (_, asked) = driven.effects
-    assert isinstance(asked, Authenticate)
-    assert asked.request is request
+    (_, authenticate) = driven.effects
+    assert isinstance(authenticate, Authenticate)
+    assert authenticate.request is request
 
 
 def test_deferred_request_is_repeated_with_new_credentials() -> None:

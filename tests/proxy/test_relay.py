@@ -117,12 +117,12 @@ def test_half_closed_client_gets_the_response() -> None:
     run(play)
 
 
-@pytest.mark.parametrize("who", ["client", "upstream"])
-def test_reset_closes_both_sides(who: str) -> None:
+@pytest.mark.parametrize("side", ["client", "upstream"])
+def test_reset_closes_both_sides(side: str) -> None:
     async def play() -> None:
         async with loopback_worker(build, GRANTED) as w:
             client, upstream = await open_relay(w)
-            inject_fault, other = (client, upstream) if who == "client" else (upstream, client)
+            inject_fault, other = (client, upstream) if side == "client" else (upstream, client)
             inject_fault.reset()
             assert await other.read_to_eof() == b""
             await w.wait_for_sessions()

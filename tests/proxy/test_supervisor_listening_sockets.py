@@ -79,9 +79,9 @@ def test_the_number_of_sockets_follows_the_number_of_workers(listeners: Listenin
     listeners.commit(listeners.prepare([tcp(port)], 1))
     three = listeners.prepare([tcp(port)], 3)
     listeners.commit(three)
-    one = listeners.prepare([tcp(port)], 1)
-    listeners.commit(one)
-    assert numbers(one) == numbers(three)  # clients may be queued at each
+    revision = listeners.prepare([tcp(port)], 1)
+    listeners.commit(revision)
+    assert numbers(revision) == numbers(three)  # clients may be queued at each
 
 
 def test_number_of_surplus_sockets_is_limited(

@@ -272,13 +272,13 @@ def test_bad_certificate_is_never_resumed_as_valid(authority: Authority, version
 
 
 def test_session_is_not_resumed_after_rules_change(authority: Authority) -> None:
-    alice, ours = authority.issue("CN=alice"), authority.issue()
+    alice, server_certificate = authority.issue("CN=alice"), authority.issue()
     common: dict[str, Any] = {
         "ssl_verify_client": VerifyClient.OPTIONAL,
         "ssl_client_certificate": authority.file,
     }
-    before = server_tls(ours, ssl_crl=authority.revocation_list(), **common)
-    after = server_tls(ours, ssl_crl=authority.revocation_list(alice), **common)
+    before = server_tls(server_certificate, ssl_crl=authority.revocation_list(), **common)
+    after = server_tls(server_certificate, ssl_crl=authority.revocation_list(alice), **common)
     context = client_context(certificate=alice)
     info, session = connect_once(before, context)
     assert info.verify_code == 0

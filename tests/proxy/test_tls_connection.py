@@ -64,23 +64,23 @@ def test_handshake_result(tls: ServerTls, authority: Authority, version: ssl.TLS
 
 
 def test_handshake_waits_for_client(tls: ServerTls) -> None:
-    near, ours = client_sending(tls, b"")
-    assert ours.handshake() is HandshakeStep.WANT_READ
+    near, server_certificate = client_sending(tls, b"")
+    assert server_certificate.handshake() is HandshakeStep.WANT_READ
     near.close()
-    ours.close()
+    server_certificate.close()
 
 
 def test_accept_detaches_socket(tls: ServerTls) -> None:
     near, far = socket.socketpair()
     far.setblocking(False)
     descriptor = far.fileno()
-    ours = tls.accept(far)
-    assert (far.fileno(), ours.fileno()) == (-1, descriptor)
-    assert isinstance(ours, ssl.SSLSocket)
-    assert ours.context is tls.params.context
-    assert not ours.getblocking()
+    server_certificate = tls.accept(far)
+    assert (far.fileno(), server_certificate.fileno()) == (-1, descriptor)
+    assert isinstance(server_certificate, ssl.SSLSocket)
+    assert server_certificate.context is tls.params.context
+    assert not server_certificate.getblocking()
     near.close()
-    ours.close()
+    server_certificate.close()
 
 
 @pytest.mark.parametrize(
@@ -96,23 +96,23 @@ def test_accept_detaches_socket(tls: ServerTls) -> None:
     ],
 )
 def test_other_bytes_fail_handshake(tls: ServerTls, data: bytes, failure: TlsFailure) -> None:
-    near, ours = client_sending(tls, data)
+    near, server_certificate = client_sending(tls, data)
     with pytest.raises(TlsHandshakeFailed) as caught:
-        ours.handshake()
+        server_certificate.handshake()
     assert caught.value.failure is failure
     assert caught.value.detail
     assert isinstance(caught.value, TlsFailed)
     near.close()
-    ours.close()
+    server_certificate.close()
 
 
 def test_disconnect_during_handshake_is_eof(tls: ServerTls) -> None:
-    near, ours = client_sending(tls, b"")
+    near, server_certificate = client_sending(tls, b"")
     near.close()
     with pytest.raises(TlsHandshakeFailed) as caught:
-        ours.handshake()
+        server_certificate.handshake()
     assert caught.value.failure is TlsFailure.EOF
-    ours.close()
+    server_certificate.close()
 
 
 def test_reset_during_handshake_is_eof(tls: ServerTls) -> None:
@@ -120,19 +120,19 @@ def test_reset_during_handshake_is_eof(tls: ServerTls) -> None:
         near = socket.create_connection(listener.getsockname())
         accepted, _ = listener.accept()
     accepted.setblocking(False)
-    ours = tls.accept(accepted)
+    server_certificate = tls.accept(accepted)
     near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     near.close()
     with pytest.raises(TlsHandshakeFailed) as caught:
-        ours.handshake()
+        server_certificate.handshake()
     assert caught.value.failure is TlsFailure.EOF
-    ours.close()
+    server_certificate.close()
 
 
 def test_pending_is_zero_after_close(tls: ServerTls) -> None:
-    near, ours = client_sending(tls, b"")
-    ours.close()
-    assert ours.pending() == 0
+    near, server_certificate = client_sending(tls, b"")
+    server_certificate.close()
+    assert server_certificate.pending() == 0
     near.close()
 
 
@@ -145,13 +145,13 @@ def test_clear_text_before_handshake_fails_it(tls: ServerTls, authority: Authori
     client = client_context(authority).wrap_socket(near, do_handshake_on_connect=False)
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
-    ours = tls.accept(far)
+    server_certificate = tls.accept(far)
     with pytest.raises(TlsHandshakeFailed) as caught:
-        ours.handshake()
+        server_certificate.handshake()
     assert caught.value.failure is TlsFailure.NOT_TLS
-    assert ours.recv(4096) == b""
+    assert server_certificate.recv(4096) == b""
     client.close()
-    ours.close()
+    server_certificate.close()
 
 
 @settings(
@@ -159,17 +159,17 @@ def test_clear_text_before_handshake_fails_it(tls: ServerTls, authority: Authori
 )
 @given(data=st.binary(max_size=600))
 def test_any_bytes_wait_or_fail_handshake(tls: ServerTls, data: bytes) -> None:
-    near, ours = client_sending(tls, data)
+    near, server_certificate = client_sending(tls, data)
     near.close()
     with pytest.raises(TlsHandshakeFailed):
-        handshake_alone(ours)
-    ours.close()
+        handshake_alone(server_certificate)
+    server_certificate.close()
 
 
-def handshake_alone(ours: TlsConnection) -> None:
+def handshake_alone(server_certificate: TlsConnection) -> None:
     """Continue the handshake with a client that is disconnected."""
     for _ in range(3):
-        ours.handshake()
+        server_certificate.handshake()
 
 
 def test_no_common_version_fails(tls: ServerTls, authority: Authority) -> None:
@@ -205,7 +205,7 @@ def failing_handshake(pair: TlsPair) -> None:
     for _ in range(3):
         with suppress(ssl.SSLError):
             pair.client.do_handshake()
-        pair.ours.handshake()
+        pair.server.handshake()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_alpn_mismatch_fails_handshake(tls: ServerTls, authority: Authority, off
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.do_handshake()
     with pytest.raises(TlsHandshakeFailed) as caught:
-        pair.ours.handshake()
+        pair.server.handshake()
     assert caught.value.failure is TlsFailure.ALPN_MISMATCH
     with pytest.raises(ssl.SSLError, match=r"NO_APPLICATION_PROTOCOL|no application protocol"):
         pair.client.do_handshake()
@@ -247,14 +247,14 @@ def test_bytes_are_sent_in_both_directions(tls: ServerTls, authority: Authority)
     pair.handshake()
     assert pair.send_to_client(b"* OK ready\r\n") == b"* OK ready\r\n"
     with pytest.raises(ssl.SSLWantReadError):
-        pair.ours.recv(4096)
+        pair.server.recv(4096)
     pair.client.send(b"a1 NOOP\r\na2 NOOP\r\n")
-    assert pair.ours.recv(9) == b"a1 NOOP\r\n"
-    assert pair.ours.pending()
+    assert pair.server.recv(9) == b"a1 NOOP\r\n"
+    assert pair.server.pending()
     buffer = bytearray(64)
-    assert pair.ours.recv_into(buffer) == 9
+    assert pair.server.recv_into(buffer) == 9
     assert buffer[:9] == b"a2 NOOP\r\n"
-    assert not pair.ours.pending()
+    assert not pair.server.pending()
     pair.close()
 
 
@@ -263,9 +263,9 @@ def test_read_ahead_bytes_are_pending(tls: ServerTls, authority: Authority) -> N
     pair.handshake()
     for record in (b"one", b"two", b"three"):
         pair.client.send(record)
-    received = [pair.ours.recv(4096)]
-    while pair.ours.pending():
-        received.append(pair.ours.recv(4096))
+    received = [pair.server.recv(4096)]
+    while pair.server.pending():
+        received.append(pair.server.recv(4096))
     assert received == [b"one", b"two", b"three"]
     pair.close()
 
@@ -274,12 +274,12 @@ def test_bytes_with_end_of_handshake_are_pending(tls: ServerTls, authority: Auth
     pair = TlsPair(tls, client_context(authority))
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.do_handshake()
-    assert pair.ours.handshake() is HandshakeStep.WANT_READ
+    assert pair.server.handshake() is HandshakeStep.WANT_READ
     pair.client.do_handshake()
     pair.client.send(b"a1 CAPABILITY\r\n")  # in one flight with the client's Finished
-    assert pair.ours.handshake() is HandshakeStep.DONE
-    assert pair.ours.pending()
-    assert pair.ours.recv(4096) == b"a1 CAPABILITY\r\n"
+    assert pair.server.handshake() is HandshakeStep.DONE
+    assert pair.server.pending()
+    assert pair.server.recv(4096) == b"a1 CAPABILITY\r\n"
     pair.close()
 
 
@@ -291,7 +291,7 @@ def test_send_writes_until_socket_is_full(tls: ServerTls, authority: Authority) 
     partial = 0
     while len(got) < len(data):
         try:
-            sent = pair.ours.send(left) if left else 0
+            sent = pair.server.send(left) if left else 0
         except ssl.SSLWantWriteError:
             sent = 0
         partial += sent < len(left)
@@ -312,8 +312,8 @@ def test_close_notify_ends_stream(tls: ServerTls, authority: Authority) -> None:
     pair.send_to_client(b"x")
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.unwrap()
-    assert pair.ours.recv(4096) == b""
-    assert pair.ours.recv_into(bytearray(16)) == 0
+    assert pair.server.recv(4096) == b""
+    assert pair.server.recv_into(bytearray(16)) == 0
     pair.close()
 
 
@@ -322,7 +322,7 @@ def test_close_without_close_notify_ends_stream(tls: ServerTls, authority: Autho
     pair.handshake()
     pair.send_to_client(b"x")
     pair.client.close()
-    assert pair.ours.recv(4096) == b""
+    assert pair.server.recv(4096) == b""
     pair.close()
 
 
@@ -331,32 +331,34 @@ def test_unwrap_sends_close_notify_and_reading_still_works(tls: ServerTls, autho
     pair.handshake()
     pair.send_to_client(b"x")
     pair.client.send(b"last words")
-    assert pair.ours.unwrap() is pair.ours
+    assert pair.server.unwrap() is pair.server
     assert pair.client.recv(4096) == b""
-    assert pair.ours.recv(4096) == b"last words"
+    assert pair.server.recv(4096) == b"last words"
     pair.close()
 
 
 @pytest.mark.parametrize("moment", ["before the handshake", "after a failure", "after the end"])
 def test_unwrap_never_raises(tls: ServerTls, moment: str) -> None:
-    near, ours = client_sending(tls, b"EHLO x.example\r\n" if moment == "after a failure" else b"")
+    near, server_certificate = client_sending(
+        tls, b"EHLO x.example\r\n" if moment == "after a failure" else b""
+    )
     if moment == "after a failure":
         with pytest.raises(TlsHandshakeFailed):
-            ours.handshake()
+            server_certificate.handshake()
     if moment == "after the end":
-        ours.close()
-    assert ours.unwrap() is ours
+        server_certificate.close()
+    assert server_certificate.unwrap() is server_certificate
     near.close()
-    ours.close()
+    server_certificate.close()
 
 
 def test_failed_unwrap_leaves_no_openssl_error(tls: ServerTls, authority: Authority) -> None:
-    near, ours = client_sending(tls, b"")
-    ours.unwrap()
+    near, server_certificate = client_sending(tls, b"")
+    server_certificate.unwrap()
     info, _ = connect_once(tls, client_context(authority))
     assert info.version
     near.close()
-    ours.close()
+    server_certificate.close()
 
 
 def test_sni_and_server_certificate_only_with_proxy_v2(
@@ -394,10 +396,10 @@ def test_2000_handshakes_leak_nothing(authority: Authority) -> None:
 
 
 def test_connection_object_is_small(tls: ServerTls) -> None:
-    near, ours = client_sending(tls, b"")
-    assert vars(ours) == {}
+    near, server_certificate = client_sending(tls, b"")
+    assert vars(server_certificate) == {}
     near.close()
-    ours.close()
+    server_certificate.close()
 
 
 def test_many_records_are_sent_in_full_segments(authority: Authority) -> None:
@@ -409,18 +411,18 @@ def test_many_records_are_sent_in_full_segments(authority: Authority) -> None:
     pair.client.settimeout(20)
     steps = threading.Thread(target=pair.client.do_handshake)
     steps.start()
-    complete_handshake(pair.ours)
+    complete_handshake(pair.server)
     steps.join(20)
-    before = _segments_out(pair.ours)
+    before = _segments_out(pair.server)
     data = bytes(range(256)) * 256  # four records
-    assert pair.ours.send(data) == len(data)
-    sent = _segments_out(pair.ours) - before
+    assert pair.server.send(data) == len(data)
+    sent = _segments_out(pair.server) - before
     received = b""
     while len(received) < len(data):
         received += pair.client.recv(65536)
     assert received == data
     assert 1 <= sent < 4
-    assert pair.ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
+    assert pair.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
     pair.close()
 
 

@@ -106,11 +106,11 @@ def test_without_openssl_basic_tls_works_with_notices(config: ServerConfig, auth
     info = pair.handshake()
     assert (info.version, info.alpn) == ("TLSv1.3", b"imap")
     pair.client.send(b"a1 NOOP\r\n")
-    assert pair.ours.recv(4) == b"a1 N"
-    assert pair.ours.pending() == 5
-    assert pair.ours.unwrap() is pair.ours
+    assert pair.server.recv(4) == b"a1 N"
+    assert pair.server.pending() == 5
+    assert pair.server.unwrap() is pair.server
     pair.close()
-    assert pair.ours.unwrap() is pair.ours
+    assert pair.server.unwrap() is pair.server
     assert tls.not_after == ()
     (notice,) = tls.notices
     assert notice.reason.startswith("the layout of its ssl objects is not known: sessions are resumed")

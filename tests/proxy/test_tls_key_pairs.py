@@ -25,7 +25,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def ours(authority: Authority) -> Issued:
+def server_certificate(authority: Authority) -> Issued:
     return authority.issue()
 
 
@@ -36,8 +36,8 @@ def problem(*pairs: tuple[str, str], **directives: Any) -> str:
     return str(caught.value)
 
 
-def test_certificate_is_chosen_by_key_type(authority: Authority, ours: Issued) -> None:
-    tls = server_tls(ours, authority.issue(key="rsa"), ssl_protocols=TLS12)
+def test_certificate_is_chosen_by_key_type(authority: Authority, server_certificate: Issued) -> None:
+    tls = server_tls(server_certificate, authority.issue(key="rsa"), ssl_protocols=TLS12)
     for kind in ("ECDSA", "RSA"):
         context = client_context(authority)
         context.set_ciphers(f"ECDHE-{kind}-AES128-GCM-SHA256")
@@ -61,10 +61,10 @@ def test_passphrases_are_tried_in_order(authority: Authority, contents: bytes) -
     assert connect_once(tls, client_context(authority))[0].version == "TLSv1.3"
 
 
-def test_unencrypted_key_works_with_password_file(authority: Authority, ours: Issued) -> None:
+def test_unencrypted_key_works_with_password_file(authority: Authority, server_certificate: Issued) -> None:
     path = authority.write("passphrases", b"one\ntwo\n")
     one, two = authority.issue(passphrase=b"one"), authority.issue(key="rsa", passphrase=b"two")
-    assert len(server_tls(ours, one, two, ssl_password_file=path).not_after) == 3
+    assert len(server_tls(server_certificate, one, two, ssl_password_file=path).not_after) == 3
 
 
 def test_wrong_passphrase_is_a_problem(authority: Authority) -> None:
@@ -78,21 +78,23 @@ def test_wrong_passphrase_is_a_problem(authority: Authority) -> None:
     assert problem(pair).endswith("it is encrypted: name a file with its passphrase in ssl_password_file")
 
 
-def test_too_long_passphrase_is_a_problem(authority: Authority, ours: Issued) -> None:
+def test_too_long_passphrase_is_a_problem(authority: Authority, server_certificate: Issued) -> None:
     path = authority.write("passphrases", b"x" * 1025)
-    output = problem((ours.files.certificate, ours.files.key), ssl_password_file=path)
+    output = problem(
+        (server_certificate.files.certificate, server_certificate.files.key), ssl_password_file=path
+    )
     assert output == "servers[imap].ssl_password_file: a passphrase has more than 1024 bytes"
 
 
 def test_all_problems_of_key_pairs_are_reported_together(
-    authority: Authority, ours: Issued, tmp_path: Path
+    authority: Authority, server_certificate: Issued, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.pem"
     bad.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n")
     empty = tmp_path / "empty.pem"
     empty.write_bytes(b"")
     other = authority.issue()
-    certificate, key = ours.files.certificate, ours.files.key
+    certificate, key = server_certificate.files.certificate, server_certificate.files.key
     output = problem(
         (certificate, key),
         (str(bad), key),

@@ -32,7 +32,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def ours(authority: Authority) -> Issued:
+def server_certificate(authority: Authority) -> Issued:
     return authority.issue()
 
 
@@ -65,9 +65,9 @@ def is_resumed(first: ServerTls, second: ServerTls, version: ssl.TLSVersion) -> 
     ],
 )
 def test_resumption_by_ticket_and_cache(
-    ours: Issued, tickets: bool, cache: SessionCache, resumed: bool, version: ssl.TLSVersion
+    server_certificate: Issued, tickets: bool, cache: SessionCache, resumed: bool, version: ssl.TLSVersion
 ) -> None:
-    tls = server_tls(ours, ssl_session_tickets=tickets, ssl_session_cache=cache)
+    tls = server_tls(server_certificate, ssl_session_tickets=tickets, ssl_session_cache=cache)
     assert is_resumed(tls, tls, version) is resumed
 
 
@@ -82,22 +82,27 @@ def test_resumption_by_ticket_and_cache(
     ],
 )
 def test_context_with_same_ticket_key_resumes(
-    ours: Issued, directives: dict[str, Any], resumed: bool, version: ssl.TLSVersion
+    server_certificate: Issued, directives: dict[str, Any], resumed: bool, version: ssl.TLSVersion
 ) -> None:
-    assert is_resumed(server_tls(ours), server_tls(ours, **directives), version) is resumed
+    assert (
+        is_resumed(server_tls(server_certificate), server_tls(server_certificate, **directives), version)
+        is resumed
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_session_is_not_resumed_with_other_certificate(
-    authority: Authority, ours: Issued, version: ssl.TLSVersion
+    authority: Authority, server_certificate: Issued, version: ssl.TLSVersion
 ) -> None:
-    assert not is_resumed(server_tls(ours), server_tls(authority.issue()), version)
+    assert not is_resumed(server_tls(server_certificate), server_tls(authority.issue()), version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("closed_by", ["client without close_notify", "client with close_notify", "server"])
-def test_cached_session_is_kept_after_close(ours: Issued, closed_by: str, version: ssl.TLSVersion) -> None:
-    tls = server_tls(ours, ssl_session_tickets=False, ssl_session_cache=SHARED)
+def test_cached_session_is_kept_after_close(
+    server_certificate: Issued, closed_by: str, version: ssl.TLSVersion
+) -> None:
+    tls = server_tls(server_certificate, ssl_session_tickets=False, ssl_session_cache=SHARED)
     context = client(version)
     first = TlsPair(tls, context)
     first.handshake()
@@ -105,42 +110,44 @@ def test_cached_session_is_kept_after_close(ours: Issued, closed_by: str, versio
     session = first.client.session
     if closed_by == "client without close_notify":
         first.client.close()
-        assert first.ours.recv() == b""
+        assert first.server.recv() == b""
     elif closed_by == "client with close_notify":
         first.client.setblocking(False)
         with pytest.raises(ssl.SSLWantReadError):
             first.client.unwrap()
-        assert first.ours.recv() == b""
+        assert first.server.recv() == b""
     first.close()
     info, _ = connect_once(tls, context, session=session)
     assert info.resumed
 
 
-def test_cache_is_per_worker(ours: Issued) -> None:
+def test_cache_is_per_worker(server_certificate: Issued) -> None:
     directives: dict[str, Any] = {"ssl_session_tickets": False, "ssl_session_cache": SHARED}
     assert not is_resumed(
-        server_tls(ours, **directives), server_tls(ours, **directives), ssl.TLSVersion.TLSv1_2
+        server_tls(server_certificate, **directives),
+        server_tls(server_certificate, **directives),
+        ssl.TLSVersion.TLSv1_2,
     )
 
 
-def test_cache_size_is_limited(ours: Issued) -> None:
-    tls = server_tls(ours, ssl_session_tickets=False, ssl_session_cache=SessionCache(builtin=3))
+def test_cache_size_is_limited(server_certificate: Issued) -> None:
+    tls = server_tls(server_certificate, ssl_session_tickets=False, ssl_session_cache=SessionCache(builtin=3))
     context = client(ssl.TLSVersion.TLSv1_2)
     for _ in range(10):
         connect_once(tls, context)
     assert 0 < tls.params.context.session_stats()["number"] <= 3
 
 
-def test_session_timeout_is_applied(ours: Issued) -> None:
+def test_session_timeout_is_applied(server_certificate: Issued) -> None:
     context = client(ssl.TLSVersion.TLSv1_3)
-    _, session = connect_once(server_tls(ours, ssl_session_timeout=Seconds(600.0)), context)
+    _, session = connect_once(server_tls(server_certificate, ssl_session_timeout=Seconds(600.0)), context)
     assert session is not None
     assert session.ticket_lifetime_hint == 600
 
 
-def test_number_of_tickets_sent(ours: Issued) -> None:
-    assert server_tls(ours).params.context.num_tickets == 1
-    assert server_tls(ours, ssl_session_tickets=False).params.context.num_tickets == 0
+def test_number_of_tickets_sent(server_certificate: Issued) -> None:
+    assert server_tls(server_certificate).params.context.num_tickets == 1
+    assert server_tls(server_certificate, ssl_session_tickets=False).params.context.num_tickets == 0
 
 
 # -- ssl_session_ticket_key
@@ -155,13 +162,13 @@ def key_file(folder: Path, name: str, data: int) -> str:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("data", [48, 80])
 def test_ticket_key_files_are_shared(
-    ours: Issued, tmp_path: Path, data: int, version: ssl.TLSVersion
+    server_certificate: Issued, tmp_path: Path, data: int, version: ssl.TLSVersion
 ) -> None:
     path = key_file(tmp_path, "key", data)
-    one = server_tls(ours, ssl_session_ticket_key=(path,))
-    other = server_tls(ours, ssl_session_ticket_key=(path,), key=bytes(80))
+    one = server_tls(server_certificate, ssl_session_ticket_key=(path,))
+    other = server_tls(server_certificate, ssl_session_ticket_key=(path,), key=bytes(80))
     assert is_resumed(one, other, version)
-    assert not is_resumed(one, server_tls(ours), version)
+    assert not is_resumed(one, server_tls(server_certificate), version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -176,7 +183,7 @@ def test_ticket_key_files_are_shared(
     ],
 )
 def test_first_key_encrypts_and_all_decrypt(
-    ours: Issued,
+    server_certificate: Issued,
     tmp_path: Path,
     seals: tuple[str, ...],
     opens: tuple[str, ...],
@@ -184,44 +191,50 @@ def test_first_key_encrypts_and_all_decrypt(
     version: ssl.TLSVersion,
 ) -> None:
     files = {name: key_file(tmp_path, name, data) for name, data in (("old", 80), ("new", 80), ("short", 48))}
-    first = server_tls(ours, ssl_session_ticket_key=tuple(files[name] for name in seals))
-    second = server_tls(ours, ssl_session_ticket_key=tuple(files[name] for name in opens))
+    first = server_tls(server_certificate, ssl_session_ticket_key=tuple(files[name] for name in seals))
+    second = server_tls(server_certificate, ssl_session_ticket_key=tuple(files[name] for name in opens))
     assert is_resumed(first, second, version) is resumed
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_ticket_of_older_key_is_renewed(ours: Issued, tmp_path: Path, version: ssl.TLSVersion) -> None:
+def test_ticket_of_older_key_is_renewed(
+    server_certificate: Issued, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
     old, new = key_file(tmp_path, "old", 80), key_file(tmp_path, "new", 80)
     context = client(version)
-    _, session = connect_once(server_tls(ours, ssl_session_ticket_key=(old,)), context)
+    _, session = connect_once(server_tls(server_certificate, ssl_session_ticket_key=(old,)), context)
     info, renewed = connect_once(
-        server_tls(ours, ssl_session_ticket_key=(new, old)), context, session=session
+        server_tls(server_certificate, ssl_session_ticket_key=(new, old)), context, session=session
     )
     assert info.resumed
-    again, _ = connect_once(server_tls(ours, ssl_session_ticket_key=(new,)), context, session=renewed)
+    again, _ = connect_once(
+        server_tls(server_certificate, ssl_session_ticket_key=(new,)), context, session=renewed
+    )
     assert again.resumed
 
 
-def test_ticket_key_file_has_openssl_layout(ours: Issued, tmp_path: Path) -> None:
+def test_ticket_key_file_has_openssl_layout(server_certificate: Issued, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(KEY)
-    from_file = server_tls(ours, ssl_session_ticket_key=(str(path),), key=bytes(80))
+    from_file = server_tls(server_certificate, ssl_session_ticket_key=(str(path),), key=bytes(80))
     for version in VERSIONS:
-        assert is_resumed(from_file, server_tls(ours, key=KEY), version)
-        assert is_resumed(server_tls(ours, key=KEY), from_file, version)
+        assert is_resumed(from_file, server_tls(server_certificate, key=KEY), version)
+        assert is_resumed(server_tls(server_certificate, key=KEY), from_file, version)
 
 
 @pytest.mark.parametrize("data", [0, 47, 64, 81])
-def test_ticket_key_file_of_other_size_is_a_problem(ours: Issued, tmp_path: Path, data: int) -> None:
+def test_ticket_key_file_of_other_size_is_a_problem(
+    server_certificate: Issued, tmp_path: Path, data: int
+) -> None:
     good, bad = key_file(tmp_path, "good", 80), key_file(tmp_path, "bad", data)
     with pytest.raises(ConfigError) as caught:
-        server_tls(ours, ssl_session_ticket_key=(good, bad))
+        server_tls(server_certificate, ssl_session_ticket_key=(good, bad))
     assert str(caught.value) == f'servers[imap].ssl_session_ticket_key[1]: "{bad}" must be 48 or 80 bytes'
 
 
-def test_missing_ticket_key_file_is_a_problem(ours: Issued) -> None:
+def test_missing_ticket_key_file_is_a_problem(server_certificate: Issued) -> None:
     with pytest.raises(ConfigError, match="No such file or directory"):
-        server_tls(ours, ssl_session_ticket_key=("/nonexistent",))
+        server_tls(server_certificate, ssl_session_ticket_key=("/nonexistent",))
 
 
 def test_ticket_key_repr_has_no_secret() -> None:
@@ -256,14 +269,15 @@ class Clock:
 class Workers:
     """Two workers whose ticket keys the supervisor rotates; the test chooses when each receives them."""
 
-    def __init__(self, ours: Issued, timeout: int) -> None:
+    def __init__(self, server_certificate: Issued, timeout: int) -> None:
         self.clock = Clock()
         self.rotation = KeyRotation(self.clock)
         self.timeout = timeout
         keys = self.rotation.of({timeout})[timeout]
         self.keys = TicketKeys(keys), TicketKeys(keys)
         self.tls = tuple(
-            server_tls(ours, key=keys, ssl_session_timeout=Seconds(timeout)) for keys in self.keys
+            server_tls(server_certificate, key=keys, ssl_session_timeout=Seconds(timeout))
+            for keys in self.keys
         )
 
     def after(self, seconds: float) -> None:
@@ -279,8 +293,10 @@ class Workers:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_ticket_is_accepted_for_one_session_timeout(ours: Issued, version: ssl.TLSVersion) -> None:
-    workers = Workers(ours, 300)
+def test_ticket_is_accepted_for_one_session_timeout(
+    server_certificate: Issued, version: ssl.TLSVersion
+) -> None:
+    workers = Workers(server_certificate, 300)
     context = client(version)
     first = workers.sealed_by(0)
     _, session = connect_once(workers.tls[0], context)
@@ -300,9 +316,9 @@ def test_ticket_is_accepted_for_one_session_timeout(ours: Issued, version: ssl.T
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("informed", [0, 1])
 def test_workers_accept_each_others_tickets_during_rotation(
-    ours: Issued, version: ssl.TLSVersion, informed: int
+    server_certificate: Issued, version: ssl.TLSVersion, informed: int
 ) -> None:
-    workers = Workers(ours, 300)
+    workers = Workers(server_certificate, 300)
     for _ in range(3):
         workers.after(300.0)
         workers.receives(informed)
@@ -314,8 +330,8 @@ def test_workers_accept_each_others_tickets_during_rotation(
         workers.receives(0, 1)
 
 
-def test_ticket_of_previous_key_is_renewed(ours: Issued) -> None:
-    workers = Workers(ours, 300)
+def test_ticket_of_previous_key_is_renewed(server_certificate: Issued) -> None:
+    workers = Workers(server_certificate, 300)
     context = client(ssl.TLSVersion.TLSv1_2)
     _, session = connect_once(workers.tls[0], context)
     workers.after(300.0)
@@ -367,8 +383,8 @@ def test_reload_keeps_ticket_keys_and_their_age() -> None:
     assert rotation.wait() == 100.0
 
 
-def test_ticket_keys_from_files_do_not_rotate(ours: Issued, tmp_path: Path) -> None:
-    tls: dict[str, Any] = {"listen": TLS_PORT, "ssl_certificate": (ours.files,)}
+def test_ticket_keys_from_files_do_not_rotate(server_certificate: Issued, tmp_path: Path) -> None:
+    tls: dict[str, Any] = {"listen": TLS_PORT, "ssl_certificate": (server_certificate.files,)}
     servers = (
         server(Protocol.IMAP, name="a", ssl_session_timeout=Seconds(60), **tls),
         server(Protocol.IMAP, name="b", ssl_session_timeout=Seconds(61), ssl_session_tickets=False, **tls),
@@ -380,11 +396,11 @@ def test_ticket_keys_from_files_do_not_rotate(ours: Issued, tmp_path: Path) -> N
     assert rotated_timeouts(ProxyConfig(servers=servers)) == {60}
 
 
-def test_ticket_keys_from_files_are_used_during_rotation(ours: Issued, tmp_path: Path) -> None:
+def test_ticket_keys_from_files_are_used_during_rotation(server_certificate: Issued, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(KEY)
     keys = TicketKeys.random()
-    tls = server_tls(ours, key=keys, ssl_session_ticket_key=(str(path),))
+    tls = server_tls(server_certificate, key=keys, ssl_session_ticket_key=(str(path),))
     context = client(ssl.TLSVersion.TLSv1_3)
     _, session = connect_once(tls, context)
     keys.replace([os.urandom(80)])
@@ -393,9 +409,9 @@ def test_ticket_keys_from_files_are_used_during_rotation(ours: Issued, tmp_path:
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 def test_openssl_client_resumes_after_rotation_with_other_worker(
-    ours: Issued, tmp_path: Path, version: str
+    server_certificate: Issued, tmp_path: Path, version: str
 ) -> None:
-    workers = Workers(ours, 300)
+    workers = Workers(server_certificate, 300)
     session = str(tmp_path / "session")
     with serve_tls(workers.tls[0]) as port:
         assert "resumed=False" in s_client(port, version, "-sess_out", session)
@@ -428,14 +444,18 @@ def serve_once(paths: tuple[str, str], pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_openssl_client_resumes_in_other_process(ours: Issued, tmp_path: Path, version: str) -> None:
+def test_openssl_client_resumes_in_other_process(
+    server_certificate: Issued, tmp_path: Path, version: str
+) -> None:
     fresh = multiprocessing.get_context("spawn")
     near, far = fresh.Pipe()
-    worker = fresh.Process(target=serve_once, args=((ours.files.certificate, ours.files.key), far))
+    worker = fresh.Process(
+        target=serve_once, args=((server_certificate.files.certificate, server_certificate.files.key), far)
+    )
     worker.start()
     try:
         session = str(tmp_path / "session")
-        with serve_tls(server_tls(ours)) as port:
+        with serve_tls(server_tls(server_certificate)) as port:
             assert "resumed=False" in s_client(port, version, "-sess_out", session)
         assert "resumed=True" in s_client(near.recv(), version, "-sess_in", session)
     finally:
@@ -445,8 +465,8 @@ def test_openssl_client_resumes_in_other_process(ours: Issued, tmp_path: Path, v
         far.close()
 
 
-def test_openssl_client_reconnects_and_resumes(ours: Issued) -> None:
-    with serve_tls(server_tls(ours)) as port:
+def test_openssl_client_reconnects_and_resumes(server_certificate: Issued) -> None:
+    with serve_tls(server_tls(server_certificate)) as port:
         output = s_client(port, "-tls1_2", "-reconnect")
     assert output.count("Reused, TLSv1.2") == 5
     assert output.count("New, TLSv1.2") == 1

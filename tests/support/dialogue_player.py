@@ -162,16 +162,16 @@ class Player:
     # ---- performing effects ----
 
     def _perform(self, generator: ProtocolGenerator[Any]) -> Any:
-        answer: Any = None
+        response: Any = None
         failure: SessionError | None = None
         while True:
             try:
-                effect = generator.send(answer) if failure is None else generator.throw(failure)
+                effect = generator.send(response) if failure is None else generator.throw(failure)
             except StopIteration as finished:
                 return finished.value
-            answer, failure = None, None
+            response, failure = None, None
             try:
-                answer = self._result_of(effect)
+                response = self._result_of(effect)
             except SessionError as thrown:
                 failure = thrown
 
@@ -237,10 +237,10 @@ class Player:
         return self.transcript.tls()
 
     def _authenticate(self, request: AuthRequest) -> Any:
-        answer = self._expect_request(f"authorize {_request_text(request)}")
-        if answer == "unavailable":
+        response = self._expect_request(f"authorize {_request_text(request)}")
+        if response == "unavailable":
             raise AuthUnreachable
-        head, _, text = answer.partition(":" if answer.endswith(":") else ": ")
+        head, _, text = response.partition(":" if response.endswith(":") else ": ")
         parts = iter(head.split(", "))
         return _decision(next(parts), dict(part.split(" ", 1) for part in parts), unescaped(text), request)
 
@@ -265,10 +265,10 @@ class Player:
         """Expect this request as the next step, and return its response."""
         self._compare_sent(self._sender)
         step = self._next_step()
-        asked, _, answer = ("", "", "") if step is None else step.text.partition(" -> ")
-        if asked != request:
+        expected_request, _, response = ("", "", "") if step is None else step.text.partition(" -> ")
+        if expected_request != request:
             self._fail(step, f"=  {request}")
-        return answer
+        return response
 
     def _compare_sent(self, side: str) -> None:
         """Compare all bytes that were sent with the next steps of this side."""
@@ -290,7 +290,7 @@ class Player:
 
     def _fail(self, step: Step | None, actual: str) -> NoReturn:
         here = step.line if step else len(self.transcript.steps) + 999
-        lines = [*map(str, (one for one in self.transcript.steps if one.line <= here)), f"  ->  {actual}"]
+        lines = [*map(str, (step for step in self.transcript.steps if step.line <= here)), f"  ->  {actual}"]
         raise TranscriptMismatch("\n".join([self.transcript.name, *lines]))
 
 
@@ -350,7 +350,7 @@ def _decision(
         return AuthDenied(text, int(parts.get("wait", "0s").removesuffix("s")), code, user)
     assert kind == "granted", f"no response of the service: {verb}"
     address, _, port = rest.rpartition(":")
-    asked = request.credentials
-    hashed = asked.method in {Method.APOP, Method.CRAM_MD5}
-    own = None if hashed else asked.password
-    return AuthAllowed(address, int(port), asked.user if user is None else user, password or own)
+    credentials = request.credentials
+    hashed = credentials.method in {Method.APOP, Method.CRAM_MD5}
+    own = None if hashed else credentials.password
+    return AuthAllowed(address, int(port), credentials.user if user is None else user, password or own)

@@ -30,7 +30,7 @@ def server_tls(
     *issued: Issued, protocol: Protocol = Protocol.IMAP, key: bytes | TicketKeys = KEY, **directives: Any
 ) -> ServerTls:
     """Build the TLS of a server with these certificates and directives."""
-    chosen = tuple(each.files for each in issued)
+    chosen = tuple(certificate.files for certificate in issued)
     config = server(protocol, **{"listen": TLS_PORT, "ssl_certificate": chosen, **directives})
     return build(config, ticket_keys=TicketKeys([key]) if isinstance(key, bytes) else key)
 
@@ -65,30 +65,30 @@ class TlsPair:
         near, far = over or socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
-        self.ours = tls.accept(far)
+        self.server = tls.accept(far)
         self.client = context.wrap_socket(
             near, server_hostname=host, do_handshake_on_connect=False, session=session
         )
 
     def handshake(self) -> TlsInfo:
         """Complete the handshake and return its result."""
-        steps = {self._client_step(), self.ours.handshake()}
+        steps = {self._client_step(), self.server.handshake()}
         for _ in range(20):
             if steps == {HandshakeStep.DONE}:
                 break
-            steps = {self._client_step(), self.ours.handshake()}
+            steps = {self._client_step(), self.server.handshake()}
         assert steps == {HandshakeStep.DONE}
-        return self.ours.info()
+        return self.server.info()
 
     def send_to_client(self, data: bytes) -> bytes:
         """Send bytes to the client, which also reads the session tickets before them."""
-        assert self.ours.send(data) == len(data)
+        assert self.server.send(data) == len(data)
         return self.client.recv(len(data))
 
     def close(self) -> None:
         """Close both sides."""
         self.client.close()
-        self.ours.close()
+        self.server.close()
 
     def _client_step(self) -> HandshakeStep:
         try:
@@ -121,8 +121,8 @@ def complete_handshake(connection: TlsConnection) -> TlsInfo:
 
 def wait_for(connection: socket.socket, *, reading: bool) -> None:
     """Wait until a socket is readable or writable."""
-    asked = ([connection], []) if reading else ([], [connection])
-    assert any(select.select(*asked, [], TIMEOUT_SECONDS))
+    descriptors_to_poll = ([connection], []) if reading else ([], [connection])
+    assert any(select.select(*descriptors_to_poll, [], TIMEOUT_SECONDS))
 
 
 @contextmanager

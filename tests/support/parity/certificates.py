@@ -41,9 +41,9 @@ def make_certificates(folder: Path) -> dict[str, str]:
         "revoked": revoked,
     }
     found = {"ca": authority.file, "others_ca": stranger.file, "crl": authority.revocation_list(revoked)}
-    for name, one in issued.items():
-        found[f"{name}_cert"] = one.files.certificate
-        found[f"{name}_key"] = one.files.key
+    for name, item in issued.items():
+        found[f"{name}_cert"] = item.files.certificate
+        found[f"{name}_key"] = item.files.key
     found["passwords"] = _written(folder / "passwords", "wrong\ncorrect horse\n")
     found["dhparam"] = _written(folder / "dhparam.pem", _DHPARAM)
     for name, size in (("ticket_key_a", 48), ("ticket_key_b", 80)):

@@ -42,24 +42,24 @@ class Comparison:
 
 
 def compare_records(  # noqa: C901 - one branch per way in which two records may differ
-    dialogue: Dialogue, theirs: Record | None, ours: Record, version: tuple[int, ...]
+    dialogue: Dialogue, nginx_record: Record | None, proxy_record: Record, version: tuple[int, ...]
 ) -> Comparison:
     """Compare two records of one dialogue.
 
     Args:
         dialogue: The dialogue that was played.
-        theirs: nginx's record; ``None`` if nginx is too old for the server block.
-        ours: The proxy's record.
+        nginx_record: nginx's record; ``None`` if nginx is too old for the server block.
+        proxy_record: The proxy's record.
         version: The version of nginx.
     """
-    faults = _mismatches(ours, dialogue.ours, "the proxy")
-    if dialogue.check is not None and (found := dialogue.check(ours)):
+    faults = _mismatches(proxy_record, dialogue.proxy_record, "the proxy")
+    if dialogue.check is not None and (found := dialogue.check(proxy_record)):
         faults.append(f"the proxy: {found}")
     is_old = version < dialogue.since
-    if theirs is None:
+    if nginx_record is None:
         return _comparison(Outcome.NEWER, (), faults)
     if is_old or (dialogue.declared_difference and not _nginx_behaves_alike(dialogue, version)):
-        faults += _mismatches(theirs, dialogue.theirs, "nginx")
+        faults += _mismatches(nginx_record, dialogue.nginx_record, "nginx")
     if is_old:
         return _comparison(Outcome.NEWER, (), faults)
     seen: list[str] = []
@@ -68,18 +68,18 @@ def compare_records(  # noqa: C901 - one branch per way in which two records may
         seen.append(difference.name)
         if dialogue.allows_other_differences:
             return _comparison(Outcome.DECLARED, tuple(seen), faults)
-        theirs, ours = _equalize(dialogue, difference, theirs, ours)
-    if theirs.ending == "reset" and ours.ending in {"eof", "notified"}:
+        nginx_record, proxy_record = _equalize(dialogue, difference, nginx_record, proxy_record)
+    if nginx_record.ending == "reset" and proxy_record.ending in {"eof", "notified"}:
         seen.append(RESET_IS_EOF)
-        theirs = replace(theirs, ending=ours.ending)
-    if (theirs.afterwards, ours.afterwards) == ("eof", "notified"):
+        nginx_record = replace(nginx_record, ending=proxy_record.ending)
+    if (nginx_record.afterwards, proxy_record.afterwards) == ("eof", "notified"):
         seen.append(CLOSE_NOTIFY)
-        theirs = replace(theirs, afterwards=ours.afterwards)
-    if theirs != ours and dialogue.is_generated:
-        explanation = find_explanation(theirs, ours, version)
+        nginx_record = replace(nginx_record, afterwards=proxy_record.afterwards)
+    if nginx_record != proxy_record and dialogue.is_generated:
+        explanation = find_explanation(nginx_record, proxy_record, version)
         if explanation is not None:
             return _comparison(Outcome.DECLARED, (*seen, explanation.name), faults)
-    faults += _field_differences(theirs, ours)
+    faults += _field_differences(nginx_record, proxy_record)
     return _comparison(Outcome.DECLARED if seen else Outcome.SAME, tuple(seen), faults)
 
 
@@ -90,14 +90,14 @@ def _nginx_behaves_alike(dialogue: Dialogue, version: tuple[int, ...]) -> bool:
 
 
 def _equalize(
-    dialogue: Dialogue, difference: Difference, theirs: Record, ours: Record
+    dialogue: Dialogue, difference: Difference, nginx_record: Record, proxy_record: Record
 ) -> tuple[Record, Record]:
     """Make the fields equal that were already checked or that the difference affects."""
     if difference.equalize is not None:
-        theirs, ours = difference.equalize(theirs), difference.equalize(ours)
-    names = {_FIELD_OF_PROPERTY.get(name, name) for name in (*dialogue.ours, *dialogue.theirs)}
-    same: dict[str, Any] = {name: getattr(ours, name) for name in names}
-    return replace(theirs, **same), ours
+        nginx_record, proxy_record = difference.equalize(nginx_record), difference.equalize(proxy_record)
+    names = {_FIELD_OF_PROPERTY.get(name, name) for name in (*dialogue.proxy_record, *dialogue.nginx_record)}
+    same: dict[str, Any] = {name: getattr(proxy_record, name) for name in names}
+    return replace(nginx_record, **same), proxy_record
 
 
 _FIELD_OF_PROPERTY = {"client": "turns"}
@@ -115,9 +115,9 @@ def _mismatches(record: Record, expected: dict[str, object], program: str) -> li
     ]
 
 
-def _field_differences(theirs: Record, ours: Record) -> list[str]:
+def _field_differences(nginx_record: Record, proxy_record: Record) -> list[str]:
     return [
-        f"{field.name}:\n  nginx     {getattr(theirs, field.name)!r}\n  the proxy {getattr(ours, field.name)!r}"
+        f"{field.name}:\n  nginx     {getattr(nginx_record, field.name)!r}\n  the proxy {getattr(proxy_record, field.name)!r}"
         for field in fields(Record)
-        if getattr(theirs, field.name) != getattr(ours, field.name)
+        if getattr(nginx_record, field.name) != getattr(proxy_record, field.name)
     ]

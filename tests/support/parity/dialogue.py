@@ -104,9 +104,9 @@ class Dialogue:
         dns: The name server's records for the client, by name and type (``PTR`` among them).
         via: The kind of address: ``tcp``, ``ipv6`` or ``unix``.
         declared_difference: The name of the declared difference, if there is one.
-        ours: The expected fields of the proxy's record; empty: only what the difference requires.
-        theirs: The expected fields of nginx's record.
-        allows_other_differences: Whether the declared difference may affect fields not in ``ours`` and ``theirs``.
+        proxy_record: The expected fields of the proxy's record; empty: only what the difference requires.
+        nginx_record: The expected fields of nginx's record.
+        allows_other_differences: Whether the declared difference may affect fields not in ``proxy_record`` and ``nginx_record``.
         is_generated: Whether it was generated, so that it has no declared difference.
         since: The first version of nginx with which both must be the same.
     """
@@ -123,8 +123,8 @@ class Dialogue:
     via: str = "tcp"
     is_exclusive: bool = False
     declared_difference: str = ""
-    ours: dict[str, object] = field(default_factory=dict)
-    theirs: dict[str, object] = field(default_factory=dict)
+    proxy_record: dict[str, object] = field(default_factory=dict)
+    nginx_record: dict[str, object] = field(default_factory=dict)
     allows_other_differences: bool = False
     since: tuple[int, ...] = ()
     is_generated: bool = False

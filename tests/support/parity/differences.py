@@ -97,12 +97,16 @@ _UNSAFE: Final = re.compile(rb"\r\nAuth-(?:User|Pass): [^\r]*%0[0AD]")
 _STALE: Final = re.compile(rb"Auth-Method: none\r\n(?!Auth-User: \r\nAuth-Pass: \r\nAuth-Protocol)")
 
 
-def _had_unsafe_credentials(theirs: Record, ours: Record) -> bool:
-    return any(map(_UNSAFE.search, theirs.requests)) and not any(map(_UNSAFE.search, ours.requests))
+def _had_unsafe_credentials(nginx_record: Record, proxy_record: Record) -> bool:
+    return any(map(_UNSAFE.search, nginx_record.requests)) and not any(
+        map(_UNSAFE.search, proxy_record.requests)
+    )
 
 
-def _had_stale_credentials(theirs: Record, ours: Record) -> bool:
-    return any(map(_STALE.search, theirs.requests)) and not any(map(_STALE.search, ours.requests))
+def _had_stale_credentials(nginx_record: Record, proxy_record: Record) -> bool:
+    return any(map(_STALE.search, nginx_record.requests)) and not any(
+        map(_STALE.search, proxy_record.requests)
+    )
 
 
 _TABLE: Final[tuple[Difference, ...]] = (
@@ -384,10 +388,16 @@ _TABLE: Final[tuple[Difference, ...]] = (
 DIFFERENCES: Final = {difference.name: difference for difference in _TABLE}
 
 
-def find_explanation(theirs: Record, ours: Record, version: tuple[int, ...]) -> Difference | None:
+def find_explanation(
+    nginx_record: Record, proxy_record: Record, version: tuple[int, ...]
+) -> Difference | None:
     """Return the difference that explains why the records of a generated dialogue differ."""
     for difference in _TABLE:
         nginx_behaves_alike = bool(difference.same_since) and version >= difference.same_since
-        if difference.explains is not None and not nginx_behaves_alike and difference.explains(theirs, ours):
+        if (
+            difference.explains is not None
+            and not nginx_behaves_alike
+            and difference.explains(nginx_record, proxy_record)
+        ):
             return difference
     return None

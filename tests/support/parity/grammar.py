@@ -176,7 +176,7 @@ _EXCHANGE: Final = re.compile(rb"(?i)AUTH")
 
 def _tidied(protocol: str, lines: list[bytes]) -> list[bytes]:
     """Replace lines that cause a declared difference, which has a dialogue of its own."""
-    tidy = [_NOOP if any(one.search(line) for one in _UNTIDY[protocol]) else line for line in lines]
+    tidy = [_NOOP if any(item.search(line) for item in _UNTIDY[protocol]) else line for line in lines]
     if protocol == "imap" and any(_EXCHANGE.search(line) for line in tidy):
         return [_NOOP if b"}" in line else line for line in tidy]  # sasl-literals
     return tidy

@@ -100,8 +100,8 @@ class ComparedProgram:
 class Pair:
     """nginx and the proxy with one configuration."""
 
-    theirs: ComparedProgram
-    ours: ComparedProgram
+    nginx: ComparedProgram
+    proxy: ComparedProgram
 
 
 class Kit:
@@ -163,15 +163,15 @@ class Kit:
         return list(dict.fromkeys(self._pairs.values()))
 
     def _processes(self) -> list[Process]:
-        programs = (program for pair in self._all_pairs() for program in (pair.theirs, pair.ours))
+        programs = (program for pair in self._all_pairs() for program in (pair.nginx, pair.proxy))
         return [program.process for program in programs if program.process is not None]
 
     def _start(self, pair: Pair) -> None:
-        for program in (pair.theirs, pair.ours):
+        for program in (pair.nginx, pair.proxy):
             self.wait(program.start_peers())
-        text = pair.theirs.text(self.nginx.load, self.certificates)
-        pair.theirs.process = start_nginx(self.nginx, text, pair.theirs.addresses.folder)
-        pair.ours.process = start_proxy(pair.ours.text("", self.certificates), pair.ours.addresses.folder)
+        text = pair.nginx.text(self.nginx.load, self.certificates)
+        pair.nginx.process = start_nginx(self.nginx, text, pair.nginx.addresses.folder)
+        pair.proxy.process = start_proxy(pair.proxy.text("", self.certificates), pair.proxy.addresses.folder)
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes():
@@ -179,7 +179,7 @@ class Kit:
         for process in self._processes():
             process.stop()
         for pair in self._all_pairs():
-            for program in (pair.theirs, pair.ours):
+            for program in (pair.nginx, pair.proxy):
                 self.wait(program.stop_peers())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -192,10 +192,10 @@ class Kit:
         return future.result(600)
 
     def addresses(self, program: ComparedProgram, block: str) -> ProgramAddresses:
-        """Return the place of a server block in the same program as ``program``."""
+        """Return the addresses of the program like ``program`` that has this server block."""
         pair = self._pairs[block]
-        is_ours = any(program is one.ours for one in self._all_pairs())
-        return (pair.ours if is_ours else pair.theirs).addresses
+        is_ours = any(program is pair.proxy for pair in self._all_pairs())
+        return (pair.proxy if is_ours else pair.nginx).addresses
 
     # -- playing
 
@@ -219,7 +219,7 @@ class Kit:
     ) -> list[tuple[Record | None, Record]]:
         slots, exclusive = asyncio.Semaphore(_CONCURRENT_DIALOGUES), asyncio.Lock()
 
-        async def one(dialogue: Dialogue) -> tuple[Record | None, Record]:
+        async def play_one(dialogue: Dialogue) -> tuple[Record | None, Record]:
             is_alone = dialogue.is_exclusive or dialogue.via != "tcp"
             async with exclusive if is_alone else slots:
                 for timeouts in (_SHORT_TIMEOUTS, _LONG_TIMEOUTS, _LONGEST_TIMEOUTS):
@@ -228,15 +228,15 @@ class Kit:
                         break
                 return found
 
-        return list(await asyncio.gather(*map(one, dialogues)))
+        return list(await asyncio.gather(*map(play_one, dialogues)))
 
     async def _play_both(self, dialogue: Dialogue, timeouts: Timeouts) -> tuple[Record | None, Record]:
         ip, pair = next(self._addresses), self._pairs[dialogue.block]
-        theirs, expected_progress = None, None
+        nginx_record, expected_progress = None, None
         if self.nginx.version >= self.blocks[dialogue.block].since:
-            theirs, expected_progress = await self._play(pair.theirs, dialogue, ip, timeouts, None)
-        ours, _ = await self._play(pair.ours, dialogue, ip, timeouts, expected_progress)
-        return theirs, ours
+            nginx_record, expected_progress = await self._play(pair.nginx, dialogue, ip, timeouts, None)
+        proxy_record, _ = await self._play(pair.proxy, dialogue, ip, timeouts, expected_progress)
+        return nginx_record, proxy_record
 
     async def _play(
         self,
@@ -311,7 +311,7 @@ class _Player:
             self._record_new_bytes(connection)
         finally:
             connection.close()
-        await self._wait_until(lambda: all(one.is_closed for one in self._run.upstreams))
+        await self._wait_until(lambda: all(upstream.is_closed for upstream in self._run.upstreams))
         return self._record(ending, afterwards)
 
     async def _earlier_session(self) -> TlsSession | None:
@@ -404,9 +404,11 @@ class _Player:
 
     def _current_progress(self, connection: ClientConnection) -> Progress:
         run = self._run
-        closed = sum(one.is_closed for one in run.upstreams)
+        closed = sum(upstream.is_closed for upstream in run.upstreams)
         normalize = self._normalizer.normalize
-        received = sum(len(self._normalizer.normalize_upstream(one.data)) + 1 for one in run.upstreams)
+        received = sum(
+            len(self._normalizer.normalize_upstream(upstream.data)) + 1 for upstream in run.upstreams
+        )
         return Progress(
             len(normalize(connection.received)), connection.is_open, len(run.requests), received, closed
         )
@@ -433,8 +435,8 @@ class _Player:
             afterwards=afterwards,
             tls=tuple(self._tls),
             requests=tuple(map(normalizer.normalize_request, run.requests)),
-            upstreams=tuple(normalizer.normalize_upstream(one.data) for one in run.upstreams),
-            upstream_endings=tuple("closed" if one.is_closed else "open" for one in run.upstreams),
+            upstreams=tuple(normalizer.normalize_upstream(upstream.data) for upstream in run.upstreams),
+            upstream_endings=tuple("closed" if upstream.is_closed else "open" for upstream in run.upstreams),
             dns_queries=self._dns_queries(),
         )
 

@@ -15,11 +15,11 @@ from support.parity.record import Record
 
 @dataclass
 class Results:
-    """The verdicts of one run; each written dialogue is played once.
+    """The comparisons of one run; each written dialogue is played once.
 
     Attributes:
         kit: The kit that plays the dialogues.
-        comparisons: The verdict on each dialogue that was played.
+        comparisons: The comparison of each dialogue that was played.
         outcomes: The count of each outcome, including generated dialogues.
         differences: The count of each declared difference that was seen.
         received: The lines that clients received from both programs, by protocol.
@@ -32,7 +32,7 @@ class Results:
     received: defaultdict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
 
     def comparison(self, dialogue: Dialogue) -> Comparison:
-        """Return the verdict on a dialogue; play it if it was not played yet."""
+        """Return the comparison of a dialogue; play it if it was not played yet."""
         self.play([dialogue])
         return self.comparisons[dialogue]
 
@@ -42,24 +42,24 @@ class Results:
         self.comparisons |= dict(zip(wanted, self.compare(wanted), strict=True))
 
     def compare(self, dialogues: Sequence[Dialogue]) -> list[Comparison]:
-        """Play dialogues, count their outcomes, and return their verdicts."""
+        """Play dialogues, count their outcomes, and return their comparisons."""
         version = self.kit.nginx.version
 
-        def is_settled(dialogue: Dialogue, theirs: Record | None, ours: Record) -> bool:
-            return compare_records(dialogue, theirs, ours, version).is_accepted
+        def is_settled(dialogue: Dialogue, nginx_record: Record | None, proxy_record: Record) -> bool:
+            return compare_records(dialogue, nginx_record, proxy_record, version).is_accepted
 
         pairs = self.kit.play(dialogues, is_settled)
         found = [
-            compare_records(dialogue, theirs, ours, version)
-            for dialogue, (theirs, ours) in zip(dialogues, pairs, strict=True)
+            compare_records(dialogue, nginx_record, proxy_record, version)
+            for dialogue, (nginx_record, proxy_record) in zip(dialogues, pairs, strict=True)
         ]
-        for dialogue, (theirs, ours) in zip(dialogues, pairs, strict=True):
-            if theirs is not None:
-                both = set(theirs.client.splitlines()) & set(ours.client.splitlines())
+        for dialogue, (nginx_record, proxy_record) in zip(dialogues, pairs, strict=True):
+            if nginx_record is not None:
+                both = set(nginx_record.client.splitlines()) & set(proxy_record.client.splitlines())
                 self.received[self.kit.blocks[dialogue.block].protocol] |= both
-        for one in found:
-            self.outcomes[one.outcome] += 1
-            self.differences.update(one.differences)
+        for item in found:
+            self.outcomes[item.outcome] += 1
+            self.differences.update(item.differences)
         return found
 
     @property

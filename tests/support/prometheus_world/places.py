@@ -19,7 +19,7 @@ from support.servers.auth_service import AuthRule, AuthService, auth_service
 from support.servers.certificates import Certificates, certificates
 from support.servers.programs import Ports
 from support.servers.proxy import Proxy, manifest
-from support.servers.shared_proxy import files
+from support.servers.shared_proxy import certificate_element
 
 _CLIENT: Final = "1.0.0.127.in-addr.arpa"
 _PATIENCE: Final = 60.0
@@ -96,7 +96,7 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
     mail = {
         "serverName": "mail.example.com",
         "xclient": False,
-        "sslCertificate": [files(found.tls.proxy)],
+        "sslCertificate": [certificate_element(found.tls.proxy)],
     }
     return ports, manifest(servers, mail, workerConnections=60)
 

@@ -31,16 +31,16 @@ def server(
     return {
         "name": name,
         "protocol": protocol,
-        "listen": [{"address": "127.0.0.1", **one} for one in listen],
+        "listen": [{"address": "127.0.0.1", **listener} for listener in listen],
         "authHttp": service.url(f"/{name}"),
         **_METHODS[protocol],
         **directives,
     }
 
 
-def files(own: CertificateFiles) -> dict[str, str]:
+def certificate_element(certificate_files: CertificateFiles) -> dict[str, str]:
     """Return an element of ``sslCertificate``."""
-    return {"certificateFile": own.certificate, "keyFile": own.key}
+    return {"certificateFile": certificate_files.certificate, "keyFile": certificate_files.key}
 
 
 @dataclass
@@ -111,6 +111,6 @@ def shared_manifest(plan: ServerPlan, certificates: Certificates) -> dict[str, A
         "timeout": "20s",
         "proxyTimeout": "60s",
         "proxyPassErrorMessage": True,
-        "sslCertificate": [files(certificates.proxy)],
+        "sslCertificate": [certificate_element(certificates.proxy)],
     }
     return manifest(plan.servers, mail, workerConnections=2048)

@@ -260,7 +260,7 @@ HEADERS_OUT: Final[dict[str, tuple[str, tuple[Step, ...], str]]] = {
 
 
 def _begins_with(header: bytes, record: Record) -> str:
-    return "" if any(one.startswith(header) for one in record.upstreams) else f"{record.upstreams}"
+    return "" if any(item.startswith(header) for item in record.upstreams) else f"{record.upstreams}"
 
 
 def _out2() -> Iterator[Dialogue]:
