@@ -173,7 +173,7 @@ def test_end_writing_with_tls_sends_close_notify_and_fin(tmp_path: Path) -> None
     peers = tls_peers.TlsPair(server_tls(Authority(tmp_path).issue()), client_context())
     peers.handshake()
     assert peers.send_to_client(b"bye") == b"bye"
-    end_writing(peers.ours)
+    end_writing(peers.server)
     plain = peers.client.unwrap()  # raises where there is no close_notify
     assert plain.recv(1) == b""
     plain.close()

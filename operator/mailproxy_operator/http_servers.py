@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits the number of connections of the operator's HTTP servers; aiohttp has no such limit."""
+"""What the operator's HTTP servers share: a limit on connections, which aiohttp does not have, and a log."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
+LOGGER = logging.getLogger(__name__)
+"""The log of the servers, without malformed requests of clients."""
 HANDSHAKE_SECONDS = 3.0
 """Timeout of a TLS handshake, and of an accepted connection without a transport."""
 HANDSHAKES_FACTOR = 4
@@ -50,14 +54,14 @@ class Connections:
     def _drop_closed(self) -> bool:
         """Remove closed connections; return whether there were any."""
         now = asyncio.get_running_loop().time()
-        over = [
-            one
-            for one, since in self._idle_since.items()
-            if one.transport is None and now - since > HANDSHAKE_SECONDS
+        closed = [
+            connection
+            for connection, since in self._idle_since.items()
+            if connection.transport is None and now - since > HANDSHAKE_SECONDS
         ]
-        for one in over:
-            del self._idle_since[one]
-        return bool(over)
+        for connection in closed:
+            del self._idle_since[connection]
+        return bool(closed)
 
     @contextmanager
     def busy(self, connection: web.RequestHandler) -> Iterator[None]:
@@ -71,12 +75,12 @@ class Connections:
                 self._idle_since[connection] = asyncio.get_running_loop().time()
 
     def _close_idlest(self) -> None:
-        for one in self._idle_since:
-            transport = one.transport
+        for connection in self._idle_since:
+            transport = connection.transport
             # Without a transport the connection is in its handshake, which has a deadline, or is closed.
-            if transport is not None and one not in self._busy:
-                del self._idle_since[one]
-                one.force_close()
+            if transport is not None and connection not in self._busy:
+                del self._idle_since[connection]
+                connection.force_close()
                 # close() waits until the client has read the remaining bytes, without a timeout.
                 transport.abort()
                 return
@@ -129,3 +133,12 @@ def _opened(host: str, port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("0.0.0.0", port))  # noqa: S104  a host without IPv6
+
+
+def _is_logged(record: logging.LogRecord) -> bool:
+    """Return whether a record is not about a malformed request, which got a response with status 400."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+LOGGER.addFilter(_is_logged)
