@@ -120,12 +120,12 @@ DNS: Final = Row(
     "DNS",
     (
         Panel(
-            title="Questions, by result",
+            title="DNS queries sent, by result",
             stacked=True,
             unit="reqps",
             width=6,
             queries=((rate("mailproxy_dns_queries_total", "result", JOB), "{{result}}"),),
-            help="To name servers: names of clients, of the authentication service.",
+            help="Lookups of client names and of the host name of the authentication service.",
         ),
         Panel(
             title="Time-outs, by purpose",
