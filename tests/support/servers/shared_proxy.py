@@ -111,6 +111,7 @@ def shared_manifest(plan: ServerPlan, certificates: Certificates) -> dict[str, A
         "timeout": "20s",
         "proxyTimeout": "60s",
         "proxyPassErrorMessage": True,
+        "proxySmtpGuard": False,  # clients have the proxy's address, from which Postfix accepts XCLIENT
         "sslCertificate": [certificate_element(certificates.proxy)],
     }
     return manifest(plan.servers, mail, workerConnections=2048)
