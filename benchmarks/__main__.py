@@ -22,11 +22,12 @@ _METHOD = """\
 Proxies run on processor 0; clients, upstreams and the authentication service on processor 1. nginx and the
 proxy take turns in every round and run the same configuration; the proxy has its metrics and its session log
 on, nginx logs errors only. CPU is the worker's own, from `/proc/PID/task/*/schedstat`; memory is `Pss` from
-`/proc/PID/smaps_rollup`. A ratio is the proxy's figure over nginx's in the same round, figures are medians.
-Less is better, except for rates per second. *Busy* columns show how much of its
-processor the proxy took, and how much of the other the load (clients, upstreams, authentication service) took
-meanwhile, both by the same books: where the load is at 100 % and the proxy is not, the load set the pace, and
-a proxy that waits now and then wakes up more often for the same work."""
+`/proc/PID/smaps_rollup`. A ratio is the proxy's value divided by nginx's in the same round; the tables have
+medians.
+Less is better, except for rates per second. *Busy* columns show the share of processor 0 that the proxy
+used, and the share of processor 1 that the load (clients, upstreams, authentication service) used, both from
+`schedstat`. If the load is at 100 % and the proxy is not, the load limits the rate; a proxy that is sometimes
+idle wakes up more often for the same work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,10 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *MEASURES], help=", ".join(MEASURES))
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count; each measures both proxies")
-    parser.add_argument("--seconds", type=float, default=0.4, help="of one proxy's turn in a round")
     parser.add_argument(
-        "--clients", type=int, default=CLIENTS, help="who log in over and over (logins, price)"
+        "--rounds", type=int, default=5, help="rounds after the warm-up; each measures both proxies"
+    )
+    parser.add_argument("--seconds", type=float, default=0.4, help="of one measurement in a round")
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=CLIENTS,
+        help="number of clients that log in repeatedly (logins, price)",
     )
     parser.add_argument("--python", default=sys.executable, help="the interpreter that the proxy runs on")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")

@@ -78,8 +78,8 @@ class LoginStats:
 class Tls:
     """The client side of TLS, in memory.
 
-    OpenSSL reads a record in two goes and a flight in a dozen; from memory
-    they cost nothing, and the flight was one system call.
+    OpenSSL reads a record in two calls and a flight of the handshake in about a
+    dozen.  From memory these need no system calls; the flight is one ``recv``.
     """
 
     __slots__ = ("_object", "incoming", "is_secure", "outgoing", "sock")
@@ -126,27 +126,26 @@ class Tls:
     def session(self) -> ssl.SSLSession | None:
         """The session that later handshakes may resume.
 
-        All of them resume one: Python writes a session out and reads it in
-        again, certificate and all, whenever it is asked for.
+        All handshakes resume the same session, because Python serializes and
+        parses a session, with its certificate, at each access to this attribute.
         """
         return self._object.session
 
 
-def _has_more(heard: bytes) -> bool:
+def _has_more(received: bytes) -> bool:
     """Return whether the last line of an SMTP reply is followed by another."""
-    return heard[heard.rfind(b"\n", 0, -1) + 4 :][:1] == b"-"
+    return received[received.rfind(b"\n", 0, -1) + 4 :][:1] == b"-"
 
 
 class Client:
     """One client, from connecting to its login.
 
-    It must not be the bottleneck of a measurement.  So its socket is the plain
-    one beneath Python's, and blocks, which saves a system call and never
-    happens: on loopback, connect is done when it returns, what there is to
-    read has been announced, and what is said is short.
+    To be fast, it uses the C class of sockets in blocking mode, which saves
+    system calls.  It never blocks: on loopback, ``connect`` returns at once,
+    ``recv`` is called only after an event, and commands are short.
     """
 
-    __slots__ = ("_heard", "_next", "fd", "group", "sock", "started", "tls")
+    __slots__ = ("_next", "_received", "fd", "group", "sock", "started", "tls")
 
     def __init__(self, group: ClientGroup, started: float) -> None:
         self.group = group
@@ -154,7 +153,7 @@ class Client:
         self.sock = sock = socket.SocketType(_INET, _STREAM)
         self.tls: Tls | None = None
         self._next = 0
-        self._heard = b""
+        self._received = b""
         sock.connect(group.address)
         self.fd = fd = sock.fileno()
         group.clients[fd] = self
@@ -166,18 +165,18 @@ class Client:
         """Continue the handshake, or read a reply."""
         data = self.receive()
         if data:
-            heard = self._heard + data
-            if heard.endswith(b"\r\n") and not (self.group.is_smtp and _has_more(heard)):
-                self._heard = b""
-                self._on_reply(heard)
+            received = self._received + data
+            if received.endswith(b"\r\n") and not (self.group.is_smtp and _has_more(received)):
+                self._received = b""
+                self._on_reply(received)
             else:
-                self._heard = heard
+                self._received = received
 
     def receive(self) -> bytes:
         """Read what was received; nothing where it was part of a record or of the handshake."""
         data = self.sock.recv(_READ)
         if not data:
-            raise SystemExit(f"a connection was closed after {self._heard!r}")
+            raise SystemExit(f"a connection was closed after {self._received!r}")
         tls = self.tls
         if tls is None:
             return data
@@ -196,11 +195,11 @@ class Client:
         else:
             self.sock.send(self.tls.encrypt(data))
 
-    def _on_reply(self, heard: bytes) -> None:
+    def _on_reply(self, received: bytes) -> None:
         group, step = self.group, self._next
         if step == group.last:
-            if not (b"OK" in heard or heard.startswith(b"235")):
-                raise SystemExit(f"a login was refused: {heard!r}")
+            if not (b"OK" in received or received.startswith(b"235")):
+                raise SystemExit(f"a login was refused: {received!r}")
             group.logged_in(self)
         elif step == 1 and group.scene.tls == "starttls" and self.tls is None:
             self._start_tls()

@@ -108,8 +108,8 @@ def _logins(run: Bench, scene: str, conns: int, seconds: float, **how: object) -
 
 SATURATED: Final[tuple[tuple[str, str, dict[str, object], str], ...]] = (
     # what, listener, how, target
-    ("IMAP plain, upstream takes LITERAL+", "imap", {}, "1.0"),
-    ("IMAP plain, upstream says nothing of it", "imap", {"user": "bare"}, "1.0"),
+    ("IMAP plain, upstream with LITERAL+", "imap", {}, "1.0"),
+    ("IMAP plain, upstream without LITERAL+", "imap", {"user": "bare"}, "1.0"),
     ("POP3 plain", "pop3", {}, "1.1"),
     ("SMTP plain, AUTH", "smtp", {}, "1.1"),
     ("IMAP, STARTTLS", "imap", {"tls": "starttls"}, "0.9"),
@@ -216,7 +216,7 @@ def bulk(run: Bench, pace: Pace) -> Iterator[Row]:
 
 
 def memory(run: Bench, pace: Pace) -> Iterator[Row]:
-    """Memory per idle session, the CPU that they take, what a login costs beside them."""
+    """Memory per idle session, the CPU that they take, and the cost of a login meanwhile."""
     for scene, target in (("imap", "0.2"), ("imaps", "0.65")):
         found = {name: _hold(run, run.restart(name), scene, pace) for name in BOTH}
         for key, unit, scale in _memory_rows(_many()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``PYTHONPATH=tests python -m benchmarks.operator_scale``: the operator with many resources, and at rest.
+"""``PYTHONPATH=tests python -m benchmarks.operator_scale``: the operator with many resources, and idle.
 
 Needs kube-apiserver and etcd, in $KUBEBUILDER_ASSETS or /usr/local/kubebuilder/bin.  There are no
 controllers: every Deployment is reported as rolled out, with no pods wanted.
@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.operator_scale", description=__doc__)
-    parser.add_argument("--resources", type=int, default=500, help="resources")
+    parser.add_argument("--resources", type=int, default=500, help="number of MailProxy resources")
     parser.add_argument("--resync", type=float, default=60.0, help="seconds; the operator's default is 600")
-    parser.add_argument("--rest", type=float, default=120.0, help="seconds to look at it at rest")
+    parser.add_argument("--rest", type=float, default=120.0, help="seconds to measure while idle")
     return parser.parse_args(argv)
 
 
@@ -88,7 +88,7 @@ def _show(name: str, figures: dict[str, object]) -> None:
 
 def start_of_proxy(folder: Path) -> dict[str, object]:
     """Measure ``mailproxy run`` from its beginning until it is ready."""
-    ports = Ports().takes("mail", "admin")
+    ports = Ports().take_all("mail", "admin")
     listener = {"address": "127.0.0.1", "port": ports["mail"]}
     manifest = folder / "proxy.yaml"
     servers = [{"name": "imap", "protocol": "imap", "listen": [listener]}]
@@ -150,7 +150,7 @@ def _children(pid: int) -> list[int]:
 
 
 def group(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> None:
-    """Measure many resources, from nothing until all have settled, and then at rest."""
+    """Measure many resources, from nothing until all have settled, and then while idle."""
     world = World(cluster, operator, Addresses())
     names = [f"edge-{number}" for number in range(options.resources)]
     before, begun = usage(operator.pid), time.monotonic()

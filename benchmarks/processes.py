@@ -296,7 +296,7 @@ def _wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None
             return
         if process.poll() is not None:
             break
-    said = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log and log.exists() else ""
+    output = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log and log.exists() else ""
     code = process.poll()
     end = "is still running" if code is None else f"ended with {code}"
-    raise RuntimeError(f"no process listens on {port}: {process.args!r} {end}\n{said}".rstrip())
+    raise RuntimeError(f"no process listens on {port}: {process.args!r} {end}\n{output}".rstrip())

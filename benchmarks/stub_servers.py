@@ -4,12 +4,12 @@
 Run as ``python -m benchmarks.stub_servers AUTH IMAP BARE POP3 SMTP`` (ports).  The
 upstream at ``IMAP`` greets as Dovecot does, with its capabilities; the one at
 ``BARE`` advertises no capabilities.  After a login, ``x GIVE`` makes an IMAP
-upstream send without end, and ``x TAKE`` makes it swallow everything.
+upstream send without end, and ``x TAKE`` makes it discard all input.
 
-The stubs must not be the bottleneck of a measurement.  So connections are bare
-descriptors, and all that is known of one is which function its next event
-goes to.  They block, which saves a system call each and never happens: what
-there is to read has been announced, and what is said is short.
+To be fast, the stubs use descriptors without socket objects, and keep only the
+function that handles the next event of each.  The descriptors are in blocking
+mode, which saves a system call for each; they never block, because they are
+read only after an event, and commands are short.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-Talk = Callable[[int], None]
+Handler = Callable[[int], None]
 """Handles a readable connection."""
 
 CHUNK = b"x" * 65536
@@ -48,7 +48,7 @@ class StubServers:
     def __init__(self, auth: int, imap: int, bare: int, pop3: int, smtp: int) -> None:
         self._epoll = select.epoll()
         self._listeners: dict[int, Callable[[], None]] = {}
-        self._talks: dict[int, Talk] = {}
+        self._handlers: dict[int, Handler] = {}
         self._tags: dict[int, bytes] = {}
         self._sink = bytearray(1 << 18)
         self._imap, self._bare, self._pop3, self._smtp = (
@@ -60,81 +60,81 @@ class StubServers:
         self._listen(pop3, self._serve_pop3, b"+OK Dovecot ready.\r\n")
         self._listen(smtp, self._serve_smtp, READY)
 
-    def _listen(self, port: int, talk: Talk, greeting: bytes = b"") -> None:
+    def _listen(self, port: int, handler: Handler, greeting: bytes = b"") -> None:
         listener = socket.create_server(("127.0.0.1", port), backlog=4096)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setblocking(False)
         # what is below the public accept gives a descriptor, without the two system calls of an object for it
         accept = listener._accept  # type: ignore[attr-defined]  # noqa: SLF001
-        talks, register = self._talks, self._epoll.register
+        handlers, register = self._handlers, self._epoll.register
 
-        def take() -> None:
+        def accept_one() -> None:
             try:
                 fd, _ = accept()
             except BlockingIOError:
                 return
-            talks[fd] = talk
+            handlers[fd] = handler
             register(fd, _EVENTS)
             if greeting:
                 os.write(fd, greeting)
 
         register(listener.fileno(), select.EPOLLIN)
-        self._listeners[listener.fileno()] = take
+        self._listeners[listener.fileno()] = accept_one
 
     def serve(self) -> None:
         """Serve until the process is killed."""
-        poll, talks, listeners = self._epoll.poll, self._talks, self._listeners
-        heard = select.EPOLLIN
+        poll, handlers, listeners = self._epoll.poll, self._handlers, self._listeners
+        readable = select.EPOLLIN
         while True:
             for fd, mask in poll(-1, _BATCH):
                 try:
                     if fd in listeners:
                         listeners[fd]()
-                    elif mask == heard:
-                        talks[fd](fd)
+                    elif mask == readable:
+                        handlers[fd](fd)
                     else:
                         self._on_close_or_writable(fd, mask)
                 except OSError:
-                    if fd in talks:
+                    if fd in handlers:
                         self._close(fd)
 
     def _on_close_or_writable(self, fd: int, mask: int) -> None:
         """Close a connection that the peer has closed, or send bulk data where there is room."""
         if mask == select.EPOLLOUT:
             self._send_bulk(fd)
-        elif mask & select.EPOLLIN and self._talks[fd] == self._discard:
+        elif mask & select.EPOLLIN and self._handlers[fd] == self._discard:
             self._discard(fd)
         else:
             self._close(fd)
 
     def _serve_auth(self, fd: int) -> None:
-        asked = os.read(fd, _LINES)
-        if b"Auth-Protocol: imap" in asked:
-            os.write(fd, self._bare if b"Auth-User: bare" in asked else self._imap)
+        request = os.read(fd, _LINES)
+        if b"Auth-Protocol: imap" in request:
+            os.write(fd, self._bare if b"Auth-User: bare" in request else self._imap)
         else:
-            os.write(fd, self._pop3 if b"Auth-Protocol: pop3" in asked else self._smtp)
-        if b" HTTP/1.0\r\n" in asked:
+            os.write(fd, self._pop3 if b"Auth-Protocol: pop3" in request else self._smtp)
+        if b" HTTP/1.0\r\n" in request:
             self._close(fd)
 
     def _serve_login(self, fd: int) -> None:
         """Accept any login, with both kinds of literals or in one line."""
-        heard = os.read(fd, _LINES)
-        tag = self._tags.pop(fd, b"") or heard.partition(b" ")[0]
-        if heard.endswith(b"}\r\n") and b"+}\r\n" not in heard:
+        received = os.read(fd, _LINES)
+        tag = self._tags.pop(fd, b"") or received.partition(b" ")[0]
+        if received.endswith(b"}\r\n") and b"+}\r\n" not in received:
             self._tags[fd] = tag
             os.write(fd, b"+ OK\r\n")
         else:
             os.write(fd, tag + LOGGED_IN)
-            self._talks[fd] = self._serve_imap
+            self._handlers[fd] = self._serve_imap
 
     def _serve_imap(self, fd: int) -> None:
         """Reply to every line."""
-        heard = os.read(fd, _LINES)
-        if heard.startswith(b"x GIVE"):
+        received = os.read(fd, _LINES)
+        if received.startswith(b"x GIVE"):
             os.set_blocking(fd, False)
             self._epoll.modify(fd, select.EPOLLOUT | select.EPOLLRDHUP)
-        elif heard.startswith(b"x TAKE"):
-            self._talks[fd] = self._discard
+        elif received.startswith(b"x TAKE"):
+            self._handlers[fd] = self._discard
         else:
             os.write(fd, NOOP)
 
@@ -145,10 +145,10 @@ class StubServers:
 
     def _serve_smtp(self, fd: int) -> None:
         """Accept every command; EHLO lists XCLIENT."""
-        heard = os.read(fd, _LINES)
-        if heard.startswith(b"XCLIENT"):
+        received = os.read(fd, _LINES)
+        if received.startswith(b"XCLIENT"):
             os.write(fd, READY)
-        elif heard.startswith(b"EHLO"):
+        elif received.startswith(b"EHLO"):
             os.write(fd, EHLO)
         else:
             os.write(fd, b"250 OK\r\n")
@@ -166,7 +166,7 @@ class StubServers:
             pass
 
     def _close(self, fd: int) -> None:
-        self._talks.pop(fd, None)
+        self._handlers.pop(fd, None)
         self._tags.pop(fd, None)
         os.close(fd)
 

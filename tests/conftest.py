@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Distribute tests among processes by module, so that each module starts its servers once."""
-    from support.sharing import Sharing  # the library may be missing
+    from support.xdist_scheduling import Sharing  # the library may be missing
 
     return Sharing(config, log)
 

@@ -9,8 +9,7 @@ from typing import Self, cast
 
 from aiohttp import web
 
-from mailproxy_operator.http_connections import Connections, listening_socket
-from mailproxy_operator.http_log import LOGGER
+from mailproxy_operator.http_servers import LOGGER, Connections, listening_socket
 from mailproxy_operator.metrics import Metrics
 
 MAX_CONNECTIONS = 64

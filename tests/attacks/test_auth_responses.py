@@ -9,21 +9,29 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy_config.model import AuthHttpHeader, Protocol, Seconds
-from support.checked_world import DENIED, INTERNAL_ERRORS, LOGINS, checked_world, log_in, read_all, serving
-from support.world import GRANT, Peer, Response, World, http_response, run
+from support.checked_worker import (
+    DENIED,
+    INTERNAL_ERRORS,
+    LOGINS,
+    checked_worker,
+    log_in,
+    read_until_closed,
+    server_builder,
+)
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, Response, http_response, run
 
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 OK = "HTTP/1.1 200 OK\r\n"
 
 
-async def attempt(w: World, protocol: Protocol) -> bytes:
+async def log_in_and_read_reply(w: LoopbackWorker, protocol: Protocol) -> bytes:
     """Log in, and return everything that the client receives."""
     client = await w.client()
-    await client.line()
+    await client.read_line()
     await client.send(LOGINS[protocol])
-    said = await read_all(client)
+    replies = await read_until_closed(client)
     client.close()
-    return said
+    return replies
 
 
 # Control characters, in every header whose value is sent on.  LF and CRLF begin a new header.
@@ -42,9 +50,9 @@ def test_control_characters_of_an_allowed_login_do_not_reach_the_upstream(
     )
 
     async def play() -> None:
-        async with checked_world(serving(protocol, proxy_smtp_auth=True), grant) as w:
-            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
-            assert w.upstream.arrived.empty()
+        async with checked_worker(server_builder(protocol, proxy_smtp_auth=True), grant) as w:
+            assert await log_in_and_read_reply(w, protocol) == INTERNAL_ERRORS[protocol]
+            assert w.upstream.accepted.empty()
             assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
 
     run(play)
@@ -62,11 +70,11 @@ def test_control_characters_of_a_denial_do_not_reach_the_client(
     )
 
     async def play() -> None:
-        async with checked_world(serving(protocol), denial) as w:
-            said = await attempt(w, protocol)
+        async with checked_worker(server_builder(protocol), denial) as w:
+            replies = await log_in_and_read_reply(w, protocol)
             ignored = header == "Auth-Error-Code" and protocol is not Protocol.SMTP and b"\r" not in data
-            assert said == (b"no" if ignored else INTERNAL_ERRORS[protocol]) or (
-                ignored and said.endswith(b" no\r\n")
+            assert replies == (b"no" if ignored else INTERNAL_ERRORS[protocol]) or (
+                ignored and replies.endswith(b" no\r\n")
             )
 
     run(play)
@@ -78,8 +86,8 @@ def test_line_injected_into_a_header_is_only_a_header(protocol: Protocol, end: s
     smuggled = http_response(f"Auth-Status: no{end}DELE 1{end}")
 
     async def play() -> None:
-        async with checked_world(serving(protocol), smuggled) as w:
-            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
+        async with checked_worker(server_builder(protocol), smuggled) as w:
+            assert await log_in_and_read_reply(w, protocol) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
@@ -111,8 +119,8 @@ def test_endless_response_header_fails_at_once(protocol: Protocol, first: bytes,
         await _pour(writer, more)
 
     async def play() -> None:
-        async with checked_world(serving(protocol), service=endless) as w:
-            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
+        async with checked_worker(server_builder(protocol), service=endless) as w:
+            assert await log_in_and_read_reply(w, protocol) == INTERNAL_ERRORS[protocol]
             assert (
                 w.value("mailproxy_logins_total", protocol.value, "plain", "invalid_response")
                 + w.value("mailproxy_logins_total", protocol.value, "password", "invalid_response")
@@ -133,8 +141,8 @@ def test_response_header_above_the_limit_is_refused_in_pieces_of_any_size(cut: i
         writer.write(whole[cut:])
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.IMAP), service=cutting) as w:
-            assert await attempt(w, Protocol.IMAP) == INTERNAL_ERRORS[Protocol.IMAP]
+        async with checked_worker(server_builder(Protocol.IMAP), service=cutting) as w:
+            assert await log_in_and_read_reply(w, Protocol.IMAP) == INTERNAL_ERRORS[Protocol.IMAP]
 
     run(play)
 
@@ -161,9 +169,9 @@ def test_endless_body_closes_only_its_connection(framing: str) -> None:
         await _pour(writer, b"Auth-Status: OK\r\n" * 500)
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.POP3), service=endless) as w:
+        async with checked_worker(server_builder(Protocol.POP3), service=endless) as w:
             for _ in range(5):
-                assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w, Protocol.POP3) == b"-ERR no\r\n"
             (service,) = w.app.auth_clients.values()
             assert len(service.connections) <= 1
 
@@ -181,9 +189,9 @@ def test_slow_body_times_out_and_is_no_response(monkeypatch: pytest.MonkeyPatch)
             await asyncio.sleep(0.05)
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.POP3), service=dripping) as w:
+        async with checked_worker(server_builder(Protocol.POP3), service=dripping) as w:
             for _ in range(3):
-                assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w, Protocol.POP3) == b"-ERR no\r\n"
             (service,) = w.app.auth_clients.values()
             assert len(service.connections) == 3
             while service.connections:
@@ -201,8 +209,10 @@ def test_slow_response_times_out(protocol: Protocol) -> None:
             await asyncio.sleep(0.05)
 
     async def play() -> None:
-        async with checked_world(serving(protocol, auth_http_timeout=Seconds(0.3)), service=dripping) as w:
-            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
+        async with checked_worker(
+            server_builder(protocol, auth_http_timeout=Seconds(0.3)), service=dripping
+        ) as w:
+            assert await log_in_and_read_reply(w, protocol) == INTERNAL_ERRORS[protocol]
             assert w.value("mailproxy_auth_errors_total", "timeout") == 1
 
     run(play)
@@ -216,9 +226,9 @@ def test_service_that_never_reads_times_out() -> None:
         await asyncio.sleep(60)
 
     async def play() -> None:
-        build = serving(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_header=(header,))
-        async with checked_world(build, service=deaf) as w:
-            assert await attempt(w, Protocol.POP3) == INTERNAL_ERRORS[Protocol.POP3]
+        build = server_builder(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_header=(header,))
+        async with checked_worker(build, service=deaf) as w:
+            assert await log_in_and_read_reply(w, Protocol.POP3) == INTERNAL_ERRORS[Protocol.POP3]
 
     run(play)
 
@@ -236,9 +246,11 @@ def test_response_before_the_end_of_its_request_closes_the_connection() -> None:
         requests.append(request)
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.POP3, auth_http_header=(header,)), service=hasty) as w:
+        async with checked_worker(
+            server_builder(Protocol.POP3, auth_http_header=(header,)), service=hasty
+        ) as w:
             for _ in range(3):
-                assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w, Protocol.POP3) == b"-ERR no\r\n"
             while len(requests) < 3:
                 await asyncio.sleep(0.01)
         assert len(requests) == 3
@@ -258,9 +270,9 @@ def test_unrequested_response_is_not_used_for_the_next_request() -> None:
         writer.write(http_response(GRANT.format(port=1)))
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.POP3), service=unasked) as w:
+        async with checked_worker(server_builder(Protocol.POP3), service=unasked) as w:
             for _ in range(3):
-                assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w, Protocol.POP3) == b"-ERR no\r\n"
                 await asyncio.sleep(0.1)
 
     run(play)
@@ -276,19 +288,19 @@ def _close(writer: asyncio.StreamWriter) -> None:
 
 @each
 @pytest.mark.parametrize("leave", [_reset, _close])
-@pytest.mark.parametrize("said", [b"", b"H", b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\n"])
+@pytest.mark.parametrize("replies", [b"", b"H", b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\n"])
 def test_service_that_breaks_off_fails_one_login(
-    protocol: Protocol, leave: Callable[[asyncio.StreamWriter], None], said: bytes
+    protocol: Protocol, leave: Callable[[asyncio.StreamWriter], None], replies: bytes
 ) -> None:
     async def breaking(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(said)
+        writer.write(replies)
         await asyncio.sleep(0.01)
         leave(writer)
 
     async def play() -> None:
-        async with checked_world(serving(protocol), service=breaking) as w:
-            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
+        async with checked_worker(server_builder(protocol), service=breaking) as w:
+            assert await log_in_and_read_reply(w, protocol) == INTERNAL_ERRORS[protocol]
             assert w.value("mailproxy_auth_errors_total", "connect") == 1
 
     run(play)
@@ -296,15 +308,15 @@ def test_service_that_breaks_off_fails_one_login(
 
 def test_reload_closes_connections_of_unused_services() -> None:
     async def play() -> None:
-        async with checked_world(serving(Protocol.POP3), _after(0.2, DENIED)) as w:
+        async with checked_worker(server_builder(Protocol.POP3), _after(0.2, DENIED)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[Protocol.POP3])
             while not w.auth.requests:
                 await asyncio.sleep(0.01)
             (service,) = w.app.auth_clients.values()
             service.close()
-            assert await read_all(client) == b"-ERR no\r\n"
+            assert await read_until_closed(client) == b"-ERR no\r\n"
             assert not service.connections
 
     run(play)
@@ -329,15 +341,15 @@ def test_request_of_a_client_that_left_is_not_resent(protocol: Protocol) -> None
         requests.append(await reader.readuntil(b"\r\n\r\n"))
 
     async def play() -> None:
-        async with checked_world(serving(protocol), service=counting) as w:
-            await attempt(w, protocol)
+        async with checked_worker(server_builder(protocol), service=counting) as w:
+            await log_in_and_read_reply(w, protocol)
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[protocol])
             while len(requests) < 2:
                 await asyncio.sleep(0.01)
             client.reset()
-            await w.settled()
+            await w.wait_for_sessions()
             await asyncio.sleep(0.05)
             assert len(requests) == 2
 
@@ -348,11 +360,11 @@ def test_requests_above_the_connection_limit_wait(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("mailproxy.auth_http.client.MAX_IDLE", 2)
 
     async def play() -> None:
-        async with checked_world(
-            serving(Protocol.POP3, auth_http_max_connections=3), _after(0.02, DENIED)
+        async with checked_worker(
+            server_builder(Protocol.POP3, auth_http_max_connections=3), _after(0.02, DENIED)
         ) as w:
-            said = await asyncio.gather(*(attempt(w, Protocol.POP3) for _ in range(20)))
-            assert set(said) == {b"-ERR no\r\n"}
+            replies = await asyncio.gather(*(log_in_and_read_reply(w, Protocol.POP3) for _ in range(20)))
+            assert set(replies) == {b"-ERR no\r\n"}
             assert len(w.auth.requests) == 20
             assert w.auth.connections == 3
             (service,) = w.app.auth_clients.values()
@@ -362,12 +374,12 @@ def test_requests_above_the_connection_limit_wait(monkeypatch: pytest.MonkeyPatc
 
 
 def test_waiting_request_times_out() -> None:
-    build = serving(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_max_connections=1)
+    build = server_builder(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_max_connections=1)
 
     async def play() -> None:
-        async with checked_world(build, _after(5.0, DENIED)) as w:
-            said = await asyncio.gather(*(attempt(w, Protocol.POP3) for _ in range(5)))
-            assert set(said) == {INTERNAL_ERRORS[Protocol.POP3]}
+        async with checked_worker(build, _after(5.0, DENIED)) as w:
+            replies = await asyncio.gather(*(log_in_and_read_reply(w, Protocol.POP3) for _ in range(5)))
+            assert set(replies) == {INTERNAL_ERRORS[Protocol.POP3]}
 
     run(play)
 
@@ -376,12 +388,12 @@ def test_waiting_request_times_out() -> None:
 def test_valid_response_after_invalid_ones_logs_in(protocol: Protocol) -> None:
     async def play() -> None:
         bad = b"HTTP/1.1 200 OK\r\nAuth-User: \x01\r\n\r\n"
-        async with checked_world(serving(protocol), bad, bad, http_response(GRANT)) as w:
+        async with checked_worker(server_builder(protocol), bad, bad, http_response(GRANT)) as w:
             for _ in range(2):
-                assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
+                assert await log_in_and_read_reply(w, protocol) == INTERNAL_ERRORS[protocol]
             client, upstream = await log_in(w, protocol)
             await upstream.send(b"hello\r\n")
-            assert await client.line() == b"hello\r\n"
+            assert await client.read_line() == b"hello\r\n"
             client.close()
 
     run(play)

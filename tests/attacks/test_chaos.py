@@ -14,12 +14,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, Seconds, StartTls
-from support.checked_world import ACCEPTANCES, LOGINS, UPSTREAMS, Handler, checked_world, read_all, serving
+from support.checked_worker import (
+    ACCEPTANCES,
+    LOGINS,
+    UPSTREAMS,
+    Handler,
+    checked_worker,
+    read_until_closed,
+    server_builder,
+)
 from support.fuzz import examples
-from support.loopback_player import HurriedLoop
+from support.loopback_player import ShortDelayLoop
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, http_response
 from support.streams import abort
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response
 
 STARTS: Final = {Protocol.IMAP: b"s STARTTLS\r\n", Protocol.POP3: b"STLS\r\n", Protocol.SMTP: b"STARTTLS\r\n"}
 
@@ -93,7 +101,7 @@ def _leave(peer: Peer, how: str) -> None:
             getattr(peer, how)()
 
 
-async def visit(w: World, visitor: Visit, protocol: Protocol, identities: Identities) -> None:
+async def visit(w: LoopbackWorker, visitor: Visit, protocol: Protocol, identities: Identities) -> None:
     """Run one client until its connection ends."""
     client = await w.client()
     with contextlib.suppress(OSError, TimeoutError, ValueError):
@@ -102,21 +110,21 @@ async def visit(w: World, visitor: Visit, protocol: Protocol, identities: Identi
                 await _act(w, client, act, protocol, identities)
         _leave(client, visitor.end)
         async with asyncio.timeout(0.3):
-            await read_all(client)
+            await read_until_closed(client)
     abort(client.writer)
 
 
-async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities: Identities) -> None:
+async def _act(w: LoopbackWorker, client: Peer, act: str, protocol: Protocol, identities: Identities) -> None:
     login = LOGINS[protocol]
-    said = {
+    outputs = {
         "login": login,
         "half a login": login[:9],
         "noop": b"a NOOP\r\nNOOP\r\n",
         "nonsense": b"\0\x16\x03 {9+}\r\n",
         "flood": b"NOOP\r\na NOOP\r\n" * 5000,
     }.get(act)
-    if said is not None:
-        client.writer.write(said)
+    if outputs is not None:
+        client.writer.write(outputs)
     elif act == "drip":
         for byte in login:
             await client.send(bytes([byte]))
@@ -126,7 +134,7 @@ async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities:
         w.writers.remove(client.writer)  # asyncio waits without a limit for a writer whose handshake failed
         await client.writer.start_tls(identities.client(), ssl_handshake_timeout=0.2)
     elif act == "read":
-        await client.line()
+        await client.read_line()
     await asyncio.sleep(0.005)
 
 
@@ -162,12 +170,12 @@ def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
     return serve
 
 
-async def be_upstreams(w: World, behaviours: list[str], protocol: Protocol) -> None:
+async def be_upstreams(w: LoopbackWorker, behaviours: list[str], protocol: Protocol) -> None:
     """Serve one connection after another, each with a different behaviour."""
     count = 0
     async with asyncio.TaskGroup() as group:
         while True:
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             group.create_task(_be_upstream(upstream, behaviours[count % len(behaviours)], protocol))
             count += 1
 
@@ -175,8 +183,8 @@ async def be_upstreams(w: World, behaviours: list[str], protocol: Protocol) -> N
 async def _be_upstream(upstream: Peer, behaviour: str, protocol: Protocol) -> None:
     with contextlib.suppress(ConnectionError, OSError, TimeoutError):
         if behaviour.startswith(("log in", "halfway")):
-            for says, _ in UPSTREAMS[protocol]:
-                await upstream.exchange(says)
+            for reply, _ in UPSTREAMS[protocol]:
+                await upstream.exchange(reply)
                 if behaviour == "halfway":
                     upstream.close()
                     return
@@ -184,7 +192,7 @@ async def _be_upstream(upstream: Peer, behaviour: str, protocol: Protocol) -> No
             if behaviour.endswith("pour"):
                 upstream.writer.write(bytes(2_000_000))
             async with asyncio.timeout(0.1):
-                await read_all(upstream)
+                await read_until_closed(upstream)
             upstream.close()
         elif behaviour in {"close", "reset"}:
             _leave(upstream, behaviour)
@@ -193,8 +201,13 @@ async def _be_upstream(upstream: Peer, behaviour: str, protocol: Protocol) -> No
                 await upstream.send(b"*")
                 await asyncio.sleep(0.01)
         else:
-            said = {"refuse": b"554 no\r\n", "nonsense": b"\0\r\n", "flood": b"x" * 100_000, "silence": b""}
-            await upstream.send(said[behaviour])
+            outputs = {
+                "refuse": b"554 no\r\n",
+                "nonsense": b"\0\r\n",
+                "flood": b"x" * 100_000,
+                "silence": b"",
+            }
+            await upstream.send(outputs[behaviour])
 
 
 def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -202,7 +215,7 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
         async with asyncio.timeout(20.0):
             await play()
 
-    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+    with asyncio.Runner(loop_factory=ShortDelayLoop) as runner:
         runner.run(bounded())
 
 
@@ -221,7 +234,7 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def test_no_resources_are_left_after_random_events(
     protocol: Protocol, identities: Identities, visits: list[Visit], service: list[str], upstreams: list[str]
 ) -> None:
-    build = serving(
+    build = server_builder(
         protocol,
         identities,
         starttls=StartTls.ENABLED,
@@ -232,11 +245,11 @@ def test_no_resources_are_left_after_random_events(
 
     async def play() -> None:
         port = 0
-        async with checked_world(build, limit=4, service=service_of(service, lambda: port)) as w:
+        async with checked_worker(build, limit=4, service=service_of(service, lambda: port)) as w:
             port = w.upstream.port
             playing = asyncio.ensure_future(be_upstreams(w, upstreams, protocol))  # noqa: TID251 - cancelled below
             await asyncio.gather(*(visit(w, visitor, protocol, identities) for visitor in visits))
-            await w.settled()
+            await w.wait_for_sessions()
             playing.cancel()
             await asyncio.gather(playing, return_exceptions=True)
             assert "internal_error" not in w.read_log()

@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol
-from support.checked_world import checked_world, run_iterations, serving
-from support.world import GRANT, Builder, Peer, World, http_response, run
+from support.checked_worker import checked_worker, run_iterations, server_builder
+from support.loopback_worker import GRANT, Builder, LoopbackWorker, Peer, http_response, run
 
 MECHANISMS: Final = {
     Protocol.IMAP: frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
@@ -19,23 +19,23 @@ MECHANISMS: Final = {
     Protocol.SMTP: frozenset(AuthMethod) - {AuthMethod.APOP},
 }
 QUITS: Final = {Protocol.IMAP: b"z LOGOUT\r\n", Protocol.POP3: b"QUIT\r\n", Protocol.SMTP: b"QUIT\r\n"}
-EVIL: Final = (b"\r\n", b"\n", b"\r", b"\0")
+CONTROL_CHARACTERS: Final = (b"\r\n", b"\n", b"\r", b"\0")
 MARK: Final = b"INJECTED"
 DIGEST: Final = b"0123456789abcdef0123456789abcdef"
 PLACES: Final = ("front", "middle", "end")
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
-evil = pytest.mark.parametrize("data", EVIL, ids=repr)
+evil = pytest.mark.parametrize("data", CONTROL_CHARACTERS, ids=repr)
 place = pytest.mark.parametrize("place", PLACES)
 
 
-def spoiled(word: bytes, data: bytes, place: str) -> bytes:
+def with_control_character(word: bytes, data: bytes, place: str) -> bytes:
     """Return a value that contains the given bytes, then a command that must not be executed."""
     parts = {"front": (b"", word), "middle": (word, word), "end": (word, b"")}[place]
     return (data + MARK).join(parts) if place != "end" else word + MARK + data
 
 
 def server_for(protocol: Protocol) -> Builder:
-    return serving(
+    return server_builder(
         protocol,
         None,
         **{f"{protocol.value}_auth": MECHANISMS[protocol]},
@@ -44,22 +44,22 @@ def server_for(protocol: Protocol) -> Builder:
     )
 
 
-async def converse(w: World, protocol: Protocol, lines: list[bytes]) -> bytes:
+async def send_lines(w: LoopbackWorker, protocol: Protocol, lines: list[bytes]) -> bytes:
     """Send line after line, each after the reply to the previous one; return all replies."""
     client = await w.client()
-    said = await client.line()
+    reply = await client.read_line()
     for line in lines:
-        said += await client.exchange(line)
+        reply += await client.exchange(line)
     await client.send(QUITS[protocol])
-    return said + await client.rest()
+    return reply + await client.read_to_eof()
 
 
-async def nobody_heard(w: World) -> None:
+async def no_request_was_sent(w: LoopbackWorker) -> None:
     """Check that nothing was sent to the authentication service or an upstream."""
     await run_iterations(8)
     assert w.auth.connections == 0
     assert w.auth.requests == []
-    assert w.upstream.arrived.empty()
+    assert w.upstream.accepted.empty()
 
 
 def sasl(protocol: Protocol, mechanism: bytes, *responses: bytes, initial: bool) -> list[bytes]:
@@ -79,17 +79,17 @@ def sasl(protocol: Protocol, mechanism: bytes, *responses: bytes, initial: bool)
 def test_control_characters_in_base64_of_plain(
     protocol: Protocol, data: bytes, place: str, initial: bool, which: str
 ) -> None:
-    bad = spoiled(b"alice", data, place)
+    bad = with_control_character(b"alice", data, place)
     user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
     if which == "user" and b"\0" in data:
         bad = user = b""  # NUL ends the name there; the bytes after it are the first part of the password
         password = b"\0" + MARK
 
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             lines = sasl(protocol, b"PLAIN", b"\0" + user + b"\0" + password, initial=initial)
-            await converse(w, protocol, lines)
-            await nobody_heard(w)
+            await send_lines(w, protocol, lines)
+            await no_request_was_sent(w)
             assert _counted(w, protocol, "plain") == 1
 
     run(play)
@@ -103,13 +103,13 @@ def test_control_characters_in_base64_of_plain(
 def test_control_characters_in_base64_of_login(
     protocol: Protocol, data: bytes, place: str, initial: bool, which: str
 ) -> None:
-    bad = spoiled(b"alice", data, place)
+    bad = with_control_character(b"alice", data, place)
     user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
 
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
-            await converse(w, protocol, sasl(protocol, b"LOGIN", user, password, initial=initial))
-            await nobody_heard(w)
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
+            await send_lines(w, protocol, sasl(protocol, b"LOGIN", user, password, initial=initial))
+            await no_request_was_sent(w)
             assert _counted(w, protocol, "login") == 1
 
     run(play)
@@ -122,14 +122,14 @@ def test_control_characters_in_base64_of_login(
 def test_control_characters_in_base64_of_cram_md5(
     protocol: Protocol, data: bytes, place: str, which: str
 ) -> None:
-    digest = DIGEST if which == "user" else spoiled(b"", data, "front").ljust(32, b"x")[:32]
-    user = spoiled(b"alice", data, place) if which == "user" else b"alice"
+    digest = DIGEST if which == "user" else with_control_character(b"", data, "front").ljust(32, b"x")[:32]
+    user = with_control_character(b"alice", data, place) if which == "user" else b"alice"
 
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             lines = sasl(protocol, b"CRAM-MD5", user + b" " + digest, initial=False)
-            await converse(w, protocol, lines)
-            await nobody_heard(w)
+            await send_lines(w, protocol, lines)
+            await no_request_was_sent(w)
             assert _counted(w, protocol, "cram_md5") == 1
 
     run(play)
@@ -143,16 +143,16 @@ def test_control_characters_in_base64_of_external(
     protocol: Protocol, data: bytes, place: str, initial: bool
 ) -> None:
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
-            user = spoiled(b"alice", data, place)
-            await converse(w, protocol, sasl(protocol, b"EXTERNAL", user, initial=initial))
-            await nobody_heard(w)
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
+            user = with_control_character(b"alice", data, place)
+            await send_lines(w, protocol, sasl(protocol, b"EXTERNAL", user, initial=initial))
+            await no_request_was_sent(w)
             assert _counted(w, protocol, "external") == 1
 
     run(play)
 
 
-def _counted(w: World, protocol: Protocol, method: str) -> int:
+def _counted(w: LoopbackWorker, protocol: Protocol, method: str) -> int:
     count: int = w.value("mailproxy_logins_total", protocol.value, method, "bad_credentials_syntax")
     return count
 
@@ -162,21 +162,21 @@ def _counted(w: World, protocol: Protocol, method: str) -> int:
 @pytest.mark.parametrize("which", ["user", "password"])
 @pytest.mark.parametrize("plus", [b"", b"+"])
 def test_control_characters_in_an_imap_literal(data: bytes, place: str, which: str, plus: bytes) -> None:
-    bad = spoiled(b"alice", data, place)
+    bad = with_control_character(b"alice", data, place)
     words = [bad, b"pw"] if which == "user" else [b"alice", bad]
 
     async def play() -> None:
-        async with checked_world(server_for(Protocol.IMAP), http_response(GRANT)) as w:
+        async with checked_worker(server_for(Protocol.IMAP), http_response(GRANT)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             line = b"a LOGIN"
             for word in words:
                 await client.send(b"%b {%d%b}\r\n" % (line, len(word), plus))
                 if not plus:
-                    assert await client.line() == b"+ OK\r\n"
+                    assert await client.read_line() == b"+ OK\r\n"
                 line = word
             assert await client.exchange(line + b"\r\n") == b"a BAD invalid command\r\n"
-            await nobody_heard(w)
+            await no_request_was_sent(w)
             assert _counted(w, Protocol.IMAP, "password") == 1
 
     run(play)
@@ -202,10 +202,10 @@ IN_THE_OPEN: Final = {
 @pytest.mark.parametrize(("protocol", "lines"), IN_THE_OPEN.values(), ids=IN_THE_OPEN)
 def test_control_characters_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> None:
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             filled = [line % data if b"%b" in line else line for line in lines]
-            await converse(w, protocol, filled)
-            await nobody_heard(w)
+            await send_lines(w, protocol, filled)
+            await no_request_was_sent(w)
 
     run(play)
 
@@ -217,55 +217,64 @@ def test_control_characters_in_an_smtp_transaction_are_refused(data: bytes) -> N
     """The proxy sends these values to the authentication service and the upstream without escaping."""
 
     async def play() -> None:
-        async with checked_world(server_for(Protocol.SMTP), http_response(GRANT)) as w:
+        async with checked_worker(server_for(Protocol.SMTP), http_response(GRANT)) as w:
             lines = [b"MAIL FROM:<a" + data + b"@x>\r\n", b"RCPT TO:<b@x>\r\n"]
-            assert b"501 5.5.4" in await converse(w, Protocol.SMTP, lines)
-            await nobody_heard(w)
+            assert b"501 5.5.4" in await send_lines(w, Protocol.SMTP, lines)
+            await no_request_was_sent(w)
 
     run(play)
 
 
 # Valid credentials are sent on unchanged.
 
-ODD: Final = b'\x01\x7f\t "\\%{5}\xff\xfe+='
+UNUSUAL_BYTES: Final = b'\x01\x7f\t "\\%{5}\xff\xfe+='
 
 
 @each
 def test_unusual_bytes_of_credentials_arrive_unchanged(protocol: Protocol) -> None:
     async def play() -> None:
-        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
+        async with checked_worker(server_for(protocol), http_response(GRANT)) as w:
             client = await w.client()
-            await client.line()
-            for line in sasl(protocol, b"PLAIN", b"\0" + ODD + b"\0" + ODD, initial=True):
+            await client.read_line()
+            for line in sasl(protocol, b"PLAIN", b"\0" + UNUSUAL_BYTES + b"\0" + UNUSUAL_BYTES, initial=True):
                 await client.send(line)
-            upstream = await w.upstream.next()
-            read_all = await _upstream_hears(protocol, upstream)
+            upstream = await w.upstream.accept()
+            commands = await _read_login_commands(protocol, upstream)
             (request,) = w.auth.requests
             assert b'Auth-User: %01\x7f%09%20"\\%25{5}\xff\xfe+=\r\n' in request
             assert request.count(b"\r\n\r\n") == 1
-            assert read_all == _logs_in(protocol)
+            assert commands == _expected_login_commands(protocol)
 
     run(play)
 
 
-def _logs_in(protocol: Protocol) -> bytes:
+def _expected_login_commands(protocol: Protocol) -> bytes:
     if protocol is Protocol.IMAP:
-        return b"a LOGIN {%d}\r\n%b {%d}\r\n%b\r\n" % (len(ODD), ODD, len(ODD), ODD)
+        return b"a LOGIN {%d}\r\n%b {%d}\r\n%b\r\n" % (
+            len(UNUSUAL_BYTES),
+            UNUSUAL_BYTES,
+            len(UNUSUAL_BYTES),
+            UNUSUAL_BYTES,
+        )
     if protocol is Protocol.POP3:
-        return b"USER %b\r\nPASS %b\r\n" % (ODD, ODD)
-    return b"HELO mail.example.com\r\nAUTH PLAIN " + b64encode(b"\0" + ODD + b"\0" + ODD) + b"\r\n"
+        return b"USER %b\r\nPASS %b\r\n" % (UNUSUAL_BYTES, UNUSUAL_BYTES)
+    return (
+        b"HELO mail.example.com\r\nAUTH PLAIN "
+        + b64encode(b"\0" + UNUSUAL_BYTES + b"\0" + UNUSUAL_BYTES)
+        + b"\r\n"
+    )
 
 
-async def _upstream_hears(protocol: Protocol, upstream: Peer) -> bytes:
-    says = {
+async def _read_login_commands(protocol: Protocol, upstream: Peer) -> bytes:
+    upstream_replies = {
         Protocol.IMAP: [b"* OK\r\n", b"+\r\n", b"+\r\n"],
         Protocol.POP3: [b"+OK\r\n", b"+OK\r\n"],
         Protocol.SMTP: [b"220 x\r\n", b"250 x\r\n"],
     }[protocol]
-    read_all = b""
-    for reply in says:
-        read_all += await upstream.exchange(reply)
-    return read_all
+    commands = b""
+    for reply in upstream_replies:
+        commands += await upstream.exchange(reply)
+    return commands
 
 
 @each
@@ -274,9 +283,9 @@ def test_password_of_an_earlier_login_is_not_used(protocol: Protocol) -> None:
     wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
 
     async def play() -> None:
-        async with checked_world(server_for(protocol), wait, http_response("Auth-Status: no\r\n")) as w:
+        async with checked_worker(server_for(protocol), wait, http_response("Auth-Status: no\r\n")) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             (plain,) = sasl(protocol, b"PLAIN", b"\0alice\0" + DIGEST, initial=True)
             cram = sasl(protocol, b"CRAM-MD5", b"alice", initial=False)
             (external,) = sasl(protocol, b"EXTERNAL", b"alice", initial=True)

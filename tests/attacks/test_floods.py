@@ -11,9 +11,16 @@ import tracemalloc
 import pytest
 
 from mailproxy_config.model import Protocol, Seconds, StartTls
-from support.checked_world import DENIED, GREETINGS, checked_world, read_all, serving, start_tls
+from support.checked_worker import (
+    DENIED,
+    GREETINGS,
+    checked_worker,
+    read_until_closed,
+    server_builder,
+    start_tls,
+)
+from support.loopback_worker import run
 from support.tls_identities import Identities
-from support.world import run
 
 INVALID = {
     Protocol.IMAP: b"* BAD invalid command\r\n",
@@ -34,10 +41,10 @@ each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 @pytest.mark.parametrize("line", [b"A" * 100_000, b"A" * 100_000 + b"\r\n", bytes(50_000), b" " * 50_000])
 def test_endless_line_is_refused_at_the_limit(protocol: Protocol, line: bytes) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol)) as w:
+        async with checked_worker(server_builder(protocol)) as w:
             client = await w.client()
             client.writer.write(line)
-            assert await read_all(client) == GREETINGS[protocol] + INVALID[protocol]
+            assert await read_until_closed(client) == GREETINGS[protocol] + INVALID[protocol]
             assert w.value("mailproxy_protocol_errors_total", protocol.value, "line_too_long") == 1
             assert w.auth.requests == []
 
@@ -49,11 +56,11 @@ def test_endless_sasl_response_is_refused_at_the_limit(protocol: Protocol) -> No
     verb = b"a AUTHENTICATE" if protocol is Protocol.IMAP else b"AUTH"
 
     async def play() -> None:
-        async with checked_world(serving(protocol)) as w:
+        async with checked_worker(server_builder(protocol)) as w:
             client = await w.client()
             client.writer.write(verb + b" LOGIN\r\n" + b"QUFB" * 50_000)
-            said = await read_all(client)
-            assert said.endswith(INVALID[protocol].replace(b"*", b"a"))
+            received = await read_until_closed(client)
+            assert received.endswith(INVALID[protocol].replace(b"*", b"a"))
             assert w.auth.requests == []
 
     run(play)
@@ -64,11 +71,11 @@ def test_endless_sasl_response_is_refused_at_the_limit(protocol: Protocol) -> No
 )
 def test_literal_that_is_too_large_is_refused_before_it_is_read(literal: bytes) -> None:
     async def play() -> None:
-        async with checked_world(serving(Protocol.IMAP)) as w:
+        async with checked_worker(server_builder(Protocol.IMAP)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             client.writer.write(b"a LOGIN " + literal + b"\r\n" + b"b LOGOUT\r\n" * 1000)
-            assert await read_all(client) == b"a BAD invalid command\r\n"
+            assert await read_until_closed(client) == b"a BAD invalid command\r\n"
             assert w.auth.requests == []
 
     run(play)
@@ -83,15 +90,15 @@ def test_every_pipelined_command_gets_one_reply(
     count = 20_000
 
     async def play() -> None:
-        async with checked_world(serving(protocol, identities, listen_ssl=tls)) as w:
+        async with checked_worker(server_builder(protocol, identities, listen_ssl=tls)) as w:
             client = await w.client()
             if tls:
                 await start_tls(client, identities)
-            await client.line()
+            await client.read_line()
             client.writer.write(noop * count + b"x LOGOUT\r\nQUIT\r\n")
-            said = await client.data(len(ok) * count)
-            assert said == ok * count
-            assert await read_all(client)
+            received = await client.read_bytes(len(ok) * count)
+            assert received == ok * count
+            assert await read_until_closed(client)
             assert (
                 w.value("mailproxy_connections_closed_total", protocol.value, protocol.value, "client_quit")
                 == 1
@@ -104,16 +111,16 @@ def test_pipelined_commands_over_tls_do_not_delay_other_clients(identities: Iden
     count = 100_000
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)) as w:
+        async with checked_worker(server_builder(Protocol.POP3, identities, starttls=StartTls.ENABLED)) as w:
             flooder, other = await w.client(), await w.client()
-            await flooder.line()
-            await other.line()
+            await flooder.read_line()
+            await other.read_line()
             assert await flooder.exchange(b"STLS\r\n") == b"+OK\r\n"
             await start_tls(flooder, identities)
             flooder.writer.write(b"NOOP\r\n" * count)
-            await flooder.line()
+            await flooder.read_line()
             async with asyncio.TaskGroup() as group:
-                reading = group.create_task(flooder.data(5 * (count - 1)))
+                reading = group.create_task(flooder.read_bytes(5 * (count - 1)))
                 assert await other.exchange(b"NOOP\r\n") == b"+OK\r\n"
                 assert not reading.done()
 
@@ -125,10 +132,10 @@ def test_memory_for_unsent_replies_is_limited(protocol: Protocol) -> None:
     capabilities = {f"{protocol.value}_capabilities": MANY}
 
     async def play() -> None:
-        async with checked_world(serving(protocol, None, **capabilities), DENIED) as w:
+        async with checked_worker(server_builder(protocol, None, **capabilities), DENIED) as w:
             clients = [await w.client() for _ in range(20)]
             for client in clients:
-                await client.line()
+                await client.read_line()
                 client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             written = ASKS[protocol] * 20_000
             for client in clients:
@@ -150,8 +157,10 @@ def test_reading_replies_slowly_does_not_extend_the_timeout(protocol: Protocol) 
     """Progress in sending replies must not extend ``timeout``."""
 
     async def play() -> None:
-        build = serving(protocol, None, **{f"{protocol.value}_capabilities": MANY}, timeout=Seconds(0.5))
-        async with checked_world(build) as w:
+        build = server_builder(
+            protocol, None, **{f"{protocol.value}_capabilities": MANY}, timeout=Seconds(0.5)
+        )
+        async with checked_worker(build) as w:
             (listener,) = w.app.listeners
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             loop = asyncio.get_running_loop()

@@ -12,10 +12,10 @@ import ssl
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol, VerifyClient
-from support.checked_world import checked_world, serving
+from support.checked_worker import checked_worker, server_builder
+from support.loopback_worker import Peer, http_response, run
 from support.tls_authority import Authority
-from support.tls_peers import client_of, shaken, tls_of
-from support.world import Peer, http_response, run
+from support.tls_peers import client_context, connect_once, server_tls
 
 WAIT = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
 CHALLENGED = frozenset({AuthMethod.PLAIN, AuthMethod.CRAM_MD5, AuthMethod.APOP})
@@ -25,10 +25,10 @@ def test_repeated_smtp_transaction_sends_only_its_own_envelope() -> None:
     """CVE-2025-53859: with ``smtp_auth none`` and ``Auth-Wait``, nginx sent memory to auth_http."""
 
     async def play() -> None:
-        build = serving(Protocol.SMTP, smtp_auth=frozenset({AuthMethod.NONE}))
-        async with checked_world(build, WAIT) as w:
+        build = server_builder(Protocol.SMTP, smtp_auth=frozenset({AuthMethod.NONE}))
+        async with checked_worker(build, WAIT) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.exchange(b"HELO x\r\n")
             for number in range(3):
                 await client.exchange(b"MAIL FROM:<a%d@x>\r\n" % number)
@@ -59,10 +59,10 @@ def test_cram_md5_after_auth_wait(protocol: Protocol) -> None:
 
     async def play() -> None:
         methods = CHALLENGED if protocol is Protocol.POP3 else CHALLENGED - {AuthMethod.APOP}
-        build = serving(protocol, **{f"{protocol}_auth": methods})
-        async with checked_world(build, WAIT, WAIT, http_response("Auth-Status: OK\r\n")) as w:
+        build = server_builder(protocol, **{f"{protocol}_auth": methods})
+        async with checked_worker(build, WAIT, WAIT, http_response("Auth-Status: OK\r\n")) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             for attempt in (1, 2, 3):
                 assert await cram_md5(protocol, client)
                 request = w.auth.requests[-1]
@@ -76,9 +76,9 @@ def test_apop_after_auth_wait() -> None:
     """CVE-2026-27651, with APOP."""
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.POP3, pop3_auth=CHALLENGED), WAIT) as w:
+        async with checked_worker(server_builder(Protocol.POP3, pop3_auth=CHALLENGED), WAIT) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             for _ in range(2):
                 assert await client.exchange(b"APOP alice " + b"0" * 32 + b"\r\n") == b"-ERR no\r\n"
                 assert await cram_md5(Protocol.POP3, client) == b"-ERR no\r\n"
@@ -96,11 +96,11 @@ def test_tls_session_is_not_resumed_at_a_server_with_client_certificates(
     authority = Authority(tmp_path_factory.mktemp("ca"))
     ours = authority.issue()
     asking = {"ssl_verify_client": VerifyClient.REQUIRED, "ssl_client_certificate": authority.file}
-    lax, strict = tls_of(ours), tls_of(ours, **asking)
-    context = client_of()
+    lax, strict = server_tls(ours), server_tls(ours, **asking)
+    context = client_context()
     context.minimum_version = context.maximum_version = version
     for first, second in ((lax, strict), (strict, lax)):
-        _, session = shaken(first, context)
-        info, _ = shaken(second, context, session=session)
+        _, session = connect_once(first, context)
+        info, _ = connect_once(second, context, session=session)
         assert not info.resumed
         assert info.certificate is None

@@ -17,10 +17,18 @@ import pytest
 
 from mailproxy_config.model import Protocol, Seconds
 from support import invariants
-from support.checked_world import DENIED, GREETINGS, LOGINS, checked_world, read_all, run_iterations, serving
-from support.processes import PYTHONPATH
+from support.checked_worker import (
+    DENIED,
+    GREETINGS,
+    LOGINS,
+    checked_worker,
+    read_until_closed,
+    run_iterations,
+    server_builder,
+)
+from support.loopback_worker import LoopbackWorker, Peer, run
 from support.tls_identities import Identities
-from support.world import Peer, World, run
+from support.worker_processes import PYTHONPATH
 
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 BUSY: Final = {Protocol.IMAP: b"* BYE ", Protocol.POP3: b"-ERR ", Protocol.SMTP: b"421 "}
@@ -34,22 +42,22 @@ def test_clients_above_worker_connections_get_busy_reply_until_others_leave(
     limit = 5
 
     async def play() -> None:
-        async with checked_world(serving(protocol), limit=limit) as w:
+        async with checked_worker(server_builder(protocol), limit=limit) as w:
             patient = [await w.client() for _ in range(limit)]
             for client in patient:
-                assert await client.line() == GREETINGS[protocol]
+                assert await client.read_line() == GREETINGS[protocol]
             before = invariants.descriptors()
             for _ in range(50):
                 refused = await w.client()
-                assert (await read_all(refused)).startswith(BUSY[protocol])
+                assert (await read_until_closed(refused)).startswith(BUSY[protocol])
                 refused.close()
             await run_iterations(10)
             assert invariants.descriptors() == before
             assert w.app.sessions == limit
             getattr(patient.pop(), how)()
-            await w.settled(limit - 1)
+            await w.wait_for_sessions(limit - 1)
             client = await w.client()
-            assert await client.line() == GREETINGS[protocol]
+            assert await client.read_line() == GREETINGS[protocol]
             assert w.value("mailproxy_limit_rejections_total", protocol.value, "conn_total", "enforce") == 50
 
     run(play)
@@ -57,33 +65,33 @@ def test_clients_above_worker_connections_get_busy_reply_until_others_leave(
 
 @each
 def test_many_connections_at_once(protocol: Protocol) -> None:
-    async def knock(w: World) -> bytes:
+    async def connect(w: LoopbackWorker) -> bytes:
         with contextlib.suppress(ConnectionError):
             client = await w.client()
-            line = await client.line()
+            line = await client.read_line()
             client.reset()
             return line
         return b""
 
     async def play() -> None:
-        async with checked_world(serving(protocol), limit=10) as w:
-            lines = await asyncio.gather(*(knock(w) for _ in range(200)))
+        async with checked_worker(server_builder(protocol), limit=10) as w:
+            lines = await asyncio.gather(*(connect(w) for _ in range(200)))
             assert lines.count(GREETINGS[protocol]) >= 10
-            await w.settled()
+            await w.wait_for_sessions()
             client = await w.client()
-            assert await client.line() == GREETINGS[protocol]
+            assert await client.read_line() == GREETINGS[protocol]
 
     run(play)
 
 
 def test_many_refused_clients_write_few_log_lines() -> None:
     async def play() -> None:
-        async with checked_world(serving(Protocol.POP3), limit=1) as w:
+        async with checked_worker(server_builder(Protocol.POP3), limit=1) as w:
             first = await w.client()
-            await first.line()
+            await first.read_line()
             for _ in range(30):
                 refused = await w.client()
-                await read_all(refused)
+                await read_until_closed(refused)
                 refused.close()
             assert w.read_log().count("worker_connections_not_enough") == 1
 
@@ -93,11 +101,11 @@ def test_many_refused_clients_write_few_log_lines() -> None:
 @each
 def test_refused_client_on_a_tls_port_gets_no_reply(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, identities, listen_ssl=True), limit=1) as w:
+        async with checked_worker(server_builder(protocol, identities, listen_ssl=True), limit=1) as w:
             first = await w.client()
             await run_iterations()
             second = await w.client()
-            assert await read_all(second) == b""
+            assert await read_until_closed(second) == b""
             first.close()
 
     run(play)
@@ -112,16 +120,16 @@ def test_number_of_lingering_connections_is_limited(
     monkeypatch.setattr("mailproxy.session.lingering_close.LINGER_SECONDS", 0.3)
 
     async def play() -> None:
-        async with checked_world(serving(protocol, max_errors=1)) as w:
+        async with checked_worker(server_builder(protocol, max_errors=1)) as w:
             clients = [await w.client() for _ in range(30)]
             for client in clients:
-                await client.line()
+                await client.read_line()
                 await client.send(b"\0\r\n")
             for client in clients:
-                assert b"nvalid command" in await client.rest()
+                assert b"nvalid command" in await client.read_to_eof()
             assert len(w.app.context.lingering) <= 5
             assert w.app.sessions == 0
-            await invariants.settle(w.app, w.metrics)
+            await invariants.wait_until_idle(w.app, w.metrics)
 
     run(play)
 
@@ -129,15 +137,15 @@ def test_number_of_lingering_connections_is_limited(
 @each
 def test_client_that_sends_after_the_end_is_closed(protocol: Protocol) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, max_errors=1)) as w:
+        async with checked_worker(server_builder(protocol, max_errors=1)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             client.writer.write(b"\0\r\n")
             with contextlib.suppress(ConnectionError):
                 while True:
                     await client.send(b"NOOP\r\n" * 1000)
                     await asyncio.sleep(0)
-            await invariants.settle(w.app, w.metrics)
+            await invariants.wait_until_idle(w.app, w.metrics)
 
     run(play)
 
@@ -148,11 +156,11 @@ _SCRIPT: Final = """
     import asyncio, contextlib, os, resource, socket
     from mailproxy_config.model import Protocol
     from support import invariants
-    from support.checked_world import GREETINGS, checked_world, serving
-    from support.world import run
+    from support.checked_worker import GREETINGS, checked_worker, server_builder
+    from support.loopback_worker import run
 
     async def play():
-        async with checked_world(serving(Protocol.IMAP), limit=1000) as w:
+        async with checked_worker(server_builder(Protocol.IMAP), limit=1000) as w:
             used = invariants.descriptors()
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
@@ -166,8 +174,7 @@ _SCRIPT: Final = """
                         sock.connect(("127.0.0.1", w.port))
                     await asyncio.sleep(0)
             assert w.app.sessions < len(clients), "descriptors did not run out"
-            (listener,) = w.app.listeners
-            while listener._pause is None:
+            while "cannot_accept" not in w.read_log():
                 await asyncio.sleep(0.01)
             iterations = w.app.context.epoll.iterations
             await asyncio.sleep(0.3)
@@ -175,8 +182,7 @@ _SCRIPT: Final = """
             for sock in clients:
                 sock.close()
             client = await w.client()
-            assert await client.line() == GREETINGS[Protocol.IMAP]
-            assert "cannot_accept" in w.read_log()
+            assert await client.read_line() == GREETINGS[Protocol.IMAP]
 
     run(play)
     print("recovered")
@@ -211,13 +217,13 @@ def _no_more_descriptors() -> Iterator[None]:
 @each
 def test_login_without_descriptors_gets_internal_error_reply(protocol: Protocol) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol), DENIED) as w:
+        async with checked_worker(server_builder(protocol), DENIED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             with _no_more_descriptors():
                 await client.send(LOGINS[protocol])
-                said = await read_all(client)
-            assert b"nternal server error" in said
+                received = await read_until_closed(client)
+            assert b"nternal server error" in received
             assert w.value("mailproxy_auth_errors_total", "connect") == 1
 
     run(play)
@@ -248,11 +254,11 @@ BAD_HEADERS: Final = {
 @pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
 def test_invalid_proxy_header_gets_no_reply(protocol: Protocol, header: bytes) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, listen_proxy_protocol=True)) as w:
+        async with checked_worker(server_builder(protocol, listen_proxy_protocol=True)) as w:
             client = await w.client()
             client.writer.write(header)
-            assert await read_all(client) == b""
-            await w.settled()
+            assert await read_until_closed(client) == b""
+            await w.wait_for_sessions()
             assert w.auth.requests == []
             closed = w.value(
                 "mailproxy_connections_closed_total", protocol.value, protocol.value, "proxy_protocol_failed"
@@ -262,7 +268,7 @@ def test_invalid_proxy_header_gets_no_reply(protocol: Protocol, header: bytes) -
     run(play)
 
 
-async def _drip(peer: Peer, data: bytes, w: World) -> None:
+async def _drip(peer: Peer, data: bytes, w: LoopbackWorker) -> None:
     with contextlib.suppress(ConnectionError):
         for byte in data:
             await peer.send(bytes([byte]))
@@ -277,11 +283,13 @@ async def _drip(peer: Peer, data: bytes, w: World) -> None:
 )
 def test_slow_proxy_header_times_out(protocol: Protocol, header: bytes) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, listen_proxy_protocol=True, timeout=Seconds(0.3))) as w:
+        async with checked_worker(
+            server_builder(protocol, listen_proxy_protocol=True, timeout=Seconds(0.3))
+        ) as w:
             client = await w.client()
             await run_iterations()
             await _drip(client, header, w)
-            assert await read_all(client) == b""
+            assert await read_until_closed(client) == b""
             assert w.value("mailproxy_proxy_protocol_headers_total", protocol.value, "timeout") == 1
 
     run(play)
@@ -294,12 +302,12 @@ def test_client_that_leaves_within_a_proxy_header_leaves_nothing(
     protocol: Protocol, how: str, header: bytes
 ) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, listen_proxy_protocol=True)) as w:
+        async with checked_worker(server_builder(protocol, listen_proxy_protocol=True)) as w:
             client = await w.client()
             await client.send(header)
             await run_iterations()
             getattr(client, how)()
-            await w.settled()
+            await w.wait_for_sessions()
 
     run(play)
 
@@ -309,13 +317,13 @@ def test_proxy_header_of_an_untrusted_address_is_not_used(protocol: Protocol) ->
     """A client that is not in ``set_real_ip_from`` keeps its own address."""
 
     async def play() -> None:
-        build = serving(protocol, listen_proxy_protocol=True, set_real_ip_from=("10.0.0.0/8",))
-        async with checked_world(build, DENIED) as w:
+        build = server_builder(protocol, listen_proxy_protocol=True, set_real_ip_from=("10.0.0.0/8",))
+        async with checked_worker(build, DENIED) as w:
             client = await w.client()
             await client.send(b"PROXY TCP4 10.1.2.3 10.1.2.4 1 2\r\n")
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[protocol])
-            await read_all(client)
+            await read_until_closed(client)
             (request,) = w.auth.requests
             assert b"\r\nClient-IP: 127.0.0.1\r\n" in request
             assert "10.1.2.3" not in w.read_log()

@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import AuthMethod, LogLevel, Protocol, Seconds
-from support.checked_world import checked_world, read_all, serving
-from support.world import GRANT, Response, World, http_response, run
+from support.checked_worker import checked_worker, read_until_closed, server_builder
+from support.loopback_worker import GRANT, LoopbackWorker, Response, http_response, run
 
 MARK: Final = b"HuNtEr2sEcReT"
 TRACES: Final = (MARK, b64encode(MARK)[:-2], b64encode(b"\0" + MARK)[2:-4], b64encode(b"a" + MARK)[2:-4])
@@ -98,7 +98,7 @@ CASES: Final = [
 def test_no_password_is_logged_or_measured_or_sent_back(
     protocol: Protocol, level: LogLevel, outcome: str
 ) -> None:
-    build = serving(
+    build = server_builder(
         protocol,
         None,
         **{f"{protocol.value}_auth": METHODS[protocol]},
@@ -110,26 +110,26 @@ def test_no_password_is_logged_or_measured_or_sent_back(
     )
 
     async def play() -> None:
-        async with checked_world(build, OUTCOMES[outcome], closes=outcome == "nothing") as w:
+        async with checked_worker(build, OUTCOMES[outcome], closes=outcome == "nothing") as w:
             hanging_up = asyncio.ensure_future(_hang_up(w))  # noqa: TID251 - cancelled below
-            said = await asyncio.gather(*(_say(w, line) for line in lines(protocol)))
+            replies = await asyncio.gather(*(_send_and_read(w, line) for line in lines(protocol)))
             hanging_up.cancel()
-            told = b"".join([*said, w.read_log().encode(), repr(w.metrics.snapshot()).encode()])
-            assert not [trace for trace in TRACES if trace in told]
+            visible = b"".join([*replies, w.read_log().encode(), repr(w.metrics.snapshot()).encode()])
+            assert not [trace for trace in TRACES if trace in visible]
             assert any(MARK in request or MARK[:10] in request for request in w.auth.requests)
 
     run(play)
 
 
-async def _say(w: World, line: bytes) -> bytes:
+async def _send_and_read(w: LoopbackWorker, line: bytes) -> bytes:
     client = await w.client()
     client.writer.write(line + b"\r\n")
     client.writer.write_eof()
-    return await read_all(client)
+    return await read_until_closed(client)
 
 
-async def _hang_up(w: World) -> None:
+async def _hang_up(w: LoopbackWorker) -> None:
     while True:
-        upstream = await w.upstream.next()
+        upstream = await w.upstream.accept()
         await upstream.send(b"nonsense\r\n")
         upstream.close()

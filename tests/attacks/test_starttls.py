@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol, Seconds, StartTls
-from support.checked_world import (
+from support.checked_worker import (
     DENIED,
     GREETINGS,
     LOGINS,
-    checked_world,
-    read_all,
+    checked_worker,
+    read_until_closed,
     run_iterations,
-    serving,
+    server_builder,
     start_tls,
 )
+from support.loopback_worker import Builder, LoopbackWorker, Peer, run
 from support.tls_identities import Identities
-from support.world import Builder, Peer, World, run
 
 STARTS = {
     Protocol.IMAP: (b"s STARTTLS\r\n", b"s OK completed\r\n"),
@@ -34,7 +34,7 @@ PROBES = {
     Protocol.POP3: (b"NOOP\r\n", b"+OK\r\n"),
     Protocol.SMTP: (b"NOOP\r\n", b"250 2.0.0 OK\r\n"),
 }
-HANDED_ON = {
+PASSED_ON = {
     Protocol.IMAP: b"i LOGIN injected {9}\r\n",
     Protocol.POP3: b"USER injected\r\nPASS injected\r\n",
     Protocol.SMTP: b"MAIL FROM:<injected@x>\r\nRCPT TO:<injected@x>\r\n",
@@ -45,7 +45,7 @@ when = pytest.mark.parametrize("starttls", [StartTls.ENABLED, StartTls.ONLY], id
 
 def injections(protocol: Protocol) -> list[bytes]:
     """Return bytes that an attacker between client and proxy could inject."""
-    whole = [LOGINS[protocol], HANDED_ON[protocol], PROBES[protocol][0], STARTS[protocol][0]]
+    whole = [LOGINS[protocol], PASSED_ON[protocol], PROBES[protocol][0], STARTS[protocol][0]]
     cut = [LOGINS[protocol][:-2], LOGINS[protocol][:7], b"\r\n", b"\0", b" "]
     return [*whole, *cut, b"".join(whole)[:100]]  # at most POP3's buffer of 128 bytes
 
@@ -54,18 +54,18 @@ def started(protocol: Protocol, identities: Identities, starttls: StartTls, **mo
     methods = (
         {"smtp_auth": frozenset({AuthMethod.PLAIN, AuthMethod.NONE})} if protocol is Protocol.SMTP else {}
     )
-    return serving(protocol, identities, starttls=starttls, **methods, **more)
+    return server_builder(protocol, identities, starttls=starttls, **methods, **more)
 
 
-async def nothing_was_executed(w: World, client: Peer, protocol: Protocol) -> None:
+async def nothing_was_executed(w: LoopbackWorker, client: Peer, protocol: Protocol) -> None:
     """Check that the session inside TLS is in its initial state, and that no request was sent."""
     command, reply = PROBES[protocol]
     assert await client.exchange(command) == reply
     await run_iterations(8)
     assert w.auth.requests == []
-    assert w.upstream.arrived.empty()
+    assert w.upstream.accepted.empty()
     client.writer.write(b"q LOGOUT\r\nQUIT\r\n")
-    assert b"injected" not in await read_all(client)
+    assert b"injected" not in await read_until_closed(client)
 
 
 @each
@@ -78,9 +78,9 @@ def test_commands_in_the_starttls_segment_are_not_executed(
     async def play() -> None:
         build = started(protocol, identities, starttls)
         for injected in injections(protocol):
-            async with checked_world(build) as w:
+            async with checked_worker(build) as w:
                 client = await w.client()
-                await client.line()
+                await client.read_line()
                 assert await client.exchange(command + injected) == go_ahead
                 await start_tls(client, identities)
                 await nothing_was_executed(w, client, protocol)
@@ -98,11 +98,11 @@ def test_more_than_the_buffer_in_the_starttls_segment_fails_the_handshake(
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
-        async with checked_world(started(protocol, identities, StartTls.ENABLED)) as w:
+        async with checked_worker(started(protocol, identities, StartTls.ENABLED)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(command + LOGINS[protocol] * 400)
-            assert await read_all(client) == go_ahead
+            assert await read_until_closed(client) == go_ahead
             assert w.auth.requests == []
             closed = w.value(
                 "mailproxy_connections_closed_total", protocol.value, protocol.value, "tls_failed"
@@ -120,15 +120,15 @@ def test_plain_bytes_between_starttls_reply_and_handshake_fail_it(
 
     async def play() -> None:
         for injected in injections(protocol):
-            async with checked_world(started(protocol, identities, StartTls.ENABLED)) as w:
+            async with checked_worker(started(protocol, identities, StartTls.ENABLED)) as w:
                 client = await w.client()
-                await client.line()
+                await client.read_line()
                 assert await client.exchange(command) == go_ahead
                 await client.send(injected)
                 with contextlib.suppress(ssl.SSLError, ConnectionError):
                     await start_tls(client, identities)
                     pytest.fail("there was a handshake")
-                await w.settled()
+                await w.wait_for_sessions()
                 assert w.auth.requests == []
                 failures = [
                     w.value("mailproxy_tls_handshake_failures_total", "starttls", kind) for kind in KINDS
@@ -149,16 +149,16 @@ def test_plain_bytes_after_the_client_hello_are_not_executed(
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
-        async with checked_world(started(protocol, identities, StartTls.ENABLED)) as w:
+        async with checked_worker(started(protocol, identities, StartTls.ENABLED)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             assert await client.exchange(command) == go_ahead
             incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             tls = identities.client().wrap_bio(incoming, outgoing)
             with pytest.raises(ssl.SSLWantReadError):
                 tls.do_handshake()
             await client.send(outgoing.read() + LOGINS[protocol])
-            await read_all(client)
+            await read_until_closed(client)
             assert w.auth.requests == []
 
     run(play)
@@ -173,11 +173,11 @@ def test_commands_with_the_last_handshake_bytes_are_executed(
     probe, reply = PROBES[protocol]
 
     async def play() -> None:
-        build = serving(protocol, identities, listen_ssl=implicit, starttls=StartTls.ENABLED)
-        async with checked_world(build) as w:
+        build = server_builder(protocol, identities, listen_ssl=implicit, starttls=StartTls.ENABLED)
+        async with checked_worker(build) as w:
             client = await w.client()
             if not implicit:
-                await client.line()
+                await client.read_line()
                 assert await client.exchange(command) == go_ahead
             incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             tls = identities.client().wrap_bio(incoming, outgoing)
@@ -191,13 +191,13 @@ def test_commands_with_the_last_handshake_bytes_are_executed(
                     break
             tls.write(probe)
             await client.send(outgoing.read())  # the last bytes of the handshake, and the command
-            said = b""
-            while not said.endswith(reply):
+            received = b""
+            while not received.endswith(reply):
                 incoming.write(await client.reader.read(1 << 16))
                 with contextlib.suppress(ssl.SSLWantReadError):
                     while data := tls.read(1 << 16):
-                        said += data
-            assert said == (GREETINGS[protocol] if implicit else b"") + reply
+                        received += data
+            assert received == (GREETINGS[protocol] if implicit else b"") + reply
 
     run(play)
 
@@ -207,9 +207,9 @@ def test_second_starttls_is_refused(protocol: Protocol, identities: Identities) 
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
-        async with checked_world(started(protocol, identities, StartTls.ENABLED)) as w:
+        async with checked_worker(started(protocol, identities, StartTls.ENABLED)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             assert await client.exchange(command) == go_ahead
             await start_tls(client, identities)
             assert await client.exchange(command) != go_ahead
@@ -222,12 +222,12 @@ def test_second_starttls_is_refused(protocol: Protocol, identities: Identities) 
 def test_starttls_only_refuses_login_before_tls(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
         build = started(protocol, identities, StartTls.ONLY, max_errors=99)
-        async with checked_world(build) as w:
+        async with checked_worker(build) as w:
             client = await w.client()
-            await client.line()
-            client.writer.write(LOGINS[protocol] + HANDED_ON[protocol].replace(b" {9}", b" pw"))
+            await client.read_line()
+            client.writer.write(LOGINS[protocol] + PASSED_ON[protocol].replace(b" {9}", b" pw"))
             client.writer.write(b"AUTH LOGIN\r\na AUTHENTICATE LOGIN\r\nAPOP a b\r\nq LOGOUT\r\nQUIT\r\n")
-            await read_all(client)
+            await read_until_closed(client)
             assert w.auth.requests == []
 
     run(play)
@@ -254,15 +254,15 @@ def test_garbage_on_a_tls_port_closes_the_connection(
     protocol: Protocol, garbage: bytes, identities: Identities
 ) -> None:
     async def play() -> None:
-        build = serving(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
-        async with checked_world(build) as w:
+        build = server_builder(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
+        async with checked_worker(build) as w:
             client = await w.client()
             client.writer.write(garbage)
-            said = await read_all(client)
-            assert GREETINGS[protocol] not in said
+            received = await read_until_closed(client)
+            assert GREETINGS[protocol] not in received
             assert w.auth.requests == []
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
 
     run(play)
 
@@ -276,16 +276,16 @@ def test_handshake_without_end_times_out(
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
-        build = serving(
+        build = server_builder(
             protocol, identities, listen_ssl=implicit, starttls=StartTls.ENABLED, timeout=Seconds(0.3)
         )
-        async with checked_world(build) as w:
+        async with checked_worker(build) as w:
             client = await w.client()
             if not implicit:
-                await client.line()
+                await client.read_line()
                 assert await client.exchange(command) == go_ahead
             await client.send(data)
-            assert await read_all(client) == b""
+            assert await read_until_closed(client) == b""
             reason = w.value(
                 "mailproxy_connections_closed_total", protocol.value, protocol.value, "preauth_timeout"
             )
@@ -297,8 +297,8 @@ def test_handshake_without_end_times_out(
 @each
 def test_slow_handshake_times_out(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
-        build = serving(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
-        async with checked_world(build) as w:
+        build = server_builder(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
+        async with checked_worker(build) as w:
             client = await w.client()
             with contextlib.suppress(ConnectionError):
                 for byte in b"\x16\x03\x01\x10\x00\x01\x00\x0f\xfc" + bytes(4092):
@@ -318,7 +318,7 @@ def test_client_that_leaves_during_the_handshake_leaves_nothing(
     protocol: Protocol, how: str, cut: int, identities: Identities
 ) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, identities, listen_ssl=True), DENIED) as w:
+        async with checked_worker(server_builder(protocol, identities, listen_ssl=True), DENIED) as w:
             client = await w.client()
             outgoing = ssl.MemoryBIO()
             tls = identities.client().wrap_bio(ssl.MemoryBIO(), outgoing)
@@ -327,6 +327,6 @@ def test_client_that_leaves_during_the_handshake_leaves_nothing(
             await client.send(outgoing.read()[:cut])
             await run_iterations()
             getattr(client, how)()
-            await w.settled()
+            await w.wait_for_sessions()
 
     run(play)

@@ -11,18 +11,18 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import Protocol, Seconds
-from support.checked_world import (
+from support.checked_worker import (
     ACCEPTANCES,
     INTERNAL_ERRORS,
     LOGINS,
     UPSTREAMS,
-    checked_world,
+    checked_worker,
     log_in,
-    read_all,
+    read_until_closed,
     run_iterations,
-    serving,
+    server_builder,
 )
-from support.world import GRANT, Peer, World, http_response, run
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, http_response, run
 
 GRANTED: Final = http_response(GRANT)
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
@@ -30,14 +30,14 @@ STEPS: Final = [(protocol, step) for protocol in Protocol for step in range(len(
 at_each_step = pytest.mark.parametrize(("protocol", "step"), STEPS, ids=str)
 
 
-async def come_to(w: World, protocol: Protocol, step: int) -> tuple[Peer, Peer]:
+async def come_to(w: LoopbackWorker, protocol: Protocol, step: int) -> tuple[Peer, Peer]:
     """Start a login; the upstream replies correctly for this number of steps."""
     client = await w.client()
-    await client.line()
+    await client.read_line()
     await client.send(LOGINS[protocol])
-    upstream = await w.upstream.next()
-    for says, hears in UPSTREAMS[protocol][:step]:
-        assert await upstream.exchange(says) == hears
+    upstream = await w.upstream.accept()
+    for reply, command in UPSTREAMS[protocol][:step]:
+        assert await upstream.exchange(reply) == command
     return client, upstream
 
 
@@ -60,10 +60,10 @@ def test_invalid_upstream_reply_gets_internal_error_reply(
     protocol: Protocol, step: int, nonsense: bytes
 ) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
+        async with checked_worker(server_builder(protocol, timeout=Seconds(0.4)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
             upstream.writer.write(nonsense)
-            assert await read_all(client) == INTERNAL_ERRORS[protocol]
+            assert await read_until_closed(client) == INTERNAL_ERRORS[protocol]
             assert (
                 w.value(
                     "mailproxy_connections_closed_total", protocol.value, protocol.value, "upstream_error"
@@ -79,13 +79,13 @@ def test_hundred_untagged_lines_within_the_buffer_are_accepted(protocol: Protoco
     more = {Protocol.IMAP: b"* 1 EXISTS\r\n", Protocol.POP3: b"", Protocol.SMTP: b"250-more\r\n"}[
         protocol
     ] * 100
-    says, _ = ACCEPTANCES[protocol]
+    reply, _ = ACCEPTANCES[protocol]
 
     async def play() -> None:
-        async with checked_world(serving(protocol), GRANTED) as w:
+        async with checked_worker(server_builder(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
-            await upstream.send(more + says)
-            while not (await client.line()).startswith((b"a OK", b"+OK", b"235")):
+            await upstream.send(more + reply)
+            while not (await client.read_line()).startswith((b"a OK", b"+OK", b"235")):
                 pass
 
     run(play)
@@ -95,10 +95,10 @@ def test_hundred_untagged_lines_within_the_buffer_are_accepted(protocol: Protoco
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_upstream_that_closes_gets_internal_error_reply(protocol: Protocol, step: int, how: str) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol), GRANTED) as w:
+        async with checked_worker(server_builder(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
             getattr(upstream, how)()
-            assert await read_all(client) == INTERNAL_ERRORS[protocol]
+            assert await read_until_closed(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
@@ -106,9 +106,9 @@ def test_upstream_that_closes_gets_internal_error_reply(protocol: Protocol, step
 @at_each_step
 def test_silent_upstream_times_out(protocol: Protocol, step: int) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
+        async with checked_worker(server_builder(protocol, timeout=Seconds(0.3)), GRANTED) as w:
             client, _ = await come_to(w, protocol, step)
-            assert await read_all(client) == INTERNAL_ERRORS[protocol]
+            assert await read_until_closed(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
@@ -116,9 +116,9 @@ def test_silent_upstream_times_out(protocol: Protocol, step: int) -> None:
 @at_each_step
 def test_slow_upstream_replies_do_not_extend_the_timeout(protocol: Protocol, step: int) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
+        async with checked_worker(server_builder(protocol, timeout=Seconds(0.3)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
-            hearing = asyncio.ensure_future(read_all(client))  # noqa: TID251 - awaited below
+            hearing = asyncio.ensure_future(read_until_closed(client))  # noqa: TID251 - awaited below
             while not hearing.done():
                 with contextlib.suppress(ConnectionError):
                     await upstream.send(b"*")
@@ -131,13 +131,13 @@ def test_slow_upstream_replies_do_not_extend_the_timeout(protocol: Protocol, ste
 @each
 def test_early_upstream_replies_complete_no_login(protocol: Protocol) -> None:
     """A reply that is sent before its command does not count as the reply to it."""
-    ahead = b"".join(says for says, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
+    ahead = b"".join(reply for reply, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
 
     async def play() -> None:
-        async with checked_world(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
+        async with checked_worker(server_builder(protocol, timeout=Seconds(0.4)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, 0)
             await upstream.send(ahead)
-            assert await read_all(client) == INTERNAL_ERRORS[protocol]
+            assert await read_until_closed(client) == INTERNAL_ERRORS[protocol]
             assert w.value("mailproxy_logins_total", protocol.value, "password", "success") == 0
 
     run(play)
@@ -148,11 +148,11 @@ def test_upstream_that_never_reads_times_out(protocol: Protocol) -> None:
     """Only the bytes that fit the kernel's buffers are sent to it."""
 
     async def play() -> None:
-        async with checked_world(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
+        async with checked_worker(server_builder(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             upstream.writer.transport.pause_reading()  # type: ignore[attr-defined]
             client.writer.write(bytes(20_000_000))
-            await w.settled()
+            await w.wait_for_sessions()
             assert (
                 w.value("mailproxy_connections_closed_total", protocol.value, protocol.value, "idle_timeout")
                 == 1
@@ -169,10 +169,10 @@ def test_relay_without_pipes_copies_through_memory(
     data = random.Random(3).randbytes(5_000_000)
 
     async def play() -> None:
-        async with checked_world(serving(protocol), GRANTED) as w:
+        async with checked_worker(server_builder(protocol), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             upstream.writer.write(data)
-            assert await client.data(len(data)) == data
+            assert await client.read_bytes(len(data)) == data
             assert w.app.context.pipes.count == 0
 
     run(play)
@@ -184,10 +184,10 @@ def test_upstream_error_is_hidden_without_proxy_pass_error_message(
     protocol: Protocol, refusal: bytes
 ) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol), GRANTED) as w:
+        async with checked_worker(server_builder(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
             await upstream.send(refusal)
-            assert await read_all(client) == INTERNAL_ERRORS[protocol]
+            assert await read_until_closed(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
@@ -195,16 +195,16 @@ def test_upstream_error_is_hidden_without_proxy_pass_error_message(
 @each
 def test_pipelined_bytes_arrive_once_after_a_slow_login(protocol: Protocol) -> None:
     async def play() -> None:
-        async with checked_world(serving(protocol), GRANTED) as w:
+        async with checked_worker(server_builder(protocol), GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[protocol] + b"first\r\nsecond\r\n")
-            upstream = await w.upstream.next()
-            for says, hears in UPSTREAMS[protocol]:
-                assert await upstream.exchange(says) == hears
+            upstream = await w.upstream.accept()
+            for reply, command in UPSTREAMS[protocol]:
+                assert await upstream.exchange(reply) == command
             await upstream.send(ACCEPTANCES[protocol][0])
             await client.send(b"third\r\n")
-            assert await upstream.data(22) == b"first\r\nsecond\r\nthird\r\n"
+            assert await upstream.read_bytes(22) == b"first\r\nsecond\r\nthird\r\n"
             await run_iterations()
 
     run(play)

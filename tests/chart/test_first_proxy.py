@@ -85,7 +85,7 @@ def first(
     given = {"MAIL_SERVER": f"localhost:{dovecot.ports['imap']}", "PORT": str(auth_port)}
     service = Running([sys.executable, "-u", str(script)], output=folder / "auth.log", env=given)
     try:
-        service.answers(auth_port)
+        service.wait_for_ports(auth_port)
         [text] = re.findall(r"```yaml\n# mailproxy.yaml\n(.+?)```", PAGE, re.DOTALL)
         body = yaml.safe_load(text.replace(":9000", f":{auth_port}").replace("1143", str(port)))
         proxy = proxies.start(folder / "proxy", body)

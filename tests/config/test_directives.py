@@ -26,7 +26,7 @@ from mailproxy_config.value_types import ErrorPath
 from support.config_bodies import LEVEL_VALUES
 from support.configs import NOT_OF_NGINX
 
-# Every directive of the eight mail modules, as nginx's own pages list them; blocks aside.
+# Every directive of the eight mail modules on nginx's pages, except blocks.
 NGINX = {
     "mail_core": "error_log listen max_errors protocol resolver resolver_timeout server_name timeout",
     "mail_auth_http": "auth_http auth_http_header auth_http_pass_client_cert auth_http_timeout",

@@ -107,8 +107,8 @@ def test_other_timeout_is_not_suggested(name: str) -> None:
 
 
 def test_ssl_off_is_dropped_with_a_notice() -> None:
-    told = 'n.conf:3: "ssl off" is dropped: since nginx 1.25.1 TLS is a parameter, "listen … ssl"'
-    assert notices_of("ssl off;") == [told]
+    message = 'n.conf:3: "ssl off" is dropped: since nginx 1.25.1 TLS is a parameter, "listen … ssl"'
+    assert notices_of("ssl off;") == [message]
 
 
 @pytest.mark.parametrize("line", ["ssl;", "ssl maybe;", "ssl on off;"])
@@ -174,5 +174,5 @@ def test_invalid_listen_parameter_gets_a_hint(parameters: str, reason: str) -> N
 def test_mail_block_inside_http_is_reported() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_nginx("http {\nmail { auth_http a; server { listen 143; } }\n}", source="n.conf")
-    told = "there is no mail block: the one in n.conf:2 is inside http {}; move it to the main context"
-    assert str(raised.value) == f"n.conf: {told}"
+    message = "there is no mail block: the one in n.conf:2 is inside http {}; move it to the main context"
+    assert str(raised.value) == f"n.conf: {message}"

@@ -220,7 +220,7 @@ def test_arbitrary_manifest_raises_only_config_errors(resource: dict[str, Any], 
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        # YAML makes true and false of on and off
+        # YAML parses on and off as true and false
         ({"starttls": True},
          "starttls: must be text, not a boolean (one of Disabled, Enabled, Only); write Enabled"),
         ({"starttls": False},

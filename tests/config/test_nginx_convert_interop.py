@@ -11,7 +11,7 @@ import pytest
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.nginx.convert import parse_nginx
-from support.parity.subjects import Nginx, require_nginx
+from support.parity.compared_programs import Nginx, require_nginx
 
 pytestmark = pytest.mark.interop
 
@@ -49,12 +49,12 @@ unix:/NOWHERE ssl | 10143 | *:10143 | 127.0.0.1:10143 proxy_protocol | localhost
 127.0.0.1:10143 rcvbuf=4k sndbuf=1m bind | 10143-10145 | 10145-10143 | [::1 | :10143 | 0 | 65536
 127.0.0.1:x | a/b:10143
 """
-# What nginx takes, and we do not.
+# Accepted only by nginx.
 NGINX_ALONE = """
 timeout m5; | timeout ' 5'; | proxy_buffer 127; | ssl_session_cache off builtin; | imap_capabilities "a\\nb";
 """
 LISTEN_NGINX_ALONE = "127.0.0.1 | 127...1:10143 | 127.0.0.01:10143"
-# What we take, and nginx does not: extensions, and names that are not looked up when the file is read.
+# Accepted only by mailproxy: extensions, and names that are not looked up when the file is read.
 OURS_ALONE = (
     "auth_http https://127.0.0.1/; | auth_http a.invalid; | resolver ns.invalid; | set_real_ip_from [::1];"
 )
@@ -73,17 +73,17 @@ def nginx() -> Nginx:
     return require_nginx()
 
 
-def nginx_takes(nginx: Nginx, mail: str, folder: Path) -> bool:
+def nginx_accepts(nginx: Nginx, mail: str, folder: Path) -> bool:
     file = folder / "nginx.conf"
     around = f"{nginx.load}pid {folder}/pid;\nerror_log stderr;\nevents {{}}\n"
     file.write_text(f"{around}mail {{\nauth_http 127.0.0.1:9;\n{mail}\n}}\n")
     command = [nginx.path, "-t", "-c", str(file), "-p", str(folder)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    # What is left is opening the sockets, which is not about the text.
-    return "syntax is ok" in told
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    # The rest is opening the sockets, which does not depend on the text.
+    return "syntax is ok" in output
 
 
-def we_take(mail: str) -> bool:
+def mailproxy_accepts(mail: str) -> bool:
     with suppress(ConfigError):
         parse_nginx(f"events {{}}\nmail {{\nauth_http 127.0.0.1:9;\n{mail}\n}}\n")
         return True
@@ -91,7 +91,7 @@ def we_take(mail: str) -> bool:
 
 
 def _both(nginx: Nginx, mail: str, folder: Path) -> tuple[bool, bool]:
-    return nginx_takes(nginx, mail, folder), we_take(mail)
+    return nginx_accepts(nginx, mail, folder), mailproxy_accepts(mail)
 
 
 @pytest.mark.parametrize("line", _cells(LINES))

@@ -42,9 +42,9 @@ def notices_of(mail: str, *, only_to_print: bool = True, listen: str = "143") ->
     ],
 )  # fmt: skip
 def test_values_that_do_not_work_in_a_pod_get_notices(line: str, note: str) -> None:
-    told = notices_of(line)
-    assert told == [f"2: {note}"]
-    assert "HIDDEN" not in told[0]
+    notices = notices_of(line)
+    assert notices == [f"2: {note}"]
+    assert "HIDDEN" not in notices[0]
     assert notices_of(line, only_to_print=False) == []  # not printed: it runs on this machine
 
 

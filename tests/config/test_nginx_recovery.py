@@ -64,7 +64,7 @@ def test_missing_semicolon_is_the_only_error(text: str, problems: list[str]) -> 
         "server_name\n  mail;",  # the only argument
         "imap_capabilities IMAP4rev1\n  'timeout' 5s;",  # in quotes
         "imap_capabilities IMAP4rev1\n  IDLE\n  UIDPLUS;",
-        "imap_capabilities IMAP4rev1\n  mail IDLE;",  # a block without a block
+        "imap_capabilities IMAP4rev1\n  mail IDLE;",  # a block directive without its block
         "auth_http_header X-Key\n  timeout;",  # one argument is not enough for a header
         "ssl_ciphers\n  HIGH;",
     ],

@@ -9,10 +9,10 @@ import pytest
 
 from mailproxy.protocols.registry import PROTOCOLS
 from support import transcripts
-from support.dialogue_player import Differs, Player
+from support.dialogue_player import Player, TranscriptMismatch
 from support.transcripts import Step, Transcript
 
-ALL = transcripts.every()
+ALL = transcripts.load_all()
 POP3_LOGIN = transcripts.load(transcripts.ROOT / "pop3" / "user_pass.dialogue")
 
 
@@ -38,7 +38,7 @@ def test_session_follows_transcript_byte_by_byte(transcript: Transcript) -> None
 @pytest.mark.parametrize("index", range(len(POP3_LOGIN.steps)))
 def test_transcript_with_missing_line_fails(index: int) -> None:
     steps = POP3_LOGIN.steps
-    with pytest.raises(Differs):
+    with pytest.raises(TranscriptMismatch):
         play(replace(POP3_LOGIN, steps=steps[:index] + steps[index + 1 :]))
 
 
@@ -55,7 +55,7 @@ def test_transcript_with_missing_line_fails(index: int) -> None:
     ids=str,
 )
 def test_transcript_with_extra_line_fails(extra: Step) -> None:
-    with pytest.raises(Differs):
+    with pytest.raises(TranscriptMismatch):
         play(replace(POP3_LOGIN, steps=(*POP3_LOGIN.steps, extra)))
 
 

@@ -199,7 +199,7 @@ NAMES: Final = ("imap", "pop3", "smtp", "imap-external", "smtp-mx", "imap-nginx"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tls = certificates(tmp_path_factory.mktemp("tls"))
-    ports = Ports().takes(*NAMES)
+    ports = Ports().take_all(*NAMES)
     requests = Requests()
     mail = {
         "serverName": "mail.example.com",

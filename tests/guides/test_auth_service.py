@@ -21,7 +21,7 @@ import pytest
 
 from support.example_auth import AUTH, PROGRAM
 from support.servers import proxy as proxies
-from support.servers.programs import Ports, Running, eventually, output_of
+from support.servers.programs import Ports, Running, eventually, run_program
 from support.servers.proxy import Proxy, manifest
 from support.servers.tiny_mail import TinyMail, tiny_mail
 
@@ -42,10 +42,10 @@ class Started:
         command += ["--listen", f"127.0.0.1:{port}", "--drain-delay", "0.2", *options]
         self.port = port
         self.running = Running(command, output=folder / "auth.log", env={"AUTH_KEY": KEY})
-        self.running.answers(port)
+        self.running.wait_for_ports(port)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in self.running.said().splitlines() if line.startswith("{")]
+        found = [json.loads(line) for line in self.running.output_text().splitlines() if line.startswith("{")]
         return [event for event in found if event["event"] == name]
 
     def write(self, users: str) -> None:
@@ -110,7 +110,7 @@ def service(
 
 @pytest.fixture(scope="module")
 def listening(ports: Ports) -> dict[str, int]:
-    return ports.takes(*PROTOCOLS)
+    return ports.take_all(*PROTOCOLS)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,8 @@ def test_wrong_key_is_reported_in_proxy_log(service: Started, ports: Ports, tmp_
             client.login("alice", PASSWORDS["alice"])
         client.shutdown()
         eventually(
-            lambda: "HTTP status 403: the service refuses the proxy" in running.running.said(), "the reason"
+            lambda: "HTTP status 403: the service refuses the proxy" in running.running.output_text(),
+            "the reason",
         )
     finally:
         running.stop()
@@ -341,7 +342,7 @@ def test_invalid_users_file_causes_temporary_errors_until_corrected(
         assert started.events("login")[0]["reason"] == "there is no valid users file"
         started.write(users)
         assert started.send_request(**parameters)["Auth-Status"] == "OK"
-        assert "hunter2secret" not in started.running.said()
+        assert "hunter2secret" not in started.running.output_text()
     finally:
         started.running.stop()
 
@@ -365,13 +366,13 @@ def test_users_are_kept_when_file_becomes_invalid(users: str, ports: Ports, tmp_
 
 
 def test_commands_hash_and_check(tmp_path: Path) -> None:
-    hashed = output_of([sys.executable, str(PROGRAM), "hash"], stdin="se:cret\n").strip()
+    hashed = run_program([sys.executable, str(PROGRAM), "hash"], stdin="se:cret\n").strip()
     file = tmp_path / "users.txt"
     file.write_text(f"alice:{hashed}\n")
-    assert output_of([sys.executable, str(PROGRAM), "check", str(file)]) == "1 users\n"
+    assert run_program([sys.executable, str(PROGRAM), "check", str(file)]) == "1 users\n"
     assert AUTH.parse_users(file.read_bytes())[b"alice"].hashed.matches(b"se:cret")
     file.write_text("alice:secret\n")
-    said = output_of([sys.executable, str(PROGRAM), "check", str(file)])
+    said = run_program([sys.executable, str(PROGRAM), "check", str(file)])
     assert said.startswith(f"{file}: line 1: the password must begin with")
 
 
@@ -455,7 +456,7 @@ def test_sigterm_completes_current_requests_and_exits_with_0(
     started.running.process.send_signal(signal.SIGTERM)
     response = busy.getresponse()
     assert response.getheader("Auth-Status") == "OK"
-    assert started.running.ended(20) == 0
+    assert started.running.wait_for_exit(20) == 0
     assert started.events("stopped")
     idle.close()
     busy.close()
@@ -464,7 +465,7 @@ def test_sigterm_completes_current_requests_and_exits_with_0(
 def test_no_secret_is_logged(service: Started, users: str) -> None:
     service.send_request(**login("imap", "hunter2-typed-as-name", "hunter2-secret"))
     service.send_request(**login("imap", "alice", "hunter2-secret"))
-    said = service.running.said()
+    said = service.running.output_text()
     hashed = users.partition("}")[2].partition("\n")[0]
     for secret in (*PASSWORDS.values(), "hunter2", KEY, hashed, "wonder%20land%25"):
         assert secret not in said

@@ -14,7 +14,7 @@ from support.example_auth import AUTH, FOLDER, PROGRAM
 from support.helm_schemas import VERSIONS, pod_security_violations, schema_errors
 from support.kubectl import ABSENT, find_kubectl
 from support.network_policies import Peer, allows_connection
-from support.servers.programs import output_of
+from support.servers.programs import run_program
 from support.servers.proxy import ROOT
 
 
@@ -73,7 +73,7 @@ def test_kustomize_includes_program(tmp_path: Path) -> None:
     kubectl = find_kubectl(tmp_path)
     if kubectl is None:
         pytest.skip(ABSENT)
-    objects = list(yaml.safe_load_all(output_of([str(kubectl), "kustomize", str(FOLDER)])))
+    objects = list(yaml.safe_load_all(run_program([str(kubectl), "kustomize", str(FOLDER)])))
     program = next(one for one in objects if one["kind"] == "ConfigMap")
     assert program["data"]["auth.py"] == PROGRAM.read_text()
     [deployment] = [one for one in objects if one["kind"] == "Deployment"]

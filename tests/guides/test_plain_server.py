@@ -22,9 +22,9 @@ import yaml
 
 from support.needs import Needs
 from support.servers import proxy as proxies
-from support.servers.auth_service import Backend, auth_service
+from support.servers.auth_service import AuthRule, auth_service
 from support.servers.certificates import Certificates, certificates
-from support.servers.programs import Ports, Running, eventually, output_of
+from support.servers.programs import Ports, Running, eventually, run_program
 from support.servers.proxy import ROOT, Proxy
 from support.servers.tiny_mail import tiny_mail
 
@@ -87,7 +87,7 @@ def _reload(proxy: Proxy) -> subprocess.CompletedProcess[str]:
 def test_manifest_of_page_runs_and_reload_keeps_sessions(tls: Certificates, tmp_path: Path) -> None:
     ports = dict(zip(WELL_KNOWN, (Ports().take() for _ in WELL_KNOWN), strict=True))
     with tiny_mail("imap") as mail, auth_service({"alice": "wonderland"}, port=0) as service:
-        service.backends["/auth"] = Backend(mail.port)
+        service.rules["/auth"] = AuthRule(mail.port)
         body = _manifest(ports, tls, service.port)
         proxy = proxies.start(tmp_path, body)
         try:
@@ -138,19 +138,19 @@ def verifiable(tmp_path: Path, needs: Needs) -> Path:
 
 
 def test_systemd_accepts_the_unit(verifiable: Path) -> None:
-    said = output_of(["systemd-analyze", "--man=no", "verify", str(verifiable)])
+    said = run_program(["systemd-analyze", "--man=no", "verify", str(verifiable)])
     assert [line for line in said.splitlines() if "mailproxy" in line] == []
 
 
 def test_systemd_reports_misspelt_directive(verifiable: Path) -> None:
     """The previous test can fail: systemd-analyze reports this error."""
     verifiable.write_text(verifiable.read_text().replace("OOMPolicy=", "OOMPolciy="))
-    said = output_of(["systemd-analyze", "--man=no", "verify", str(verifiable)])
+    said = run_program(["systemd-analyze", "--man=no", "verify", str(verifiable)])
     assert "OOMPolciy" in said
 
 
 def test_service_is_hardened(verifiable: Path) -> None:
-    said = output_of(["systemd-analyze", "security", "--offline=true", "--threshold=25", str(verifiable)])
+    said = run_program(["systemd-analyze", "security", "--offline=true", "--threshold=25", str(verifiable)])
     [exposure] = re.findall(r"Overall exposure level for mailproxy\.service: ([0-9.]+)", said)
     assert float(exposure) < 2.5
 
@@ -211,9 +211,9 @@ def test_one_capability_opens_low_ports_at_start_and_reload(folder: Path, needs:
     arguments = ["-m", "mailproxy", "run", str(file), "--admin", "127.0.0.1:0", "--workers", "1"]
     running = Running([*command, *arguments], output=folder / "log", env=environment)
     try:
-        running.answers(first)
+        running.wait_for_ports(first)
         write(first, second)
-        running.answers(second)
+        running.wait_for_ports(second)
         with socket.create_connection(("127.0.0.1", second), timeout=20) as client:
             assert client.recv(100) == b"* OK IMAP4 ready\r\n"
         status = Path(f"/proc/{running.pid}/status").read_text()

@@ -13,19 +13,19 @@ from typing import Final
 import pytest
 
 from support.needs import Needs
-from support.parity.subjects import require_nginx
+from support.parity.compared_programs import require_nginx
 from support.servers import dovecot as dovecots
 from support.servers import nginx as nginxes
 from support.servers import postfix as postfixes
 from support.servers import proxy as proxies
-from support.servers.auth_service import AuthService, Backend, auth_service
+from support.servers.auth_service import AuthRule, AuthService, auth_service
 from support.servers.certificates import Certificates, certificates
 from support.servers.clients import Listeners
 from support.servers.dovecot import Dovecot
-from support.servers.front import Front, Plan, planned
 from support.servers.nginx import Nginx
-from support.servers.postfix import Neighbours, Postfix
+from support.servers.postfix import DovecotPorts, Postfix
 from support.servers.programs import Ports
+from support.servers.shared_proxy import ServerPlan, SharedProxy, shared_manifest
 
 PASSWORDS: Final = {"alice": "wonder land%21", "bob": 'buil"der\\', "carol": "christmas", "dave": "davy"}
 """They contain a space, a percent sign, a quote and a backslash, which protocols have to escape."""
@@ -106,13 +106,13 @@ def dovecot(
     running = dovecots.start(path, new_folder("dovecot"), ports, PASSWORDS, postfix_ports["smtp"])
     for protocol in ("imap", "pop3"):
         for name in (protocol, f"{protocol}-required", f"{protocol}-optional", f"{protocol}-untrusting"):
-            service.backends[f"/{name}"] = Backend(running.ports[protocol])
+            service.rules[f"/{name}"] = AuthRule(running.ports[protocol])
         for version in ("v1", "v2"):
-            service.backends[f"/{protocol}-{version}"] = Backend(running.ports[f"{protocol}_haproxy"])
-    service.backends["/imap-behind"] = Backend(running.ports["imap_haproxy"])
-    service.backends["/pop3-behind"] = Backend(running.ports["pop3"])
-    service.backends["/submission"] = Backend(running.ports["submission"])
-    service.backends["/submission-x"] = Backend(running.ports["submission"])
+            service.rules[f"/{protocol}-{version}"] = AuthRule(running.ports[f"{protocol}_haproxy"])
+    service.rules["/imap-behind"] = AuthRule(running.ports["imap_haproxy"])
+    service.rules["/pop3-behind"] = AuthRule(running.ports["pop3"])
+    service.rules["/submission"] = AuthRule(running.ports["submission"])
+    service.rules["/submission-x"] = AuthRule(running.ports["submission"])
     yield running
     running.running.stop()
 
@@ -127,25 +127,25 @@ def postfix(
 ) -> Iterator[Postfix]:
     """Postfix, which delivers to Dovecot and verifies passwords with Dovecot."""
     path = needs("postfix", by_root=True)
-    neighbours = Neighbours(dovecot.ports["lmtp"], dovecot.ports["sasl"])
-    running = postfixes.start(path, new_folder("postfix"), postfix_ports, neighbours, PASSWORDS)
+    dovecot_ports = DovecotPorts(dovecot.ports["lmtp"], dovecot.ports["sasl"])
+    running = postfixes.start(path, new_folder("postfix"), postfix_ports, dovecot_ports, PASSWORDS)
     for name in ("smtp", "smtp-bare", "mx", "smtp-behind", "smtp-no-ca"):
-        service.backends[f"/{name}"] = Backend(running.ports["smtp"])
+        service.rules[f"/{name}"] = AuthRule(running.ports["smtp"])
     for version in ("v1", "v2"):
-        service.backends[f"/smtp-{version}"] = Backend(running.ports["smtp_haproxy"])
+        service.rules[f"/smtp-{version}"] = AuthRule(running.ports["smtp_haproxy"])
     yield running
     running.stop()
 
 
 @pytest.fixture(scope="session")
-def front(
+def shared_proxy(
     service: AuthService, tls: Certificates, ports: Ports, new_folder: Callable[[str], Path]
-) -> Iterator[Front]:
-    """The proxy that most tests use."""
-    plan = Plan(service, ports)
-    service.backends["/imap-dead"] = Backend(ports.take())
-    proxy = proxies.start(new_folder("front"), planned(plan, tls))
-    yield Front(proxy, plan.ports)
+) -> Iterator[SharedProxy]:
+    """The proxy that most tests use; ``support/servers/shared_proxy.py`` lists its server blocks."""
+    plan = ServerPlan(service, ports)
+    service.rules["/imap-dead"] = AuthRule(ports.take())
+    proxy = proxies.start(new_folder("shared-proxy"), shared_manifest(plan, tls))
+    yield SharedProxy(proxy, plan.ports)
     proxy.stop()
 
 
@@ -163,9 +163,9 @@ def nginx(
 
 
 @pytest.fixture(scope="session", params=["mailproxy", "nginx"])
-def either(request: pytest.FixtureRequest) -> Listeners:
-    """The proxy, and nginx in its place: a test that passes with both expects what nginx does."""
-    found: Listeners = request.getfixturevalue("front" if request.param == "mailproxy" else "nginx")
+def proxy_or_nginx(request: pytest.FixtureRequest) -> Listeners:
+    """The proxy, or nginx in its place: tests with this fixture expect the behaviour of nginx."""
+    found: Listeners = request.getfixturevalue("shared_proxy" if request.param == "mailproxy" else "nginx")
     return found
 
 

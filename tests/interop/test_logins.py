@@ -15,12 +15,12 @@ from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.clients import Listeners, imap, pop3, smtp
 from support.servers.dovecot import Dovecot
-from support.servers.front import Front
 from support.servers.postfix import Postfix
+from support.servers.shared_proxy import SharedProxy
 
 pytestmark = pytest.mark.interop
 
-WAYS = ["plain", "implicit", "starttls"]
+TLS_MODES = ["plain", "implicit", "starttls"]
 
 
 def imap_login(client: imaplib.IMAP4, user: str, password: str) -> Any:
@@ -48,26 +48,30 @@ IMAP = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tls_mode", TLS_MODES)
 @pytest.mark.parametrize("user", ["alice", "bob"])
 @pytest.mark.parametrize(("log_in", "method"), IMAP)
-def test_imap(
+def test_imap_login(
     dovecot: Dovecot,
-    either: Listeners,
+    proxy_or_nginx: Listeners,
     tls: Certificates,
     service: AuthService,
-    way: str,
+    tls_mode: str,
     user: str,
     log_in: Callable[[imaplib.IMAP4, str, str], Any],
     method: str,
 ) -> None:
-    with imap(either, tls, way) as client:
+    with imap(proxy_or_nginx, tls, tls_mode) as client:
         assert log_in(client, user, dovecot.passwords[user])[0] == "OK"
         assert client.select()[0] == "OK"
         assert client.logout()[0] == "BYE"
-    asked = service.asked("/imap")
-    assert (asked.user, asked["auth-method"], asked["client-ip"]) == (user, method, "127.0.0.1")
-    assert asked.headers.get("auth-ssl") == (None if way == "plain" else "on")
+    auth_request = service.latest_request("/imap")
+    assert (auth_request.user, auth_request["auth-method"], auth_request["client-ip"]) == (
+        user,
+        method,
+        "127.0.0.1",
+    )
+    assert auth_request.headers.get("auth-ssl") == (None if tls_mode == "plain" else "on")
 
 
 def pop3_user(client: poplib.POP3, user: str, password: str) -> bytes:
@@ -79,50 +83,53 @@ def pop3_apop(client: poplib.POP3, user: str, password: str) -> bytes:
     return client.apop(user, password)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tls_mode", TLS_MODES)
 @pytest.mark.parametrize("user", ["alice", "bob"])
 @pytest.mark.parametrize(
     ("log_in", "method"),
     [pytest.param(pop3_user, "plain", id="USER-PASS"), pytest.param(pop3_apop, "apop", id="APOP")],
 )
-def test_pop3(
+def test_pop3_login(
     dovecot: Dovecot,
-    either: Listeners,
+    proxy_or_nginx: Listeners,
     tls: Certificates,
     service: AuthService,
-    way: str,
+    tls_mode: str,
     user: str,
     log_in: Callable[[poplib.POP3, str, str], bytes],
     method: str,
 ) -> None:
-    with pop3(either, tls, way) as client:
+    with pop3(proxy_or_nginx, tls, tls_mode) as client:
         assert log_in(client, user, dovecot.passwords[user]).startswith(b"+OK")
         assert len(client.stat()) == 2
         assert client.quit().startswith(b"+OK")
-    asked = service.asked("/pop3")
-    assert (asked.user, asked["auth-method"]) == (user, method)
+    auth_request = service.latest_request("/pop3")
+    assert (auth_request.user, auth_request["auth-method"]) == (user, method)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tls_mode", TLS_MODES)
 @pytest.mark.parametrize("user", ["alice", "bob"])
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
-def test_smtp(
+def test_smtp_login(
     postfix: Postfix,
-    either: Listeners,
+    proxy_or_nginx: Listeners,
     tls: Certificates,
     service: AuthService,
-    way: str,
+    tls_mode: str,
     user: str,
     mechanism: str,
 ) -> None:
-    with smtp(either, tls, way) as client:
+    with smtp(proxy_or_nginx, tls, tls_mode) as client:
         client.ehlo("client.example.org")
         authenticate(client, mechanism, user, service.passwords[user])
         assert client.noop()[0] == 250
         assert client.quit()[0] == 221
-    asked = service.asked("/smtp")
-    assert (asked.user, asked["auth-method"]) == (user, "cram-md5" if mechanism == "CRAM-MD5" else "plain")
-    assert asked["client-host"] == "[UNAVAILABLE]"
+    auth_request = service.latest_request("/smtp")
+    assert (auth_request.user, auth_request["auth-method"]) == (
+        user,
+        "cram-md5" if mechanism == "CRAM-MD5" else "plain",
+    )
+    assert auth_request["client-host"] == "[UNAVAILABLE]"
 
 
 def authenticate(client: smtplib.SMTP, mechanism: str, user: str, password: str) -> None:
@@ -135,34 +142,40 @@ def authenticate(client: smtplib.SMTP, mechanism: str, user: str, password: str)
     assert client.auth(mechanism, objects[mechanism])[0] == 235
 
 
-def test_imap_wrong_password(dovecot: Dovecot, either: Listeners, tls: Certificates) -> None:
-    with imap(either, tls, "starttls") as client:
+def test_imap_login_with_wrong_password_is_denied(
+    dovecot: Dovecot, proxy_or_nginx: Listeners, tls: Certificates
+) -> None:
+    with imap(proxy_or_nginx, tls, "starttls") as client:
         with pytest.raises(imaplib.IMAP4.error, match="Invalid login or password"):
             client.login("alice", "wrong")
         with pytest.raises(imaplib.IMAP4.abort, match="EOF"):
             client.noop()
 
 
-def test_pop3_wrong_password(dovecot: Dovecot, either: Listeners, tls: Certificates) -> None:
-    with pop3(either, tls, "plain") as client:
+def test_pop3_login_with_wrong_password_is_denied(
+    dovecot: Dovecot, proxy_or_nginx: Listeners, tls: Certificates
+) -> None:
+    with pop3(proxy_or_nginx, tls, "plain") as client:
         client.user("alice")
         with pytest.raises(poplib.error_proto, match="Invalid login or password"):
             client.pass_("wrong")
 
 
-def test_smtp_wrong_password(postfix: Postfix, either: Listeners, tls: Certificates) -> None:
-    with smtp(either, tls, "implicit") as client:
+def test_smtp_login_with_wrong_password_is_denied(
+    postfix: Postfix, proxy_or_nginx: Listeners, tls: Certificates
+) -> None:
+    with smtp(proxy_or_nginx, tls, "implicit") as client:
         client.ehlo("client.example.org")
         with pytest.raises(smtplib.SMTPAuthenticationError) as caught:
             client.auth("PLAIN", lambda _=None: "\0alice\0wrong")
         assert (caught.value.smtp_code, caught.value.smtp_error) == (535, b"5.7.0 Invalid login or password")
 
 
-def test_a_password_that_only_the_upstream_refuses(
-    dovecot: Dovecot, front: Front, service: AuthService, tls: Certificates
+def test_error_of_the_upstream_is_passed_to_the_client(
+    dovecot: Dovecot, shared_proxy: SharedProxy, service: AuthService, tls: Certificates
 ) -> None:
     """With ``proxy_pass_error_message`` the client receives the upstream's own error message."""
     service.passwords["eve"] = "unknown to Dovecot"
-    with imap(front, tls) as client, pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"):
+    with imap(shared_proxy, tls) as client, pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"):
         client.login("eve", service.passwords["eve"])
-    front.proxy.event("session", user="eve", result="upstream_denied")
+    shared_proxy.proxy.event("session", user="eve", result="upstream_denied")

@@ -42,7 +42,7 @@ def test_operator_accepts_ca_without_key_usage(cluster: Cluster, idle_world: Wor
         idle_world.until(lambda: operator.admin.request("GET", "/readyz").status == 200, "readiness")
         idle_world.put("second")
         idle_world.until(lambda: idle_world.find("Deployment", "second"), "what only a watch notices")
-        assert "not accepted" not in operator.said()
+        assert "not accepted" not in operator.output_text()
     finally:
         operator.stop()
 
@@ -56,7 +56,7 @@ def test_untrusted_ca_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     operator = Operator(cluster, "mistrusting", kubeconfig)
     try:
         operator.started()
-        operator.eventually(lambda: "certificate is not accepted" in operator.said(), "to be logged")
+        operator.eventually(lambda: "certificate is not accepted" in operator.output_text(), "to be logged")
         response = operator.admin.request("GET", "/readyz")
         assert response.status == 503
         assert "certificate is not accepted" in response.message

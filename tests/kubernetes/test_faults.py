@@ -92,15 +92,15 @@ def test_operator_with_expired_token_waits_for_new_token(own_cluster: Cluster) -
     operator = Operator(own_cluster, "expired", own_cluster.kubeconfig("expired", expired)).started()
     world.operator = operator
     try:
-        operator.eventually(lambda: "may have expired" in operator.said(), "to be logged")
+        operator.eventually(lambda: "may have expired" in operator.output_text(), "to be logged")
         assert not is_ready(operator)
         assert operator.admin.request("GET", "/healthz").status == 200, "starting it again would not help"
-        assert expired not in operator.said()
+        assert expired not in operator.output_text()
         world.put()
         own_cluster.kubeconfig("expired", own_cluster.operator_token())
         world.until(lambda: world.find("Deployment"), "work")
         assert is_ready(operator)
-        assert own_cluster.operator_token() not in operator.said()
+        assert own_cluster.operator_token() not in operator.output_text()
     finally:
         operator.stop()
         world.close()
@@ -113,7 +113,9 @@ def test_expired_credentials_are_read_again(site: World) -> None:
     site.api.delete("ServiceAccount", SYSTEM, ACCOUNT)
     api_server(site).stop()
     api_server(site).start()  # watches end, and start again with the old token
-    site.operator.eventually(lambda: "watching: the API server" in site.operator.said(), "to be logged")  # type: ignore[union-attr]
+    site.operator.eventually(
+        lambda: "watching: the API server" in site.operator.output_text(), "to be logged"
+    )  # type: ignore[union-attr]
     assert not is_ready(site.operator)
     account = {
         "apiVersion": "v1",
@@ -137,7 +139,7 @@ def test_permissions_removed_and_restored(site: World) -> None:
     refused = "cannot get resource"
     operator = running_operator(site)
     operator.eventually(
-        lambda: refused in operator.said() or "cannot list" in operator.said(), "to be logged"
+        lambda: refused in operator.output_text() or "cannot list" in operator.output_text(), "to be logged"
     )
     kept = {"name": binding, "labels": before["metadata"]["labels"]}
     _ = site.api.create({**before, "metadata": kept}).checked_body

@@ -93,7 +93,7 @@ def test_operator_that_loses_lease_ends(idle_world: World, start: Callable[[str]
         return world.api.replace(lease).status == 200
 
     world.until(is_stolen, "the theft")
-    assert first.ended(EXPIRY) == 1
+    assert first.wait_for_exit(EXPIRY) == 1
     assert holder(world) == "other", "the Lease of another holder is not released"
 
 
@@ -115,6 +115,6 @@ def test_lease_is_owned_by_pod_of_holder(idle_world: World, new_operator: NewOpe
 def test_forbidden_lease_is_logged(idle_world: World, new_operator: NewOperator) -> None:
     options = ("--lease-namespace=kube-system", f"--namespace={idle_world.namespace}")
     operator = new_operator("unwelcome", *options).started()
-    operator.eventually(lambda: "could not be acquired" in operator.said(), "to be logged")
-    assert "forbidden" in operator.said()
+    operator.eventually(lambda: "could not be acquired" in operator.output_text(), "to be logged")
+    assert "forbidden" in operator.output_text()
     assert operator.process.poll() is None

@@ -218,7 +218,7 @@ def test_status_counts_pods_by_sidecar_and_configuration(place: World) -> None:
     eventually(lambda: numbers(place) == (2, 2, 1), "the older one to be noticed")
     assert place.condition("ConfigSynced") == ("False", "ConfigPropagating")
     place.endpoints["dovecot-1"].hash = digest
-    eventually(lambda: place.condition("Ready") == ("True", "Ready"), "both to be in sync", patience=60.0)
+    eventually(lambda: place.condition("Ready") == ("True", "Ready"), "both to be in sync", timeout=60.0)
     assert numbers(place) == (2, 2, 2)
     assert "pods with the sidecar: 2, ready: 2" in place.message("Available")
     place.put(**{**SPEC, "workerConnections": 99})

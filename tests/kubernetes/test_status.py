@@ -353,7 +353,7 @@ def test_refused_sysctl_creates_few_pods(world: World) -> None:
     world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "the sysctl")
     made = 0
     while "net.core.somaxconn" in sysctls_of(bad := world.found("Deployment")):
-        assert made <= 10, world.operator.said()[-4000:]  # type: ignore[union-attr]
+        assert made <= 10, world.operator.output_text()[-4000:]  # type: ignore[union-attr]
         assert bad["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 1
         world.make_pod(f"edge-bad-{made}", bad)
         fail(world, f"edge-bad-{made}", "net.core.somaxconn")

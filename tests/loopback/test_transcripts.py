@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from support import loopback_player, transcripts
-from support.dialogue_player import Differs
+from support.dialogue_player import TranscriptMismatch
 from support.loopback_player import play
 from support.tls_identities import Identities
 from support.transcripts import Step, Transcript
@@ -24,7 +24,7 @@ LEFT_OUT: Final = {
 }
 """Transcripts that are impossible over HTTP, or take too long for a test, with the reason."""
 
-ALL: Final = transcripts.every()
+ALL: Final = transcripts.load_all()
 LOGIN: Final = transcripts.load(transcripts.ROOT / "pop3" / "user_pass.dialogue")
 
 
@@ -45,9 +45,9 @@ def test_excluded_transcripts_exist() -> None:
 def test_transcript_with_missing_line_fails(
     index: int, identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loopback_player, "PATIENCE", 0.5)
+    monkeypatch.setattr(loopback_player, "TIMEOUT_SECONDS", 0.5)
     steps = LOGIN.steps
-    with pytest.raises((Differs, TimeoutError)):
+    with pytest.raises((TranscriptMismatch, TimeoutError)):
         play(replace(LOGIN, steps=steps[:index] + steps[index + 1 :]), identities, tmp_path)
 
 
@@ -64,6 +64,6 @@ def test_transcript_with_missing_line_fails(
 def test_transcript_with_extra_line_fails(
     extra: Step, identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loopback_player, "PATIENCE", 0.5)
-    with pytest.raises((Differs, TimeoutError)):
+    monkeypatch.setattr(loopback_player, "TIMEOUT_SECONDS", 0.5)
+    with pytest.raises((TranscriptMismatch, TimeoutError)):
         play(replace(LOGIN, steps=(*LOGIN.steps, extra)), identities, tmp_path)

@@ -23,7 +23,7 @@ from support.needs import Needs
 from support.operator_bodies import body
 from support.prometheus_world.places import Places
 from support.prometheus_world.watcher import watch
-from support.servers.programs import Ports, eventually, output_of
+from support.servers.programs import Ports, eventually, run_program
 from support.sidecars import pod
 
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
@@ -74,12 +74,12 @@ def test_dashboard_panels_do_not_overlap(path: Path) -> None:
 @pytest.mark.interop
 @pytest.mark.parametrize("name", ["rules/mailproxy.yaml", "rules/operator.yaml"])
 def test_promtool_accepts_the_rules(needs: Needs, name: str) -> None:
-    assert "SUCCESS" in output_of([needs("promtool"), "check", "rules", str(MONITORING / name)])
+    assert "SUCCESS" in run_program([needs("promtool"), "check", "rules", str(MONITORING / name)])
 
 
 @pytest.mark.interop
 def test_promtool_accepts_the_static_configuration(needs: Needs) -> None:
-    output = output_of([needs("promtool"), "check", "config", str(MONITORING / "scrape/static.yaml")])
+    output = run_program([needs("promtool"), "check", "config", str(MONITORING / "scrape/static.yaml")])
     assert "FAILED" not in output
     assert "is valid prometheus config file syntax" in output
 
@@ -156,7 +156,7 @@ def test_promtool_accepts_the_metrics_of_a_busy_proxy(needs: Needs, busy: Places
     promtool, proxy = needs("promtool"), busy.proxies[0]
     for family in ALL_METRICS:
         eventually(lambda name=family.name: f"\n{name}" in proxy.get("/metrics")[1], family.name)  # type: ignore[misc]
-    assert output_of([promtool, "check", "metrics"], stdin=proxy.get("/metrics")[1]) == ""
+    assert run_program([promtool, "check", "metrics"], stdin=proxy.get("/metrics")[1]) == ""
 
 
 def test_adapter_queries_an_existing_metric() -> None:

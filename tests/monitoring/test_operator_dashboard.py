@@ -14,7 +14,7 @@ from mailproxy_monitoring.operator_dashboard import OPERATOR
 from support.needs import Needs
 from support.prometheus_world.operating import operating
 from support.prometheus_world.watcher import Watcher, as_pods, substituted, watch
-from support.servers.programs import Ports, output_of
+from support.servers.programs import Ports, run_program
 
 QUERIES = [(panel.title, *query) for panel in OPERATOR.panels for query in panel.queries]
 SECONDS = 30
@@ -36,7 +36,7 @@ async def test_every_query_returns_data_and_every_legend_fits(needs: Needs, tmp_
                         one for one in missing if not await asyncio.to_thread(_has_data, watcher, *one)
                     ]
             page = await asyncio.to_thread(watcher.page, f"http://127.0.0.1:{port}/metrics")
-            assert await asyncio.to_thread(output_of, [promtool, "check", "metrics"], stdin=page) == ""
+            assert await asyncio.to_thread(run_program, [promtool, "check", "metrics"], stdin=page) == ""
         except TimeoutError:
             pytest.fail(f"no data for {missing}")
         finally:

@@ -16,7 +16,7 @@ from mailproxy_operator.metrics import Metrics
 from mailproxy_operator.render.prometheus_rule import ALERTS
 from support.alerts import SERIES
 from support.needs import Needs
-from support.servers.programs import output_of
+from support.servers.programs import run_program
 
 ALERTS_PAGE = Path(__file__).parents[2] / "docs/alerts.md"
 POD = 'namespace="mail", job="mail/edge", pod="edge-0", instance="a"'
@@ -164,7 +164,7 @@ def _run_promtool(needs: Needs, folder: Path, rules: dict[str, Any], test: dict[
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [{"interval": "1m", **test}]}
     (folder / "tests.yaml").write_text(yaml.safe_dump(tests))
-    return output_of([promtool, "test", "rules", str(folder / "tests.yaml")])
+    return run_program([promtool, "test", "rules", str(folder / "tests.yaml")])
 
 
 def _series(series: Series) -> list[dict[str, str]]:

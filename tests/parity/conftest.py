@@ -10,14 +10,14 @@ import pytest
 
 from support.parity import grammar
 from support.parity.cases import BLOCKS
-from support.parity.certificates import make
+from support.parity.certificates import make_certificates
+from support.parity.compared_programs import Nginx, require_nginx
 from support.parity.dialogue import Dialogue
 from support.parity.kit import Kit
-from support.parity.ledger import Ledger
-from support.parity.subjects import Nginx, require_nginx
+from support.parity.results import Results
 from support.parity.summary import SUMMARY
 
-_LEDGER = pytest.StashKey[Ledger]()
+_RESULTS = pytest.StashKey[Results]()
 
 
 @pytest.fixture(scope="session")
@@ -29,14 +29,14 @@ def nginx() -> Nginx:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Certificate files, by the names that configurations and dialogues use."""
-    return make(tmp_path_factory.mktemp("certificates"))
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session")
-def ledger(nginx: Nginx, certificates: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Ledger]:
+def results(nginx: Nginx, certificates: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Results]:
     """Run nginx and the proxy, play all dialogues of this run at once, and return the results."""
     with Kit(nginx, (*BLOCKS, *grammar.BLOCKS), certificates) as kit:
-        made = request.config.stash[_LEDGER] = Ledger(kit)
+        made = request.config.stash[_RESULTS] = Results(kit)
         made.play(_wanted(request.session.items))
         yield made
 
@@ -57,11 +57,11 @@ def _wanted(items: list[pytest.Item]) -> Iterator[Dialogue]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep the results; a process of several sends them to the one that prints the summary."""
-    ledger = session.config.stash.get(_LEDGER, None)
-    if ledger is None:
+    results = session.config.stash.get(_RESULTS, None)
+    if results is None:
         return
-    seen = ", ".join(f"{name} {count}" for name, count in sorted(ledger.differences.items()))
-    lines = [ledger.summary, f"meant differences seen: {seen}"]
+    seen = ", ".join(f"{name} {count}" for name, count in sorted(results.differences.items()))
+    lines = [results.summary, f"declared differences seen: {seen}"]
     output = getattr(session.config, "workeroutput", None)
     if output is None:
         session.config.stash[SUMMARY] = lines

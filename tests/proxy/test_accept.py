@@ -27,7 +27,7 @@ from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ListenConfig, Protocol, SendProxyProtocol
 from support import configs
-from support.world import listening_socket
+from support.loopback_worker import listening_socket
 
 POP3, IMAP = b"+OK POP3 ready\r\n", b"* OK IMAP4 ready\r\n"
 
@@ -153,9 +153,7 @@ def test_client_address_and_port_are_those_of_the_connection(scene: Scene, host:
 
 
 @pytest.mark.parametrize("name", ["", "theirs", "x\r\nAuth-User: root", "x\r\nQUIT\r\n"])
-def test_client_of_a_unix_socket_is_called_unix_whatever_its_path(
-    scene: Scene, tmp_path: Path, name: str
-) -> None:
+def test_address_of_a_unix_socket_client_is_unix(scene: Scene, tmp_path: Path, name: str) -> None:
     sock, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     sock.bind(str(tmp_path / "ours"))
     sock.listen()

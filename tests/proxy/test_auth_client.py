@@ -12,9 +12,17 @@ import trustme
 
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
+from support.loopback_worker import (
+    GRANT,
+    Builder,
+    LoopbackWorker,
+    Response,
+    http_response,
+    loopback_worker,
+    run,
+)
 from support.needs import Needs
 from support.private_authority import openssl_authority, verify_strictly_by_default
-from support.world import GRANT, Builder, Response, World, http_response, run, world
 
 DENIED = http_response("Auth-Status: no\r\n")
 
@@ -27,20 +35,20 @@ def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
     return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_timeout=Seconds(0.2))
 
 
-async def attempt(w: World) -> bytes:
+async def log_in_and_read_reply(w: LoopbackWorker) -> bytes:
     client = await w.client()
-    await client.line()
+    await client.read_line()
     await client.send(b"USER u\r\nPASS p\r\n")
-    said = await client.rest()
+    replies = await client.read_to_eof()
     client.close()
-    return said.removeprefix(b"+OK\r\n")
+    return replies.removeprefix(b"+OK\r\n")
 
 
 def test_one_connection_carries_many_requests() -> None:
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             for _ in range(5):
-                assert await attempt(w) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert len(w.auth.requests) == 5
             assert w.auth.connections == 1
             assert w.value("mailproxy_auth_requests_in_flight") == 0
@@ -50,9 +58,9 @@ def test_one_connection_carries_many_requests() -> None:
 
 def test_concurrent_requests_use_a_connection_each() -> None:
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             async with asyncio.TaskGroup() as group:
-                attempts = [group.create_task(attempt(w)) for _ in range(20)]
+                attempts = [group.create_task(log_in_and_read_reply(w)) for _ in range(20)]
             assert {one.result() for one in attempts} == {b"-ERR no\r\n"}
 
     run(play)
@@ -72,9 +80,9 @@ def test_concurrent_requests_use_a_connection_each() -> None:
 @pytest.mark.parametrize("closes", [False, True])
 def test_every_framing_of_a_response_is_accepted_repeatedly(reply: bytes, closes: bool) -> None:
     async def play() -> None:
-        async with world(build, reply, closes=closes) as w:
+        async with loopback_worker(build, reply, closes=closes) as w:
             for _ in range(3):
-                assert await attempt(w) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
 
     run(play)
 
@@ -83,11 +91,11 @@ def test_late_body_is_not_taken_for_the_next_response() -> None:
     head, body = DENIED.replace(b"Content-Length: 0", b"Content-Length: 6"), b"later!"
 
     async def play() -> None:
-        async with world(build, (head, body), DENIED) as w:
-            assert await attempt(w) == b"-ERR no\r\n"
-            assert await attempt(w) == b"-ERR no\r\n"
+        async with loopback_worker(build, (head, body), DENIED) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             await asyncio.sleep(0.1)
-            assert await attempt(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert w.auth.connections == 2
 
     run(play)
@@ -95,10 +103,10 @@ def test_late_body_is_not_taken_for_the_next_response() -> None:
 
 def test_connection_closed_while_idle_is_replaced() -> None:
     async def play() -> None:
-        async with world(build, DENIED, closes=True) as w:
+        async with loopback_worker(build, DENIED, closes=True) as w:
             w.auth.responses = [DENIED]  # keep-alive is announced, but the connection is closed
-            assert await attempt(w) == b"-ERR no\r\n"
-            assert await attempt(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert w.auth.connections == 2
 
     run(play)
@@ -108,13 +116,13 @@ def test_bytes_on_an_idle_connection_are_no_response() -> None:
     bored = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
-            assert await attempt(w) == b"-ERR no\r\n"
+        async with loopback_worker(build, DENIED) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             client = await w.client()
-            await client.line()
+            await client.read_line()
             client.writer.write(b"USER u\r\nPASS p\r\n")
             w.auth.writers[0].write(bored)  # in the same iteration: the request is not sent yet
-            assert await client.rest() == b"+OK\r\n-ERR no\r\n"
+            assert await client.read_to_eof() == b"+OK\r\n-ERR no\r\n"
             assert (w.auth.connections, len(w.auth.requests)) == (2, 2)
             client.close()
 
@@ -135,8 +143,8 @@ def test_bytes_on_an_idle_connection_are_no_response() -> None:
 )
 def test_invalid_response_gets_internal_error_reply_and_is_counted(reply: bytes, reason: str) -> None:
     async def play() -> None:
-        async with world(build, reply) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+        async with loopback_worker(build, reply) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", reason) == 1
             assert w.value("mailproxy_logins_total", "pop3", "password", "invalid_response") == 1
 
@@ -145,8 +153,8 @@ def test_invalid_response_gets_internal_error_reply_and_is_counted(reply: bytes,
 
 def test_truncated_response_fails_at_once() -> None:
     async def play() -> None:
-        async with world(build, b"HTTP/1.1 200 OK\r\nAuth-Sta", closes=True) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+        async with loopback_worker(build, b"HTTP/1.1 200 OK\r\nAuth-Sta", closes=True) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_logins_total", "pop3", "password", "unavailable") == 1
 
     run(play)
@@ -158,8 +166,8 @@ def test_request_times_out_after_auth_http_timeout() -> None:
         return DENIED
 
     async def play(reply: Response = never) -> None:
-        async with world(impatient, reply) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+        async with loopback_worker(impatient, reply) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", "timeout") == 1
             assert w.value("mailproxy_logins_total", "pop3", "password", "timeout") == 1
 
@@ -171,8 +179,8 @@ def test_service_that_refuses_connections_is_reported() -> None:
         return server(Protocol.POP3, auth_http=AuthHttp(host="127.0.0.1", port=1), listen=(listen,))
 
     async def play() -> None:
-        async with world(nowhere, DENIED) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+        async with loopback_worker(nowhere, DENIED) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", "connect") == 1
             assert w.value("mailproxy_auth_requests_in_flight") == 0
 
@@ -182,8 +190,8 @@ def test_service_that_refuses_connections_is_reported() -> None:
 def test_deferred_request_is_repeated_with_user_and_password_of_the_response() -> None:
     async def play() -> None:
         wait = http_response("Auth-Status: WAIT\r\nAuth-Wait: 1\r\nAuth-User: other\r\n")
-        async with world(build, wait, DENIED) as w:
-            assert await attempt(w) == b"-ERR no\r\n"
+        async with loopback_worker(build, wait, DENIED) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             first, second = w.auth.requests
             assert b"Auth-User: u\r\n" in first
             assert b"Auth-User: other\r\n" in second
@@ -194,11 +202,13 @@ def test_deferred_request_is_repeated_with_user_and_password_of_the_response() -
 
 def test_allowed_login_connects_to_the_upstream_of_the_response() -> None:
     async def play() -> None:
-        async with world(build, http_response(GRANT + "Auth-User: other\r\nAuth-Pass: word\r\n")) as w:
+        async with loopback_worker(
+            build, http_response(GRANT + "Auth-User: other\r\nAuth-Pass: word\r\n")
+        ) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"USER u\r\nPASS p\r\n")
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             assert await upstream.exchange(b"+OK\r\n") == b"USER other\r\n"
             assert await upstream.exchange(b"+OK\r\n") == b"PASS word\r\n"
             client.close()
@@ -218,13 +228,13 @@ def test_https_service_needs_a_trusted_certificate(
     authority.issue_cert("127.0.0.1").configure_cert(context)
 
     async def play() -> None:
-        async with world(build, DENIED, auth_tls=context) as w:
+        async with loopback_worker(build, DENIED, auth_tls=context) as w:
             if trusted:
                 for _ in range(3):
-                    assert await attempt(w) == b"-ERR no\r\n"
+                    assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
                 assert w.auth.connections == 1
             else:
-                assert await attempt(w) == b"-ERR internal server error\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
                 assert w.auth.requests == []
                 assert w.value("mailproxy_auth_errors_total", "tls") == 1
 
@@ -242,8 +252,8 @@ def test_https_service_with_a_private_ca_is_accepted(
     context.load_cert_chain(authority.certificate, authority.key)
 
     async def play() -> None:
-        async with world(build, DENIED, auth_tls=context) as w:
-            assert await attempt(w) == b"-ERR no\r\n"
+        async with loopback_worker(build, DENIED, auth_tls=context) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
 
 
 def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> None:
@@ -251,9 +261,9 @@ def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> N
         return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_keepalive=False)
 
     async def play() -> None:
-        async with world(off, DENIED) as w:  # its responses offer keep-alive
+        async with loopback_worker(off, DENIED) as w:  # its responses offer keep-alive
             for _ in range(3):
-                assert await attempt(w) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert w.auth.connections == 3
             assert all(request.startswith(b"GET / HTTP/1.0\r\nHost: ") for request in w.auth.requests)
             assert not any(b"Connection:" in request for request in w.auth.requests)
@@ -266,8 +276,8 @@ def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> N
 
 async def logged(build: Builder, *responses: Response) -> str:
     """Return the line of a login that failed at the service."""
-    async with world(build, *responses) as w:
-        assert await attempt(w) == b"-ERR internal server error\r\n"
+    async with loopback_worker(build, *responses) as w:
+        assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
         (line,) = [line for line in w.read_log().splitlines() if " authorization_failed " in line]
         return line
 
@@ -316,8 +326,8 @@ def test_invalid_upstream_address_is_logged() -> None:
 
 def test_lost_connection_is_logged() -> None:
     async def play() -> None:
-        async with world(build, b"HTTP/1.1 200 OK\r\n", closes=True) as w:
-            await attempt(w)
+        async with loopback_worker(build, b"HTTP/1.1 200 OK\r\n", closes=True) as w:
+            await log_in_and_read_reply(w)
             where = f"127.0.0.1:{w.auth.port}"
             assert (
                 f'reason="the connection to {where} was lost: closed before the header ended"' in w.read_log()
@@ -331,11 +341,11 @@ def test_internal_error_in_a_connection_ends_only_its_login(monkeypatch: pytest.
         raise RuntimeError
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             with monkeypatch.context() as patch:
                 patch.setattr("mailproxy.auth_http.connection.AuthConnection._receive", crash)
-                assert await attempt(w) == b"-ERR internal server error\r\n"
-            assert await attempt(w) == b"-ERR no\r\n"
+                assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR no\r\n"
             assert w.value("mailproxy_auth_requests_in_flight") == 0
 
     run(play)

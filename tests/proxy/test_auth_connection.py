@@ -11,10 +11,10 @@ import pytest
 from mailproxy.auth_http import client, connection
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
-from support.checked_world import checked_world
+from support.checked_worker import checked_worker
 from support.configs import server
 from support.dead_peers import stop_acknowledging
-from support.world import World, http_response, run, world
+from support.loopback_worker import LoopbackWorker, http_response, loopback_worker, run
 
 DENIED = http_response("Auth-Status: no\r\n")
 REFUSED = b"-ERR no\r\n"
@@ -26,18 +26,18 @@ def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
     return server(Protocol.POP3, auth_http=auth, listen=(listen,))
 
 
-def pool(w: World) -> AuthHttpClient:
+def pool(w: LoopbackWorker) -> AuthHttpClient:
     (service,) = w.app.auth_clients.values()
     return service
 
 
-async def attempt(w: World, user: str = "u") -> bytes:
+async def log_in_and_read_reply(w: LoopbackWorker, user: str = "u") -> bytes:
     client = await w.client()
-    await client.line()
+    await client.read_line()
     await client.send(b"USER %b\r\nPASS p\r\n" % user.encode())
-    said = await client.rest()
+    replies = await client.read_to_eof()
     client.close()
-    return said.removeprefix(b"+OK\r\n")
+    return replies.removeprefix(b"+OK\r\n")
 
 
 # Connections that died while they were idle.
@@ -47,10 +47,12 @@ def test_request_on_a_dead_connection_is_sent_again() -> None:
     """Nothing is acknowledged any more, as behind a load balancer that dropped the connection."""
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
-            assert await attempt(w) == REFUSED
+        async with loopback_worker(build, DENIED) as w:
+            assert await log_in_and_read_reply(w) == REFUSED
             stop_acknowledging(w.auth.writers[0].get_extra_info("socket"))
-            assert await attempt(w) == REFUSED  # far below the 60 s of auth_http_timeout: see run()
+            assert (
+                await log_in_and_read_reply(w) == REFUSED
+            )  # less than the 60 s of auth_http_timeout, because run() has a timeout
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2
 
@@ -59,14 +61,16 @@ def test_request_on_a_dead_connection_is_sent_again() -> None:
 
 def test_dead_connection_closes_the_other_idle_connections() -> None:
     async def play() -> None:
-        async with world(build, DENIED) as w:
-            await asyncio.gather(*(attempt(w) for _ in range(8)))
+        async with loopback_worker(build, DENIED) as w:
+            await asyncio.gather(*(log_in_and_read_reply(w) for _ in range(8)))
             assert w.auth.connections > 1
             for writer in w.auth.writers:
                 stop_acknowledging(writer.get_extra_info("socket"))
             connections = w.auth.connections
-            assert await attempt(w) == REFUSED
-            assert await attempt(w) == REFUSED  # the first of these waits for the kernel; the second does not
+            assert await log_in_and_read_reply(w) == REFUSED
+            assert (
+                await log_in_and_read_reply(w) == REFUSED
+            )  # the first of these waits for the kernel; the second does not
             assert w.auth.connections == connections + 1
 
     run(play)
@@ -74,8 +78,8 @@ def test_dead_connection_closes_the_other_idle_connections() -> None:
 
 def test_kept_connection_has_tcp_keepalive() -> None:
     async def play() -> None:
-        async with world(build, DENIED) as w:
-            await attempt(w)
+        async with loopback_worker(build, DENIED) as w:
+            await log_in_and_read_reply(w)
             (kept,) = pool(w).idle
             get = kept.sock.getsockopt
             assert get(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -90,12 +94,12 @@ def test_idle_connections_are_closed_after_idle_seconds(monkeypatch: pytest.Monk
     monkeypatch.setattr(client, "IDLE_SECONDS", 0.05)
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
-            await asyncio.gather(*(attempt(w) for _ in range(8)))
+        async with loopback_worker(build, DENIED) as w:
+            await asyncio.gather(*(log_in_and_read_reply(w) for _ in range(8)))
             while pool(w).idle:
                 await asyncio.sleep(0.01)
             assert not pool(w).connections
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
 
     run(play)
 
@@ -112,10 +116,12 @@ def test_request_is_sent_twice_at_most() -> None:
             requests.append(await reader.readuntil(b"\r\n\r\n"))
             writer.close()
 
-        async with checked_world(build, service=service) as w:
+        async with checked_worker(build, service=service) as w:
             pool(w).resize(1)
-            said = await asyncio.gather(*(attempt(w, f"user{number}") for number in range(12)))
-            assert said == [REFUSED] * 12
+            replies = await asyncio.gather(
+                *(log_in_and_read_reply(w, f"user{number}") for number in range(12))
+            )
+            assert replies == [REFUSED] * 12
             users = [request.split(b"Auth-User: ")[1].split(b"\r\n")[0] for request in requests]
             assert max(map(users.count, users)) <= 2
             assert len(users) <= 24
@@ -141,14 +147,14 @@ def test_resent_request_precedes_waiting_requests() -> None:
                     return
                 writer.write(DENIED)
 
-        async with checked_world(build, service=service) as w:
+        async with checked_worker(build, service=service) as w:
             pool(w).resize(1)
-            assert await attempt(w, "first") == REFUSED
+            assert await log_in_and_read_reply(w, "first") == REFUSED
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(attempt(w, "second"))]
+                tasks = [group.create_task(log_in_and_read_reply(w, "second"))]
                 while b"second" not in order:
                     await asyncio.sleep(0.01)
-                tasks += [group.create_task(attempt(w, "third"))]
+                tasks += [group.create_task(log_in_and_read_reply(w, "third"))]
                 while not pool(w).waiting.requests:
                     await asyncio.sleep(0.01)
                 gate.set()
@@ -160,9 +166,9 @@ def test_resent_request_precedes_waiting_requests() -> None:
 
 def test_408_on_a_used_connection_resends_the_request() -> None:
     async def play() -> None:
-        async with world(build, DENIED, TIMED_OUT, DENIED) as w:
-            assert await attempt(w) == REFUSED
-            assert await attempt(w) == REFUSED
+        async with loopback_worker(build, DENIED, TIMED_OUT, DENIED) as w:
+            assert await log_in_and_read_reply(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 3
 
@@ -171,8 +177,8 @@ def test_408_on_a_used_connection_resends_the_request() -> None:
 
 def test_408_on_a_new_connection_is_a_response() -> None:
     async def play() -> None:
-        async with world(build, TIMED_OUT) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+        async with loopback_worker(build, TIMED_OUT) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert len(w.auth.requests) == 1
 
     run(play)
@@ -180,9 +186,9 @@ def test_408_on_a_new_connection_is_a_response() -> None:
 
 def test_second_408_is_a_response() -> None:
     async def play() -> None:
-        async with world(build, DENIED, TIMED_OUT) as w:
-            assert await attempt(w) == REFUSED
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+        async with loopback_worker(build, DENIED, TIMED_OUT) as w:
+            assert await log_in_and_read_reply(w) == REFUSED
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert len(w.auth.requests) == 3
 
     run(play)
@@ -219,9 +225,9 @@ NO_CERTAIN_END = {
 @pytest.mark.parametrize("reply", NO_CERTAIN_END.values(), ids=NO_CERTAIN_END)
 def test_response_without_a_certain_end_closes_its_connection(reply: bytes) -> None:
     async def play() -> None:
-        async with world(build, reply) as w:
+        async with loopback_worker(build, reply) as w:
             for _ in range(3):
-                assert await attempt(w) == REFUSED
+                assert await log_in_and_read_reply(w) == REFUSED
             assert w.auth.connections == 3
 
     run(play)
@@ -237,11 +243,11 @@ def test_last_chunk_inside_a_body_is_not_the_end() -> None:
     whole = head + chunk
 
     async def play() -> None:
-        async with world(build, (whole[:at], whole[at:]), DENIED) as w:
-            assert await attempt(w) == REFUSED
-            assert await attempt(w) == REFUSED
+        async with loopback_worker(build, (whole[:at], whole[at:]), DENIED) as w:
+            assert await log_in_and_read_reply(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
             await asyncio.sleep(0.1)
-            assert await attempt(w) == REFUSED
+            assert await log_in_and_read_reply(w) == REFUSED
 
     run(play)
 
@@ -259,13 +265,13 @@ def test_bytes_after_a_response_without_body_close_the_connection(status: str) -
                 await asyncio.sleep(0.005)
                 writer.write(stray)
 
-        async with checked_world(build, service=service) as w:
+        async with checked_worker(build, service=service) as w:
 
             async def many() -> list[bytes]:
-                return [await attempt(w) for _ in range(20)]
+                return [await log_in_and_read_reply(w) for _ in range(20)]
 
-            said = await asyncio.gather(*(many() for _ in range(16)))
-            assert {one for each in said for one in each} == {REFUSED}
+            replies = await asyncio.gather(*(many() for _ in range(16)))
+            assert {one for each in replies for one in each} == {REFUSED}
 
     run(play)
 
@@ -274,20 +280,19 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
     """They arrive after the poll in which the connection was chosen, so there was no event for them."""
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
-            assert await attempt(w) == REFUSED
+        async with loopback_worker(build, DENIED) as w:
+            assert await log_in_and_read_reply(w) == REFUSED
             (kept,) = pool(w).idle
-            real = connection.AuthConnection._send_request
+            real = connection.AuthConnection.send_request
 
             def send_request(self: connection.AuthConnection) -> None:
                 if self is kept:
-                    peer = w.auth.writers[0].get_extra_info("socket")
-                    peer._sock.send(http_response("Auth-Status: of somebody else\r\n"))
+                    w.auth.writers[0].write(http_response("Auth-Status: of somebody else\r\n"))
                 real(self)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(connection.AuthConnection, "_send_request", send_request)
-                assert await attempt(w) == REFUSED
+                patch.setattr(connection.AuthConnection, "send_request", send_request)
+                assert await log_in_and_read_reply(w) == REFUSED
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2
             assert kept not in pool(w).connections
@@ -310,9 +315,9 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
 def test_interim_response_is_skipped(interim: bytes, cut: bool) -> None:
     async def play() -> None:
         reply = (interim, DENIED) if cut else interim + DENIED
-        async with world(build, reply) as w:
+        async with loopback_worker(build, reply) as w:
             for _ in range(3):
-                assert await attempt(w) == REFUSED
+                assert await log_in_and_read_reply(w) == REFUSED
             assert w.auth.connections == 1
 
     run(play)
@@ -320,8 +325,8 @@ def test_interim_response_is_skipped(interim: bytes, cut: bool) -> None:
 
 def test_endless_interim_responses_fail() -> None:
     async def play() -> None:
-        async with world(build, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000 + DENIED) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+        async with loopback_worker(build, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000 + DENIED) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
 
     run(play)
@@ -329,8 +334,10 @@ def test_endless_interim_responses_fail() -> None:
 
 def test_status_101_is_invalid() -> None:
     async def play() -> None:
-        async with world(build, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" + DENIED) as w:
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+        async with loopback_worker(
+            build, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" + DENIED
+        ) as w:
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
 
     run(play)
 
@@ -339,10 +346,10 @@ def test_request_is_not_resent_after_an_interim_response() -> None:
     """An interim response shows that the service has the request."""
 
     async def play() -> None:
-        async with world(build, DENIED, b"HTTP/1.1 100 Continue\r\n\r\n") as w:
-            assert await attempt(w) == REFUSED
+        async with loopback_worker(build, DENIED, b"HTTP/1.1 100 Continue\r\n\r\n") as w:
+            assert await log_in_and_read_reply(w) == REFUSED
             w.auth.closes = True
-            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await log_in_and_read_reply(w) == b"-ERR internal server error\r\n"
             assert len(w.auth.requests) == 2
 
     run(play)

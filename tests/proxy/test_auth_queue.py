@@ -14,9 +14,9 @@ from mailproxy.auth_http.client import AuthHttpClient, FairQueue, PendingRequest
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthRequest, Client, Credentials
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
-from support.checked_world import checked_world, serve
+from support.checked_worker import checked_worker, serve
 from support.configs import server
-from support.world import Builder, World, http_response, run, world
+from support.loopback_worker import Builder, LoopbackWorker, http_response, loopback_worker, run
 
 DENIED = http_response("Auth-Status: no\r\n")
 A, B, C = b"192.0.2.1", b"192.0.2.2", b"192.0.2.3"
@@ -34,17 +34,17 @@ def pending_with(callback: Callable[[Any], None], durations: Any = None) -> Pend
     )
 
 
-def add(service: AuthHttpClient, one: PendingRequest) -> None:
+def add(service: AuthHttpClient, request: PendingRequest) -> None:
     """Let a request wait for a connection, as where all are busy."""
-    service.requests[one] = None
-    service.waiting.add(one, A)
+    service.requests[request] = None
+    service.waiting.add(request, A)
     service.context.metrics.auth_in_flight.value += 1
 
 
 def filled(*sources: bytes) -> tuple[FairQueue, list[PendingRequest]]:
     queue, requests = FairQueue(), [pending() for _ in sources]
-    for one, source in zip(requests, sources, strict=True):
-        queue.add(one, source)
+    for request, source in zip(requests, sources, strict=True):
+        queue.add(request, source)
     return queue, requests
 
 
@@ -71,8 +71,8 @@ def test_discarded_request_is_not_returned(reserved: bool) -> None:
     queue, (a1, a2, b1) = filled(A, A, B)
     if reserved:
         queue.hold(pending(), A)
-    for one in (a1, b1, b1):
-        queue.discard(one)
+    for request in (a1, b1, b1):
+        queue.discard(request)
     assert len(queue) == 1
     assert taken(queue) == [a2]
     assert queue.take(reserved=False) is None
@@ -123,7 +123,7 @@ def test_connections_are_reserved_only_below_worker_connections(
     maximum: int | None, shared: int, limit: int
 ) -> None:
     async def play() -> None:
-        async with world(limited(maximum), DENIED) as w:
+        async with loopback_worker(limited(maximum), DENIED) as w:
             service = pool(w)
             assert (service.shared_limit, service.limit) == (shared, limit)
 
@@ -144,22 +144,22 @@ def limited(maximum: int | None, port: int | None = None) -> Builder:
     return build
 
 
-def pool(w: World) -> AuthHttpClient:
+def pool(w: LoopbackWorker) -> AuthHttpClient:
     (service,) = w.app.auth_clients.values()
     return service
 
 
-async def log_in(w: World, source: str, user: str) -> bytes:
+async def log_in(w: LoopbackWorker, source: str, user: str) -> bytes:
     """Log in from an address of our choice."""
     client = await w.client()
     family = "TCP6" if ":" in source else "TCP4"
     local = "2001:db8::1" if ":" in source else "192.0.2.254"
     await client.send(f"PROXY {family} {source} {local} 40000 110\r\n".encode())
-    await client.line()
+    await client.read_line()
     await client.send(f"USER {user}\r\nPASS p\r\n".encode())
-    said = await client.rest()
+    replies = await client.read_to_eof()
     client.close()
-    return said.removeprefix(b"+OK\r\n")
+    return replies.removeprefix(b"+OK\r\n")
 
 
 class Tarpit:
@@ -192,7 +192,7 @@ def test_delayed_denials_of_one_address_do_not_delay_another_address() -> None:
 
     async def play() -> None:
         tarpit = Tarpit()
-        async with serve(tarpit) as port, world(limited(256, port), DENIED, limit=BAD + 10) as w:
+        async with serve(tarpit) as port, loopback_worker(limited(256, port), DENIED, limit=BAD + 10) as w:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(log_in(w, "198.51.100.1", f"bad{n}")) for n in range(BAD)]
                 while len(pool(w).requests) < BAD:
@@ -212,11 +212,14 @@ def test_delayed_denials_of_one_address_do_not_delay_another_address() -> None:
 
 
 def test_default_limit_is_worker_connections() -> None:
-    """By default nobody waits for a connection, as with nginx."""
+    """By default no request waits for a connection, as with nginx."""
 
     async def play() -> None:
         tarpit = Tarpit()
-        async with checked_world(limited(None), service=tarpit, limit=600) as w, asyncio.TaskGroup() as group:
+        async with (
+            checked_worker(limited(None), service=tarpit, limit=600) as w,
+            asyncio.TaskGroup() as group,
+        ):
             for number in range(500):
                 group.create_task(log_in(w, "198.51.100.1", f"bad{number}"))
             while tarpit.held < 500:
@@ -232,7 +235,7 @@ def test_many_addresses_with_delayed_denials_delay_another_by_one_request_each()
 
     async def play() -> None:
         tarpit = Tarpit()
-        async with checked_world(limited(1), service=tarpit) as w:
+        async with checked_worker(limited(1), service=tarpit) as w:
             async with asyncio.TaskGroup() as group:
                 for number in range(60):
                     group.create_task(log_in(w, f"198.51.100.{number % 3}", f"bad{number}"))
@@ -250,14 +253,14 @@ def test_many_addresses_with_delayed_denials_delay_another_by_one_request_each()
 def test_request_of_a_client_that_left_is_not_sent() -> None:
     async def play() -> None:
         tarpit = Tarpit()
-        async with checked_world(limited(1), service=tarpit) as w:
+        async with checked_worker(limited(1), service=tarpit) as w:
             async with asyncio.TaskGroup() as group:
                 group.create_task(log_in(w, "198.51.100.1", "bad"))
                 while not tarpit.held:
                     await asyncio.sleep(0.01)
                 client = await w.client()
                 await client.send(b"PROXY TCP4 198.51.100.2 192.0.2.254 1 110\r\n")
-                await client.line()
+                await client.read_line()
                 await client.send(b"USER gone\r\nPASS p\r\n")
                 while not len(pool(w).waiting):
                     await asyncio.sleep(0.01)
@@ -283,30 +286,30 @@ def test_requests_time_out_and_are_cancelled_in_linear_time(count: int) -> None:
     """Counted, not timed: requests that are over are not visited again."""
 
     async def play() -> None:
-        async with world(limited(1), DENIED) as w:
+        async with loopback_worker(limited(1), DENIED) as w:
             service = pool(w)
-            looks = 0
+            discards = 0
             real = FairQueue.discard
 
-            def discard(self: FairQueue, one: PendingRequest) -> None:
-                nonlocal looks
-                looks += 1
-                real(self, one)
+            def discard(self: FairQueue, request: PendingRequest) -> None:
+                nonlocal discards
+                discards += 1
+                real(self, request)
 
             results: list[list[Any]] = [[] for _ in range(count)]
-            all_pending = [pending(one, Counted()) for one in results]
-            for one in all_pending:
-                add(service, one)
+            all_pending = [pending(result, Counted()) for result in results]
+            for request in all_pending:
+                add(service, request)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(FairQueue, "discard", discard)
-                for one in all_pending[::2]:
-                    service.cancel(one)
+                for request in all_pending[::2]:
+                    service.cancel(request)
                 service.seconds = 0.0
-                service._on_timeout()
-            assert looks == count
+                service.time_out_requests()
+            assert discards == count
             assert not service.requests
             assert not len(service.waiting)
-            assert [len(one) for one in results] == [0, 1] * (count // 2)
+            assert [len(result) for result in results] == [0, 1] * (count // 2)
             assert w.value("mailproxy_auth_requests_in_flight") == 0
 
     run(play)
@@ -317,13 +320,13 @@ def test_exception_in_one_callback_does_not_stop_other_timeouts() -> None:
         raise RuntimeError
 
     async def play() -> None:
-        async with world(limited(1), DENIED) as w:
+        async with loopback_worker(limited(1), DENIED) as w:
             service = pool(w)
             results: list[Any] = []
             add(service, pending_with(fail, Counted()))
             add(service, pending(results, Counted()))
             service.seconds = 0.0
-            service._on_timeout()
+            service.time_out_requests()
             assert len(results) == 1
             assert "internal_error" in w.read_log()
 

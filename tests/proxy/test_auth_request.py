@@ -50,11 +50,11 @@ def certificate() -> ClientCertificate:
 
 
 def test_imap_login_in_clear_with_a_configured_header() -> None:
-    asked = RequestTemplate(
+    rendered_request = RequestTemplate(
         server(Protocol.IMAP), [(b"X-Auth-Key", Secret(b"secret_string"))], keep_alive=False
     )
     request = AuthRequest(plain(password=b"pass word"), 1, Client("192.0.2.42", 40000))
-    assert asked.render(request) == (
+    assert rendered_request.render(request) == (
         b"GET /cgi-bin/nginxauth.cgi HTTP/1.0\r\n"
         b"Host: localhost\r\n"
         b"Auth-Method: plain\r\n"
@@ -185,8 +185,8 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("tls", "line"), VERDICTS)
 def test_auth_ssl_verify_header(tls: TlsInfo, line: bytes) -> None:
-    asked = template(ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
-    assert line in asked.render(AuthRequest(plain(), 1, Client("192.0.2.1", tls=tls)))
+    rendered_request = template(ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
+    assert line in rendered_request.render(AuthRequest(plain(), 1, Client("192.0.2.1", tls=tls)))
 
 
 def test_client_certificate_headers() -> None:
@@ -221,8 +221,10 @@ def test_client_ip_of_unix_and_mapped_clients() -> None:
 def test_configured_values_are_sent_literally(text: str) -> None:
     data = text.encode()
     where = AuthHttp(host=text, uri=f"/{text}")
-    asked = RequestTemplate(server(Protocol.IMAP, auth_http=where), [(data, data)], keep_alive=True)
-    rendered = asked.render(AuthRequest(plain(b"%b%d", b"100 %"), 1, Client("192.0.2.1")))
+    rendered_request = RequestTemplate(
+        server(Protocol.IMAP, auth_http=where), [(data, data)], keep_alive=True
+    )
+    rendered = rendered_request.render(AuthRequest(plain(b"%b%d", b"100 %"), 1, Client("192.0.2.1")))
     assert rendered.startswith(b"GET /%b HTTP/1.1\r\nHost: %b\r\n" % (data, data))
     assert rendered.endswith(b"\r\nClient-IP: 192.0.2.1\r\n%b: %b\r\n\r\n" % (data, data))
     assert b"\r\nAuth-User: %25b%25d\r\nAuth-Pass: 100%20%25\r\n" in rendered
@@ -246,13 +248,13 @@ def test_configured_header_with_a_line_break_is_refused(name: bytes, value: Secr
 
 
 @pytest.mark.parametrize("where", [AuthHttp(host="a\r\nb"), AuthHttp(host="a", uri="/\n")])
-def test_an_address_that_would_break_the_request_is_refused(where: AuthHttp) -> None:
+def test_address_with_a_line_break_is_refused(where: AuthHttp) -> None:
     with pytest.raises(ValueError, match="auth_http"):
         template(auth_http=where)
 
 
 @given(st.binary(), st.binary(), st.binary(), st.binary(), st.binary())
-def test_nothing_a_client_says_begins_a_line(
+def test_client_input_never_begins_a_header_line(
     user: bytes, password: bytes, helo: bytes, mail: bytes, host: bytes
 ) -> None:
     client = Client("192.0.2.1", host=host, proxied=ProxyAddresses(host, helo, 1, 2))

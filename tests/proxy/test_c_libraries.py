@@ -30,7 +30,7 @@ def uses(path: Path) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
-def test_no_constant_is_used_that_a_c_library_may_lack(package: Path) -> None:
+def test_no_constant_is_imported_that_a_c_library_may_lack(package: Path) -> None:
     found = {path.name: uses(path) & MISSING for path in package.rglob("*.py")}
     assert {name: names for name, names in found.items() if names} == {}
 
@@ -44,7 +44,7 @@ import mailproxy.app, mailproxy.cli, mailproxy.worker, mailproxy.dns.dns_client
 """
 
 
-def test_the_proxy_is_imported_where_they_are_missing() -> None:
+def test_proxy_is_imported_without_optional_constants() -> None:
     script = _IMPORT.format(missing=sorted(MISSING))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

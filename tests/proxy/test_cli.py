@@ -22,8 +22,8 @@ from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.rendered import dump
 from support.config_bodies import body
-from support.processes import PYTHONPATH
 from support.tls_authority import Authority
+from support.worker_processes import PYTHONPATH
 
 GOOD: Final = """\
 apiVersion: mailproxy.dev/v1alpha1
@@ -97,16 +97,16 @@ def test_the_file_is_an_argument_or_an_option(
     file: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(NGINX)
-    told = []
+    output = []
     for arguments in ([str(file)], ["-f", str(file)], ["--file", str(file)]):
         assert main([command, *arguments]) == 0
-        told.append(capsys.readouterr())
-    assert told[0] == told[1] == told[2]
-    assert told[0].out
+        output.append(capsys.readouterr())
+    assert output[0] == output[1] == output[2]
+    assert output[0].out
 
 
 @pytest.mark.parametrize("arguments", [["FILE"], ["-f", "FILE"]])
-def test_run_takes_the_file_either_way(
+def test_run_accepts_the_file_as_argument_or_option(
     file: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -136,7 +136,7 @@ def test_check_without_a_file_prints_the_reason(file: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("certificate", "code", "begins"),
     [
-        # a file that should be here is a problem, one that a pod will have is not
+        # a missing file is a problem; a missing file of a Secret is not
         (
             "{certificateFile: /nowhere/tls.crt, keyFile: /nowhere/tls.key}",
             1,
@@ -201,8 +201,8 @@ def test_check_names_a_missing_certificate_beside_every_other_error(
         "ssl_ciphers nonsense;\ntimeot 5s;\nserver { listen 127.0.0.1:993 ssl; }\nserver { lisen 143; }\n}\n"
     )
     assert main(["check", str(file)]) == 1
-    told = [line.removeprefix(f"{file}:") for line in capsys.readouterr().err.splitlines()]
-    assert told == [
+    output = [line.removeprefix(f"{file}:") for line in capsys.readouterr().err.splitlines()]
+    assert output == [
         '3: "ssl_certificate": /nowhere/c: there is no such file',
         '4: "ssl_certificate_key": /nowhere/k: there is no such file',
         '5: "ssl_ciphers": SSL_CTX_set_cipher_list("nonsense") failed: no cipher can be selected.',
@@ -233,7 +233,7 @@ def test_check_reports_values_that_openssl_changes(file: Path, capsys: pytest.Ca
     assert err == f'note: {file}:8: "ssl_protocols": {ssl.OPENSSL_VERSION} has no SSLv2: ignored\n'
 
 
-def test_check_shows_once_that_openssl_cannot_be_reached(
+def test_check_reports_unavailable_openssl_once(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailproxy.tls.context.load_openssl", lambda: OpenSslUnavailable("it is hidden"))
@@ -256,22 +256,22 @@ def test_check_shows_once_that_openssl_cannot_be_reached(
          "value"),
     ],
 )  # fmt: skip
-def test_a_secret_outside_of_a_pod_names_what_to_use_instead(
+def test_secret_reference_outside_of_a_pod_gets_a_hint(
     file: Path, capsys: pytest.CaptureFixture[str], field: str, instead: str
 ) -> None:
     file.write_text(GOOD.replace("listen: [{address: 127.0.0.1, port: 10143}]", field))
-    told = (
+    output = (
         f"the Secret tls is mounted as a file only in a pod: elsewhere use {instead}, "
         "or use mailproxy-operator local --secrets DIR"
     )
     assert main(["check", str(file)]) == 0
-    assert f"there is no such file; {told}" in capsys.readouterr().err
+    assert f"there is no such file; {output}" in capsys.readouterr().err
     with pytest.raises(ConfigError) as raised:
         check_config(file.read_bytes(), source=str(file), hostname="h").runnable()
-    assert all(told in problem.reason for problem in raised.value.problems)
+    assert all(output in problem.reason for problem in raised.value.problems)
 
 
-def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> None:
+def test_missing_file_of_a_rendered_configuration_names_its_secret_key(file: Path) -> None:
     header = {"name": "X", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "k"}}}
     manifest = parse_manifest(body(mail={"authHttp": "a", "authHttpHeader": [header]}))
     verdict = check_config(dump(compile_proxy(manifest)), source=str(file), hostname="h")
@@ -281,9 +281,7 @@ def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> 
     ]
 
 
-def test_convert_prints_a_manifest_and_what_it_left_out(
-    file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_prints_a_manifest_and_notices(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(NGINX + "http { }\n")
     assert main(["convert", str(file), "--name", "edge", "--namespace", "mail"]) == 0
     out, err = capsys.readouterr()
@@ -293,9 +291,7 @@ def test_convert_prints_a_manifest_and_what_it_left_out(
     assert main(["check", "-f", str(file)]) == 0
 
 
-def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
-    file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_reports_directives_it_cannot_convert(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inline = "listen 127.0.0.1:10143 ssl;\nssl_certificate data:HIDDEN; ssl_certificate_key data:HIDDEN;"
     file.write_text(NGINX.replace("listen 127.0.0.1:10143;", inline))
     assert main(["convert", str(file), "--name", "edge"]) == 0
@@ -356,7 +352,7 @@ def test_convert_reports_a_file_without_permission(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
         "from mailproxy.cli import main\n"
-        "main(['convert', '/nowhere'])\n"  # imports what the other user may not reach
+        "main(['convert', '/nowhere'])\n"  # imports modules that the other user cannot read
         "folder, name = os.path.split(sys.argv[1])\n"
         "os.chdir(folder)\n"
         "if os.geteuid() == 0:\n"
@@ -451,7 +447,7 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("mailproxy ")
 
 
-def test_the_module_is_the_command_and_check_loads_nothing_heavy(file: Path) -> None:
+def test_check_command_imports_no_heavy_library(file: Path) -> None:
     file.write_text(GOOD)
     found = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mailproxy", "check", "-f", str(file)],

@@ -27,7 +27,7 @@ from mailproxy.protocols.types import (
 )
 from mailproxy_config.model import Protocol, ProxySsl, SendIdentity, XclientMode
 from support import configs
-from support.driving import Driven, drive
+from support.generator_driver import Driven, drive
 
 SESSION = "0f3a-1c"
 ALL = frozenset(b"NAME ADDR PROTO HELO PORT LOGIN DESTADDR DESTPORT".split())

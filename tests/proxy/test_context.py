@@ -17,11 +17,11 @@ from mailproxy.session import session
 from mailproxy.session.relay import Relay
 from mailproxy.session.session import Session
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.model import Protocol, ProxyConfig
+from mailproxy_config.model import Protocol
 from support import invariants
-from support.checked_world import GREETINGS, read_all, relayed, serving
-from support.fault_injection import HIDDEN, Fault, close_peers, descriptors, inject_fault
-from support.world import GRANT, http_response, run, world
+from support.checked_worker import GREETINGS, open_relay, read_until_closed, server_builder
+from support.fault_injection import SECRET_TEXT, Fault, close_peers, descriptors, inject_fault
+from support.loopback_worker import GRANT, http_response, loopback_worker, run
 
 GREETING = GREETINGS[Protocol.POP3]
 
@@ -58,26 +58,26 @@ def test_owner_is_found_for_every_kind_of_callback() -> None:
 
 def test_name_of_contains_no_values() -> None:
     loop = asyncio.new_event_loop()
-    handle = loop.call_soon(print, HIDDEN)
+    handle = loop.call_soon(print, SECRET_TEXT)
     loop.close()
     assert name_of(handle) == "print"
-    assert name_of(functools.partial(print, HIDDEN)) == "print"
-    assert name_of(HIDDEN) == "str"
+    assert name_of(functools.partial(print, SECRET_TEXT)) == "print"
+    assert name_of(SECRET_TEXT) == "str"
 
 
 @pytest.mark.parametrize("how", ["callback", "task"])
 def test_exception_caught_by_the_event_loop_is_logged_without_values(how: str) -> None:
     async def fails() -> None:
-        raise Fault(HIDDEN)
+        raise Fault(SECRET_TEXT)
 
     def callback(_: str) -> None:
-        raise Fault(HIDDEN)
+        raise Fault(SECRET_TEXT)
 
     async def play() -> None:
-        async with world(serving(Protocol.POP3), http_response(GRANT)) as w:
+        async with loopback_worker(server_builder(Protocol.POP3), http_response(GRANT)) as w:
             loop = asyncio.get_running_loop()
             if how == "callback":
-                loop.call_soon(callback, HIDDEN)
+                loop.call_soon(callback, SECRET_TEXT)
             else:
                 task = loop.create_task(fails())
                 await asyncio.wait([task])
@@ -87,7 +87,7 @@ def test_exception_caught_by_the_event_loop_is_logged_without_values(how: str) -
             await asyncio.sleep(0.05)
             log = w.read_log()
             assert log.count(" internal_error ") == 1, log
-            assert HIDDEN not in log
+            assert SECRET_TEXT not in log
 
     run(play)
 
@@ -97,16 +97,16 @@ def test_exception_in_one_session_does_not_stop_draining_the_others(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def play() -> None:
-        async with world(serving(Protocol.POP3), http_response(GRANT), closes=True) as w:
+        async with loopback_worker(server_builder(Protocol.POP3), http_response(GRANT), closes=True) as w:
             peers = [await w.client() for _ in range(3)]
             for peer in peers:
-                await peer.line()
+                await peer.read_line()
             inject_fault(monkeypatch, (Session, name))()
             if name == "abort":
                 w.app.stop()
             else:
                 await w.app.drain(5.0)
-            await asyncio.gather(*(read_all(peer) for peer in peers))
+            await asyncio.gather(*(read_until_closed(peer) for peer in peers))
             assert w.app.sessions == 0
             closed = invariants.series(w.metrics, "mailproxy_connections_closed_total")
             assert {labels[2]: count for labels, count in closed.items()} == {"drain": 2, "internal_error": 1}
@@ -118,26 +118,26 @@ def test_session_whose_end_raises_is_closed_by_force(monkeypatch: pytest.MonkeyP
     """Descriptors are closed and gauges decremented although every orderly way to close raises."""
 
     async def play() -> None:
-        async with world(serving(Protocol.POP3), http_response(GRANT), closes=True) as w:
+        async with loopback_worker(server_builder(Protocol.POP3), http_response(GRANT), closes=True) as w:
             before = invariants.descriptors()
             peers = [await w.client() for _ in range(3)]
             for peer in peers:
-                await peer.line()
-            relaying = await relayed(w)
+                await peer.read_line()
+            relaying = await open_relay(w)
 
             def fails(*_: Any) -> None:
-                raise Fault(HIDDEN)
+                raise Fault(SECRET_TEXT)
 
             for holder, name in ((session, "lingering_close"), (Session, "_close"), (Relay, "close")):
                 monkeypatch.setattr(holder, name, fails)
             for peer in (*peers, *relaying):
                 await peer.send(b"QUIT\r\n")
                 peer.writer.write_eof()
-            await asyncio.gather(*(read_all(peer) for peer in (*peers, *relaying)))
+            await asyncio.gather(*(read_until_closed(peer) for peer in (*peers, *relaying)))
             close_peers(w)
-            await invariants.settle(w.app, w.metrics)
+            await invariants.wait_until_idle(w.app, w.metrics)
             assert await descriptors(w.app, before) <= before
-            assert HIDDEN not in w.read_log()
+            assert SECRET_TEXT not in w.read_log()
 
     run(play)
 
@@ -146,15 +146,14 @@ def test_configuration_whose_loading_raises_is_refused_and_the_old_one_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def play() -> None:
-        async with world(serving(Protocol.POP3), http_response(GRANT)) as w:
-            config = ProxyConfig(servers=tuple(server.config for server in w.app._servers.values()))
+        async with loopback_worker(server_builder(Protocol.POP3), http_response(GRANT)) as w:
             inject_fault(monkeypatch, (app, "_template"))()
             with pytest.raises(ConfigError, match=r"servers\[pop3\]: internal error \(Fault\)"):
-                await w.app.apply(config, {}, names={}, ticket_keys={})
+                await w.app.apply(w.config, {}, names={}, ticket_keys={})
             peer = await w.client()
-            assert await peer.line() == GREETING
+            assert await peer.read_line() == GREETING
             log = w.read_log()
             assert log.count(" internal_error ") == 1
-            assert HIDDEN not in log
+            assert SECRET_TEXT not in log
 
     run(play)

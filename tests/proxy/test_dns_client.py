@@ -9,7 +9,9 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
+import aiodns
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +20,21 @@ from mailproxy.dns import dns_client
 from mailproxy.dns.dns_client import DnsClient, DnsError, RetryPolicy, host_name, reverse_name, system_servers
 from mailproxy.enums import DnsResult
 from mailproxy_config.model import ResolverConfig
-from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, found, free_port, host, ptr
+from support.dns_server import (
+    NXDOMAIN,
+    SERVFAIL,
+    DnsReply,
+    DnsServer,
+    address_record,
+    dns_server,
+    free_port,
+    ptr_record,
+    reply_with,
+)
 
 QUICK = RetryPolicy(first_timeout=0.25, rounds=1, pause=0.01)
-ANY = found(host("192.0.2.1", ttl=3600))
-SILENT = Reply(silent=True)
+ANY = reply_with(address_record("192.0.2.1", ttl=3600))
+SILENT = DnsReply(silent=True)
 
 
 @pytest.fixture
@@ -30,7 +42,7 @@ async def three() -> AsyncIterator[list[DnsServer]]:
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(dns_server()) for _ in range(3)]
         for server in servers:
-            server.otherwise = ANY
+            server.default_reply = ANY
         yield servers
 
 
@@ -45,7 +57,7 @@ async def ask(servers: DnsClient, name: str) -> list[str]:
 
 
 def counts(servers: list[DnsServer]) -> list[int]:
-    return [len(server.asked) for server in servers]
+    return [len(server.queries) for server in servers]
 
 
 async def test_each_lookup_starts_with_next_server(three: list[DnsServer]) -> None:
@@ -67,7 +79,7 @@ async def test_queries_of_one_lookup_go_to_one_server(three: list[DnsServer]) ->
 
 
 async def test_query_without_reply_is_repeated_at_next_server(three: list[DnsServer]) -> None:
-    three[0].otherwise = SILENT
+    three[0].default_reply = SILENT
     servers = servers_for(*three)
     assert await ask(servers, "a.example") == ["192.0.2.1"]
     await servers.close()
@@ -75,12 +87,12 @@ async def test_query_without_reply_is_repeated_at_next_server(three: list[DnsSer
 
 
 async def test_query_without_reply_is_repeated_without_end(three: list[DnsServer]) -> None:
-    three[0].otherwise = SILENT
+    three[0].default_reply = SILENT
     servers = servers_for(three[0])
     async with asyncio.TaskGroup() as group:
         asking = group.create_task(ask(servers, "a.example"))
-        await three[0].was_asked(3)
-        three[0].otherwise = ANY
+        await three[0].wait_for_queries(3)
+        three[0].default_reply = ANY
         assert await asking == ["192.0.2.1"]
     await servers.close()
 
@@ -99,13 +111,13 @@ async def test_attempts_continue_while_no_server_is_reachable() -> None:
         await asyncio.sleep(0.05)
         assert not asking.done()
         async with dns_server(port=port) as late:
-            late.otherwise = ANY
+            late.default_reply = ANY
             assert await asking == ["192.0.2.1"]
     await servers.close()
 
 
 async def test_servfail_is_not_repeated_at_other_servers(three: list[DnsServer]) -> None:
-    three[0].otherwise = Reply(code=SERVFAIL)
+    three[0].default_reply = DnsReply(code=SERVFAIL)
     servers = servers_for(*three)
     with pytest.raises(DnsError) as failed:
         await ask(servers, "a.example")
@@ -116,7 +128,7 @@ async def test_servfail_is_not_repeated_at_other_servers(three: list[DnsServer])
 
 async def test_unusable_replies_of_all_servers_are_invalid(three: list[DnsServer]) -> None:
     for server in three:
-        server.otherwise = Reply(code=9)
+        server.default_reply = DnsReply(code=9)
     servers = servers_for(*three)
     with pytest.raises(DnsError) as failed:
         await ask(servers, "a.example")
@@ -140,7 +152,7 @@ async def test_server_host_name_means_all_its_addresses(
     answers.clear()  # resolved only once
     await ask(servers, "again.example")
     await servers.close()
-    assert len(three[0].asked) == 4
+    assert len(three[0].queries) == 4
 
 
 async def test_unresolved_server_host_name_is_retried(
@@ -166,13 +178,13 @@ async def test_unresolved_server_host_name_is_retried(
 async def test_resolver_system_uses_resolv_conf(
     three: list[DnsServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dns_client, "_DNS_PORT", three[1].port)
+    monkeypatch.setattr(dns_client, "DNS_PORT", three[1].port)
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("search example\nnameserver 127.0.0.1\n")
     servers = DnsClient(ResolverConfig(system=True), QUICK, resolv_conf=resolv_conf)
     assert await ask(servers, "a") == ["192.0.2.1"]
     await servers.close()
-    assert three[1].asked == [("udp", "a", "A")]  # the search list is not used
+    assert three[1].queries == [("udp", "a", "A")]  # the search list is not used
 
 
 @pytest.mark.parametrize(
@@ -192,34 +204,39 @@ def test_system_servers_are_nameserver_lines(tmp_path: Path, text: str, servers:
     assert system_servers(tmp_path / "absent") == ("127.0.0.1:53",)
 
 
-@pytest.mark.parametrize("reply", [ANY, Reply(code=NXDOMAIN), Reply()])
-async def test_dns_library_does_not_cache(three: list[DnsServer], reply: Reply) -> None:
-    three[0].otherwise = reply
+@pytest.mark.parametrize("reply", [ANY, DnsReply(code=NXDOMAIN), DnsReply()])
+async def test_dns_library_does_not_cache(three: list[DnsServer], reply: DnsReply) -> None:
+    three[0].default_reply = reply
     servers = servers_for(three[0])
     for _ in range(3):
         with suppress(DnsError):
             await ask(servers, "again.example")
     await servers.close()
-    assert len(three[0].asked) == 3
+    assert len(three[0].queries) == 3
 
 
 async def test_dns_library_cache_is_limited(three: list[DnsServer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dns_client, "_MAX_CACHED", 4)
+    monkeypatch.setattr(dns_client, "MAX_CACHED", 4)
+    created: list[aiodns.DNSResolver] = []
+    create = aiodns.DNSResolver
+
+    def count(*arguments: Any, **options: Any) -> aiodns.DNSResolver:
+        created.append(create(*arguments, **options))
+        return created[-1]
+
+    monkeypatch.setattr(aiodns, "DNSResolver", count)
     servers = servers_for(three[0])
-    made = []
     for number in range(9):
         await ask(servers, f"n{number}.example")
-        made.append(servers._library)
-        assert len(servers._cached_until) <= 4
     await servers.close()
-    assert len(set(map(id, made))) == 3
+    assert len(created) == 3
 
 
 async def test_abandoned_queries_count_towards_limit(
     three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dns_client, "MAX_QUERIES", 2)
-    three[0].otherwise = SILENT
+    three[0].default_reply = SILENT
     servers = servers_for(three[0], retry=RetryPolicy(first_timeout=5.0))
     for number in range(2):
         with pytest.raises(TimeoutError):
@@ -229,15 +246,15 @@ async def test_abandoned_queries_count_towards_limit(
         await ask(servers, "one-too-many.example")
     await servers.close()
     assert failed.value.result is DnsResult.INVALID
-    assert len(three[0].asked) == 2
+    assert len(three[0].queries) == 2
 
 
 async def test_closing_dns_client_ends_queries(three: list[DnsServer]) -> None:
-    three[0].otherwise = SILENT
+    three[0].default_reply = SILENT
     servers = servers_for(three[0])
     async with asyncio.TaskGroup() as group:
         asking = group.create_task(failure(servers, "a.example"))
-        await three[0].was_asked(1)
+        await three[0].wait_for_queries(1)
         await servers.close()
         assert await asking is DnsResult.INVALID
 
@@ -250,7 +267,7 @@ async def failure(servers: DnsClient, name: str) -> DnsResult:
 
 async def test_server_may_have_ipv6_address() -> None:
     async with dns_server("::1") as server:
-        server.otherwise = found(ptr("a.example"))
+        server.default_reply = reply_with(ptr_record("a.example"))
         servers = servers_for(server)
         records = await servers.query("x.ip6.arpa", "PTR", servers.next_server())
         await servers.close()
@@ -259,8 +276,8 @@ async def test_server_may_have_ipv6_address() -> None:
 
 
 async def test_default_port_is_53() -> None:
-    assert await dns_client._servers_of("192.0.2.53") == ["192.0.2.53:53"]
-    assert await dns_client._servers_of("[2001:db8::53]") == ["[2001:db8::53]:53"]
+    assert await dns_client.servers_of("192.0.2.53") == ["192.0.2.53:53"]
+    assert await dns_client.servers_of("[2001:db8::53]") == ["[2001:db8::53]:53"]
 
 
 @given(st.ip_addresses())

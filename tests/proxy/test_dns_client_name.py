@@ -26,15 +26,15 @@ from support.dns_server import (
     NXDOMAIN,
     REFUSED,
     SERVFAIL,
+    DnsReply,
     DnsServer,
     Record,
-    Reply,
+    address_record,
     client_name,
-    cname,
+    cname_record,
     dns_server,
-    found,
-    host,
-    ptr,
+    ptr_record,
+    reply_with,
     wire,
 )
 
@@ -44,18 +44,18 @@ CLIENT_6 = "2001:db8::1"
 REVERSE_6 = ".".join("1" + "0" * 23 + "8bd01002") + ".ip6.arpa"
 NAME = "mail.example.com"
 ALIASED = Record("PTR", wire(NAME), owner=wire("x.example"))
-SILENT = Reply(silent=True)
-EMPTY = Reply()
+SILENT = DnsReply(silent=True)
+EMPTY = DnsReply()
 QUICK = RetryPolicy(first_timeout=0.25, rounds=1, pause=0.01)
 
 
 @pytest.fixture
 async def dns() -> AsyncIterator[DnsServer]:
     async with dns_server() as server:
-        server.answers_ptr(REVERSE, ptr(NAME))
-        server.answers_ptr(REVERSE_6, ptr(NAME))
-        server.zone[NAME, "A"] = found(host(CLIENT))
-        server.zone[NAME, "AAAA"] = found(host(CLIENT_6))
+        server.set_ptr(REVERSE, ptr_record(NAME))
+        server.set_ptr(REVERSE_6, ptr_record(NAME))
+        server.zone[NAME, "A"] = reply_with(address_record(CLIENT))
+        server.zone[NAME, "AAAA"] = reply_with(address_record(CLIENT_6))
         yield server
 
 
@@ -89,7 +89,7 @@ class Harness:
     [
         (CLIENT, b"mail.example.com"),
         (CLIENT_6, b"mail.example.com"),
-        ("2001:DB8:0::1", b"mail.example.com"),  # as a PROXY header may write it
+        ("2001:DB8:0::1", b"mail.example.com"),  # a form that a PROXY header may contain
         ("192.0.2.9", UNAVAILABLE),  # there is no PTR record
         ("::ffff:192.0.2.1", UNAVAILABLE),  # an IPv6 address with a reverse name of its own
         ("unix:", TEMPUNAVAIL),
@@ -104,8 +104,8 @@ async def test_name_is_confirmed_by_forward_lookup(dns: DnsServer, address: str,
 async def test_queries_are_those_of_nginx(dns: DnsServer) -> None:
     async with Harness(dns.address) as harness:
         await harness.name()
-    assert dns.asked[0] == ("udp", REVERSE, "PTR")
-    assert sorted(dns.asked[1:]) == [("udp", NAME, "A"), ("udp", NAME, "AAAA")]
+    assert dns.queries[0] == ("udp", REVERSE, "PTR")
+    assert sorted(dns.queries[1:]) == [("udp", NAME, "A"), ("udp", NAME, "AAAA")]
     assert {header[2:] for header in dns.headers} == {
         b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
     }  # RD, no EDNS
@@ -114,69 +114,83 @@ async def test_queries_are_those_of_nginx(dns: DnsServer) -> None:
 @pytest.mark.parametrize(
     ("reply", "name", "result"),
     [
-        (Reply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),
+        (DnsReply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),
         (EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
-        (Reply(code=SERVFAIL), TEMPUNAVAIL, DnsResult.SERVFAIL),
-        (Reply(code=NOTIMP), TEMPUNAVAIL, DnsResult.REFUSED),
-        (Reply(code=REFUSED), TEMPUNAVAIL, DnsResult.REFUSED),
-        (Reply(code=FORMERR), TEMPUNAVAIL, DnsResult.INVALID),
-        (Reply(code=NOTAUTH), TEMPUNAVAIL, DnsResult.INVALID),
-        (found(Record("TXT", b"\1x")), TEMPUNAVAIL, DnsResult.INVALID),
-        (found(cname("other.example.com")), TEMPUNAVAIL, DnsResult.INVALID),
-        (found(cname("x.example"), ALIASED), b"mail.example.com", DnsResult.OK),
-        (found(ptr(NAME), ptr("second.example.com")), b"mail.example.com", DnsResult.OK),
-        (found(ptr("second.example.com"), ptr(NAME)), UNAVAILABLE, DnsResult.OK),  # only the first counts
-        (found(ptr("MAIL.Example.COM")), b"mail.example.com", DnsResult.OK),
-        (found(ptr("")), TEMPUNAVAIL, DnsResult.INVALID),
-        (found(ptr((b"ma\0il", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
-        (found(ptr((b"mail\r\nX: y",))), TEMPUNAVAIL, DnsResult.INVALID),
-        (found(ptr((b"mail_1", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
-        (found(ptr((b"mail.example", b"com"))), TEMPUNAVAIL, DnsResult.INVALID),  # a dot within a label
-        (found(ptr((b"m\xc3\xa4il", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
-        (found(ptr((b"[UNAVAILABLE]",))), TEMPUNAVAIL, DnsResult.INVALID),  # not the placeholder
+        (DnsReply(code=SERVFAIL), TEMPUNAVAIL, DnsResult.SERVFAIL),
+        (DnsReply(code=NOTIMP), TEMPUNAVAIL, DnsResult.REFUSED),
+        (DnsReply(code=REFUSED), TEMPUNAVAIL, DnsResult.REFUSED),
+        (DnsReply(code=FORMERR), TEMPUNAVAIL, DnsResult.INVALID),
+        (DnsReply(code=NOTAUTH), TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(Record("TXT", b"\1x")), TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(cname_record("other.example.com")), TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(cname_record("x.example"), ALIASED), b"mail.example.com", DnsResult.OK),
+        (reply_with(ptr_record(NAME), ptr_record("second.example.com")), b"mail.example.com", DnsResult.OK),
+        # Only the first record is used.
+        (reply_with(ptr_record("second.example.com"), ptr_record(NAME)), UNAVAILABLE, DnsResult.OK),
+        (reply_with(ptr_record("MAIL.Example.COM")), b"mail.example.com", DnsResult.OK),
+        (reply_with(ptr_record("")), TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(ptr_record((b"ma\0il", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(ptr_record((b"mail\r\nX: y",))), TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(ptr_record((b"mail_1", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
+        # A dot within a label.
+        (reply_with(ptr_record((b"mail.example", b"com"))), TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(ptr_record((b"m\xc3\xa4il", b"example"))), TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(ptr_record((b"[UNAVAILABLE]",))), TEMPUNAVAIL, DnsResult.INVALID),  # not the placeholder
     ],
 )  # fmt: skip
-async def test_client_name_by_ptr_reply(dns: DnsServer, reply: Reply, name: bytes, result: DnsResult) -> None:
+async def test_client_name_by_ptr_reply(
+    dns: DnsServer, reply: DnsReply, name: bytes, result: DnsResult
+) -> None:
     dns.zone[REVERSE, "PTR"] = reply
     async with Harness(dns.address) as harness:
         assert await harness.name() == name
         assert harness.queries(DnsPurpose.PTR, result) == 1
 
 
-A_OK, AAAA_OK = found(host(CLIENT)), found(host(CLIENT_6))
+A_OK, AAAA_OK = reply_with(address_record(CLIENT)), reply_with(address_record(CLIENT_6))
 
 
 @pytest.mark.parametrize(
     ("a", "aaaa", "name", "result"),
     [
-        (A_OK, EMPTY, b"mail.example.com", DnsResult.OK),  # an empty family is no failure
+        (A_OK, EMPTY, b"mail.example.com", DnsResult.OK),  # a family without addresses is not a failure
         (EMPTY, EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
-        (found(host("192.0.2.7")), AAAA_OK, UNAVAILABLE, DnsResult.OK),
-        (found(host("192.0.2.7"), host(CLIENT)), AAAA_OK, b"mail.example.com", DnsResult.OK),
-        (Reply(code=NXDOMAIN), Reply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),
-        (A_OK, Reply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),  # the failure decides
-        (A_OK, Reply(code=SERVFAIL), TEMPUNAVAIL, DnsResult.SERVFAIL),
-        (Reply(code=NXDOMAIN), Reply(code=SERVFAIL), TEMPUNAVAIL, DnsResult.SERVFAIL),
-        (A_OK, Reply(code=REFUSED), TEMPUNAVAIL, DnsResult.REFUSED),
-        (Reply(code=FORMERR), AAAA_OK, TEMPUNAVAIL, DnsResult.INVALID),
-        (found(Record("TXT", b"\1x")), AAAA_OK, TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(address_record("192.0.2.7")), AAAA_OK, UNAVAILABLE, DnsResult.OK),
         (
-            found(cname("b.example"), host(CLIENT, owner="b.example")),
+            reply_with(address_record("192.0.2.7"), address_record(CLIENT)),
+            AAAA_OK,
+            b"mail.example.com",
+            DnsResult.OK,
+        ),
+        (DnsReply(code=NXDOMAIN), DnsReply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),
+        (A_OK, DnsReply(code=NXDOMAIN), UNAVAILABLE, DnsResult.NXDOMAIN),  # the failure determines the result
+        (A_OK, DnsReply(code=SERVFAIL), TEMPUNAVAIL, DnsResult.SERVFAIL),
+        (DnsReply(code=NXDOMAIN), DnsReply(code=SERVFAIL), TEMPUNAVAIL, DnsResult.SERVFAIL),
+        (A_OK, DnsReply(code=REFUSED), TEMPUNAVAIL, DnsResult.REFUSED),
+        (DnsReply(code=FORMERR), AAAA_OK, TEMPUNAVAIL, DnsResult.INVALID),
+        (reply_with(Record("TXT", b"\1x")), AAAA_OK, TEMPUNAVAIL, DnsResult.INVALID),
+        (
+            reply_with(cname_record("b.example"), address_record(CLIENT, owner="b.example")),
             EMPTY,
             b"mail.example.com",
             DnsResult.OK,
         ),
-        (found(cname("c.example")), EMPTY, b"mail.example.com", DnsResult.OK),  # the server did not follow it
-        (found(cname("loop.example")), EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
-        (found(cname("gone.example")), EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
+        (
+            reply_with(cname_record("c.example")),
+            EMPTY,
+            b"mail.example.com",
+            DnsResult.OK,
+        ),  # the server did not resolve the alias
+        (reply_with(cname_record("loop.example")), EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
+        (reply_with(cname_record("gone.example")), EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
     ],
 )
 async def test_client_name_by_address_replies(
-    dns: DnsServer, a: Reply, aaaa: Reply, name: bytes, result: DnsResult
+    dns: DnsServer, a: DnsReply, aaaa: DnsReply, name: bytes, result: DnsResult
 ) -> None:
     dns.zone[NAME, "A"], dns.zone[NAME, "AAAA"] = a, aaaa
     dns.zone["c.example", "A"] = A_OK
-    dns.zone["loop.example", "A"] = found(cname(NAME))
+    dns.zone["loop.example", "A"] = reply_with(cname_record(NAME))
     async with Harness(dns.address) as harness:
         assert await harness.name() == name
         assert harness.queries(DnsPurpose.FORWARD, result) == 1
@@ -185,11 +199,11 @@ async def test_client_name_by_address_replies(
 
 async def test_alias_chain_is_limited(dns: DnsServer) -> None:
     for link in range(60):
-        dns.zone[f"n{link}.example", "A"] = found(cname(f"n{link + 1}.example"))
-    dns.zone[NAME, "A"], dns.zone[NAME, "AAAA"] = found(cname("n0.example")), EMPTY
+        dns.zone[f"n{link}.example", "A"] = reply_with(cname_record(f"n{link + 1}.example"))
+    dns.zone[NAME, "A"], dns.zone[NAME, "AAAA"] = reply_with(cname_record("n0.example")), EMPTY
     async with Harness(dns.address) as harness:
         assert await harness.name() == UNAVAILABLE
-    assert dns.kinds().count("A") == 51
+    assert dns.query_types().count("A") == 51
 
 
 @pytest.mark.parametrize(
@@ -206,7 +220,7 @@ async def test_disabled_address_family_is_not_queried(
 ) -> None:
     async with Harness(dns.address, **families) as harness:
         assert await harness.name(address) == name
-    assert len(dns.asked) == 2
+    assert len(dns.queries) == 2
 
 
 @pytest.mark.parametrize("question", [(REVERSE, "PTR"), (NAME, "A"), (NAME, "AAAA")])
@@ -220,32 +234,35 @@ async def test_lookup_ends_at_resolver_timeout(dns: DnsServer, question: tuple[s
 
 
 async def test_zero_resolver_timeout_repeats_query_until_reply(dns: DnsServer) -> None:
-    dns.zone[REVERSE, "PTR"] = [SILENT, SILENT, found(ptr(NAME))]
+    dns.zone[REVERSE, "PTR"] = [SILENT, SILENT, reply_with(ptr_record(NAME))]
     async with Harness(dns.address, timeout=0) as harness:
         assert await harness.name() == b"mail.example.com"
-    assert dns.kinds().count("PTR") == 3
+    assert dns.query_types().count("PTR") == 3
 
 
 async def test_reply_with_wrong_id_is_ignored(dns: DnsServer) -> None:
-    dns.zone[REVERSE, "PTR"] = [Reply((ptr("wrong.example"),), wrong_id=True), found(ptr(NAME))]
+    dns.zone[REVERSE, "PTR"] = [
+        DnsReply((ptr_record("wrong.example"),), wrong_id=True),
+        reply_with(ptr_record(NAME)),
+    ]
     async with Harness(dns.address) as harness:
         assert await harness.name() == b"mail.example.com"
 
 
 async def test_malformed_reply_is_retried_at_next_server(dns: DnsServer) -> None:
     async with dns_server() as other:
-        other.zone[REVERSE, "PTR"] = Reply((ptr(NAME),), garbage=True)
+        other.zone[REVERSE, "PTR"] = DnsReply((ptr_record(NAME),), garbage=True)
         async with Harness(other.address, dns.address) as harness:
             assert await harness.name() == b"mail.example.com"
-        assert (other.kinds()[0], dns.kinds()[0]) == ("PTR", "PTR")
+        assert (other.query_types()[0], dns.query_types()[0]) == ("PTR", "PTR")
 
 
 async def test_truncated_reply_is_repeated_over_tcp(dns: DnsServer) -> None:
-    dns.zone[NAME, "A"] = Reply((host(CLIENT),), truncated=True)
-    dns.zone[REVERSE, "PTR"] = Reply((ptr(NAME),), truncated=True)
+    dns.zone[NAME, "A"] = DnsReply((address_record(CLIENT),), truncated=True)
+    dns.zone[REVERSE, "PTR"] = DnsReply((ptr_record(NAME),), truncated=True)
     async with Harness(dns.address) as harness:
         assert await harness.name() == b"mail.example.com"
-    assert [kind for transport, _, kind in dns.asked if transport == "tcp"] == ["PTR", "A"]
+    assert [kind for transport, _, kind in dns.queries if transport == "tcp"] == ["PTR", "A"]
 
 
 async def test_cached_name_is_returned_at_once(dns: DnsServer) -> None:
@@ -256,47 +273,47 @@ async def test_cached_name_is_returned_at_once(dns: DnsServer) -> None:
         assert names == [b"mail.example.com"]
         assert harness.metrics.dns_cache[CacheResult.HIT].value == 2
         assert harness.metrics.dns_cache_entries.value == 2
-    assert len(dns.asked) == 3
+    assert len(dns.queries) == 3
     assert harness.metrics.dns_cache_entries.value == 0
 
 
 async def test_confirmation_is_cached_by_name(dns: DnsServer) -> None:
-    dns.answers_ptr("2.2.0.192.in-addr.arpa", ptr(NAME))
+    dns.set_ptr("2.2.0.192.in-addr.arpa", ptr_record(NAME))
     async with Harness(dns.address) as harness:
         assert [await harness.name(), await harness.name("192.0.2.2")] == [b"mail.example.com", UNAVAILABLE]
-    assert sorted(dns.kinds()) == ["A", "AAAA", "PTR", "PTR"]
+    assert sorted(dns.query_types()) == ["A", "AAAA", "PTR", "PTR"]
 
 
 async def test_expired_confirmation_is_repeated_with_cached_name(dns: DnsServer, clock: list[float]) -> None:
-    dns.zone[NAME, "A"] = found(host(CLIENT, ttl=0))
+    dns.zone[NAME, "A"] = reply_with(address_record(CLIENT, ttl=0))
     async with Harness(dns.address, ipv6=False) as harness:
         for _ in range(3):
             assert await harness.name() == b"mail.example.com"
             clock[0] += 3
-    assert dns.kinds() == ["PTR", "A", "A", "A"]
+    assert dns.query_types() == ["PTR", "A", "A", "A"]
 
 
 async def test_nxdomain_is_cached(dns: DnsServer) -> None:
     async with Harness(dns.address) as harness:
         assert [await harness.name("192.0.2.9") for _ in range(3)] == [UNAVAILABLE] * 3
         assert harness.metrics.dns_cache[CacheResult.NEGATIVE_HIT].value == 2
-    assert len(dns.asked) == 1
+    assert len(dns.queries) == 1
 
 
 async def test_servfail_is_not_cached(dns: DnsServer) -> None:
-    dns.zone[REVERSE, "PTR"] = [Reply(code=SERVFAIL), found(ptr(NAME))]
+    dns.zone[REVERSE, "PTR"] = [DnsReply(code=SERVFAIL), reply_with(ptr_record(NAME))]
     async with Harness(dns.address) as harness:
         assert [await harness.name(), await harness.name()] == [TEMPUNAVAIL, b"mail.example.com"]
 
 
 async def test_valid_replaces_ttl(dns: DnsServer, clock: list[float]) -> None:
-    dns.answers_ptr(REVERSE, ptr(NAME, ttl=3600))
-    dns.zone[NAME, "A"] = found(host(CLIENT, ttl=0))
+    dns.set_ptr(REVERSE, ptr_record(NAME, ttl=3600))
+    dns.zone[NAME, "A"] = reply_with(address_record(CLIENT, ttl=0))
     async with Harness(dns.address, valid=Seconds(5.0), ipv6=False) as harness:
         for moment in (0, 4, 7, 9):
             clock[0] = 1000.0 + moment
             assert await harness.name() == b"mail.example.com"
-    assert dns.kinds() == ["PTR", "A", "PTR", "A"]  # the library does not cache longer than that
+    assert dns.query_types() == ["PTR", "A", "PTR", "A"]  # the library does not cache longer than that
 
 
 @pytest.fixture
@@ -318,7 +335,7 @@ async def test_simultaneous_lookups_share_queries(dns: DnsServer) -> None:
     async with Harness(dns.address) as harness:
         names = await asyncio.gather(*(harness.name() for _ in range(20)))
     assert names == [b"mail.example.com"] * 20
-    assert len(dns.asked) == 3
+    assert len(dns.queries) == 3
 
 
 async def test_cancelled_lookup_is_not_called_back(dns: DnsServer) -> None:
@@ -326,7 +343,7 @@ async def test_cancelled_lookup_is_not_called_back(dns: DnsServer) -> None:
     async with Harness(dns.address) as harness:
         cancel = harness.resolver.look_up(CLIENT, names.append)
         other = asyncio.create_task(harness.name())  # noqa: TID251 - owned by this test
-        await dns.was_asked(1)
+        await dns.wait_for_queries(1)
         cancel()
         cancel()
         assert await other == b"mail.example.com"
@@ -338,7 +355,7 @@ async def test_closing_resolver_ends_lookups_with_tempunavail(dns: DnsServer) ->
     async with Harness(dns.address) as harness:
         names: list[bytes] = []
         harness.resolver.look_up(CLIENT, names.append)
-        await dns.was_asked(1)
+        await dns.wait_for_queries(1)
     await asyncio.sleep(0)
     assert names == [TEMPUNAVAIL]
 
@@ -354,7 +371,7 @@ def test_dns_library_is_loaded_only_with_resolver() -> None:
 async def test_any_ptr_labels_give_name_or_tempunavail(labels: list[bytes]) -> None:
     allowed = set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-")
     async with dns_server() as dns:
-        dns.answers_ptr(REVERSE, ptr(labels))
+        dns.set_ptr(REVERSE, ptr_record(labels))
         async with Harness(dns.address) as harness:
             name = await harness.name()
     is_host_name = bool(labels) and all(set(label) <= allowed for label in labels)

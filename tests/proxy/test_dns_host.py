@@ -25,12 +25,12 @@ class FakeGetaddrinfo:
 
     def __init__(self, *answers: str | OSError) -> None:
         self.answer: tuple[str | OSError, ...] = answers
-        self.asked = 0
+        self.calls = 0
         self.gate = threading.Event()
         self.gate.set()
 
     def __call__(self, host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
-        self.asked += 1
+        self.calls += 1
         self.gate.wait(10)
         assert (host, port) == ("auth.example", 9000)
         found: list[tuple[Any, ...]] = []
@@ -42,23 +42,25 @@ class FakeGetaddrinfo:
         return found
 
 
-class Hosts:
+class HostFixture:
     """The addresses, with a clock and metrics."""
 
     def __init__(self, system: FakeGetaddrinfo) -> None:
         self.now = 1000.0
         self.metrics = WorkerMetrics()
         self.system = system
-        self.hosts = HostAddresses(WHERE, metrics=self.metrics, getaddrinfo=system, clock=lambda: self.now)
+        self.addresses = HostAddresses(
+            WHERE, metrics=self.metrics, getaddrinfo=system, clock=lambda: self.now
+        )
 
     def results(self) -> dict[DnsResult, int]:
         cells = {result: self.metrics.dns_queries[DnsPurpose.AUTH, result].value for result in DnsResult}
         return {result: value for result, value in cells.items() if value}
 
-    async def lookup_ended(self) -> None:
+    async def wait_for_lookup(self) -> None:
         """Wait for a lookup in progress."""
-        if self.hosts._lookup is not None:
-            await self.hosts._lookup
+        if self.addresses.lookup is not None:
+            await self.addresses.lookup
 
 
 @pytest.mark.parametrize(
@@ -81,58 +83,58 @@ async def test_ip_address_needs_no_lookup(where: AuthHttp, target: tuple[int, An
 
 
 async def test_addresses_are_used_in_turn() -> None:
-    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"))
-    assert await test.hosts.start()
-    taken = [test.hosts.take() for _ in range(4)]
+    host = HostFixture(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"))
+    assert await host.addresses.start()
+    taken = [host.addresses.take() for _ in range(4)]
     assert taken == [
         (_V4, ("192.0.2.1", 9000)),
         (_V4, ("192.0.2.2", 9000)),
         (_V6, ("2001:db8::1", 9000)),
         (_V4, ("192.0.2.1", 9000)),
     ]
-    assert test.results() == {DnsResult.OK: 1}
+    assert host.results() == {DnsResult.OK: 1}
 
 
 async def test_failed_address_is_last_resort_for_ten_seconds() -> None:
-    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.3"))
-    assert await test.hosts.start()
-    first, second, third = test.hosts.targets
-    assert test.hosts.failed(second)
-    assert not test.hosts.failed(second)  # already marked
-    assert [test.hosts.take() for _ in range(4)] == [first, third, first, third]
-    assert test.hosts.take((first, third)) == second
-    assert test.hosts.take((first, second, third)) is None
-    test.now += module.FAILED_SECONDS
-    assert {test.hosts.take() for _ in range(3)} == {first, second, third}
-    assert test.hosts.failed(second)
-    test.hosts.works(second)
-    assert {test.hosts.take() for _ in range(3)} == {first, second, third}
-    await test.hosts.close()
+    host = HostFixture(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.3"))
+    assert await host.addresses.start()
+    first, second, third = host.addresses.targets
+    assert host.addresses.failed(second)
+    assert not host.addresses.failed(second)  # already marked
+    assert [host.addresses.take() for _ in range(4)] == [first, third, first, third]
+    assert host.addresses.take((first, third)) == second
+    assert host.addresses.take((first, second, third)) is None
+    host.now += module.FAILED_SECONDS
+    assert {host.addresses.take() for _ in range(3)} == {first, second, third}
+    assert host.addresses.failed(second)
+    host.addresses.works(second)
+    assert {host.addresses.take() for _ in range(3)} == {first, second, third}
+    await host.addresses.close()
 
 
 async def test_oldest_failure_is_tried_first_if_all_failed() -> None:
-    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.3"))
-    assert await test.hosts.start()
-    first, second, third = test.hosts.targets
+    host = HostFixture(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.3"))
+    assert await host.addresses.start()
+    first, second, third = host.addresses.targets
     for target in (second, third, first):
-        test.now += 0.1
-        test.hosts.failed(target)
-    assert [test.hosts.take(), test.hosts.take((second,))] == [second, third]
-    await test.hosts.close()
+        host.now += 0.1
+        host.addresses.failed(target)
+    assert [host.addresses.take(), host.addresses.take((second,))] == [second, third]
+    await host.addresses.close()
 
 
 async def test_failures_of_removed_addresses_are_dropped() -> None:
-    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2"))
-    assert await test.hosts.start()
-    for target in test.hosts.targets:
-        test.hosts.failed(target)
-    test.system.answer = ("192.0.2.2", "192.0.2.7")
-    test.now += 1
-    test.hosts.take()
-    await test.lookup_ended()
-    assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
-    assert test.hosts._failed_until.keys() == {(_V4, ("192.0.2.2", 9000))}
-    await test.hosts.close()
+    host = HostFixture(FakeGetaddrinfo("192.0.2.1", "192.0.2.2"))
+    assert await host.addresses.start()
+    for target in host.addresses.targets:
+        host.addresses.failed(target)
+    host.system.answer = ("192.0.2.2", "192.0.2.7")
+    host.now += 1
+    host.addresses.take()
+    await host.wait_for_lookup()
+    assert host.addresses.take() == (_V4, ("192.0.2.7", 9000))
+    assert host.addresses.failed_until.keys() == {(_V4, ("192.0.2.2", 9000))}
+    await host.addresses.close()
 
 
 @pytest.mark.parametrize(
@@ -148,40 +150,40 @@ def test_target_text_formats_address(target: tuple[int, Any], text: str) -> None
 
 
 async def test_at_most_sixteen_addresses_are_used() -> None:
-    test = Hosts(FakeGetaddrinfo(*(f"192.0.2.{number}" for number in range(1, 30))))
-    await test.hosts.start()
-    assert len(test.hosts.targets) == module.MAX_ADDRESSES == 16
+    host = HostFixture(FakeGetaddrinfo(*(f"192.0.2.{number}" for number in range(1, 30))))
+    await host.addresses.start()
+    assert len(host.addresses.targets) == module.MAX_ADDRESSES == 16
 
 
 async def test_previous_addresses_are_used_during_lookup() -> None:
-    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
-    await test.hosts.start()
-    test.now += 29
-    test.hosts.take()
-    assert test.system.asked == 1
-    test.now += 1
-    test.system.answer = ("192.0.2.7",)
-    assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
-    assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
-    await test.lookup_ended()
-    assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
-    assert test.system.asked == 2
-    await test.hosts.close()
+    host = HostFixture(FakeGetaddrinfo("192.0.2.1"))
+    await host.addresses.start()
+    host.now += 29
+    host.addresses.take()
+    assert host.system.calls == 1
+    host.now += 1
+    host.system.answer = ("192.0.2.7",)
+    assert host.addresses.take() == (_V4, ("192.0.2.1", 9000))
+    assert host.addresses.take() == (_V4, ("192.0.2.1", 9000))
+    await host.wait_for_lookup()
+    assert host.addresses.take() == (_V4, ("192.0.2.7", 9000))
+    assert host.system.calls == 2
+    await host.addresses.close()
 
 
 async def test_failed_connection_starts_lookup_after_one_second() -> None:
-    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
-    await test.hosts.start()
-    test.hosts.failed((_V4, ("192.0.2.1", 9000)))
-    test.hosts.take()
-    assert test.system.asked == 1  # not within a second
-    test.now += 1
-    test.hosts.take()
-    await test.lookup_ended()
-    test.now += 1
-    test.hosts.take()
-    assert test.system.asked == 2  # and not again without another failure
-    await test.hosts.close()
+    host = HostFixture(FakeGetaddrinfo("192.0.2.1"))
+    await host.addresses.start()
+    host.addresses.failed((_V4, ("192.0.2.1", 9000)))
+    host.addresses.take()
+    assert host.system.calls == 1  # not within a second
+    host.now += 1
+    host.addresses.take()
+    await host.wait_for_lookup()
+    host.now += 1
+    host.addresses.take()
+    assert host.system.calls == 2  # and not again without another failure
+    await host.addresses.close()
 
 
 @pytest.mark.parametrize(
@@ -195,46 +197,46 @@ async def test_failed_connection_starts_lookup_after_one_second() -> None:
     ],
 )
 async def test_failed_lookup_keeps_previous_addresses(error: OSError, result: DnsResult) -> None:
-    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
-    await test.hosts.start()
-    test.now += 30
-    test.system.answer = (error,)
-    test.hosts.take()
-    await test.lookup_ended()
-    assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
-    assert test.results() == {DnsResult.OK: 1, result: 1}
-    await test.hosts.close()
+    host = HostFixture(FakeGetaddrinfo("192.0.2.1"))
+    await host.addresses.start()
+    host.now += 30
+    host.system.answer = (error,)
+    host.addresses.take()
+    await host.wait_for_lookup()
+    assert host.addresses.take() == (_V4, ("192.0.2.1", 9000))
+    assert host.results() == {DnsResult.OK: 1, result: 1}
+    await host.addresses.close()
 
 
 async def test_unresolved_host_is_looked_up_every_second() -> None:
-    test = Hosts(FakeGetaddrinfo(socket.gaierror(socket.EAI_NONAME, "?")))
-    assert not await test.hosts.start()
-    assert test.hosts.take() is None
-    assert test.system.asked == 1
-    test.now += 1
-    test.system.answer = ("192.0.2.1",)
-    assert test.hosts.take() is None
-    await test.lookup_ended()
-    assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
-    await test.hosts.close()
+    host = HostFixture(FakeGetaddrinfo(socket.gaierror(socket.EAI_NONAME, "?")))
+    assert not await host.addresses.start()
+    assert host.addresses.take() is None
+    assert host.system.calls == 1
+    host.now += 1
+    host.system.answer = ("192.0.2.1",)
+    assert host.addresses.take() is None
+    await host.wait_for_lookup()
+    assert host.addresses.take() == (_V4, ("192.0.2.1", 9000))
+    await host.addresses.close()
 
 
 async def test_only_one_lookup_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.01)
-    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
-    test.system.gate.clear()
-    assert not await test.hosts.start()  # gave up waiting
+    host = HostFixture(FakeGetaddrinfo("192.0.2.1"))
+    host.system.gate.clear()
+    assert not await host.addresses.start()  # gave up waiting
     for _ in range(5):
-        test.now += 100
-        assert test.hosts.take() is None
-    assert test.system.asked == 1
+        host.now += 100
+        assert host.addresses.take() is None
+    assert host.system.calls == 1
     await asyncio.sleep(0.02)
-    test.system.gate.set()
-    await test.lookup_ended()
-    assert test.metrics.dns_timeouts[DnsPurpose.AUTH].value == 1
-    assert test.hosts.targets == ((_V4, ("192.0.2.1", 9000)),)  # a late result is used
-    assert test.results() == {DnsResult.TIMEOUT: 1}
-    await test.hosts.close()
+    host.system.gate.set()
+    await host.wait_for_lookup()
+    assert host.metrics.dns_timeouts[DnsPurpose.AUTH].value == 1
+    assert host.addresses.targets == ((_V4, ("192.0.2.1", 9000)),)  # a late result is used
+    assert host.results() == {DnsResult.TIMEOUT: 1}
+    await host.addresses.close()
 
 
 async def test_getaddrinfo_is_used() -> None:

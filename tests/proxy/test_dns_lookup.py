@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mailproxy.dns.lookup import LookupCache, LookupResult, ResultCache, _Waiter, packed
+from mailproxy.dns.lookup import LookupCache, LookupResult, ResultCache, Waiter, packed
 from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
 from mailproxy.telemetry.metrics import WorkerMetrics
 
@@ -181,8 +181,8 @@ async def test_cancel_takes_constant_time(monkeypatch: pytest.MonkeyPatch) -> No
         compared += 1
         return self is other
 
-    monkeypatch.setattr(_Waiter, "__eq__", equal)
-    monkeypatch.setattr(_Waiter, "__hash__", object.__hash__)
+    monkeypatch.setattr(Waiter, "__eq__", equal)
+    monkeypatch.setattr(Waiter, "__hash__", object.__hash__)
     harness = Harness()
     cancels = [harness.find("key") for _ in range(1_000)]
     for cancel in reversed(cancels):

@@ -75,7 +75,7 @@ def test_handler_gets_the_events_it_polls_for_and_hangups(
     assert recorder.masks == expected
 
 
-def test_broken_is_not_among_the_events_to_poll_for() -> None:
+def test_broken_is_not_a_requested_event() -> None:
     assert BROKEN & (READ | WRITE) == 0
 
 
@@ -236,7 +236,7 @@ def test_close_runs_deferred_calls() -> None:
         (lambda far: far.close(), True, True),
     ],
 )
-def test_hung_up_tells_broken_from_half_closed(
+def test_hung_up_distinguishes_broken_and_half_closed_connections(
     pair: Pair, happens: Callable[[socket.socket], object], is_broken: bool, is_half_closed: bool
 ) -> None:
     near, far = pair

@@ -20,10 +20,10 @@ def file(tmp_path: Path) -> Path:
 
 def settle(watch: FileWatcher) -> list[Path]:
     """Poll until nothing changes."""
-    told = list(watch.changed())
+    changed_files = list(watch.changed())
     for _ in range(5):
-        told += watch.changed()
-    return told
+        changed_files += watch.changed()
+    return changed_files
 
 
 def write(path: Path, text: str) -> None:

@@ -54,7 +54,7 @@ from mailproxy.protocols.types import (
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, VerifyClient
 from mailproxy_config.model import StartTls as Policy
 from support import configs
-from support.driving import Driven, drive
+from support.generator_driver import Driven, drive
 
 CERTIFICATE = ClientCertificate(b"CN=c", b"CN=ca", b"0A", b"0" * 40, b"PEM", b"c")
 GRANTED = AuthAllowed("192.0.2.10", 110, b"u")
@@ -222,11 +222,11 @@ def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None)
     driven = play(server(starttls=policy, max_errors=1), b"STARTTLS\n", b"BYE\n", tls=tls)
     assert driven.sent == b"hello\r\nwhat?\r\n"
     assert driven.notes == [ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
-    assert not any(isinstance(effect, UpgradeToTls) for effect in driven.asked)
+    assert not any(isinstance(effect, UpgradeToTls) for effect in driven.effects)
 
 
 @pytest.mark.parametrize(
-    ("tls", "reply", "remark"),
+    ("tls", "reply", "note"),
     [
         (TlsInfo("TLSv1.3", "c"), b"no certificate\r\n", LogNote("client sent no required SSL certificate")),
         (
@@ -236,11 +236,11 @@ def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None)
         ),
     ],
 )
-def test_bad_certificate_gets_reply_and_ends_session(tls: TlsInfo, reply: bytes, remark: LogNote) -> None:
+def test_bad_certificate_gets_reply_and_ends_session(tls: TlsInfo, reply: bytes, note: LogNote) -> None:
     driven = play(server(ssl_verify_client=VerifyClient.REQUIRED), tls=tls)
     assert driven.result == SessionEnd(CloseReason.TLS_FAILED)
     assert driven.sent == reply
-    assert driven.notes == [remark]
+    assert driven.notes == [note]
     later = play(server(ssl_verify_client=VerifyClient.REQUIRED, starttls=Policy.ENABLED), b"STARTTLS\n", tls)
     assert later.result == SessionEnd(CloseReason.TLS_FAILED)
     assert later.sent == b"hello\r\ngo ahead\r\n" + reply
@@ -265,7 +265,7 @@ def test_refused_login_gets_reply_and_note() -> None:
 def test_challenge_is_the_same_for_whole_session() -> None:
     driven = play(server(), b"AUTH CRAM-MD5\n", b"<1.2@x>", b"*\nAUTH CRAM-MD5\n*\nBYE\n")
     assert driven.sent == b"hello\r\n" + 2 * b"+ PDEuMkB4Pg==\r\nwhat?\r\n"
-    assert sum(isinstance(effect, MakeChallenge) for effect in driven.asked) == 1
+    assert sum(isinstance(effect, MakeChallenge) for effect in driven.effects) == 1
     assert driven.notes == 2 * [LoginRefused(Method.CRAM_MD5, LoginResult.ABORTED)]
 
 
@@ -308,7 +308,7 @@ def test_deferred_request_may_be_allowed_denied_or_fail() -> None:
 def test_deferred_request_keeps_login_attempt_number() -> None:
     denied = AuthDenied(b"no", wait=1)
     driven = play(server(), b"ASK\nASK\n", denied, None, AuthDeferred(1), None, denied, None)
-    questions = [effect.request for effect in driven.asked if isinstance(effect, Authenticate)]
+    questions = [effect.request for effect in driven.effects if isinstance(effect, Authenticate)]
     assert [question.attempt for question in questions] == [1, 2, 2]
 
 
@@ -316,7 +316,7 @@ def test_denied_login_with_auth_wait_keeps_connection() -> None:
     driven = play(server(), b"ASK\nASK\n", AuthDenied(b"later", wait=3), None, AuthDenied(b"never"))
     assert driven.result == SessionEnd(CloseReason.AUTH_REJECTED)
     assert driven.sent == b"hello\r\nno: later\r\nno: never\r\n"
-    assert [effect.seconds for effect in driven.asked if isinstance(effect, Wait)] == [3]
+    assert [effect.seconds for effect in driven.effects if isinstance(effect, Wait)] == [3]
     assert driven.deadlines == [60.0, 60.0]
 
 
@@ -338,9 +338,9 @@ def test_repeated_request_returns_decision() -> None:
     denied = AuthDenied(b"no", wait=3)
     driven = drive(repeat_deferred(request, AuthDeferred(1)), None, denied)
     assert driven.result is denied
-    (_, asked) = driven.asked
-    assert isinstance(asked, Authenticate)
-    assert asked.request is request
+    (_, authenticate) = driven.effects
+    assert isinstance(authenticate, Authenticate)
+    assert authenticate.request is request
 
 
 def test_deferred_request_is_repeated_with_new_credentials() -> None:

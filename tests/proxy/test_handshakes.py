@@ -8,16 +8,17 @@ import socket
 import ssl
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from mailproxy_config.model import Protocol, StartTls
-from support.checked_world import checked_world, serving
+from support.checked_worker import checked_worker, server_builder
+from support.loopback_worker import run
 from support.tls_identities import Identities
-from support.world import run
 
 _DATA_SEGMENTS_IN = struct.Struct("=152x I")
-"""Of ``tcp_info`` (tcp(7)): how many segments with data have come."""
+"""``tcpi_data_segs_in`` of ``tcp_info`` (tcp(7)): the number of received segments with data."""
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +40,29 @@ class Client:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         return cls(sock, context.wrap_bio(incoming, outgoing), incoming, outgoing)
 
-    def shake_hands(self) -> None:
+    def handshake(self) -> None:
         while True:
             try:
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
                 self._flush()
-                self._hear()
+                self._receive()
             else:
                 self._flush()
                 return
 
-    def hear_line(self) -> bytes:
-        read_all = b""
-        while not read_all.endswith(b"\n"):
+    def read_line(self) -> bytes:
+        received = b""
+        while not received.endswith(b"\n"):
             try:
-                read_all += self.tls.read(4096)
+                received += self.tls.read(4096)
             except ssl.SSLWantReadError:
-                self._hear()
-        return read_all
+                self._receive()
+        return received
 
     def segments(self) -> int:
-        told = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DATA_SEGMENTS_IN.size)
-        (count,) = _DATA_SEGMENTS_IN.unpack(told)
+        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DATA_SEGMENTS_IN.size)
+        (count,) = _DATA_SEGMENTS_IN.unpack(info)
         return int(count)
 
     def _flush(self) -> None:
@@ -69,7 +70,7 @@ class Client:
         if data:
             self.sock.sendall(data)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         data = self.sock.recv(65536)
         if not data:
             raise EOFError
@@ -80,8 +81,8 @@ def greeted(port: int, context: ssl.SSLContext) -> tuple[bytes, int]:
     """Connect, and return the greeting and the number of segments up to it."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
         client = Client.over(sock, context)
-        client.shake_hands()
-        return client.hear_line(), client.segments()
+        client.handshake()
+        return client.read_line(), client.segments()
 
 
 @pytest.mark.parametrize(
@@ -97,13 +98,13 @@ def test_greeting_is_sent_with_the_last_handshake_bytes(
     identities: Identities, version: ssl.TLSVersion, curve: str, segments: int
 ) -> None:
     async def play() -> None:
-        build = serving(Protocol.IMAP, identities, listen_ssl=True, ssl_ecdh_curve=curve)
-        async with checked_world(build) as w:
+        build = server_builder(Protocol.IMAP, identities, listen_ssl=True, ssl_ecdh_curve=curve)
+        async with checked_worker(build) as w:
             context = identities.client()
             context.minimum_version = context.maximum_version = version
-            # on a busy machine the kernel may send a segment twice, but hardly each time
-            seen = [await asyncio.to_thread(greeted, w.port, context) for _ in range(3)]
-            assert min(seen) == (b"* OK IMAP4 ready\r\n", segments)
+            # under load the kernel may repeat a segment, but not each time
+            segments_sent = [await asyncio.to_thread(greeted, w.port, context) for _ in range(3)]
+            assert min(segments_sent) == (b"* OK IMAP4 ready\r\n", segments)
 
     run(play)
 
@@ -115,14 +116,14 @@ def started(port: int, context: ssl.SSLContext) -> int:
         sock.sendall(b"s STARTTLS\r\n")
         assert sock.recv(100) == b"s OK completed\r\n"
         client = Client.over(sock, context)
-        client.shake_hands()
+        client.handshake()
         sock.recv(1, socket.MSG_PEEK)
         return client.segments()
 
 
 def test_nothing_is_corked_after_starttls(identities: Identities) -> None:
     async def play() -> None:
-        async with checked_world(serving(Protocol.IMAP, identities, starttls=StartTls.ENABLED)) as w:
+        async with checked_worker(server_builder(Protocol.IMAP, identities, starttls=StartTls.ENABLED)) as w:
             context = identities.client()
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             assert min([await asyncio.to_thread(started, w.port, context) for _ in range(3)]) == 4
@@ -130,21 +131,18 @@ def test_nothing_is_corked_after_starttls(identities: Identities) -> None:
     run(play)
 
 
-def test_unix_socket_is_not_corked(identities: Identities) -> None:
+def test_unix_socket_is_not_corked(identities: Identities, tmp_path: Path) -> None:
     """Only TCP can be corked; the handshake works without."""
 
     async def play() -> None:
-        async with checked_world(serving(Protocol.IMAP, identities, listen_ssl=True)) as w:
-            near, far = socket.socketpair()
-            near.setblocking(False)
-            (listener,) = w.app.listeners
-            listener._family = socket.AF_UNIX
-            taken = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, near.detach())
-            listener._on_accept(taken, "")
-            with far:
-                far.settimeout(20)
-                client = Client.over(far, identities.client())
-                await asyncio.to_thread(client.shake_hands)
-                assert await asyncio.to_thread(client.hear_line) == b"* OK IMAP4 ready\r\n"
+        build = server_builder(Protocol.IMAP, identities, listen_ssl=True)
+        path = str(tmp_path / "listener")
+        async with checked_worker(build, unix_path=path):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(20)
+                sock.connect(path)
+                client = Client.over(sock, identities.client())
+                await asyncio.to_thread(client.handshake)
+                assert await asyncio.to_thread(client.read_line) == b"* OK IMAP4 ready\r\n"
 
     run(play)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -237,7 +238,7 @@ def test_any_data_is_a_request_or_an_error(head: bytes) -> None:
 
 
 async def test_malformed_requests_are_logged_once_per_interval(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving() as server:
         for _ in range(20):
@@ -247,7 +248,8 @@ async def test_malformed_requests_are_logged_once_per_interval(
         assert [(record.getMessage(), record.exc_info) for record in records] == [
             ("malformed request from 127.0.0.1: not an HTTP/1 request", None)
         ]
-        server.http._quiet_until = 0.0  # as after LOG_SECONDS
+        monotonic = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + module.LOG_SECONDS)
         await (await server.connect()).ask(b"GET / HTTP/1.1\r\nHost\r\n\r\n")
     assert caplog.messages[-1] == (
         "malformed request from 127.0.0.1: a header field is malformed (19 more since the last line)"

@@ -36,7 +36,7 @@ IMAP = PROTOCOLS[Protocol.IMAP]
 SERVER = server(Protocol.IMAP)
 EVERY_METHOD = frozenset((AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL))
 SMALL = server(Protocol.IMAP, imap_client_buffer=ByteCount(48), max_errors=3, imap_auth=EVERY_METHOD)
-TRANSCRIPTS = transcripts.every(Protocol.IMAP)
+TRANSCRIPTS = transcripts.load_all(Protocol.IMAP)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Session:
     """The result of a session with a client that sends everything and disconnects."""
 
     sent: bytes = b""
-    asked: list[Credentials] = field(default_factory=list)
+    credentials_received: list[Credentials] = field(default_factory=list)
     notes: list[object] = field(default_factory=list)
     result: UpstreamLogin | SessionEnd | None = None
 
@@ -81,7 +81,7 @@ def _answer(session: Session, effect: Effect, decision: AuthAllowed | AuthDenied
         case Send(sent):
             session.sent += sent
         case Authenticate(request):
-            session.asked.append(request.credentials)
+            session.credentials_received.append(request.credentials)
             return decision
         case MakeChallenge(name):
             return b"<1.2@%b>" % name.encode()
@@ -144,7 +144,7 @@ def test_replies_are_well_formed_for_any_input(data: bytes) -> None:
 
 @given(STREAMS)
 def test_auth_request_never_has_cr_lf_nul(data: bytes) -> None:
-    for credentials in play(data, SMALL).asked:
+    for credentials in play(data, SMALL).credentials_received:
         password = b"" if credentials.password is None else credentials.password.reveal()
         assert not set(credentials.user + password) & set(b"\r\n\0")
 

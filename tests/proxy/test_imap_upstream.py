@@ -25,19 +25,19 @@ from support.dialogue_player import Player
 
 IMAP = PROTOCOLS[Protocol.IMAP]
 SERVER = server(Protocol.IMAP, proxy_buffer=ByteCount(64))
-TRANSCRIPTS = transcripts.every(Protocol.IMAP)
+TRANSCRIPTS = transcripts.load_all(Protocol.IMAP)
 PASSWORD = b"MARK3D"
 
 
 def log_in(
     data: bytes, user: bytes = b"john", cut: int = 0
 ) -> tuple[bytes, UpstreamLoginResult | UpstreamError]:
-    """Say these bytes to a login, and leave; tell what was heard, and what came of it."""
+    """Send these bytes to an upstream login, then close; return the bytes that it sent, and its result."""
     grant = AuthAllowed("192.0.2.10", 143, user, Secret(PASSWORD))
     generator = IMAP.upstream(SERVER).log_in(
         Client("192.0.2.1"), UpstreamLogin(grant, Method.PASSWORD, b"", b"a1")
     )
-    heard = b""
+    received = b""
     answer: Any = None
     try:
         while True:
@@ -45,14 +45,14 @@ def log_in(
             answer = None
             match effect:
                 case Send(said):
-                    heard += said
+                    received += said
                 case Receive(limit):
                     answer, data = data[: cut or limit], data[cut or limit :]
     except StopIteration as finished:
         logged_in: UpstreamLoginResult = finished.value
-        return heard, logged_in
+        return received, logged_in
     except UpstreamError as failure:
-        return heard, failure
+        return received, failure
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.name)
@@ -63,8 +63,8 @@ def test_session_follows_transcript(transcript: transcripts.Transcript, *, cut: 
 
 @given(st.binary(max_size=30).filter(lambda user: b"\0" not in user))
 def test_user_name_literal_has_its_length(user: bytes) -> None:
-    heard, result = log_in(b"* OK\r\n+\r\n+\r\na1 OK\r\n", user, cut=6)
-    assert heard.startswith(b"a1 LOGIN {%d}\r\n%b {6}\r\n" % (len(user), user))
+    received, result = log_in(b"* OK\r\n+\r\n+\r\na1 OK\r\n", user, cut=6)
+    assert received.startswith(b"a1 LOGIN {%d}\r\n%b {6}\r\n" % (len(user), user))
     assert isinstance(result, (UpstreamLoginResult, UpstreamError))
 
 
@@ -82,8 +82,8 @@ LINES = st.lists(
 
 @given(LINES)
 def test_any_upstream_bytes_end_in_login_or_error(lines: list[bytes]) -> None:
-    heard, result = log_in(b"* OK\r\n" + b"".join(lines))
-    assert heard.startswith(b"a1 LOGIN {4}\r\n")
+    received, result = log_in(b"* OK\r\n" + b"".join(lines))
+    assert received.startswith(b"a1 LOGIN {4}\r\n")
     shown = result.reply if isinstance(result, (UpstreamLoginResult, UpstreamRefused)) else b""
     assert len(shown) <= 64
     assert "MARK3D" not in repr(result)

@@ -19,8 +19,8 @@ import pytest
 from mailproxy.auth_http import response
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.connection import AuthConnection
-from mailproxy.dns.client_name import _Confirmation
-from mailproxy.dns.lookup import _Waiter
+from mailproxy.dns.client_name import Confirmation
+from mailproxy.dns.lookup import Waiter
 from mailproxy.loop.epoll import Epoll
 from mailproxy.protocols import proxy_protocol, real_ip
 from mailproxy.session import accept, lingering_close, session
@@ -37,11 +37,25 @@ from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants
-from support.checked_world import GREETINGS, INTERNAL_ERRORS, read_all, relayed, serving, start_tls
-from support.fault_injection import HIDDEN, Inject, close_peers, descriptors, inject_fault, polls_per_second
+from support.checked_worker import (
+    GREETINGS,
+    INTERNAL_ERRORS,
+    open_relay,
+    read_until_closed,
+    server_builder,
+    start_tls,
+)
+from support.fault_injection import (
+    SECRET_TEXT,
+    Inject,
+    close_peers,
+    descriptors,
+    inject_fault,
+    polls_per_second,
+)
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, http_response, loopback_worker, run
 from support.streams import abort
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response, run, world
 
 INTERNAL_ERROR = INTERNAL_ERRORS[Protocol.POP3]
 GREETING = GREETINGS[Protocol.POP3]
@@ -55,16 +69,16 @@ class Stage:
     """What a case runs with.
 
     Attributes:
-        break_: Makes the entry point raise the next time it is called.
+        inject: Makes the entry point raise the next time it is called.
     """
 
-    w: World
+    w: LoopbackWorker
     identities: Identities
-    break_: Inject
+    inject: Inject
 
     async def client(self) -> Peer:
         peer = await self.w.client()
-        assert await peer.line() == GREETING
+        assert await peer.read_line() == GREETING
         return peer
 
 
@@ -90,85 +104,85 @@ class Case:
 
 
 async def connects(stage: Stage) -> None:
-    stage.break_()
+    stage.inject()
     peer = await stage.w.client()
-    assert await read_all(peer) == b""
+    assert await read_until_closed(peer) == b""
 
 
-async def connects_and_is_told(stage: Stage) -> None:
-    stage.break_()
+async def connects_and_gets_error_reply(stage: Stage) -> None:
+    stage.inject()
     peer = await stage.w.client()
-    assert await read_all(peer) == INTERNAL_ERROR
+    assert await read_until_closed(peer) == INTERNAL_ERROR
 
 
 async def is_accepted_later(stage: Stage) -> None:
-    stage.break_()
+    stage.inject()
     peer = await stage.w.client()
-    assert await peer.line() == GREETING
+    assert await peer.read_line() == GREETING
     peer.writer.write(b"QUIT\r\n")
-    await read_all(peer)
+    await read_until_closed(peer)
 
 
 def sends_header(expected: bytes) -> Play:
     async def play(stage: Stage) -> None:
-        stage.break_()
+        stage.inject()
         peer = await stage.w.client()
         await peer.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
-        assert await read_all(peer) == expected
+        assert await read_until_closed(peer) == expected
 
     return play
 
 
 async def waits(stage: Stage) -> None:
-    stage.break_()
+    stage.inject()
     peer = await stage.w.client()
-    assert (await read_all(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
+    assert (await read_until_closed(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
 
 
-async def shakes_hands(stage: Stage) -> None:
-    stage.break_()
+async def handshakes(stage: Stage) -> None:
+    stage.inject()
     peer = await stage.w.client()
     stage.w.writers.remove(peer.writer)  # asyncio waits for ever for one whose handshake failed
     with contextlib.suppress(OSError):
         await start_tls(peer, stage.identities)
-        assert (await read_all(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
+        assert (await read_until_closed(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
     abort(peer.writer)
 
 
-async def shakes_hands_and_is_told(stage: Stage) -> None:
-    stage.break_()
+async def handshakes_and_gets_error_reply(stage: Stage) -> None:
+    stage.inject()
     peer = await stage.w.client()
     await start_tls(peer, stage.identities)
-    assert await read_all(peer) == INTERNAL_ERROR
+    assert await read_until_closed(peer) == INTERNAL_ERROR
 
 
 async def starts_tls(stage: Stage) -> None:
     peer = await stage.client()
     await peer.exchange(b"STLS\r\n")
-    stage.break_()
+    stage.inject()
     await start_tls(peer, stage.identities)
-    assert await read_all(peer) == INTERNAL_ERROR
+    assert await read_until_closed(peer) == INTERNAL_ERROR
 
 
-async def says_something(stage: Stage) -> None:
+async def sends_a_command(stage: Stage) -> None:
     peer = await stage.client()
-    stage.break_()
+    stage.inject()
     await peer.send(b"NOOP\r\n")
-    assert (await read_all(peer)).endswith(INTERNAL_ERROR)
+    assert (await read_until_closed(peer)).endswith(INTERNAL_ERROR)
 
 
 async def quits(stage: Stage) -> None:
     peer = await stage.client()
-    stage.break_()
+    stage.inject()
     await peer.send(b"QUIT\r\n")
-    await read_all(peer)
+    await read_until_closed(peer)
 
 
-async def says_too_much(stage: Stage) -> None:
+async def sends_endless_line(stage: Stage) -> None:
     peer = await stage.client()
-    stage.break_()
+    stage.inject()
     await peer.send(b"x" * 3000 + b"\r\n")
-    await read_all(peer)
+    await read_until_closed(peer)
 
 
 async def does_not_read(stage: Stage) -> None:
@@ -176,35 +190,35 @@ async def does_not_read(stage: Stage) -> None:
     for live in stage.w.app.context.live:
         assert isinstance(live, Session)
         live.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    stage.break_()
+    stage.inject()
     transport = peer.writer.transport
     assert isinstance(transport, asyncio.Transport)
     transport.pause_reading()
     peer.writer.write(b"CAPA\r\n" * 60_000)
     await asyncio.sleep(0.3)
     transport.resume_reading()
-    assert (await read_all(peer)).endswith(INTERNAL_ERROR)
+    assert (await read_until_closed(peer)).endswith(INTERNAL_ERROR)
 
 
 async def logs_in(stage: Stage) -> None:
     peer = await stage.client()
-    stage.break_()
+    stage.inject()
     await peer.send(b"USER u\r\nPASS p\r\n")
-    assert await read_all(peer) == b"+OK\r\n" + INTERNAL_ERROR
+    assert await read_until_closed(peer) == b"+OK\r\n" + INTERNAL_ERROR
 
 
 def logs_in_at_an_upstream(expected: bytes) -> Play:
     async def play(stage: Stage) -> None:
         peer = await stage.client()
         await peer.send(b"USER u\r\nPASS p\r\n")
-        upstream = await stage.w.upstream.next()
-        stage.break_()
+        upstream = await stage.w.upstream.accept()
+        stage.inject()
         with contextlib.suppress(ConnectionError):
             for reply in (b"+OK\r\n", b"+OK\r\n", b"+OK in\r\n"):
                 await upstream.send(reply)
-                await upstream.line()
-        assert (await read_all(peer)).endswith(expected)
-        assert await read_all(upstream) == b""
+                await upstream.read_line()
+        assert (await read_until_closed(peer)).endswith(expected)
+        assert await read_until_closed(upstream) == b""
 
     return play
 
@@ -212,41 +226,41 @@ def logs_in_at_an_upstream(expected: bytes) -> Play:
 async def leaves_at_an_upstream(stage: Stage) -> None:
     peer = await stage.client()
     await peer.send(b"USER u\r\nPASS p\r\n")
-    upstream = await stage.w.upstream.next()
-    stage.break_()
+    upstream = await stage.w.upstream.accept()
+    stage.inject()
     peer.reset()
-    assert await read_all(upstream) == b""
+    assert await read_until_closed(upstream) == b""
 
 
 def relays(data: int, *, tls: bool = False, from_client: bool = True) -> Play:
     async def play(stage: Stage) -> None:
-        client, upstream = await relayed(stage.w, stage.identities if tls else None)
-        stage.break_()
+        client, upstream = await open_relay(stage.w, stage.identities if tls else None)
+        stage.inject()
         sender, other = (client, upstream) if from_client else (upstream, client)
         with contextlib.suppress(ConnectionError):
             await sender.send(b"x" * data)
-        await asyncio.gather(read_all(other), read_all(sender))
+        await asyncio.gather(read_until_closed(other), read_until_closed(sender))
 
     return play
 
 
 async def relay_ends(stage: Stage) -> None:
-    client, upstream = await relayed(stage.w)
-    stage.break_()
+    client, upstream = await open_relay(stage.w)
+    stage.inject()
     client.close()
-    assert await read_all(upstream) == b""
+    assert await read_until_closed(upstream) == b""
 
 
 async def relay_is_idle(stage: Stage) -> None:
-    client, upstream = await relayed(stage.w)
-    stage.break_()
-    await asyncio.gather(read_all(client), read_all(upstream))
+    client, upstream = await open_relay(stage.w)
+    stage.inject()
+    await asyncio.gather(read_until_closed(client), read_until_closed(upstream))
 
 
 async def is_looked_up(stage: Stage) -> None:
-    stage.break_()
+    stage.inject()
     peer = await stage.w.client()
-    await read_all(peer)
+    await read_until_closed(peer)
 
 
 def case(name: str, where: tuple[Any, str], play: Play, sessions: int = 1, **directives: Any) -> Any:
@@ -263,7 +277,7 @@ CASES = [
     case("listener: the session", (accept, "Session"), connects),
     case("listener: the record", (accept, "SessionRecord"), connects),
     case("listener: itself", (Listener, "_accept"), is_accepted_later, sessions=0),
-    case("session: start", (Session, "start"), connects_and_is_told),
+    case("session: start", (Session, "start"), connects_and_gets_error_reply),
     case("PROXY header: parsing", (proxy_protocol, "read_header"), sends_header(INTERNAL_ERROR), **HEADER),
     case("PROXY header: reading", (ProxyHeaderReader, "_read"), sends_header(INTERNAL_ERROR), **HEADER),
     case("PROXY header: real IP", (real_ip, "apply_real_ip"), sends_header(INTERNAL_ERROR), **HEADER),
@@ -272,19 +286,19 @@ CASES = [
     case("PROXY header: time", (ProxyHeaderReader, "on_timeout"), waits, **HEADER, **SOON),
     case("handshake: begin", (TlsHandshake, "begin"), connects, **IMPLICIT),
     case("handshake: wrapping", (TlsConnection, "begin"), connects, **IMPLICIT),
-    case("handshake: a step", (TlsConnection, "handshake"), shakes_hands, **IMPLICIT),
-    case("handshake: its facts", (TlsConnection, "info"), shakes_hands_and_is_told, **IMPLICIT),
-    case("handshake: done", (Session, "_on_implicit_tls"), shakes_hands_and_is_told, **IMPLICIT),
-    case("handshake: deferred", (TlsHandshake, "_uncork"), shakes_hands, **IMPLICIT),
+    case("handshake: a step", (TlsConnection, "handshake"), handshakes, **IMPLICIT),
+    case("handshake: its facts", (TlsConnection, "info"), handshakes_and_gets_error_reply, **IMPLICIT),
+    case("handshake: done", (Session, "_on_implicit_tls"), handshakes_and_gets_error_reply, **IMPLICIT),
+    case("handshake: deferred", (TlsHandshake, "_uncork"), handshakes, **IMPLICIT),
     case("handshake: time", (TlsHandshake, "on_timeout"), waits, **IMPLICIT, **SOON),
     case("STARTTLS: its facts", (TlsConnection, "info"), starts_tls, **STLS),
     case("STARTTLS: done", (Session, "_on_starttls"), starts_tls, **STLS),
-    case("driver: readiness", (ProtocolDriver, "on_event"), says_something),
-    case("driver: interpreter", (ProtocolDriver, "_run"), says_something),
-    case("driver: deferred", (ProtocolDriver, "_send_then_read"), says_something),
+    case("driver: readiness", (ProtocolDriver, "on_event"), sends_a_command),
+    case("driver: interpreter", (ProtocolDriver, "_run"), sends_a_command),
+    case("driver: deferred", (ProtocolDriver, "_send_then_read"), sends_a_command),
     case("driver: the rest of a reply", (ProtocolDriver, "_continue_sending"), does_not_read),
     case("driver: time", (Session, "on_timeout"), waits, **SOON),
-    case("driver: pause", (ProtocolDriver, "_on_wait_over"), logs_in, service="wait"),
+    case("driver: pause", (ProtocolDriver, "on_wait_over"), logs_in, service="wait"),
     case("session: the end of the dialogue", (Session, "_on_result"), quits),
     case("session: an error", (Session, "_on_error"), waits, **SOON),
     case("session: the end", (Session, "_close"), quits),
@@ -293,7 +307,7 @@ CASES = [
     case("session: helpers", (Session, "_cancel_pending"), quits),
     case("service: connecting", (AuthConnection, "connect"), logs_in),
     case("service: connected", (AuthConnection, "_on_connected"), logs_in),
-    case("service: deferred", (AuthConnection, "_send_request"), logs_in),
+    case("service: deferred", (AuthConnection, "send_request"), logs_in),
     case("service: reading", (AuthConnection, "_receive"), logs_in),
     case("service: parsing", (response, "_without_password"), logs_in),
     case("service: the answer", (AuthHttpClient, "on_response"), logs_in),
@@ -337,13 +351,13 @@ CASES = [
     case("relay: the end", (Relay, "close"), relay_ends),
     case("relay: its metrics", (VirtualServer, "record_end"), relay_ends),
     case("relay: time", (Relay, "on_timeout"), relay_is_idle, proxy_timeout=Seconds(0.3)),
-    case("lingering: begin", (session, "lingering_close"), says_too_much),
-    case("lingering: shutdown", (lingering_close, "end_writing"), says_too_much),
-    case("lingering: readiness", (LingeringClose, "on_event"), says_too_much, sessions=0),
-    case("lingering: the end", (LingeringClose, "abort"), says_too_much, sessions=0),
+    case("lingering: begin", (session, "lingering_close"), sends_endless_line),
+    case("lingering: shutdown", (lingering_close, "end_writing"), sends_endless_line),
+    case("lingering: readiness", (LingeringClose, "on_event"), sends_endless_line, sessions=0),
+    case("lingering: the end", (LingeringClose, "abort"), sends_endless_line, sessions=0),
     case("closing: deferred", (Epoll, "close_socket"), quits),
-    case("names: a callback", (_Waiter, "deliver"), is_looked_up, service="names"),
-    case("names: a step", (_Confirmation, "on_name"), is_looked_up, service="names"),
+    case("names: a callback", (Waiter, "deliver"), is_looked_up, service="names"),
+    case("names: a step", (Confirmation, "on_name"), is_looked_up, service="names"),
     case("names: the session", (Session, "_on_host"), is_looked_up, service="names"),
 ]
 
@@ -363,7 +377,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 
 
 @contextlib.asynccontextmanager
-async def bystander(w: World, case: Case, identities: Identities) -> AsyncIterator[None]:
+async def bystander(w: LoopbackWorker, case: Case, identities: Identities) -> AsyncIterator[None]:
     """Another client, which is served before and after; none where clients time out soon."""
     if "timeout" in case.directives or case.directives.get("service") == "names":
         yield
@@ -373,11 +387,11 @@ async def bystander(w: World, case: Case, identities: Identities) -> AsyncIterat
         await peer.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
     if case.directives.get("listen_ssl"):
         await start_tls(peer, identities)
-    assert await peer.line() == GREETING
+    assert await peer.read_line() == GREETING
     yield
     assert await peer.exchange(b"NOOP\r\n") == b"+OK\r\n"
     assert await peer.exchange(b"QUIT\r\n") == b"+OK\r\n"
-    assert await read_all(peer) == b""
+    assert await read_until_closed(peer) == b""
     peer.close()
 
 
@@ -389,14 +403,14 @@ def build_for(case: Case, identities: Identities) -> tuple[Any, Any]:
         protocol = Protocol.SMTP
         nobody = ResolverConfig(addresses=("127.0.0.1:1",))
         directives |= {"resolver": nobody, "resolver_timeout": Seconds(0.2)}
-    return serving(protocol, identities, **directives), SERVICES[service]
+    return server_builder(protocol, identities, **directives), SERVICES[service]
 
 
-async def greeted(w: World) -> None:
+async def greeted(w: LoopbackWorker) -> None:
     peer = await w.client()
-    assert await peer.line() == GREETINGS[Protocol.SMTP]
+    assert await peer.read_line() == GREETINGS[Protocol.SMTP]
     peer.close()
-    await w.settled()
+    await w.wait_for_sessions()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -405,16 +419,16 @@ def test_internal_error_ends_its_session_and_leaves_nothing(
 ) -> None:
     async def play() -> None:
         build, service = build_for(case, identities)
-        async with world(build, service, closes=True) as w:
+        async with loopback_worker(build, service, closes=True) as w:
             if case.directives.get("service") == "names":
                 await greeted(w)  # the DNS library keeps its descriptors
             before = invariants.descriptors()
             async with bystander(w, case, identities):
-                break_ = inject_fault(monkeypatch, case.where)
+                inject = inject_fault(monkeypatch, case.where)
                 async with asyncio.timeout(20):
-                    await case.play(Stage(w, identities, break_))
+                    await case.play(Stage(w, identities, inject))
             close_peers(w)
-            await invariants.settle(w.app, w.metrics)
+            await invariants.wait_until_idle(w.app, w.metrics)
             assert await descriptors(w.app, before) <= before
             assert await polls_per_second(w.app) < 100
             check(w, case)
@@ -422,10 +436,10 @@ def test_internal_error_ends_its_session_and_leaves_nothing(
     run(play)
 
 
-def check(w: World, case: Case) -> None:
+def check(w: LoopbackWorker, case: Case) -> None:
     log = w.read_log()
     assert log.count(" internal_error ") == 1, log
-    assert HIDDEN not in log
+    assert SECRET_TEXT not in log
     assert "Fault" in log
     assert "library" not in log
     closed = invariants.series(w.metrics, "mailproxy_connections_closed_total")

@@ -20,9 +20,9 @@ from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
 from support import tls_peers
 from support.tls_authority import Authority
-from support.tls_peers import client_of, tls_of
+from support.tls_peers import client_context, server_tls
 
-Pair = tuple[socket.socket, socket.socket]
+TlsPair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def context() -> Iterator[WorkerContext]:
 
 
 @pytest.fixture
-def pair(context: WorkerContext) -> Iterator[Pair]:
+def pair(context: WorkerContext) -> Iterator[TlsPair]:
     """Pair sockets of a TCP connection; the handler of ours must not be called."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         far = socket.create_connection(listener.getsockname())
@@ -68,7 +68,7 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def test_last_reply_arrives_although_the_peer_still_sends(context: WorkerContext, pair: Pair) -> None:
+def test_last_reply_arrives_although_the_peer_still_sends(context: WorkerContext, pair: TlsPair) -> None:
     near, far = pair
     far.sendall(b"x" * 10_000)
     near.send(b"bye")
@@ -84,7 +84,7 @@ def test_last_reply_arrives_although_the_peer_still_sends(context: WorkerContext
     assert near.fileno() == -1
 
 
-def test_connection_is_closed_at_once_when_the_peer_has_closed(context: WorkerContext, pair: Pair) -> None:
+def test_connection_is_closed_at_once_when_the_peer_has_closed(context: WorkerContext, pair: TlsPair) -> None:
     near, far = pair
     far.shutdown(socket.SHUT_WR)
     lingering_close(context, near, near.fileno())
@@ -111,7 +111,7 @@ def sends_on(closing: LingeringClose, far: socket.socket) -> None:
     ids=["closes", "resets", "abort", "timeout", "limit"],
 )
 def test_lingering_close_ends(
-    context: WorkerContext, pair: Pair, happens: Callable[[LingeringClose, socket.socket], None]
+    context: WorkerContext, pair: TlsPair, happens: Callable[[LingeringClose, socket.socket], None]
 ) -> None:
     near, far = pair
     lingering_close(context, near, near.fileno())
@@ -128,7 +128,7 @@ def test_lingering_close_ends(
     assert closing.fd == -1
 
 
-def test_drain_does_not_end_a_lingering_close(context: WorkerContext, pair: Pair) -> None:
+def test_drain_does_not_end_a_lingering_close(context: WorkerContext, pair: TlsPair) -> None:
     near, _ = pair
     lingering_close(context, near, near.fileno())
     (closing,) = context.lingering
@@ -138,7 +138,7 @@ def test_drain_does_not_end_a_lingering_close(context: WorkerContext, pair: Pair
 
 
 def test_number_of_lingering_connections_is_limited(
-    context: WorkerContext, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    context: WorkerContext, pair: TlsPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lingering_close_module, "MAX_LINGERING", 0)
     near, far = pair
@@ -150,7 +150,7 @@ def test_number_of_lingering_connections_is_limited(
     assert far.recv(100) == b"bye"
 
 
-def test_end_writing_leaves_reading_possible(pair: Pair) -> None:
+def test_end_writing_leaves_reading_possible(pair: TlsPair) -> None:
     near, far = pair
     end_writing(near)
     assert far.recv(1) == b""
@@ -158,7 +158,7 @@ def test_end_writing_leaves_reading_possible(pair: Pair) -> None:
     assert near.recv(10) == b"more"
 
 
-def test_end_writing_on_a_broken_connection_raises_nothing(pair: Pair) -> None:
+def test_end_writing_on_a_broken_connection_raises_nothing(pair: TlsPair) -> None:
     near, far = pair
     reset(far)
     end_writing(near)
@@ -170,10 +170,10 @@ def test_end_writing_on_a_broken_connection_raises_nothing(pair: Pair) -> None:
 
 def test_end_writing_with_tls_sends_close_notify_and_fin(tmp_path: Path) -> None:
     """The close_notify cannot be forged on the way; the FIN is the same as without TLS."""
-    peers = tls_peers.Pair(tls_of(Authority(tmp_path).issue()), client_of())
-    peers.shake()
-    assert peers.tell(b"bye") == b"bye"
-    end_writing(peers.ours)
+    peers = tls_peers.TlsPair(server_tls(Authority(tmp_path).issue()), client_context())
+    peers.handshake()
+    assert peers.send_to_client(b"bye") == b"bye"
+    end_writing(peers.server)
     plain = peers.client.unwrap()  # raises where there is no close_notify
     assert plain.recv(1) == b""
     plain.close()

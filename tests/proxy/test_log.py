@@ -54,7 +54,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize(
-    ("level", "tells_sessions"),
+    ("level", "logs_sessions"),
     [
         (LogLevel.DEBUG, True),
         (LogLevel.INFO, True),
@@ -67,12 +67,12 @@ def page(tmp_path: Path) -> Iterator[Page]:
     ],
 )
 def test_session_lines_are_written_up_to_level_error(
-    page: Page, level: LogLevel, tells_sessions: bool
+    page: Page, level: LogLevel, logs_sessions: bool
 ) -> None:
     log = page.log(level=level)
     log.session(SessionRecord())
     log.flush()
-    assert len(page.lines()) == tells_sessions
+    assert len(page.lines()) == logs_sessions
 
 
 @pytest.mark.parametrize("level", LogLevel)
@@ -149,8 +149,8 @@ def test_silent_session_is_logged_at_debug_only(page: Page, level: LogLevel) -> 
     log.flush()
     found = [(event["session"], event["level"]) for event in page.events()]
     silences = {LogLevel.CRIT, LogLevel.ALERT, LogLevel.EMERG}
-    spoken = [] if level in silences else [("s-2", "info")]
-    assert found == [("s-1", "debug")] * (level is LogLevel.DEBUG) + spoken
+    expected_at_info = [] if level in silences else [("s-2", "info")]
+    assert found == [("s-1", "debug")] * (level is LogLevel.DEBUG) + expected_at_info
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_both_formats_have_the_same_events(page: Page, format: LogFormat, line: 
     assert page.lines() == [line]
 
 
-def test_sessions_have_both_formats_too(page: Page) -> None:
+def test_sessions_have_the_same_fields_in_both_formats(page: Page) -> None:
     log = page.log(format=LogFormat.TEXT)
     log.session(SessionRecord(session="s-1", protocol="imap"))
     log.flush()
@@ -212,8 +212,8 @@ def test_dropped_lines_are_counted_and_reported() -> None:
         log.close()
     events = [json.loads(line) for line in received.splitlines()]
     ticks = [event["number"] for event in events if event["event"] == "tick"]
-    told = [(event["level"], event["count"]) for event in events if event["event"] == "log_lines_dropped"]
-    assert told == [("error", total - len(ticks))]
+    dropped = [(event["level"], event["count"]) for event in events if event["event"] == "log_lines_dropped"]
+    assert dropped == [("error", total - len(ticks))]
     assert ticks == sorted(ticks)
 
 
@@ -264,7 +264,7 @@ def test_no_password_is_logged(tmp_path: Path, password: bytes) -> None:
     assert MARKED.decode() not in "".join(page.lines())
 
 
-# -- other people's logging
+# -- log records of libraries
 
 
 @pytest.mark.parametrize(

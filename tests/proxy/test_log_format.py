@@ -125,7 +125,7 @@ def test_text_session_omits_missing_values() -> None:
     )
 
 
-def test_a_client_without_a_port_and_a_login_that_was_given_up() -> None:
+def test_session_without_client_port_and_with_aborted_login() -> None:
     record = SessionRecord("1-1", "mx", "smtp", "unix:", method=Method.LOGIN, user=b"a b")
     assert 'client=unix: user="a b" method=login attempts=0 duration' in text_session(record, STAMP)
 
@@ -161,10 +161,10 @@ RECORDS = st.builds(
 def test_any_client_data_is_one_line_of_json(record: SessionRecord) -> None:
     line = json_session(record, STAMP)
     assert_is_one_line(line)
-    told = json.loads(line)
-    assert told["client"] == cut(record.client)
-    assert told["upstream"] == cut(record.upstream)
-    assert told["user"] == record.user[:256].decode("utf-8", "backslashreplace") + "..." * (
+    event = json.loads(line)
+    assert event["client"] == cut(record.client)
+    assert event["upstream"] == cut(record.upstream)
+    assert event["user"] == record.user[:256].decode("utf-8", "backslashreplace") + "..." * (
         len(record.user) > 256
     )
 
@@ -256,8 +256,8 @@ def test_event_with_many_fields_is_one_line(write: Any) -> None:
 
 
 def test_values_are_truncated_no_more_than_needed() -> None:
-    told = json.loads(json_event("error", "internal_error", STAMP, {"where": "x" * 3000}))
-    assert told["where"] == "x" * 2048 + "..."
+    event = json.loads(json_event("error", "internal_error", STAMP, {"where": "x" * 3000}))
+    assert event["where"] == "x" * 2048 + "..."
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_long_bytes_are_truncated_with_a_mark(data: bytes, written: str) -> None
 
 
 @given(st.binary(max_size=600))
-def test_any_bytes_become_printable_ascii_of_bounded_length(data: bytes) -> None:
+def test_any_bytes_become_printable_ascii_of_limited_length(data: bytes) -> None:
     written = quote_bytes(data, 256)
     assert written.isascii()
     assert written.isprintable()
@@ -299,7 +299,7 @@ def test_any_bytes_become_printable_ascii_of_bounded_length(data: bytes) -> None
 
 
 @given(st.text(max_size=600))
-def test_any_text_becomes_printable_ascii_of_bounded_length(text: str) -> None:
+def test_any_text_becomes_printable_ascii_of_limited_length(text: str) -> None:
     written = quote_limited(text, 100)
     assert written.isascii()
     assert written.isprintable()

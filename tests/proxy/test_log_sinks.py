@@ -208,7 +208,7 @@ def test_every_line_arrives_in_order_or_is_counted(batches: list[list[int]]) -> 
         sink.close(0)
     arrived = received.decode().splitlines(keepends=True)
     rest = iter(put)
-    assert all(line in rest for line in arrived)  # looks for each behind the one before
+    assert all(line in rest for line in arrived)  # each is searched after the previous one
     assert (len(put) - len(arrived), sink.size) == (sink.dropped, 0)
 
 

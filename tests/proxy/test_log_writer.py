@@ -25,7 +25,7 @@ from support.configs import server
 LINE = "x" * 99 + "\n"
 
 
-def until(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     """Wait for a thread."""
     deadline = time.monotonic() + 30
     while not condition():
@@ -35,7 +35,7 @@ def until(condition: Callable[[], object]) -> None:
 
 def written(sink: FileSink) -> None:
     sink.flush()
-    until(lambda: sink.size == 0)
+    wait_until(lambda: sink.size == 0)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_sessions_before_a_reload_keep_their_log(tmp_path: Path, standard_error:
     later.session(SessionRecord())
     log.event(LogLevel.ERROR, "main")
     log.close()
-    until(lambda: names(tmp_path / "a") == ["session"])
+    wait_until(lambda: names(tmp_path / "a") == ["session"])
     assert sorted(names(tmp_path / "b")) == ["main", "session"]
 
 
@@ -129,7 +129,7 @@ def test_unused_log_is_closed(tmp_path: Path, standard_error: int) -> None:
         log.adopt(config)
         log.flush()
     gc.collect()
-    until(lambda: not is_open(tmp_path / "a") and not is_open(tmp_path / "b"))
+    wait_until(lambda: not is_open(tmp_path / "a") and not is_open(tmp_path / "b"))
     assert is_open(tmp_path / "c")
     log.close()
     assert names(tmp_path / "a") == ["here"]
@@ -146,7 +146,7 @@ def test_log_level_option_applies_to_every_log(tmp_path: Path, standard_error: i
     assert names(tmp_path / "a") == names(tmp_path / "b") == ["warn"]
 
 
-def test_a_supervisors_notices_are_on_standard_error_too(tmp_path: Path, standard_error: int) -> None:
+def test_notices_of_the_supervisor_are_also_on_standard_error(tmp_path: Path, standard_error: int) -> None:
     log = Log(standard_error, LogFormat.TEXT)
     config = configured(to(tmp_path / "a"))
     log.open(config)
@@ -220,7 +220,7 @@ def test_file_that_cannot_be_reopened_stays_in_use_and_is_logged(tmp_path: Path,
     log.event(LogLevel.ERROR, "before")
     folder.rename(tmp_path / "moved")
     log.reopen()
-    until(lambda: log.flush() or "log_not_reopened" in names(tmp_path / "stderr"))
+    wait_until(lambda: log.flush() or "log_not_reopened" in names(tmp_path / "stderr"))
     log.event(LogLevel.ERROR, "after")
     log.close()
     assert names(tmp_path / "moved" / "a")[:1] == ["before"]
@@ -277,16 +277,16 @@ def test_a_full_disk_loses_lines_and_counts_them(
     log.adopt(config)
     for number in range(20):
         log.event(LogLevel.ERROR, "tick", number=number)
-        until(lambda: log.outputs[0].sink.size == 0)
+        wait_until(lambda: log.outputs[0].sink.size == 0)
     room[0] = 1 << 20
     log.event(LogLevel.ERROR, "room_again")
-    until(lambda: log.outputs[0].sink.size == 0)
+    wait_until(lambda: log.outputs[0].sink.size == 0)
     log.close()
     text = (tmp_path / "a").read_text()
     found = [line for line in text.splitlines() if " tick number=" in line and line[-1].isdigit()]
     whole = [line for line in found if re.fullmatch(r"\S+ error tick number=\d+", line)]
     (count,) = re.findall(r"log_lines_dropped count=(\d+)", text)
-    assert int(count) + len(whole) in {20, 21}  # a line that was cut may look whole
+    assert int(count) + len(whole) in {20, 21}  # a truncated line may have the form of a complete one
     assert "error room_again\n" in text
 
 

@@ -32,10 +32,10 @@ UNIX = SocketPlan(key="unix:/run/a", family=socket.AF_UNIX, address="/run/a", po
 )
 def test_errors_have_a_hint(planned: SocketPlan, number: int, words: str) -> None:
     error = OSError(number, os.strerror(number))
-    told = ListenError(planned, error)
+    error_with_hint = ListenError(planned, error)
     assert words in hint(planned, error)
-    assert str(told).startswith(f"cannot listen on {planned.key}: {os.strerror(number)}")
-    assert bool(words) is ("(" in str(told))
+    assert str(error_with_hint).startswith(f"cannot listen on {planned.key}: {os.strerror(number)}")
+    assert bool(words) is ("(" in str(error_with_hint))
 
 
 def test_error_without_errno_keeps_its_message() -> None:

@@ -76,7 +76,7 @@ def connect(address: str, port: int) -> socket.socket:
     return socket.create_connection((address, port))
 
 
-def who_hears(sockets: list[list[socket.socket]], address: str, port: int) -> int:
+def socket_that_accepts(sockets: list[list[socket.socket]], address: str, port: int) -> int:
     """Connect, and return the group of sockets that can accept."""
     with connect(address, port):
         ready, _, _ = select.select([sock for some in sockets for sock in some], [], [], 5)
@@ -93,13 +93,13 @@ def test_every_worker_has_a_socket_of_its_own() -> None:
             assert not sock.get_inheritable()
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 1
             assert sock.getsockname() == ("127.0.0.1", port)
-        heard = set()
+        reached = set()
         for _ in range(200):
             with connect("127.0.0.1", port):
                 ready, _, _ = select.select(sockets, [], [], 5)
                 ready[0].accept()[0].close()
-                heard.add(ready[0])
-    assert heard == set(sockets)
+                reached.add(ready[0])
+    assert reached == set(sockets)
 
 
 @pytest.mark.parametrize("ipv6only", [True, False])
@@ -112,18 +112,21 @@ def test_ipv6_wildcard_accepts_ipv4_only_with_ipv6only_off(ipv6only: bool) -> No
         return
     with opened(planned) as sockets:
         assert sockets[0][0].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == ipv6only
-        assert who_hears(sockets, "::1", port) == 0
+        assert socket_that_accepts(sockets, "::1", port) == 0
         if ipv6only:
             with pytest.raises(ConnectionRefusedError):
                 connect("127.0.0.1", port)
         else:
-            assert who_hears(sockets, "127.0.0.1", port) == 0
+            assert socket_that_accepts(sockets, "127.0.0.1", port) == 0
 
 
 def test_a_wildcard_and_an_address_of_its_port_can_both_listen() -> None:
     port = free_port()
     with opened(ipv4("0.0.0.0", port), ipv4("127.0.0.1", port)) as sockets:
-        assert [who_hears(sockets, address, port) for address in ("127.0.0.1", "127.0.0.2")] == [1, 0]
+        assert [socket_that_accepts(sockets, address, port) for address in ("127.0.0.1", "127.0.0.2")] == [
+            1,
+            0,
+        ]
 
 
 def test_a_dual_stack_wildcard_and_an_ipv4_wildcard_can_both_listen() -> None:
@@ -131,7 +134,7 @@ def test_a_dual_stack_wildcard_and_an_ipv4_wildcard_can_both_listen() -> None:
         return
     port = free_port()
     with opened(ipv6("::", port, ipv6only=False), ipv4("0.0.0.0", port)) as sockets:
-        assert [who_hears(sockets, address, port) for address in ("127.0.0.1", "::1")] == [1, 0]
+        assert [socket_that_accepts(sockets, address, port) for address in ("127.0.0.1", "::1")] == [1, 0]
 
 
 def test_a_socket_can_be_replaced_without_a_gap() -> None:
@@ -140,11 +143,11 @@ def test_a_socket_can_be_replaced_without_a_gap() -> None:
     with opened(planned) as [old]:
         (new,) = open_sockets(planned, 1, sleep=never)
         close_sockets(planned, old)
-        assert who_hears([[new]], "127.0.0.1", port) == 0
+        assert socket_that_accepts([[new]], "127.0.0.1", port) == 0
         new.close()
 
 
-def test_more_workers_get_more_sockets_and_fewer_leave_some_over() -> None:
+def test_number_of_sockets_follows_the_number_of_workers_at_reload() -> None:
     planned = ipv4("127.0.0.1", free_port())
     with opened(planned, count=2) as [sockets]:
         more = open_sockets(planned, 3, inherited=sockets, sleep=never)
@@ -178,11 +181,11 @@ def other_process(address: str, port: int, *, shares: bool) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("shares", [False, True])
-@pytest.mark.parametrize("theirs", ["127.0.0.1", "0.0.0.0"])
-def test_port_of_another_process_is_not_shared(shares: bool, theirs: str) -> None:
+@pytest.mark.parametrize("other_address", ["127.0.0.1", "0.0.0.0"])
+def test_port_of_another_process_is_not_shared(shares: bool, other_address: str) -> None:
     port = free_port()
     pauses: list[float] = []
-    with other_process(theirs, port, shares=shares), pytest.raises(ListenError) as refused:
+    with other_process(other_address, port, shares=shares), pytest.raises(ListenError) as refused:
         open_sockets(ipv4("127.0.0.1", port), 2, sleep=pauses.append)
     assert pauses == [0.5] * 4
     assert refused.value.key == f"127.0.0.1:{port}"
@@ -252,7 +255,7 @@ def test_privileged_port_error_has_a_hint() -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     planned = ipv4("127.0.0.1", 143)
     if first <= 143:
-        with suppress(ListenError):  # taken, perhaps; but privileged it is not
+        with suppress(ListenError):  # it may be in use, but it is not privileged
             close_sockets(planned, open_sockets(planned, 1, sleep=lambda _: None))
         return
     with pytest.raises(ListenError) as refused:
@@ -279,9 +282,9 @@ def test_multipath_tcp_is_used_or_error_has_a_hint() -> None:
         return
     with opened(planned, count=2) as sockets:
         assert all(sock.proto == socket.IPPROTO_MPTCP for sock in sockets[0])
-        assert who_hears(sockets, "127.0.0.1", port) == 0
+        assert socket_that_accepts(sockets, "127.0.0.1", port) == 0
         plain = open_sockets(replace(planned, multipath=False), 1, sleep=never)
-        back = open_sockets(planned, 1, sleep=never)  # both ways, beside the one that is replaced
+        back = open_sockets(planned, 1, sleep=never)  # with both values, while the replaced socket is open
         close_sockets(planned, plain + back)
 
 
@@ -343,7 +346,7 @@ def planned(address: str, port: int, *, ipv6only: bool = True) -> SocketPlan:
 def test_own_listeners_are_not_conflicts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        assert [address for address, _ in listen_open._listeners(socket.AF_INET, port)] == [b"\x7f\0\0\1"]
+        assert [address for address, _ in listen_open.find_listeners(socket.AF_INET, port)] == [b"\x7f\0\0\1"]
         assert not is_used_by_other_process(planned("127.0.0.1", port))
 
 
@@ -353,7 +356,7 @@ LOOPBACK, ANY, LOOPBACK_6, ANY_6 = "0100007F", "0" * 8, "0" * 24 + "01000000", "
 
 
 @pytest.mark.parametrize(
-    ("v4", "v6", "mine", "ipv6only", "is_taken"),
+    ("v4", "v6", "address", "ipv6only", "is_taken"),
     [
         ([(LOOPBACK, "0A")], [], "127.0.0.1", True, True),
         ([(LOOPBACK, "0A")], [], "0.0.0.0", True, True),
@@ -372,19 +375,19 @@ def test_listeners_of_other_processes_are_conflicts(
     monkeypatch: pytest.MonkeyPatch,
     v4: list[tuple[str, str]],
     v6: list[tuple[str, str]],
-    mine: str,
+    address: str,
     ipv6only: bool,
     is_taken: bool,
 ) -> None:
     tables = {socket.AF_INET: tmp_path / "tcp", socket.AF_INET6: tmp_path / "tcp6"}
     for family, lines in ((socket.AF_INET, v4), (socket.AF_INET6, v6)):
         tables[family].write_text(HEAD + "".join(LINE.format(*line) for line in lines))
-    monkeypatch.setattr(listen_open, "_TABLES", tables)
-    assert is_used_by_other_process(planned(mine, 143, ipv6only=ipv6only)) is is_taken
+    monkeypatch.setattr(listen_open, "SOCKET_TABLES", tables)
+    assert is_used_by_other_process(planned(address, 143, ipv6only=ipv6only)) is is_taken
 
 
 def test_unreadable_proc_counts_as_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen_open, "_TABLES", {socket.AF_INET: tmp_path / "absent"})
+    monkeypatch.setattr(listen_open, "SOCKET_TABLES", {socket.AF_INET: tmp_path / "absent"})
     assert is_used_by_other_process(planned("127.0.0.1", 143))
 
 

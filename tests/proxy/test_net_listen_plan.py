@@ -62,19 +62,19 @@ V4, V6 = "0.0.0.0:143", "[::]:143"
         ([[line("unix:/a", None), line("unix:/b", None)]], {"unix:/a": (R00, {}), "unix:/b": (R01, {})}),
         # without a wildcard, every address has its own socket
         ([[line(LOCAL)], [line(LOCAL_2)]], {"127.0.0.1:143": (R00, {}), "127.0.0.2:143": (R10, {})}),
-        # a wildcard serves the others of its port
+        # a wildcard also accepts connections to other addresses of its port
         ([[line(LOCAL)], [line("*")]], {V4: (R10, {LOCAL: R00})}),
         ([[line("*"), line(LOCAL), line(LOCAL_2)]], {V4: (R00, {LOCAL: R01, LOCAL_2: R02})}),
-        # unless they say bind; what the wildcard says does not matter
+        # except lines with bind; the parameters of the wildcard do not matter
         ([[line("*")], [line(LOCAL, bind=True)]], {V4: (R00, {}), "127.0.0.1:143": (R10, {})}),
         ([[line("*", bind=True)], [line(LOCAL)]], {V4: (R00, {LOCAL: R10})}),
-        # nor another port, or another family
+        # and not those of another port or family
         ([[line("*"), line(LOCAL, 993)]], {V4: (R00, {}), "127.0.0.1:993": (R01, {})}),
         ([[line("*"), line("[::1]")]], {V4: (R00, {}), "[::1]:143": (R01, {})}),
         ([[line("[::]", ipv6only=False), line("[::1]")]], {V6: (R00, {"::1": R01})}),
         ([[line("[::]", ipv6only=False), line("*")]], {V6: (R00, {}), V4: (R01, {})}),
         ([[line("[::]"), line("[::ffff:c000:201]")]], {V6: (R00, {"::ffff:192.0.2.1": R01})}),
-        # a name stands for all its addresses
+        # a name means all its addresses
         ([[line(BOTH)]], {"192.0.2.1:143": (R00, {}), "[2001:db8::1]:143": (R00, {})}),
         ([[line("same.example")]], {"192.0.2.1:143": (R00, {}), "[2001:db8::1]:143": (R00, {})}),
         ([[line(BOTH), line("*")]], {"[2001:db8::1]:143": (R00, {}), V4: (R01, {"192.0.2.1": R00})}),
@@ -144,7 +144,9 @@ def test_tcp_options_are_not_set_on_unix_sockets() -> None:
         ),
     ],
 )
-def test_an_address_belongs_to_one_line(servers: list[list[ListenConfig]], problems: list[str]) -> None:
+def test_each_address_belongs_to_one_listen_line(
+    servers: list[list[ListenConfig]], problems: list[str]
+) -> None:
     with pytest.raises(ConfigError) as refused:
         plan_sockets(config(*map(tuple, servers)), NAMES)
     assert str(refused.value).splitlines() == problems
@@ -201,7 +203,7 @@ GIVEN = replace(OLD, rcvbuf=4096, sndbuf=4096, keepalive=KeepAlive(idle=10, inte
         (OLD, {"default": R10, "routes": {"127.0.0.1": R00}}, True),
         (OLD, {"rcvbuf": 4096, "sndbuf": 4096, "keepalive": KeepAlive()}, True),
         (GIVEN, {"rcvbuf": 8192, "keepalive": KeepAlive(idle=11, interval=5, count=3)}, True),
-        # a switch can be turned in place, but what was never touched cannot be brought back
+        # options change in place, but a default cannot be restored
         (replace(OLD, keepalive=KeepAlive()), {"keepalive": KeepAlive(enabled=False)}, True),
         (replace(OLD, keepalive=KeepAlive()), {"keepalive": None}, False),
         (GIVEN, {"keepalive": KeepAlive(idle=10, interval=5)}, False),
@@ -244,18 +246,18 @@ def test_system_resolver_is_used() -> None:
     assert found["localhost"]
 
 
-def test_every_address_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_repeated_addresses_are_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[str] = []
 
     def lookup(name: str, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
-        asked.append(name)
+        looked_up.append(name)
         return [(0, 0, 0, "", (address, 0)) for address in ("192.0.2.1", "fe80::1%eth0", "192.0.2.1")]
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     assert resolve_names(listening_on("mail.example", "mail.example")) == {
         "mail.example": ("192.0.2.1", "fe80::1")
     }
-    assert asked == ["mail.example"]
+    assert looked_up == ["mail.example"]
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_NONAME, "?"), UnicodeError("label too long")])

@@ -125,7 +125,7 @@ def test_buffers_are_set_and_clamps_are_reported(
     assert clamped_options(fits, sock) == ()
 
     small = planned(**{option: 1})
-    assert clamped_options(small, opened(small)) == ()  # raised to the least there can be
+    assert clamped_options(small, opened(small)) == ()  # raised to the minimum
 
     huge = planned(**{option: 2**30})
     sock = opened(huge)
@@ -136,7 +136,7 @@ def test_buffers_are_set_and_clamps_are_reported(
 
 
 def backlog_of(sock: socket.socket) -> int:
-    """The backlog in force: of a listening socket, the kernel tells it in place of ``tcpi_sacked``."""
+    """Return the backlog that the kernel uses; for a listening socket, ``tcpi_sacked`` contains it."""
     return int.from_bytes(sock.getsockopt(_TCP, socket.TCP_INFO, 32)[28:32], "little")
 
 

@@ -31,7 +31,7 @@ from mailproxy.protocols.types import (
 )
 from mailproxy_config.model import AuthMethod, Protocol, StartTls
 from support import configs
-from support.driving import Driven, drive, limits
+from support.generator_driver import Driven, drive, limits
 
 GRANTED = AuthAllowed("192.0.2.10", 110, b"alice")
 CHALLENGE = b"<1.2@mail.example.com>"
@@ -57,9 +57,9 @@ def replies_in(driven: Driven) -> list[bytes]:
 def test_login_result_has_credentials_and_pipelined_bytes() -> None:
     driven = play(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
     assert driven.result == UpstreamLogin(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
-    (_, asked) = driven.asked
-    assert isinstance(asked, Authenticate)
-    assert asked.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
+    (_, auth_requests) = driven.effects
+    assert isinstance(auth_requests, Authenticate)
+    assert auth_requests.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
 
 
 def test_command_limit_is_512_bytes() -> None:
@@ -86,8 +86,8 @@ def test_sasl_response_may_be_longer_than_command_limit() -> None:
     password = b"p" * 2000
     plain = b64encode(b"\0alice\0" + password)
     driven = play(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
-    asked = [effect for effect in driven.asked if isinstance(effect, Authenticate)]
-    assert [one.request.credentials.password for one in asked] == [Secret(password)]
+    auth_requests = [effect for effect in driven.effects if isinstance(effect, Authenticate)]
+    assert [one.request.credentials.password for one in auth_requests] == [Secret(password)]
     assert replies_in(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
 
@@ -179,7 +179,7 @@ def test_apop_responds_to_challenge_of_greeting() -> None:
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
     assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
-    requests = [effect.request for effect in driven.asked if isinstance(effect, Authenticate)]
+    requests = [effect.request for effect in driven.effects if isinstance(effect, Authenticate)]
     assert [request.attempt for request in requests] == [1, 2]
     assert all(request.credentials.challenge == CHALLENGE for request in requests)
 

@@ -11,7 +11,7 @@ from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support import configs
-from support.driving import Driven, drive
+from support.generator_driver import Driven, drive
 
 CLIENT = Client("192.0.2.1", 4711, "198.51.100.1", 110)
 

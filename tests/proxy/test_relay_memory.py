@@ -15,9 +15,9 @@ from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import MAX_PENDING
 from mailproxy.tls.connection import PIECE
 from mailproxy_config.model import ByteCount, Protocol, StartTls
-from support.checked_world import checked_world, relayed, serving
+from support.checked_worker import checked_worker, open_relay, server_builder
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, http_response, run
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response, run
 
 PROXY = str(Path(relay_end.__file__).parents[1])
 OBJECTS = 8 * 1024
@@ -29,7 +29,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
     return Identities(tmp_path_factory.mktemp("identities"))
 
 
-async def fill(w: World, *peers: Peer) -> None:
+async def fill(w: LoopbackWorker, *peers: Peer) -> None:
     """Let peers send without reading until nothing is copied any more."""
     for peer in peers:
         transport = peer.writer.transport
@@ -59,9 +59,9 @@ def test_stalled_direction_holds_no_more_than_max_pending(
 
     async def play() -> None:
         tls = {"starttls": StartTls.ENABLED} if is_tls else {}
-        build = serving(Protocol.POP3, identities, proxy_buffer=ByteCount(4096), **tls)
-        async with checked_world(build, http_response(GRANT)) as w:
-            client, upstream = await relayed(w, identities if is_tls else None)
+        build = server_builder(Protocol.POP3, identities, proxy_buffer=ByteCount(4096), **tls)
+        async with checked_worker(build, http_response(GRANT)) as w:
+            client, upstream = await open_relay(w, identities if is_tls else None)
             (relay,) = w.app.context.live
             assert isinstance(relay, Relay)
             tracemalloc.start()
@@ -79,9 +79,9 @@ def test_stalled_direction_holds_no_more_than_max_pending(
     run(play)
 
 
-def test_limit_is_the_one_of_the_documentation() -> None:
+def test_memory_limit_is_documented() -> None:
     docs = Path(__file__).parents[2] / "docs"
     assert MAX_PENDING == 64 * 1024
-    assert MAX_PENDING >= PIECE  # what OpenSSL must be given again
+    assert MAX_PENDING >= PIECE  # bytes that OpenSSL requires again
     for page in ("limits.md", "reference/directives.md", "quirks.md"):
         assert "64 KiB" in (docs / page).read_text(), page

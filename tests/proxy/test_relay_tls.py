@@ -15,9 +15,9 @@ import pytest
 
 from mailproxy.session.relay import Relay
 from mailproxy_config.model import Protocol, StartTls
-from support.checked_world import checked_world, relayed, serving
+from support.checked_worker import checked_worker, open_relay, server_builder
+from support.loopback_worker import GRANT, LoopbackWorker, Peer, http_response, run
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, http_response, run
 
 NO_RECORD: Final = b"\x17\x03\x03\x00\x20" + bytes(32)
 """A TLS record that is not encrypted with the session's keys."""
@@ -28,7 +28,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
     return Identities(Path(tmp_path_factory.mktemp("identities")))
 
 
-def cramp(w: World) -> None:
+def cramp(w: LoopbackWorker) -> None:
     """Make the relay's socket buffers too small for a whole TLS record."""
     (relay,) = w.app.context.live
     assert isinstance(relay, Relay)
@@ -55,9 +55,9 @@ def test_slow_reader_gets_every_byte_in_order(
         return seen.digest()
 
     async def play() -> None:
-        build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
-        async with checked_world(build, http_response(GRANT)) as w:
-            client, upstream = await relayed(w, identities)
+        build = server_builder(Protocol.POP3, identities, starttls=StartTls.ENABLED)
+        async with checked_worker(build, http_response(GRANT)) as w:
+            client, upstream = await open_relay(w, identities)
             if is_cramped:
                 cramp(w)
             source, sink = (client, upstream) if sender == "client" else (upstream, client)
@@ -76,12 +76,12 @@ def test_bytes_in_the_tls_buffer_are_copied_in_the_next_iteration(identities: Id
     data = random.Random(1).randbytes(16 * 1024 + 9_000)
 
     async def play() -> None:
-        build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
-        async with checked_world(build, http_response(GRANT)) as w:
-            client, upstream = await relayed(w, identities)
+        build = server_builder(Protocol.POP3, identities, starttls=StartTls.ENABLED)
+        async with checked_worker(build, http_response(GRANT)) as w:
+            client, upstream = await open_relay(w, identities)
             w.app.context.buffer = bytearray(1_000)  # one event copies four of these at most
             await client.send(data)
-            assert await upstream.data(len(data)) == data
+            assert await upstream.read_bytes(len(data)) == data
             client.close()
             upstream.close()
 
@@ -106,8 +106,8 @@ class Sipping:
 @pytest.mark.parametrize(
     ("size", "is_slow"),
     [
-        (8 * 1024, True),  # found when the upstream reads again
-        (3 * 16 * 1024, False),  # found together with whole records
+        (8 * 1024, True),  # detected when the upstream reads again
+        (3 * 16 * 1024, False),  # detected together with complete records
     ],
 )
 def test_broken_tls_record_closes_and_earlier_bytes_are_delivered(
@@ -116,17 +116,17 @@ def test_broken_tls_record_closes_and_earlier_bytes_are_delivered(
     data = random.Random(size).randbytes(size)
 
     async def play() -> None:
-        build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
-        async with checked_world(build, http_response(GRANT)) as w:
-            client, upstream = await relayed(w, identities)
+        build = server_builder(Protocol.POP3, identities, starttls=StartTls.ENABLED)
+        async with checked_worker(build, http_response(GRANT)) as w:
+            client, upstream = await open_relay(w, identities)
             (relay,) = w.app.context.live
             assert isinstance(relay, Relay)
             if is_slow:
                 relay.upstream.sock = cast("socket.socket", Sipping(relay.upstream.sock))
             client.writer.write(data)
             os.write(client.writer.get_extra_info("socket").fileno(), NO_RECORD)  # in the same iteration
-            assert await upstream.rest() == data
-            await w.settled()
+            assert await upstream.read_to_eof() == data
+            await w.wait_for_sessions()
             assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "client_reset") == 1
             upstream.close()
             client.close()

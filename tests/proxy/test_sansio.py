@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mailproxy.errors import LineTooLong, PeerClosed
 from mailproxy.protocols.sansio import LineReader
-from support.driving import drive, limits
+from support.generator_driver import drive, limits
 
 ONE_LINE = pytest.mark.parametrize(
     ("raw", "line"),
@@ -20,7 +20,7 @@ ONE_LINE = pytest.mark.parametrize(
         (b"NOOP\n", b"NOOP"),
         (b"\r\n", b""),
         (b"\n", b""),
-        (b"NO\rOP\r\n", b"NO\rOP"),  # a bare CR is for the caller to see
+        (b"NO\rOP\r\n", b"NO\rOP"),  # a bare CR is passed to the caller
         (b"NOOP\r\r\n", b"NOOP\r"),
         (b"\0\xff\n", b"\0\xff"),
     ],

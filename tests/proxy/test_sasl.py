@@ -23,7 +23,7 @@ from mailproxy.protocols.sasl import (
 )
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
-from support.driving import Driven, drive
+from support.generator_driver import Driven, drive
 
 FRAMING = Framing(b"334 ", words=3)
 CHALLENGE = b"<1.2@mail.example.com>"
@@ -37,10 +37,13 @@ def challenge() -> ProtocolGenerator[bytes]:
     return CHALLENGE
 
 
-def exchange(*words: bytes, said: tuple[bytes, ...] = (), enabled: frozenset[AuthMethod] = EVERY) -> Driven:
+def exchange(
+    *words: bytes, responses: tuple[bytes, ...] = (), enabled: frozenset[AuthMethod] = EVERY
+) -> Driven:
     reader = LineReader(256)
     return drive(
-        authenticate(words, framing=FRAMING, reader=reader, enabled=enabled, get_challenge=challenge), *said
+        authenticate(words, framing=FRAMING, reader=reader, enabled=enabled, get_challenge=challenge),
+        *responses,
     )
 
 
@@ -65,7 +68,7 @@ def b64(data: bytes) -> bytes:
         (b"AAAAA", None),
         (b"A===", None),
         (b"*", None),
-        (b"a-_b", None),  # the URL alphabet is another one
+        (b"a-_b", None),  # the URL-safe alphabet is not accepted
         (b"YW I", None),
         (b"YWI\t", None),
         (b"YWI\0", None),
@@ -114,7 +117,7 @@ def test_cr_lf_and_nul_are_unsafe(data: bytes, unsafe: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said", "prompts", "credentials"),
+    ("words", "responses", "prompts", "credentials"),
     [
         ((b"PLAIN", b64(b"\0u\0p")), (), b"", Credentials(Method.PLAIN, b"u", Secret(b"p"))),
         (
@@ -147,15 +150,15 @@ def test_cr_lf_and_nul_are_unsafe(data: bytes, unsafe: bool) -> None:
     ],
 )
 def test_sasl_exchange_returns_credentials(
-    words: tuple[bytes, ...], said: tuple[bytes, ...], prompts: bytes, credentials: Credentials
+    words: tuple[bytes, ...], responses: tuple[bytes, ...], prompts: bytes, credentials: Credentials
 ) -> None:
-    driven = exchange(*words, said=said)
+    driven = exchange(*words, responses=responses)
     assert driven.result == credentials
     assert driven.sent == prompts
 
 
 @pytest.mark.parametrize(
-    ("words", "said", "refusal"),
+    ("words", "responses", "refusal"),
     [
         ((), (), SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
         ((b"NTLM",), (), SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
@@ -200,8 +203,10 @@ def test_sasl_exchange_returns_credentials(
         ((b"EXTERNAL", b64(b"a\0")), (), SaslFailure(Method.EXTERNAL, BAD, ProtocolErrorKind.CONTROL_CHAR)),
     ],
 )
-def test_sasl_exchange_fails(words: tuple[bytes, ...], said: tuple[bytes, ...], refusal: SaslFailure) -> None:
-    assert exchange(*words, said=said).result == refusal
+def test_sasl_exchange_fails(
+    words: tuple[bytes, ...], responses: tuple[bytes, ...], refusal: SaslFailure
+) -> None:
+    assert exchange(*words, responses=responses).result == refusal
 
 
 @pytest.mark.parametrize(
@@ -221,17 +226,18 @@ def test_cram_md5_and_external_need_configuration(words: tuple[bytes, ...], meth
 @pytest.mark.parametrize("words", [(b"PLAIN", b"AHUAcA"), (b"LOGIN", b"dQ")])
 def test_plain_and_login_always_work(words: tuple[bytes, ...]) -> None:
     assert isinstance(
-        exchange(*words, said=(b"cA\n",) * (words[0] == b"LOGIN"), enabled=frozenset()).result, Credentials
+        exchange(*words, responses=(b"cA\n",) * (words[0] == b"LOGIN"), enabled=frozenset()).result,
+        Credentials,
     )
 
 
-def with_budget(budget: int, *said: bytes) -> Any:
+def with_budget(budget: int, *responses: bytes) -> Any:
     reader = LineReader(64)
     drive(reader.read_line(), b"before\n")
     generator = authenticate(
         (b"LOGIN",), framing=FRAMING, reader=reader, enabled=EVERY, get_challenge=challenge, budget=budget
     )
-    return drive(generator, *said).result
+    return drive(generator, *responses).result
 
 
 def test_response_lines_share_budget() -> None:

@@ -19,7 +19,7 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
-from support.world import GRANT, Builder, Peer, World, http_response, run, world
+from support.loopback_worker import GRANT, Builder, LoopbackWorker, Peer, http_response, loopback_worker, run
 
 DENIED = http_response("Auth-Status: Invalid login or password\r\n")
 GRANTED = http_response(GRANT)
@@ -44,10 +44,10 @@ def _builder(protocol: Protocol, directives: dict[str, object]) -> Builder:
     return build
 
 
-async def log_in_upstream(world: World) -> Peer:
-    upstream = await world.upstream.next()
+async def log_in_upstream(w: LoopbackWorker) -> Peer:
+    upstream = await w.upstream.accept()
     await upstream.send(b"* OK upstream ready\r\n")
-    assert await upstream.line() == b"a LOGIN {5}\r\n"
+    assert await upstream.read_line() == b"a LOGIN {5}\r\n"
     assert await upstream.exchange(b"+ go on\r\n") == b"alice {6}\r\n"
     assert await upstream.exchange(b"+ go on\r\n") == b"secret\r\n"
     await upstream.send(b"a OK logged in\r\n")
@@ -56,19 +56,19 @@ async def log_in_upstream(world: World) -> Peer:
 
 def test_login_starts_relay_and_pipelined_bytes_arrive_once() -> None:
     async def play() -> None:
-        async with world(imap(), GRANTED) as w:
+        async with loopback_worker(imap(), GRANTED) as w:
             client = await w.client()
-            assert await client.line() == b"* OK IMAP4 ready\r\n"
+            assert await client.read_line() == b"* OK IMAP4 ready\r\n"
             await client.send(b"a LOGIN alice secret\r\nb SELECT INBOX\r\nc NOOP\r\n")
             upstream = await log_in_upstream(w)
-            assert await client.line() == b"a OK logged in\r\n"
-            assert await upstream.lines(2) == [b"b SELECT INBOX\r\n", b"c NOOP\r\n"]
+            assert await client.read_line() == b"a OK logged in\r\n"
+            assert await upstream.read_lines(2) == [b"b SELECT INBOX\r\n", b"c NOOP\r\n"]
             await upstream.send(b"b OK\r\nc OK\r\n")
-            assert await client.lines(2) == [b"b OK\r\n", b"c OK\r\n"]
+            assert await client.read_lines(2) == [b"b OK\r\n", b"c OK\r\n"]
             client.close()
-            assert await upstream.rest() == b""
+            assert await upstream.read_to_eof() == b""
             upstream.close()
-            await w.settled()
+            await w.wait_for_sessions()
             assert w.value("mailproxy_logins_total", "imap", "password", "success") == 1
             assert w.value("mailproxy_connections_active", "imap", "imap") == 0
             assert w.value("mailproxy_relayed_bytes_total", "imap", "to_upstream") == 24
@@ -81,13 +81,13 @@ def test_login_starts_relay_and_pipelined_bytes_arrive_once() -> None:
 
 def test_denied_login_without_auth_wait_closes_connection() -> None:
     async def play() -> None:
-        async with world(imap(), DENIED) as w:
+        async with loopback_worker(imap(), DENIED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             assert await client.exchange(b"a LOGIN alice wrong\r\n") == b"a NO Invalid login or password\r\n"
-            assert await client.rest() == b""
+            assert await client.read_to_eof() == b""
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             assert w.value("mailproxy_logins_total", "imap", "password", "denied") == 1
             assert w.value("mailproxy_connections_closed_total", "imap", "imap", "auth_rejected") == 1
 
@@ -97,16 +97,16 @@ def test_denied_login_without_auth_wait_closes_connection() -> None:
 def test_denied_login_with_auth_wait_keeps_connection() -> None:
     async def play() -> None:
         wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
-        async with world(pop3(), wait, GRANTED) as w:
+        async with loopback_worker(pop3(), wait, GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"USER alice\r\nPASS wrong\r\nUSER alice\r\nPASS secret\r\n")
-            assert await client.lines(3) == [b"+OK\r\n", b"-ERR no\r\n", b"+OK\r\n"]
-            upstream = await w.upstream.next()
+            assert await client.read_lines(3) == [b"+OK\r\n", b"-ERR no\r\n", b"+OK\r\n"]
+            upstream = await w.upstream.accept()
             assert await upstream.exchange(b"+OK\r\n") == b"USER alice\r\n"
             assert await upstream.exchange(b"+OK\r\n") == b"PASS secret\r\n"
             await upstream.send(b"+OK in\r\n")
-            assert await client.line() == b"+OK in\r\n"
+            assert await client.read_line() == b"+OK in\r\n"
             assert b"Auth-Login-Attempt: 2\r\n" in w.auth.requests[1]
             client.close()
             upstream.close()
@@ -116,17 +116,17 @@ def test_denied_login_with_auth_wait_keeps_connection() -> None:
 
 def test_upstream_error_is_passed_on_with_proxy_pass_error_message() -> None:
     async def play() -> None:
-        async with world(pop3(proxy_pass_error_message=True), GRANTED) as w:
+        async with loopback_worker(pop3(proxy_pass_error_message=True), GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"USER alice\r\nPASS secret\r\n")
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             await upstream.exchange(b"+OK\r\n")
             await upstream.exchange(b"+OK\r\n")
             await upstream.send(b"-ERR [AUTH] mailbox over quota\r\n")
-            assert await client.rest() == b"+OK\r\n-ERR [AUTH] mailbox over quota\r\n"
+            assert await client.read_to_eof() == b"+OK\r\n-ERR [AUTH] mailbox over quota\r\n"
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             assert w.value("mailproxy_logins_total", "pop3", "password", "upstream_denied") == 1
             assert w.value("mailproxy_upstream_errors_total", "pop3", "login") == 1
 
@@ -134,22 +134,22 @@ def test_upstream_error_is_passed_on_with_proxy_pass_error_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "said", "apology"),
+    ("build", "response", "error_reply"),
     [
         (imap(), b"a LOGIN u p\r\n", b"* BAD internal server error\r\n"),
         (pop3(), b"USER u\r\nPASS p\r\n", b"+OK\r\n-ERR internal server error\r\n"),
         (smtp(), b"AUTH PLAIN AHUAcA==\r\n", b"451 4.3.2 Internal server error\r\n"),
     ],
 )
-def test_internal_error_reply_of_each_protocol(build: Builder, said: bytes, apology: bytes) -> None:
+def test_internal_error_reply_of_each_protocol(build: Builder, response: bytes, error_reply: bytes) -> None:
     async def play() -> None:
-        async with world(build, b"nonsense\x00\r\n\r\n") as w:
+        async with loopback_worker(build, b"nonsense\x00\r\n\r\n") as w:
             client = await w.client()
-            await client.line()
-            await client.send(said)
-            assert await client.rest() == apology
+            await client.read_line()
+            await client.send(response)
+            assert await client.read_to_eof() == error_reply
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
 
     run(play)
@@ -158,13 +158,13 @@ def test_internal_error_reply_of_each_protocol(build: Builder, said: bytes, apol
 def test_upstream_that_refuses_connections_gets_internal_error_reply() -> None:
     async def play() -> None:
         gone = http_response("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
-        async with world(imap(), gone) as w:
+        async with loopback_worker(imap(), gone) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             assert await client.exchange(b"a LOGIN u p\r\n") == b"* BAD internal server error\r\n"
-            assert await client.rest() == b""
+            assert await client.read_to_eof() == b""
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             assert w.value("mailproxy_upstream_errors_total", "imap", "connect") == 1
             assert w.value("mailproxy_logins_total", "imap", "password", "upstream_failed") == 1
 
@@ -173,13 +173,13 @@ def test_upstream_that_refuses_connections_gets_internal_error_reply() -> None:
 
 def test_upstream_that_hangs_fails_after_timeout() -> None:
     async def play() -> None:
-        async with world(imap(timeout=Seconds(0.2)), GRANTED) as w:
+        async with loopback_worker(imap(timeout=Seconds(0.2)), GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a LOGIN u p\r\n")
-            upstream = await w.upstream.next()
-            assert await client.rest() == b"* BAD internal server error\r\n"
-            assert await upstream.rest() == b""
+            upstream = await w.upstream.accept()
+            assert await client.read_to_eof() == b"* BAD internal server error\r\n"
+            assert await upstream.read_to_eof() == b""
             upstream.close()
             client.close()
 
@@ -188,11 +188,11 @@ def test_upstream_that_hangs_fails_after_timeout() -> None:
 
 def test_idle_client_is_closed_without_a_reply_after_timeout() -> None:
     async def play() -> None:
-        async with world(imap(timeout=Seconds(0.1)), GRANTED) as w:
+        async with loopback_worker(imap(timeout=Seconds(0.1)), GRANTED) as w:
             client = await w.client()
-            assert await client.rest() == b"* OK IMAP4 ready\r\n"
+            assert await client.read_to_eof() == b"* OK IMAP4 ready\r\n"
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             assert w.value("mailproxy_connections_closed_total", "imap", "imap", "preauth_timeout") == 1
 
     run(play)
@@ -200,9 +200,9 @@ def test_idle_client_is_closed_without_a_reply_after_timeout() -> None:
 
 def test_timeout_starts_at_greeting() -> None:
     async def play() -> None:
-        async with world(imap(timeout=Seconds(0.3)), GRANTED) as w:
+        async with loopback_worker(imap(timeout=Seconds(0.3)), GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             answered = 0
             while await client.exchange(b"a NOOP\r\n"):
                 answered += 1
@@ -215,18 +215,18 @@ def test_timeout_starts_at_greeting() -> None:
 
 def test_client_above_worker_connections_gets_busy_reply() -> None:
     async def play() -> None:
-        async with world(smtp(), GRANTED, limit=1) as w:
+        async with loopback_worker(smtp(), GRANTED, limit=1) as w:
             first = await w.client()
-            assert (await first.line()).startswith(b"220 ")
+            assert (await first.read_line()).startswith(b"220 ")
             second = await w.client()
-            assert (await second.rest()).startswith(b"421 ")
+            assert (await second.read_to_eof()).startswith(b"421 ")
             second.close()
             assert w.value("mailproxy_limit_rejections_total", "smtp", "conn_total", "enforce") == 1
             assert await first.exchange(b"QUIT\r\n") == b"221 2.0.0 Bye\r\n"
             first.close()
-            await w.settled()
+            await w.wait_for_sessions()
             third = await w.client()
-            assert (await third.line()).startswith(b"220 ")
+            assert (await third.read_line()).startswith(b"220 ")
             third.close()
 
     run(play)
@@ -234,44 +234,44 @@ def test_client_above_worker_connections_gets_busy_reply() -> None:
 
 def test_client_reset_during_auth_request_aborts_the_login() -> None:
     async def play() -> None:
-        asked = asyncio.Event()
+        request_received = asyncio.Event()
 
         async def slowly(_request: bytes) -> bytes:
-            asked.set()
+            request_received.set()
             await asyncio.sleep(0.3)
             return GRANTED
 
-        async with world(imap(), slowly) as w:
+        async with loopback_worker(imap(), slowly) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a LOGIN u p\r\n")
-            await asked.wait()
+            await request_received.wait()
             client.reset()
-            await w.settled()
+            await w.wait_for_sessions()
             assert w.value("mailproxy_logins_total", "imap", "password", "aborted") == 1
-            assert w.upstream.arrived.empty()
+            assert w.upstream.accepted.empty()
 
     run(play)
 
 
 def test_drain_ends_sessions_before_login_and_keeps_relays() -> None:
     async def play() -> None:
-        async with world(imap(), GRANTED) as w:
+        async with loopback_worker(imap(), GRANTED) as w:
             early, late = await w.client(), await w.client()
-            await early.line()
-            await late.line()
+            await early.read_line()
+            await late.read_line()
             await late.send(b"a LOGIN alice secret\r\n")
             upstream = await log_in_upstream(w)
-            await late.line()
+            await late.read_line()
             async with asyncio.TaskGroup() as group:
                 draining = group.create_task(w.app.drain(5.0))
-                assert (await early.rest()).startswith(b"* BYE ")
+                assert (await early.read_to_eof()).startswith(b"* BYE ")
                 early.close()
                 await upstream.send(b"* 1 EXISTS\r\n")
-                assert await late.line() == b"* 1 EXISTS\r\n"
+                assert await late.read_line() == b"* 1 EXISTS\r\n"
                 assert not draining.done()
                 upstream.close()
-                assert await late.rest() == b""
+                assert await late.read_to_eof() == b""
             late.close()
             with pytest.raises(ConnectionRefusedError):
                 await w.client()
@@ -281,14 +281,14 @@ def test_drain_ends_sessions_before_login_and_keeps_relays() -> None:
 
 def test_drain_timeout_aborts_relays() -> None:
     async def play() -> None:
-        async with world(imap(), GRANTED) as w:
+        async with loopback_worker(imap(), GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a LOGIN alice secret\r\n")
             upstream = await log_in_upstream(w)
-            await client.line()
+            await client.read_line()
             await w.app.drain(0.1)
-            assert await client.rest() == b""
+            assert await client.read_to_eof() == b""
             assert w.value("mailproxy_connections_closed_total", "imap", "imap", "drain") == 1
             upstream.close()
             client.close()
@@ -306,13 +306,16 @@ def test_proxy_header_in_pieces_and_with_commands(cut: int) -> None:
         return server(Protocol.IMAP, auth_http=auth, listen=(listen,), set_real_ip_from=("127.0.0.0/8",))
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             client = await w.client()
             data = HEADER + b"a LOGIN u p\r\n"
             await client.send(data[:cut])
             await asyncio.sleep(0.02)
             await client.send(data[cut:])
-            assert await client.lines(2) == [b"* OK IMAP4 ready\r\n", b"a NO Invalid login or password\r\n"]
+            assert await client.read_lines(2) == [
+                b"* OK IMAP4 ready\r\n",
+                b"a NO Invalid login or password\r\n",
+            ]
             request = w.auth.requests[0]
             assert b"Client-IP: 192.0.2.7\r\n" in request
             assert b"Proxy-Protocol-Addr: 192.0.2.7\r\nProxy-Protocol-Port: 5000\r\n" in request
@@ -328,12 +331,12 @@ def test_missing_proxy_header_closes_without_a_reply() -> None:
         return server(Protocol.IMAP, auth_http=auth, listen=(listen,))
 
     async def play() -> None:
-        async with world(build, DENIED) as w:
+        async with loopback_worker(build, DENIED) as w:
             client = await w.client()
             await client.send(b"a LOGIN u p\r\n")
-            assert await client.rest() == b""
+            assert await client.read_to_eof() == b""
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             assert w.value("mailproxy_connections_closed_total", "imap", "imap", "proxy_protocol_failed") == 1
 
     run(play)
@@ -341,13 +344,13 @@ def test_missing_proxy_header_closes_without_a_reply() -> None:
 
 def test_proxy_header_is_sent_to_upstream_first() -> None:
     async def play() -> None:
-        async with world(imap(proxy_protocol=SendProxyProtocol.V1), GRANTED) as w:
+        async with loopback_worker(imap(proxy_protocol=SendProxyProtocol.V1), GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a LOGIN alice secret\r\n")
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             own, port = client.writer.get_extra_info("sockname")
-            assert await upstream.line() == f"PROXY TCP4 {own} 127.0.0.1 {port} {w.port}\r\n".encode()
+            assert await upstream.read_line() == f"PROXY TCP4 {own} 127.0.0.1 {port} {w.port}\r\n".encode()
             client.close()
             upstream.close()
 
@@ -356,10 +359,10 @@ def test_proxy_header_is_sent_to_upstream_first() -> None:
 
 def test_early_talker_is_rejected_during_greeting_delay() -> None:
     async def play() -> None:
-        async with world(smtp(smtp_greeting_delay=Seconds(5.0)), DENIED) as w:
+        async with loopback_worker(smtp(smtp_greeting_delay=Seconds(5.0)), DENIED) as w:
             client = await w.client()
             await client.send(b"HELO x\r\n")
-            assert await client.rest() == b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
+            assert await client.read_to_eof() == b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
             client.close()
 
     run(play)
@@ -367,9 +370,9 @@ def test_early_talker_is_rejected_during_greeting_delay() -> None:
 
 def test_greeting_is_sent_after_greeting_delay() -> None:
     async def play() -> None:
-        async with world(smtp(smtp_greeting_delay=Seconds(0.05)), DENIED) as w:
+        async with loopback_worker(smtp(smtp_greeting_delay=Seconds(0.05)), DENIED) as w:
             client = await w.client()
-            assert await client.line() == b"220 mail.example.com ESMTP ready\r\n"
+            assert await client.read_line() == b"220 mail.example.com ESMTP ready\r\n"
             client.close()
 
     run(play)
@@ -378,12 +381,12 @@ def test_greeting_is_sent_after_greeting_delay() -> None:
 def test_client_that_does_not_read_is_closed_after_timeout() -> None:
     async def play() -> None:
         many = tuple(f"X{'Y' * 200}{n}" for n in range(32))
-        async with world(imap(imap_capabilities=many, timeout=Seconds(0.5)), DENIED) as w:
+        async with loopback_worker(imap(imap_capabilities=many, timeout=Seconds(0.5)), DENIED) as w:
             client = await w.client()
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             for _ in range(400):
                 client.writer.write(b"a CAPABILITY\r\n" * 200)
-            await w.settled()
+            await w.wait_for_sessions()
             client.reset()
 
     run(play)
@@ -393,17 +396,17 @@ def test_drain_waits_for_lingering_close() -> None:
     """A drain waits for connections in their lingering close."""
 
     async def play() -> None:
-        async with world(imap(imap_client_buffer=128), DENIED) as w:
+        async with loopback_worker(imap(imap_client_buffer=128), DENIED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"x" * 2000)
-            await w.settled()
+            await w.wait_for_sessions()
             assert len(w.app.context.lingering) == 1
             async with asyncio.TaskGroup() as group:
                 draining = group.create_task(w.app.drain(60.0))
                 await asyncio.sleep(0.2)
                 assert not draining.done()
-                assert (await client.rest()).startswith(b"* BAD")
+                assert (await client.read_to_eof()).startswith(b"* BAD")
                 client.close()
             assert not w.app.context.lingering
 
@@ -416,11 +419,11 @@ def test_drain_timeout_ends_lingering_close(
     monkeypatch.setattr(lingering_close, "LINGER_SECONDS", 3600.0)
 
     async def play() -> None:
-        async with world(imap(imap_client_buffer=128), DENIED) as w:
+        async with loopback_worker(imap(imap_client_buffer=128), DENIED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"x" * 2000)
-            await w.settled()
+            await w.wait_for_sessions()
             await w.app.drain(0.1)
             assert not w.app.context.lingering
             client.reset()
@@ -433,11 +436,11 @@ def test_drain_does_not_wait_for_name_lookup() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
             resolver = ResolverConfig(addresses=(f"127.0.0.1:{silent.getsockname()[1]}",))
-            async with world(smtp(resolver=resolver), DENIED) as w:
+            async with loopback_worker(smtp(resolver=resolver), DENIED) as w:
                 client = await w.client()
-                await w.settled(1)
+                await w.wait_for_sessions(1)
                 await w.app.drain(60.0)
-                assert (await client.rest()).startswith(b"421 ")
+                assert (await client.read_to_eof()).startswith(b"421 ")
                 client.close()
 
     run(play)
@@ -445,15 +448,15 @@ def test_drain_does_not_wait_for_name_lookup() -> None:
 
 def test_drain_ends_auth_wait() -> None:
     async def play() -> None:
-        async with world(pop3(), http_response("Auth-Status: no\r\nAuth-Wait: 60\r\n")) as w:
+        async with loopback_worker(pop3(), http_response("Auth-Status: no\r\nAuth-Wait: 60\r\n")) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"USER alice\r\nPASS wrong\r\n")
-            await client.line()
+            await client.read_line()
             while not w.value("mailproxy_logins_total", "pop3", "password", "denied"):
                 await asyncio.sleep(0.005)
             await w.app.drain(60.0)
-            assert (await client.rest()).startswith(b"-ERR ")
+            assert (await client.read_to_eof()).startswith(b"-ERR ")
             client.close()
 
     run(play)

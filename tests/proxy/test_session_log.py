@@ -20,8 +20,8 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
+from support.loopback_worker import GRANT, Builder, LoopbackWorker, http_response, loopback_worker, run
 from support.tls_identities import Identities
-from support.world import GRANT, Builder, World, http_response, run, world
 
 GRANTED = http_response(GRANT)
 DENIED = http_response("Auth-Status: Invalid login or password\r\nAuth-Error-Code: 535 5.7.8\r\n")
@@ -49,20 +49,20 @@ LOGINS = {
 }
 
 
-async def refused_by_upstream(w: World, login: bytes, *replies: bytes) -> str:
+async def refused_by_upstream(w: LoopbackWorker, login: bytes, *replies: bytes) -> str:
     """Log in at an upstream that sends this reply, and return the log."""
     client = await w.client()
-    await client.line()
+    await client.read_line()
     await client.send(login)
-    upstream = await w.upstream.next()
+    upstream = await w.upstream.accept()
     for number, reply in enumerate(replies):
         if number:
-            await upstream.line()
+            await upstream.read_line()
         await upstream.send(reply)
-    await client.rest()
+    await client.read_to_eof()
     client.close()
     upstream.close()
-    await w.settled()
+    await w.wait_for_sessions()
     return w.read_log()
 
 
@@ -89,7 +89,7 @@ def test_upstream_error_is_logged_with_reply_and_stage(
     build: Builder, replies: list[bytes], stage: str, result: str
 ) -> None:
     async def play() -> None:
-        async with world(build, GRANTED) as w:
+        async with loopback_worker(build, GRANTED) as w:
             log = await refused_by_upstream(w, LOGINS[build], *replies)
             reply = f'reply="{replies[-1].decode().strip()}"'
             for event in ("upstream_failed", "session"):
@@ -104,7 +104,7 @@ def test_upstream_error_is_logged_with_reply_and_stage(
 
 def test_refused_xclient_is_logged_and_counted_as_refused() -> None:
     async def play() -> None:
-        async with world(built(Protocol.SMTP), GRANTED) as w:
+        async with loopback_worker(built(Protocol.SMTP), GRANTED) as w:
             replies = [b"220 up\r\n", b"250 up\r\n", b"550 5.7.0 you may not\r\n"]
             log = await refused_by_upstream(w, LOGINS[smtp], *replies)
             assert 'stage=xclient reply="550 5.7.0 you may not"' in line(log, "session")
@@ -116,7 +116,7 @@ def test_refused_xclient_is_logged_and_counted_as_refused() -> None:
 
 def test_denial_that_is_passed_on_is_logged_at_info() -> None:
     async def play() -> None:
-        async with world(built(Protocol.POP3, proxy_pass_error_message=True), GRANTED) as w:
+        async with loopback_worker(built(Protocol.POP3, proxy_pass_error_message=True), GRANTED) as w:
             log = await refused_by_upstream(w, LOGINS[pop3], b"+OK\r\n", b"+OK\r\n", b"-ERR no\r\n")
             assert " info upstream_failed " in log
 
@@ -136,19 +136,19 @@ def test_denial_that_is_passed_on_is_logged_at_info() -> None:
 @pytest.mark.parametrize("is_shown", [True, False])
 def test_reply_that_contains_the_password_is_not_logged(reply: bytes, is_shown: bool) -> None:
     async def play() -> None:
-        async with world(built(Protocol.IMAP, proxy_pass_error_message=is_shown), GRANTED) as w:
+        async with loopback_worker(built(Protocol.IMAP, proxy_pass_error_message=is_shown), GRANTED) as w:
             steps = [b"* OK up\r\n", b"+\r\n", b"+\r\n", reply]
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[imap])
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             for step in steps[:-1]:
                 await upstream.exchange(step)
             await upstream.send(reply)
-            await client.rest()
+            await client.read_to_eof()
             client.close()
             upstream.close()
-            await w.settled()
+            await w.wait_for_sessions()
             log = w.read_log()
             assert 'reply="***"' in line(log, "session")
             for secret in ("s3cr3t", "S3CR3T", PLAIN.decode()):
@@ -159,7 +159,7 @@ def test_reply_that_contains_the_password_is_not_logged(reply: bytes, is_shown: 
 
 def test_logged_reply_is_escaped_and_cut() -> None:
     async def play() -> None:
-        async with world(pop3, GRANTED) as w:
+        async with loopback_worker(pop3, GRANTED) as w:
             log = await refused_by_upstream(w, LOGINS[pop3], b"-ERR \x1b[31m\xff" + b"x" * 300 + b"\r\n")
             assert r'reply="-ERR \u001b[31m\\xffxxx' in line(log, "session")
             assert 'xxx..."' in line(log, "session")
@@ -171,13 +171,13 @@ def test_logged_reply_is_escaped_and_cut() -> None:
 def test_failed_connect_is_logged_with_address_and_port() -> None:
     async def play() -> None:
         gone = http_response("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
-        async with world(imap, gone) as w:
+        async with loopback_worker(imap, gone) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[imap])
-            await client.rest()
+            await client.read_to_eof()
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             failed = line(w.read_log(), "upstream_failed")
             assert "upstream=127.0.0.1:1 stage=connect " in failed
             assert "Connection refused" in failed
@@ -187,13 +187,13 @@ def test_failed_connect_is_logged_with_address_and_port() -> None:
 
 def test_denial_is_logged_with_auth_status() -> None:
     async def play() -> None:
-        async with world(smtp, DENIED) as w:
+        async with loopback_worker(smtp, DENIED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[smtp])
-            await client.rest()
+            await client.read_to_eof()
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             log = w.read_log()
             assert 'stage=auth reply="Invalid login or password"' in line(log, "session")
             denied = line(log, "login_denied")
@@ -205,19 +205,19 @@ def test_denial_is_logged_with_auth_status() -> None:
 def test_successful_login_after_a_denial_logs_no_stage() -> None:
     async def play() -> None:
         wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
-        async with world(pop3, wait, GRANTED) as w:
+        async with loopback_worker(pop3, wait, GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[pop3] + LOGINS[pop3])
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             await upstream.exchange(b"+OK\r\n")
             await upstream.exchange(b"+OK\r\n")
             await upstream.send(b"+OK in\r\n")
-            await client.lines(4)
+            await client.read_lines(4)
             client.close()
-            await upstream.rest()
+            await upstream.read_to_eof()
             upstream.close()
-            await w.settled()
+            await w.wait_for_sessions()
             session = line(w.read_log(), "session")
             assert "result=success" in session
             assert "reply=" not in session
@@ -228,13 +228,13 @@ def test_successful_login_after_a_denial_logs_no_stage() -> None:
 
 def test_denial_that_contains_the_password_is_not_logged() -> None:
     async def play() -> None:
-        async with world(pop3, http_response("Auth-Status: no account with s3cr3t-word\r\n")) as w:
+        async with loopback_worker(pop3, http_response("Auth-Status: no account with s3cr3t-word\r\n")) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(LOGINS[pop3])
-            await client.rest()
+            await client.read_to_eof()
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             log = w.read_log()
             assert "s3cr3t" not in log
             assert 'reply="***"' in line(log, "login_denied")
@@ -244,13 +244,13 @@ def test_denial_that_contains_the_password_is_not_logged() -> None:
 
 def test_protocol_error_is_logged_with_its_kind() -> None:
     async def play() -> None:
-        async with world(imap, GRANTED) as w:
+        async with loopback_worker(imap, GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a" * 5000)
-            await client.rest()
+            await client.read_to_eof()
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             session = line(w.read_log(), "session")
             assert "errors=1 error=line_too_long " in session
             assert "reason=protocol_error" in session
@@ -271,12 +271,12 @@ def test_protocol_error_is_logged_with_its_kind() -> None:
 )
 def test_failed_proxy_header_is_logged_with_received_bytes(sent: bytes, fields: str) -> None:
     async def play() -> None:
-        async with world(built(Protocol.IMAP, proxy_header=True), GRANTED) as w:
+        async with loopback_worker(built(Protocol.IMAP, proxy_header=True), GRANTED) as w:
             client = await w.client()
             await client.send(sent)
-            await client.rest()
+            await client.read_to_eof()
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             log = w.read_log()
             assert " error proxy_protocol_failed " in log
             assert fields in line(log, "proxy_protocol_failed")
@@ -292,14 +292,14 @@ V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12)
 @pytest.mark.parametrize("header", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 143\r\n", b"PROXY UNKNOWN\r\n", V2])
 def test_unexpected_proxy_header_is_logged(build: Builder, header: bytes) -> None:
     async def play() -> None:
-        async with world(build, GRANTED) as w:
+        async with loopback_worker(build, GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(header)
             client.writer.write_eof()
-            await client.rest()
+            await client.read_to_eof()
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             log = w.read_log()
             assert " error client sent a PROXY header to a listener without proxy_protocol " in log
             assert w.value("mailproxy_protocol_errors_total", str(_protocol(build)), "proxy_header") == 1
@@ -316,13 +316,13 @@ def test_unexpected_proxy_header_before_tls_is_logged_from_the_second_on(
     tmp_path: Path, header: bytes
 ) -> None:
     async def play() -> None:
-        async with world(tls(tmp_path), GRANTED) as w:
+        async with loopback_worker(tls(tmp_path), GRANTED) as w:
             for _ in range(2):
                 client = await w.client()
                 await client.send(header + bytes(200))
-                await client.rest()
+                await client.read_to_eof()
                 client.close()
-                await w.settled()
+                await w.wait_for_sessions()
             log = w.read_log()
             assert log.count(" tls_handshake_failed ") == 2
             assert log.count("client sent a PROXY header to a listener without proxy_protocol") == 1
@@ -348,13 +348,13 @@ def test_connection_without_bytes_is_logged_at_debug_only(tmp_path: Path, level:
             "header alone": lambda: built(Protocol.IMAP, proxy_header=True, error_log=level),
             "smtp": lambda: built(Protocol.SMTP, smtp_greeting_delay=Seconds(5), error_log=level),
         }.get(kind, lambda: built(Protocol.IMAP, error_log=level))()
-        async with world(build, GRANTED) as w:
+        async with loopback_worker(build, GRANTED) as w:
             client = await w.client()
             if kind in {"plain", "reset"}:
-                await client.line()
+                await client.read_line()
             if kind == "header alone":
                 await client.send(b"PROXY UNKNOWN\r\n")
-                await client.line()
+                await client.read_line()
             if kind == "reset":
                 client.reset()
             else:
@@ -368,7 +368,7 @@ def test_connection_without_bytes_is_logged_at_debug_only(tmp_path: Path, level:
     run(play)
 
 
-async def closed(w: World) -> None:
+async def closed(w: LoopbackWorker) -> None:
     """Wait until one connection was counted as closed."""
     while not any(
         count
@@ -379,9 +379,9 @@ async def closed(w: World) -> None:
 
 def test_connection_with_one_command_is_logged() -> None:
     async def play() -> None:
-        async with world(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
+        async with loopback_worker(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.exchange(b"a NOOP\r\n")
             client.close()
             await closed(w)
@@ -392,9 +392,9 @@ def test_connection_with_one_command_is_logged() -> None:
 
 def test_connection_with_half_a_command_is_logged() -> None:
     async def play() -> None:
-        async with world(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
+        async with loopback_worker(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a NO")
             client.close()
             await closed(w)
@@ -412,9 +412,9 @@ def test_failed_name_lookup_is_logged() -> None:
             silent.bind(("127.0.0.1", 0))
             resolver = ResolverConfig(addresses=(f"127.0.0.1:{silent.getsockname()[1]}",))
             build = built(Protocol.SMTP, resolver=resolver, resolver_timeout=Seconds(0.1))
-            async with world(build, GRANTED) as w:
+            async with loopback_worker(build, GRANTED) as w:
                 client = await w.client()
-                await client.line()
+                await client.read_line()
                 client.close()
                 await closed(w)
                 log = w.read_log()
@@ -429,7 +429,7 @@ def test_unknown_name_of_authentication_service_is_logged() -> None:
             del auth
             return server(Protocol.IMAP, auth_http=AuthHttp(host="no.such.invalid"), listen=(listen,))
 
-        async with world(build, GRANTED) as w:
+        async with loopback_worker(build, GRANTED) as w:
             log = w.read_log()
             assert "name_lookup_failed purpose=auth name=no.such.invalid" in log
 

@@ -31,7 +31,7 @@ from mailproxy.protocols.types import (
 )
 from mailproxy_config.model import AuthMethod, Protocol, ResolverConfig, StartTls
 from support import configs
-from support.driving import Driven, drive, limits
+from support.generator_driver import Driven, drive, limits
 
 GRANTED = AuthAllowed("192.0.2.10", 25, b"u")
 DENIED = AuthDenied(b"no", wait=1)
@@ -83,7 +83,7 @@ def test_host_name_lookup_and_greeting_delay_precede_greeting() -> None:
     resolver = ResolverConfig(system=True)
     driven = play(b"host.example", b"", client=client, resolver=resolver, smtp_greeting_delay=3.0)
     assert client.host == b"host.example"
-    assert [type(effect) for effect in driven.asked[:2]] == [ResolveClient, Peek]
+    assert [type(effect) for effect in driven.effects[:2]] == [ResolveClient, Peek]
     assert driven.sent == b"220 mx ESMTP ready\r\n"
     assert driven.deadlines == [60.0]
 
@@ -133,10 +133,10 @@ def test_rcpt_sends_auth_request_with_envelope() -> None:
     driven = play(b"HELO cl\nMAIL FROM:<a>  X \nRCPT TO:<b>\nDATA\n", GRANTED, smtp_auth=NONE)
     envelope = Envelope(b"cl", b"MAIL FROM:<a>  X", b"RCPT TO:<b>")
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
-    asked = driven.asked[-1]
-    assert isinstance(asked, Authenticate)
-    assert asked.request.credentials == Credentials(Method.NONE)
-    assert asked.request.envelope == envelope
+    effect = driven.effects[-1]
+    assert isinstance(effect, Authenticate)
+    assert effect.request.credentials == Credentials(Method.NONE)
+    assert effect.request.envelope == envelope
 
 
 def test_mail_is_kept_until_reset() -> None:

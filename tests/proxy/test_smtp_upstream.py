@@ -21,7 +21,7 @@ from mailproxy.protocols.types import (
 )
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support import configs
-from support.driving import Driven, drive
+from support.generator_driver import Driven, drive
 
 ENVELOPE = Envelope(b"cl", b"MAIL FROM:<a>", b"RCPT TO:<b>")
 

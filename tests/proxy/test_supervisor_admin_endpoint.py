@@ -33,12 +33,12 @@ class Supervisor:
         self.is_ready = True
         self.answers = asyncio.Event()
         self.answers.set()
-        self.asked = 0
+        self.refreshes = 0
         self.was_asked = asyncio.Event()
         self._totals = Aggregator()
 
     async def refresh(self) -> None:
-        self.asked += 1
+        self.refreshes += 1
         self.was_asked.set()
         await self.answers.wait()
         self._totals.update(1, self.metrics.snapshot())
@@ -154,7 +154,7 @@ async def test_concurrent_scrapes_share_one_refresh(ask: Ask, supervisor: Superv
         await asyncio.sleep(0.05)
         supervisor.answers.set()
     assert [task.result()[0] for task in (first, *others)] == [200] * 6
-    assert supervisor.asked == 2  # the first one's numbers may be older than the others' question
+    assert supervisor.refreshes == 2  # the first snapshot may be older than the other requests
 
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/../etc/passwd", "/config.json"])
@@ -184,7 +184,7 @@ async def test_responses_have_no_store_and_no_version(ask: Ask, path: str) -> No
     assert (headers["Cache-Control"], headers["Server"]) == ("no-store", "mailproxy")
 
 
-async def said(port: int, data: bytes) -> bytes:
+async def send_and_read(port: int, data: bytes) -> bytes:
     """Send bytes and read until the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -207,7 +207,7 @@ async def said(port: int, data: bytes) -> bytes:
     ],
 )
 async def test_invalid_or_long_request_is_400(ask: Ask, data: bytes) -> None:
-    assert (await said(ask.port, data)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert (await send_and_read(ask.port, data)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert (await ask("/healthz"))[0] == 200
 
 
@@ -216,7 +216,7 @@ async def test_connection_without_request_is_closed(
 ) -> None:
     monkeypatch.setattr(http_server, "FIRST_REQUEST_SECONDS", 0.05)
     async with running(supervisor) as endpoint:
-        assert await said(endpoint.port, b"GET /healthz HTTP/1.1\r\nHost:") == b""
+        assert await send_and_read(endpoint.port, b"GET /healthz HTTP/1.1\r\nHost:") == b""
 
 
 async def test_connection_closed_without_request_is_dropped(
@@ -227,7 +227,7 @@ async def test_connection_closed_without_request_is_dropped(
         _, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
         writer.close()
         await asyncio.sleep(0.05)
-        assert b"ok" in await said(endpoint.port, b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert b"ok" in await send_and_read(endpoint.port, b"GET /healthz HTTP/1.0\r\n\r\n")
 
 
 async def test_connection_with_timely_requests_is_kept(

@@ -47,13 +47,13 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], H
     [
         # silent for               CPU time used meanwhile
         (HUNG_SECONDS - 1, 0.0, False, False),
-        (HUNG_SECONDS, 0.0, True, True),  # stopped, or waiting for what does not come
+        (HUNG_SECONDS, 0.0, True, True),  # stopped, or blocked
         (HUNG_SECONDS, 0.015 * HUNG_SECONDS, False, False),  # a limit of 15 thousandths of a processor
-        (HUNG_SECONDS, HUNG_CPU_SECONDS, True, True),  # runs and runs
+        (HUNG_SECONDS, HUNG_CPU_SECONDS, True, True),  # an endless loop
         (HUNG_LIMIT_SECONDS - 1, 5.0, False, False),
         (HUNG_LIMIT_SECONDS, 5.0, True, False),
-        (10 * HUNG_LIMIT_SECONDS, 20.0, True, False),  # a slow start goes on
-        (HUNG_SECONDS, None, False, False),  # the time it used is not known
+        (10 * HUNG_LIMIT_SECONDS, 20.0, True, False),  # a slow start is not interrupted
+        (HUNG_SECONDS, None, False, False),  # its CPU time is unknown
         (HUNG_LIMIT_SECONDS, None, True, True),
     ],
 )

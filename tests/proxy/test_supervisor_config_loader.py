@@ -20,7 +20,7 @@ from mailproxy.supervisor.config_loader import ConfigLoader, ListenError, in_thr
 from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
 from mailproxy_config.errors import ConfigError
-from support.proxies import free_port
+from support.proxy_process import free_port
 from support.tls_authority import Authority
 
 MANIFEST: Final = """\
@@ -183,7 +183,7 @@ async def test_one_error_of_the_mail_block_is_one_problem_for_all_servers(
     assert str(problem).startswith(f'{setting.file}:2: "ssl_ciphers": ')
 
 
-async def test_notices_from_tls_come_along(setting: Setting, tmp_path: Path) -> None:
+async def test_notices_of_tls_are_returned(setting: Setting, tmp_path: Path) -> None:
     pair = Authority(tmp_path).issue().files
     files = f"{{certificateFile: {pair.certificate}, keyFile: {pair.key}}}"
     setting.write(ssl=", ssl: true", more=f", sslCertificate: [{files}], sslProtocols: [SSLv2, TLSv1.3]")
@@ -207,15 +207,17 @@ async def test_a_privileged_port_names_the_capability_and_the_sysctl(
     def refuse(plans: Sequence[SocketPlan], _count: int) -> NoReturn:
         raise ListenError(plans[0], PermissionError(errno.EACCES, "Permission denied"))
 
-    monkeypatch.setattr(setting.preparation._listeners, "prepare", refuse)
+    monkeypatch.setattr(setting.preparation.listeners, "prepare", refuse)
     setting.file.write_text(text)
     with pytest.raises(ListenError) as caught:
         await setting.preparation.prepare()
-    told = str(caught.value.problem)
-    assert "CAP_NET_BIND_SERVICE" in told
-    assert "net.ipv4.ip_unprivileged_port_start to 25 or less" in told
-    assert ("portStrategy" in told) is is_manifest
-    assert told.startswith("spec.servers[0].listen[0]: " if is_manifest else f'{setting.file}:2: "listen": ')
+    message = str(caught.value.problem)
+    assert "CAP_NET_BIND_SERVICE" in message
+    assert "net.ipv4.ip_unprivileged_port_start to 25 or less" in message
+    assert ("portStrategy" in message) is is_manifest
+    assert message.startswith(
+        "spec.servers[0].listen[0]: " if is_manifest else f'{setting.file}:2: "listen": '
+    )
 
 
 async def test_healthz_answers_while_a_configuration_is_loaded(

@@ -19,8 +19,8 @@ from mailproxy.supervisor import child_process, fork_server
 from mailproxy.supervisor.launcher import WorkerLauncher
 from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy_config.model import LogLevel
-from support.processes import STAND_IN, make_launcher, make_revision, our_sources
-from support.proxies import process_name
+from support.proxy_process import process_name
+from support.worker_processes import STAND_IN, make_launcher, make_revision, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -44,7 +44,7 @@ class Bench:
         self.tasks.create_task(worker.wait_for_exit())
         return worker
 
-    async def until(self, condition: Callable[[], object]) -> None:
+    async def wait_until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.02)
@@ -71,7 +71,7 @@ def ignored_signals(pid: int) -> int:
     return next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:"))
 
 
-async def test_a_worker_is_our_child_and_shares_no_session_with_us(bench: Bench) -> None:
+async def test_worker_is_a_child_in_its_own_session(bench: Bench) -> None:
     worker = await bench.start()
     await worker.report(1, 60)
     assert parent(worker.pid) == os.getpid()
@@ -93,7 +93,7 @@ async def test_the_fork_server_has_one_thread_and_four_descriptors(bench: Bench)
     assert os.readlink(f"{folder}/0") == "/dev/null"
 
 
-async def test_no_worker_holds_another_ones_channel(bench: Bench) -> None:
+async def test_worker_has_no_channel_of_another_worker(bench: Bench) -> None:
     first, second = await bench.start(), await bench.start()
     await asyncio.gather(first.report(1, 60), second.report(1, 60))  # both have their event loop by now
     sockets = [
@@ -125,9 +125,7 @@ async def test_a_worker_handles_signals_as_a_fresh_process_does(bench: Bench) ->
         assert not ignored_signals(worker.pid) & bit
 
 
-async def test_workers_do_not_draw_the_same_random_numbers(
-    bench: Bench, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_workers_have_different_random_numbers(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
     keys = set()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(2):
@@ -146,7 +144,7 @@ async def test_killed_fork_server_is_replaced_and_its_workers_stay(bench: Bench)
     first = await bench.start()
     on_exit = bench.launcher.pid
     os.kill(on_exit, signal.SIGKILL)
-    await bench.until(lambda: bench.launcher.pid != on_exit)
+    await bench.wait_until(lambda: bench.launcher.pid != on_exit)
     assert bench.events == [("fork_server_exited", {"pid": on_exit, "exit_code": -9})]
     await first.report(1, 60)
     assert parent(first.pid) == os.getpid()
@@ -157,7 +155,7 @@ async def test_killed_fork_server_is_replaced_and_its_workers_stay(bench: Bench)
 async def test_exit_code_is_known_after_the_fork_server_exits(bench: Bench) -> None:
     worker = await bench.start()
     os.kill(bench.launcher.pid, signal.SIGKILL)
-    await bench.until(lambda: bench.events)
+    await bench.wait_until(lambda: bench.events)
     os.kill(worker.pid, signal.SIGABRT)
     await worker.exited.wait()
     assert worker.exit_code == -signal.SIGABRT
@@ -179,11 +177,11 @@ async def test_a_fork_server_that_hangs_is_replaced(bench: Bench, monkeypatch: p
     with pytest.raises(OSError, match="the fork server has ended"):
         await bench.start()
     assert bench.events[0] == ("fork_server_hangs", {"pid": hung})
-    await bench.until(lambda: bench.launcher.pid != hung)
+    await bench.wait_until(lambda: bench.launcher.pid != hung)
     await bench.start()
 
 
-async def test_a_worker_that_cannot_be_forked_is_an_error_with_its_reason(bench: Bench) -> None:
+async def test_failed_fork_raises_an_error_with_its_reason(bench: Bench) -> None:
     await bench.start()
     # Root is not held to RLIMIT_NPROC, so the fork server runs out of descriptors instead.
     pid = bench.launcher.pid

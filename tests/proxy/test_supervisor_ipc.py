@@ -50,7 +50,7 @@ class End:
         self.ends.append(error)
         self.news.set()
 
-    async def until(self, *, messages: int = 0, ends: int = 0) -> None:
+    async def wait_until(self, *, messages: int = 0, ends: int = 0) -> None:
         async with asyncio.timeout(10):
             while len(self.messages) < messages or len(self.ends) < ends:
                 self.news.clear()
@@ -64,10 +64,10 @@ class End:
 
 @pytest.fixture
 async def ends() -> Iterator[tuple[End, End]]:  # type: ignore[misc]
-    left, right = (End(sock) for sock in channel_pair())
-    yield left, right
-    left.drop()
-    right.drop()
+    first_end, second_end = (End(sock) for sock in channel_pair())
+    yield first_end, second_end
+    first_end.drop()
+    second_end.drop()
 
 
 def open_descriptors() -> set[str]:
@@ -75,76 +75,80 @@ def open_descriptors() -> set[str]:
 
 
 async def test_messages_arrive_in_order_both_ways(ends: tuple[End, End]) -> None:
-    left, right = ends
+    first_end, second_end = ends
     for number in range(100):
-        left.channel.send({"number": number, "text": "grüße"})
-    right.channel.send({"hello": None})
-    await right.until(messages=100)
-    await left.until(messages=1)
-    assert right.messages == [{"number": number, "text": "grüße"} for number in range(100)]
-    assert left.messages == [{"hello": None}]
+        first_end.channel.send({"number": number, "text": "grüße"})
+    second_end.channel.send({"hello": None})
+    await second_end.wait_until(messages=100)
+    await first_end.wait_until(messages=1)
+    assert second_end.messages == [{"number": number, "text": "grüße"} for number in range(100)]
+    assert first_end.messages == [{"hello": None}]
 
 
 @pytest.mark.parametrize("count", [1, 2, 199, 200, 201, 450])
 async def test_descriptors_arrive_with_their_message_in_order(ends: tuple[End, End], count: int) -> None:
-    left, right = ends
+    first_end, second_end = ends
     with tempfile.TemporaryFile() as file:
         numbers = [file.fileno()]
         numbers += [os.memfd_create(str(number)) for number in range(1, count)]
         try:
-            left.channel.send({"before": 1})
-            left.channel.send({"with": count}, numbers)
-            left.channel.send({"after": 1}, numbers[:1])
+            first_end.channel.send({"before": 1})
+            first_end.channel.send({"with": count}, numbers)
+            first_end.channel.send({"after": 1}, numbers[:1])
         finally:
             for number in numbers[1:]:
                 os.close(number)
-        await right.until(messages=3)
-        assert [list(message) for message in right.messages] == [["before"], ["with"], ["after"]]
-        assert len(right.descriptors) == count + 1
+        await second_end.wait_until(messages=3)
+        assert [list(message) for message in second_end.messages] == [["before"], ["with"], ["after"]]
+        assert len(second_end.descriptors) == count + 1
         same = os.fstat(file.fileno())
-        assert os.fstat(right.descriptors[0]).st_ino == os.fstat(right.descriptors[-1]).st_ino == same.st_ino
-        names = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in right.descriptors[1:-1]]
+        assert (
+            os.fstat(second_end.descriptors[0]).st_ino
+            == os.fstat(second_end.descriptors[-1]).st_ino
+            == same.st_ino
+        )
+        names = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in second_end.descriptors[1:-1]]
         assert names == [f"/memfd:{number} (deleted)" for number in range(1, count)]
 
 
 async def test_received_descriptors_are_not_inherited_by_other_programs(ends: tuple[End, End]) -> None:
-    left, right = ends
-    left.channel.send({}, [0])
-    await right.until(messages=1)
-    assert not os.get_inheritable(right.descriptors[0])
+    first_end, second_end = ends
+    first_end.channel.send({}, [0])
+    await second_end.wait_until(messages=1)
+    assert not os.get_inheritable(second_end.descriptors[0])
 
 
 async def test_message_larger_than_the_socket_buffer_is_queued(ends: tuple[End, End]) -> None:
-    left, right = ends
+    first_end, second_end = ends
     text = "x" * (3 * 1024 * 1024)
-    left.channel.send({"text": text}, [0])
-    left.channel.send({"last": True}, [0])
-    await right.until(messages=2)
-    assert right.messages == [{"text": text}, {"last": True}]
-    assert len(right.descriptors) == 2
+    first_end.channel.send({"text": text}, [0])
+    first_end.channel.send({"last": True}, [0])
+    await second_end.wait_until(messages=2)
+    assert second_end.messages == [{"text": text}, {"last": True}]
+    assert len(second_end.descriptors) == 2
 
 
 async def test_the_sender_may_close_its_descriptors_at_once(ends: tuple[End, End]) -> None:
-    left, right = ends
-    left.channel.send({"text": "x" * 1024 * 1024})
+    first_end, second_end = ends
+    first_end.channel.send({"text": "x" * 1024 * 1024})
     number = os.memfd_create("mine")
-    left.channel.send({}, [number])
+    first_end.channel.send({}, [number])
     os.close(number)
-    await right.until(messages=2)
-    assert os.readlink(f"/proc/self/fd/{right.descriptors[0]}") == "/memfd:mine (deleted)"
+    await second_end.wait_until(messages=2)
+    assert os.readlink(f"/proc/self/fd/{second_end.descriptors[0]}") == "/memfd:mine (deleted)"
 
 
 async def test_orderly_close_is_reported_once_without_error(ends: tuple[End, End]) -> None:
-    left, right = ends
-    left.channel.send({"last": 1})
-    left.channel.close()
-    await right.until(messages=1, ends=1)
-    assert right.messages == [{"last": 1}]
-    assert right.ends == [None]
-    assert left.ends == []
-    assert not right.channel.is_open
+    first_end, second_end = ends
+    first_end.channel.send({"last": 1})
+    first_end.channel.close()
+    await second_end.wait_until(messages=1, ends=1)
+    assert second_end.messages == [{"last": 1}]
+    assert second_end.ends == [None]
+    assert first_end.ends == []
+    assert not second_end.channel.is_open
     with pytest.raises(ChannelError, match="closed"):
-        right.channel.send({})
+        second_end.channel.send({})
 
 
 @pytest.mark.parametrize(
@@ -161,79 +165,79 @@ async def test_orderly_close_is_reported_once_without_error(ends: tuple[End, End
     ],
 )
 async def test_invalid_message_closes_the_channel(ends: tuple[End, End], raw: bytes, reason: str) -> None:
-    left, right = ends
-    left.sock.send(raw)
-    left.channel.close()
-    await right.until(ends=1)
-    assert right.messages == []
-    assert reason in str(right.ends[0])
+    first_end, second_end = ends
+    first_end.sock.send(raw)
+    first_end.channel.close()
+    await second_end.wait_until(ends=1)
+    assert second_end.messages == []
+    assert reason in str(second_end.ends[0])
 
 
 async def test_send_to_closed_peer_reports_its_close() -> None:
-    ours, theirs = channel_pair()
-    left = End(ours)
-    theirs.close()
-    left.channel.send({"anybody": "there"})
-    await left.until(ends=1)
-    assert len(left.ends) == 1
-    left.drop()
+    own_descriptors, received_descriptors = channel_pair()
+    first_end = End(own_descriptors)
+    received_descriptors.close()
+    first_end.channel.send({"anybody": "there"})
+    await first_end.wait_until(ends=1)
+    assert len(first_end.ends) == 1
+    first_end.drop()
 
 
 async def test_send_to_peer_that_does_not_read_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BACKLOG", 1024 * 1024)
-    ours, theirs = channel_pair()
-    left = End(ours)
+    own_descriptors, received_descriptors = channel_pair()
+    first_end = End(own_descriptors)
     before = open_descriptors()
     message = {"text": "x" * 400_000}
-    left.channel.send(message, [0, 0])
-    left.channel.send(message, [0, 0])
+    first_end.channel.send(message, [0, 0])
+    first_end.channel.send(message, [0, 0])
     with pytest.raises(ChannelError, match="does not read"):
-        left.channel.send({"text": "x" * 800_000}, [0, 0])
-    left.drop()
-    theirs.close()
+        first_end.channel.send({"text": "x" * 800_000}, [0, 0])
+    first_end.drop()
+    received_descriptors.close()
     assert open_descriptors() < before
 
 
 @pytest.mark.parametrize("count", [MAX_DESCRIPTORS + 1])
 async def test_too_many_descriptors_raise_before_sending(ends: tuple[End, End], count: int) -> None:
-    left, right = ends
+    first_end, second_end = ends
     with pytest.raises(ChannelError, match="at most"):
-        left.channel.send({}, [0] * count)
-    left.channel.send({"fine": True})
-    await right.until(messages=1)
-    assert right.messages == [{"fine": True}]
+        first_end.channel.send({}, [0] * count)
+    first_end.channel.send({"fine": True})
+    await second_end.wait_until(messages=1)
+    assert second_end.messages == [{"fine": True}]
 
 
 async def test_flush_sends_queued_messages_without_the_event_loop() -> None:
-    ours, theirs = channel_pair()
-    left = End(ours)
+    own_descriptors, received_descriptors = channel_pair()
+    first_end = End(own_descriptors)
     text = "x" * (2 * 1024 * 1024)
-    left.channel.send({"text": text})
-    reading = asyncio.get_running_loop().run_in_executor(None, _read_all, theirs)
-    left.channel.flush(5.0)
-    left.channel.close()
+    first_end.channel.send({"text": text})
+    reading = asyncio.get_running_loop().run_in_executor(None, _read_all, received_descriptors)
+    first_end.channel.flush(5.0)
+    first_end.channel.close()
     assert len(await reading) == len(text) + len('{"text":""}') + 8
-    theirs.close()
+    received_descriptors.close()
 
 
 async def test_flush_has_a_timeout() -> None:
-    ours, theirs = channel_pair()
-    left = End(ours)
-    left.channel.send({"text": "x" * (8 * 1024 * 1024)})
-    left.channel.flush(0.01)
-    assert left.channel.is_open
-    left.drop()
-    theirs.close()
+    own_descriptors, received_descriptors = channel_pair()
+    first_end = End(own_descriptors)
+    first_end.channel.send({"text": "x" * (8 * 1024 * 1024)})
+    first_end.channel.flush(0.01)
+    assert first_end.channel.is_open
+    first_end.drop()
+    received_descriptors.close()
 
 
 async def test_nothing_stays_open_after_close() -> None:
     before = open_descriptors()
-    left, right = (End(sock) for sock in channel_pair())
-    left.channel.send({"text": "x" * (1024 * 1024)}, [0])
-    right.channel.send({}, [0] * 300)
-    await left.until(messages=1)
-    left.drop()
-    right.drop()
+    first_end, second_end = (End(sock) for sock in channel_pair())
+    first_end.channel.send({"text": "x" * (1024 * 1024)}, [0])
+    second_end.channel.send({}, [0] * 300)
+    await first_end.wait_until(messages=1)
+    first_end.drop()
+    second_end.drop()
     assert open_descriptors() == before
 
 
@@ -244,7 +248,7 @@ async def test_nothing_stays_open_after_close() -> None:
     messages=st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=50), max_size=3), max_size=8),
     cut=st.integers(1, 40),
 )
-def test_where_the_stream_is_cut_does_not_matter(messages: list[Message], cut: int) -> None:
+def test_messages_are_read_in_pieces_of_any_size(messages: list[Message], cut: int) -> None:
     async def play() -> list[Message]:
         recorder, wire = channel_pair()
         sender = Channel(recorder, received=lambda *_: None, closed=lambda _: None)
@@ -253,15 +257,15 @@ def test_where_the_stream_is_cut_does_not_matter(messages: list[Message], cut: i
         sender.close()
         raw = await asyncio.to_thread(_read_all, wire)
         wire.close()
-        ours, theirs = channel_pair()
-        right = End(theirs)
+        own_descriptors, received_descriptors = channel_pair()
+        second_end = End(received_descriptors)
         for start in range(0, len(raw), cut):
-            ours.sendall(raw[start : start + cut])
+            own_descriptors.sendall(raw[start : start + cut])
             await asyncio.sleep(0)
-        await right.until(messages=len(messages))
-        right.drop()
-        ours.close()
-        return right.messages
+        await second_end.wait_until(messages=len(messages))
+        second_end.drop()
+        own_descriptors.close()
+        return second_end.messages
 
     assert asyncio.run(play()) == messages
 

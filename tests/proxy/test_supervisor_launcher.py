@@ -22,13 +22,13 @@ from mailproxy.supervisor.launcher import Backoff
         ([0, 11, 22, 33, 44], [0, 11, 22, 33, 44]),
     ],
 )
-def test_replacements_start(deaths: list[float], starts: list[float]) -> None:
+def test_replacements_of_failed_workers_are_delayed(deaths: list[float], starts: list[float]) -> None:
     backoff = Backoff()
     assert [death + backoff.pause(death) for death in deaths] == starts
 
 
 @given(st.lists(st.floats(0, 5), min_size=5, max_size=50))
-def test_in_the_long_run_there_is_at_most_one_a_second(gaps: list[float]) -> None:
+def test_starts_are_limited_to_one_per_second(gaps: list[float]) -> None:
     backoff, now, starts = Backoff(), 0.0, []
     for gap in gaps:
         now += gap

@@ -12,7 +12,7 @@ import pytest
 from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.listen_plan import ListenRef, SocketPlan
 from mailproxy.supervisor.listening_sockets import ListeningSockets, SocketSet
-from support.proxies import free_port
+from support.proxy_process import free_port
 
 
 def tcp(port: int, *, rcvbuf: int | None = None, backlog: int = 511) -> SocketPlan:
@@ -79,9 +79,9 @@ def test_the_number_of_sockets_follows_the_number_of_workers(listeners: Listenin
     listeners.commit(listeners.prepare([tcp(port)], 1))
     three = listeners.prepare([tcp(port)], 3)
     listeners.commit(three)
-    one = listeners.prepare([tcp(port)], 1)
-    listeners.commit(one)
-    assert numbers(one) == numbers(three)  # clients may be queued at each
+    revision = listeners.prepare([tcp(port)], 1)
+    listeners.commit(revision)
+    assert numbers(revision) == numbers(three)  # clients may be queued at each
 
 
 def test_number_of_surplus_sockets_is_limited(
@@ -150,5 +150,5 @@ def test_clamped_options_are_reported_by_address(listeners: ListeningSockets) ->
     port = free_port()
     sockets = listeners.prepare([tcp(port, backlog=2**30)], 2)
     listeners.commit(sockets)
-    told = [(key, clamp.option, clamp.wanted) for key, clamp in sockets.clamped_options()]
-    assert told == [(f"127.0.0.1:{port}", "backlog", 2**30)]
+    clamped = [(key, clamp.option, clamp.wanted) for key, clamp in sockets.clamped_options()]
+    assert clamped == [(f"127.0.0.1:{port}", "backlog", 2**30)]

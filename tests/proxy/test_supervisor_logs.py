@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support.proxies import COMMAND, Proxy, free_port, until
+from support.proxy_process import COMMAND, ProxyProcess, free_port, wait_until
 
 
 class Conf:
@@ -40,9 +40,9 @@ def conf(tmp_path: Path) -> Conf:
 
 
 @contextlib.contextmanager
-def running(file: Path, *options: str) -> Iterator[Proxy]:
-    with Proxy(file, command=COMMAND, options=options) as proxy:
-        proxy.until_told("listening")
+def running(file: Path, *options: str) -> Iterator[ProxyProcess]:
+    with ProxyProcess(file, command=COMMAND, options=options) as proxy:
+        proxy.wait_for_event("listening")
         yield proxy
 
 
@@ -64,11 +64,11 @@ def test_logs_are_written_to_the_configured_files(conf: Conf, tmp_path: Path) ->
     file = conf.write(f"error_log {main} notice;", f"error_log {imap}; error_log loud.log debug;")
     with running(file) as proxy:
         leave(conf)
-        until(lambda: '"event":"session"' in text(imap))
-        until(lambda: '"event":"session"' in text(loud))
+        wait_until(lambda: '"event":"session"' in text(imap))
+        wait_until(lambda: '"event":"session"' in text(loud))
         assert '"event":"listening"' in text(main)
         assert '"event":"session"' not in text(main)
-        assert not proxy.told("session")  # standard error is no log of this server
+        assert not proxy.logged("session")  # standard error is not a log of this server
     assert {path.name for path in tmp_path.glob("*.log")} == {"main.log", "imap.log", "loud.log"}
 
 
@@ -76,34 +76,34 @@ def test_sigusr1_reopens_logs_in_every_process(conf: Conf, tmp_path: Path) -> No
     log = tmp_path / "error.log"
     with running(conf.write(f"error_log {log} notice;")) as proxy:
         leave(conf)
-        until(lambda: '"event":"session"' in text(log))
+        wait_until(lambda: '"event":"session"' in text(log))
         for number in (1, 2):
             log.rename(tmp_path / f"error.log.{number}")
             proxy.signal(signal.SIGUSR1)
-            until(lambda: '"event":"logs_reopened"' in text(log))
+            wait_until(lambda: '"event":"logs_reopened"' in text(log))
 
             def workers() -> set[str]:
                 leave(conf)
                 return set(re.findall(r'"session":"([0-9a-f]+)-', text(log)))
 
-            until(lambda: len(workers()) == 2, "both workers to write to the new file")
+            wait_until(lambda: len(workers()) == 2, "both workers to write to the new file")
 
 
 def test_sigusr1_without_log_files_does_nothing(conf: Conf) -> None:
     with running(conf.write("error_log stderr info;")) as proxy:
         proxy.signal(signal.SIGUSR1)
-        proxy.until_told("logs_reopened")
+        proxy.wait_for_event("logs_reopened")
         leave(conf)
-        proxy.until_told("session")
+        proxy.wait_for_event("session")
 
 
 @pytest.mark.parametrize("level", ["main", "server"])
 def test_a_log_that_cannot_be_written_prevents_the_start(conf: Conf, tmp_path: Path, level: str) -> None:
     directive = f"error_log {tmp_path}/missing/error.log;"
     file = conf.write(directive) if level == "main" else conf.write("", directive)
-    with Proxy(file, command=COMMAND) as proxy:
+    with ProxyProcess(file, command=COMMAND) as proxy:
         assert proxy.exit_code() == 1
-        until(lambda: 'missing/error.log": No such file or directory' in "".join(proxy.lines))
+        wait_until(lambda: 'missing/error.log": No such file or directory' in "".join(proxy.lines))
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_a_reload_with_a_log_that_cannot_be_written_changes_nothing(conf: Conf, 
     with running(conf.write(f"error_log {log};")) as proxy:
         conf.write(f"error_log {tmp_path}/missing/error.log;")
         proxy.signal(signal.SIGHUP)
-        refused = proxy.until_told("configuration_refused")
+        refused = proxy.wait_for_event("configuration_refused")
         assert "missing/error.log" in refused["reason"]
         leave(conf)
-        until(lambda: '"event":"session"' in text(log))
+        wait_until(lambda: '"event":"session"' in text(log))
 
 
 def test_a_reload_may_name_another_log(conf: Conf, tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_a_reload_may_name_another_log(conf: Conf, tmp_path: Path) -> None:
     with running(conf.write(f"error_log {one};")) as proxy:
         conf.write(f"error_log {two};")
         proxy.signal(signal.SIGHUP)
-        proxy.until_told("configuration_loaded", 2)
+        proxy.wait_for_event("configuration_loaded", 2)
         leave(conf)
-        until(lambda: '"event":"session"' in text(two))
+        wait_until(lambda: '"event":"session"' in text(two))
         assert '"event":"session"' not in text(one)
 
 
@@ -163,8 +163,8 @@ def test_the_level_of_the_command_line_holds_for_sessions_and_files(
 ) -> None:
     log = tmp_path / "error.log"
     file = conf.write(f"error_log {log} {named};", f"error_log {log} {named};")
-    with Proxy(file, command=COMMAND, options=["--log-level", forced]) as proxy:
-        until(lambda: is_served(conf))
+    with ProxyProcess(file, command=COMMAND, options=["--log-level", forced]) as proxy:
+        wait_until(lambda: is_served(conf))
         leave(conf)
         proxy.signal(signal.SIGTERM)
         assert proxy.exit_code() == 0
@@ -202,4 +202,4 @@ def test_a_full_disk_stops_no_session(conf: Conf) -> None:
     with running(conf.write("error_log /dev/full debug; error_log stderr;")) as proxy:
         for _ in range(3):
             leave(conf)
-        until(lambda: len(proxy.told("session")) == 3)
+        wait_until(lambda: len(proxy.logged("session")) == 3)

@@ -16,7 +16,7 @@ from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import Protocol
-from support.processes import make_revision
+from support.worker_processes import make_revision
 
 
 @dataclass
@@ -29,10 +29,10 @@ class StillWorkers:
     wanted: ConfigRevision = field(default_factory=lambda: make_revision([]))
     restarts: dict[RestartReason, int] = field(default_factory=dict)
     unresponsive: dict[int, float] = field(default_factory=dict)
-    asked: list[tuple[int, float]] = field(default_factory=list)
+    report_arguments: list[tuple[int, float]] = field(default_factory=list)
 
     async def report(self, number: int, seconds: float) -> None:
-        self.asked.append((number, seconds))
+        self.report_arguments.append((number, seconds))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_status_is_not_ready_while_a_worker_is_silent(status: Status) -> None:
     )
 
 
-def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
+def test_status_has_the_hash_that_all_workers_run(status: Status) -> None:
     first, second = make_revision([]), make_revision([], "pop3", serial=2)
     assert status.config() == {"hash": None, "generation": None, "loaded_at": None, "last_error": None}
     status.pool = StillWorkers(wanted=first)
@@ -115,7 +115,7 @@ def test_counters_of_exited_worker_stay(status: Status) -> None:
     assert status.page()[c.CONNECTIONS_ACCEPTED] == {("imap", "imap"): 10}
 
 
-def test_the_supervisors_own_facts_are_on_the_page(status: Status) -> None:
+def test_page_has_the_metrics_of_the_supervisor(status: Status) -> None:
     status.pool = StillWorkers(alive=3, restarts={RestartReason.CRASH: 2})
     status.is_draining = True
     page = status.page()
@@ -134,7 +134,7 @@ async def test_each_refresh_has_a_new_number(status: Status) -> None:
     status.pool = workers
     await status.refresh()
     await status.refresh()
-    assert workers.asked == [(2, 1.0), (3, 1.0)]
+    assert workers.report_arguments == [(2, 1.0), (3, 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import LogLevel
-from support.processes import make_launcher, make_revision, our_sources
+from support.worker_processes import make_launcher, make_revision, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -54,7 +54,7 @@ class Bench:
     def logged(self, name: str) -> list[dict[str, object]]:
         return [fields for event, fields in self.events if event == name]
 
-    async def until(self, condition: Callable[[], object]) -> None:
+    async def wait_until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(30):
             while not condition():
                 self._news.clear()
@@ -115,7 +115,7 @@ async def test_queued_clients_of_killed_worker_are_served_by_its_replacement(ben
     killed = bench.pids()[0]
     os.kill(killed, signal.SIGKILL)
     assert int((await bench.greeting())[2]) != killed
-    await bench.until(lambda: bench.logged("worker_exited"))
+    await bench.wait_until(lambda: bench.logged("worker_exited"))
     assert bench.logged("worker_exited") == [{"pid": killed, "exit_code": -9}]
     assert bench.pool.restarts[RestartReason.KILLED] == 1
     assert len(bench.on_exit) == 1
@@ -126,14 +126,14 @@ async def test_draining_worker_is_replaced_before_it_exits(bench: Bench) -> None
     reader, writer = await bench.relay()
     leaving = bench.pids()[0]
     os.kill(leaving, signal.SIGTERM)
-    await bench.until(lambda: len(bench.pids()) == 2)
+    await bench.wait_until(lambda: len(bench.pids()) == 2)
     assert int((await bench.greeting())[2]) != leaving
     assert bench.pool.restarts[RestartReason.REQUESTED] == 1
     assert bench.logged("worker_exited") == []
     writer.write(b"still here\r\n")
     assert await reader.readline() == b"still here\r\n"
     writer.close()
-    await bench.until(lambda: bench.logged("worker_exited"))
+    await bench.wait_until(lambda: bench.logged("worker_exited"))
     assert bench.logged("worker_exited") == [{"pid": leaving, "exit_code": 0}]
 
 
@@ -150,19 +150,19 @@ async def test_configuration_rejected_by_one_worker_is_applied_to_none(bench: Be
     await bench.pool.start(make_revision(bench.listeners, workers=2))
     with pytest.raises(ConfigError):
         await bench.pool.change_to(make_revision(bench.listeners, bad, serial=2, workers=2))
-    await bench.until(lambda: bench.pool.is_settled)
+    await bench.wait_until(lambda: bench.pool.is_settled)
     assert [(await bench.greeting(slot))[1] for slot in (0, 1)] == ["imap", "imap"]
 
 
 async def test_more_workers_start_and_surplus_workers_drain(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=1))
     await bench.pool.change_to(make_revision(bench.listeners, serial=2, workers=3))
-    await bench.until(lambda: bench.pool.is_settled)
+    await bench.wait_until(lambda: bench.pool.is_settled)
     assert bench.pool.serving == 3
     reader, _ = await bench.client(2)
     await bench.pool.change_to(make_revision(bench.listeners, serial=3, workers=1))
     assert await reader.readline() == b"BYE\r\n"
-    await bench.until(lambda: bench.pool.alive == 1)
+    await bench.wait_until(lambda: bench.pool.alive == 1)
     assert bench.pool.is_settled
     assert sum(bench.pool.restarts.values()) == 0
 
@@ -212,11 +212,11 @@ async def test_hung_worker_that_survives_sigkill_is_logged_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=1))
-    worker = next(iter(bench.pool._alive))
+    worker = next(iter(bench.pool.workers))
     monkeypatch.setattr(worker.heartbeat, "is_hung", lambda **_: True)
     monkeypatch.setattr(worker, "kill", lambda: None)
     for _ in range(3):
-        bench.pool._check_heartbeat(worker)
+        bench.pool.check_heartbeat(worker)
     assert len(bench.logged("worker_hangs")) == 1
 
 
@@ -260,7 +260,7 @@ async def test_drain_returns_after_the_last_session(bench: Bench) -> None:
     _, writer = await bench.relay(1)
     async with asyncio.TaskGroup() as tasks:
         draining = tasks.create_task(bench.pool.drain(0.0, 60.0))
-        await bench.until(lambda: bench.pool.alive == 1)
+        await bench.wait_until(lambda: bench.pool.alive == 1)
         assert not draining.done()
         writer.close()
     assert bench.pool.alive == 0

@@ -18,7 +18,7 @@ from mailproxy.enums import RestartReason
 from mailproxy.supervisor.worker_process import WorkerExited, WorkerProcess
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
-from support.processes import STAND_IN, make_launcher, make_revision, our_sources
+from support.worker_processes import STAND_IN, make_launcher, make_revision, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -172,7 +172,7 @@ async def test_worker_ignores_signals_of_the_terminal(bench: Bench, signum: sign
 async def test_worker_drains_when_the_supervisor_exits(bench: Bench) -> None:
     await bench.configure()
     reader, writer = await bench.client()
-    bench.worker._channel.close()
+    bench.worker.channel.close()
     assert await reader.readline() == b"BYE\r\n"
     await bench.worker.exited.wait()
     assert bench.worker.exit_code == 0
@@ -279,7 +279,7 @@ async def test_many_reloads_leak_no_descriptor(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("options", "is_told"),
     [
-        ((), False),  # the configuration says error
+        ((), False),  # error_log of the configuration
         (("--log-level", "info"), True),
         (("--log-level", "crit"), False),
     ],

@@ -42,7 +42,7 @@ def merged(
 
 
 @pytest.mark.parametrize(
-    ("family", "values", "shown"),
+    ("family", "values", "totals_shown"),
     [
         (c.CONNECTIONS_LIMIT, (512, 512), 1024),
         (c.AUTH_IN_FLIGHT, (1, 2, 3), 6),
@@ -57,15 +57,15 @@ def merged(
     ],
 )
 def test_each_metric_is_aggregated_by_its_rule(
-    family: c.MetricDefinition, values: tuple[Value, ...], shown: float
+    family: c.MetricDefinition, values: tuple[Value, ...], totals_shown: float
 ) -> None:
-    assert merged(family, *values) == shown
+    assert merged(family, *values) == totals_shown
 
 
 def test_histograms_add_bucket_by_bucket() -> None:
     counts = [1] * (len(c.LAG_BUCKETS) + 1)
-    shown = merged(c.LOOP_LAG, [c.NANO, *counts], [2 * c.NANO, *counts])
-    assert shown == HistogramValue(3.0, tuple(2 * n for n in counts))
+    totals_shown = merged(c.LOOP_LAG, [c.NANO, *counts], [2 * c.NANO, *counts])
+    assert totals_shown == HistogramValue(3.0, tuple(2 * n for n in counts))
 
 
 def test_config_info_has_every_configuration_of_a_worker() -> None:
@@ -146,37 +146,37 @@ def test_silent_worker_counts_with_its_last_snapshot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("messages", "totals_shown"),
     [
-        # life and number of what arrives, in order; each says its number as the count
+        # life and number of the snapshots in order of arrival; the value of each is its number
         ([(1, 1), (1, 2)], 2),
-        ([(1, 2), (1, 1)], 2),  # overtaken on the way
-        ([(1, 2), (1, 2)], 2),  # said twice
+        ([(1, 2), (1, 1)], 2),  # in reverse order
+        ([(1, 2), (1, 2)], 2),  # repeated
         ([(1, 2), (2, 1)], 3),  # a new life under the same name
-        ([(1, 2), (2, 1), (1, 3)], 3),  # and then something late of the old one
+        ([(1, 2), (2, 1), (1, 3)], 3),  # then a late snapshot of the previous life
         ([(1, 2), "retire", (1, 3)], 2),  # late
         ([(1, 2), "retire", "retire"], 2),
         ([(1, 2), "retire", (2, 1)], 3),
         (["retire", (1, 1)], 1),
     ],
 )
-def test_no_order_of_arrival_counts_anything_twice(said: list[object], shown: int) -> None:
+def test_order_of_snapshots_does_not_change_totals(messages: list[object], totals_shown: int) -> None:
     totals = Aggregator()
-    for word in said:
+    for word in messages:
         match word:
             case (int(life), int(number)):
                 totals.update("w", snapshot([(c.DNS_TIMEOUTS, ("ptr",), number)], life=life, number=number))
             case _:
                 totals.retire("w")
-    assert totals.page(OWN)[c.DNS_TIMEOUTS] == {("ptr",): shown}
+    assert totals.page(OWN)[c.DNS_TIMEOUTS] == {("ptr",): totals_shown}
 
 
-def test_number_of_retired_workers_is_bounded() -> None:
+def test_number_of_retired_workers_is_limited() -> None:
     totals = Aggregator()
     for worker in range(3000):
         totals.update(worker, snapshot([(c.DNS_TIMEOUTS, ("ptr",), 1)]))
         totals.retire(worker)
-    assert len(totals._retired) == 1024
+    assert len(totals.retired) == 1024
     assert totals.page(OWN)[c.DNS_TIMEOUTS] == {("ptr",): 3000}
 
 
@@ -205,11 +205,11 @@ def test_page_of_one_worker_has_its_values() -> None:
     totals.update(1, metrics.snapshot())
     page = totals.page(OWN)
     assert page[c.CONNECTIONS_ACCEPTED] == {("a", "imap"): 3}
-    shown = page[c.LOGIN_DURATION]["imap", "success"]
-    assert shown == HistogramValue(0.25, tuple(int(bound == 0.25) for bound in (*c.LOGIN_BUCKETS, 99)))
+    totals_shown = page[c.LOGIN_DURATION]["imap", "success"]
+    assert totals_shown == HistogramValue(0.25, tuple(int(bound == 0.25) for bound in (*c.LOGIN_BUCKETS, 99)))
 
 
-# -- whatever happens
+# -- generated histories
 
 WORKERS = st.integers(0, 2)
 STEP = st.one_of(
@@ -221,19 +221,19 @@ STEP = st.one_of(
 )
 
 
-class World:
+class WorkerSimulation:
     """Three workers that count, report, exit and restart, and the pages so far."""
 
     def __init__(self) -> None:
         self.totals = Aggregator()
         self._lives = count()
-        self.meters = [self._born() for _ in range(3)]
-        self.mail: list[tuple[int, Snapshot]] = []
-        self.shown: MetricsPage = {}
+        self.meters = [self._new_worker() for _ in range(3)]
+        self.undelivered: list[tuple[int, Snapshot]] = []
+        self.totals_shown: MetricsPage = {}
 
-    def _born(self) -> WorkerMetrics:
+    def _new_worker(self) -> WorkerMetrics:
         metrics = WorkerMetrics()
-        metrics._life = next(self._lives)
+        metrics.life = next(self._lives)
         return metrics
 
     def step(self, what: str, worker: int, detail: float | None) -> None:
@@ -247,28 +247,28 @@ class World:
                 metrics.protocol(Protocol.IMAP).session_seconds[True].observe(detail)
             case "report":
                 report = metrics.snapshot()
-                self.mail.append((worker, report))
+                self.undelivered.append((worker, report))
                 self.totals.update(worker, report)
-            case "deliver late" if self.mail:
-                self.totals.update(*self.mail[worker % len(self.mail)])
+            case "deliver late" if self.undelivered:
+                self.totals.update(*self.undelivered[worker % len(self.undelivered)])
             case "restart":
-                if detail:  # else it was killed, and nobody has noticed before the next one speaks
+                if detail:  # else it was killed, which is detected only with the next snapshot
                     self.totals.update(worker, metrics.snapshot())
-                self.meters[worker] = self._born()
+                self.meters[worker] = self._new_worker()
             case "retire":
                 self.totals.retire(worker)
-                self.meters[worker] = self._born()
+                self.meters[worker] = self._new_worker()
 
-    def look(self) -> None:
+    def check_page(self) -> None:
         page = self.totals.page(OWN)
-        for family, series in self.shown.items():
+        for family, series in self.totals_shown.items():
             if family.type is not c.MetricType.GAUGE:
                 for labels, before in series.items():
-                    assert has_not_fallen(before, page[family][labels]), (family.name, labels)
-        self.shown = page
+                    assert never_decreases(before, page[family][labels]), (family.name, labels)
+        self.totals_shown = page
 
 
-def has_not_fallen(before: float | HistogramValue, now: float | HistogramValue) -> bool:
+def never_decreases(before: float | HistogramValue, now: float | HistogramValue) -> bool:
     if isinstance(before, HistogramValue) and isinstance(now, HistogramValue):
         return now.sum >= before.sum and all(b >= a for a, b in zip(before.counts, now.counts, strict=True))
     assert not isinstance(before, HistogramValue)
@@ -279,10 +279,10 @@ def has_not_fallen(before: float | HistogramValue, now: float | HistogramValue) 
 @settings(max_examples=examples(200), deadline=None)
 @given(st.lists(STEP, max_size=40))
 def test_counters_never_decrease(steps: list[tuple[str, int, float | None]]) -> None:
-    world = World()
+    simulation = WorkerSimulation()
     for step in steps:
-        world.step(*step)
-        world.look()
+        simulation.step(*step)
+        simulation.check_page()
 
 
 @settings(max_examples=examples(100), deadline=None)
@@ -290,7 +290,7 @@ def test_counters_never_decrease(steps: list[tuple[str, int, float | None]]) -> 
     st.lists(st.floats(0, 1e9, allow_nan=False), min_size=1, max_size=8), st.randoms(use_true_random=False)
 )
 def test_sums_do_not_depend_on_the_order_of_exits(spans: list[float], chance: object) -> None:
-    def shown(order: list[int]) -> object:
+    def totals_shown(order: list[int]) -> object:
         totals = Aggregator()
         for worker, span in enumerate(spans):
             metrics = WorkerMetrics()
@@ -302,4 +302,4 @@ def test_sums_do_not_depend_on_the_order_of_exits(spans: list[float], chance: ob
 
     order = list(range(len(spans)))
     chance.shuffle(order)  # type: ignore[attr-defined]
-    assert shown(order) == shown([]) == shown(sorted(order))
+    assert totals_shown(order) == totals_shown([]) == totals_shown(sorted(order))

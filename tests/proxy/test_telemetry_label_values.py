@@ -23,7 +23,7 @@ from mailproxy.telemetry.definitions import ALL_METRICS, LIMIT_MODE
 from mailproxy_config import model
 from mailproxy_config.model import Protocol
 from support.tls_authority import Authority
-from support.tls_peers import client_of, shaken, tls_of
+from support.tls_peers import client_context, connect_once, server_tls
 
 SOURCES = Path(__file__).parents[2] / "proxy"
 DEFINITIONS = {"enums.py"}
@@ -39,13 +39,19 @@ def enumerations() -> list[type[Enum]]:
     sets = {label.values for family in ALL_METRICS for label in family.labels if label.values is not None}
     sets.remove((LIMIT_MODE,))
     known = [
-        one
+        enumeration_class
         for module in (enums, model)
-        for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, Enum) and one.__module__ == module.__name__
+        for enumeration_class in vars(module).values()
+        if isinstance(enumeration_class, type)
+        and issubclass(enumeration_class, Enum)
+        and enumeration_class.__module__ == module.__name__
     ]
-    found = [one for one in known if tuple(str(member.value) for member in one) in sets]
-    assert {tuple(str(member.value) for member in one) for one in found} == sets
+    found = [
+        enumeration_class
+        for enumeration_class in known
+        if tuple(str(member.value) for member in enumeration_class) in sets
+    ]
+    assert {tuple(str(member.value) for member in enumeration_class) for enumeration_class in found} == sets
     return found
 
 
@@ -76,10 +82,16 @@ def named() -> set[tuple[str, str]]:
 
 
 def unnamed(enumeration: type[Enum], named: set[tuple[str, str]]) -> Iterator[str]:
-    return (str(one.value) for one in enumeration if (enumeration.__name__, one.name) not in named)
+    return (
+        str(enumeration_class.value)
+        for enumeration_class in enumeration
+        if (enumeration.__name__, enumeration_class.name) not in named
+    )
 
 
-@pytest.mark.parametrize("enumeration", enumerations(), ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "enumeration", enumerations(), ids=lambda enumeration_class: enumeration_class.__name__
+)
 def test_every_value_of_a_label_can_be_set(enumeration: type[Enum], named: set[tuple[str, str]]) -> None:
     if enumeration not in FROM_ELSEWHERE:
         assert list(unnamed(enumeration, named)) == []
@@ -100,11 +112,16 @@ def test_every_protocol_can_be_configured() -> None:
     assert set(PROTOCOLS) == set(Protocol)
 
 
-@pytest.mark.parametrize("version", [one for one in TlsVersion if one is not TlsVersion.OTHER])
+@pytest.mark.parametrize(
+    "version",
+    [enumeration_class for enumeration_class in TlsVersion if enumeration_class is not TlsVersion.OTHER],
+)
 def test_tls_versions_have_the_names_of_openssl(version: TlsVersion, tmp_path: Path) -> None:
-    tls = tls_of(Authority(tmp_path).issue(), ssl_protocols=(version.value,), ssl_ciphers="ALL:@SECLEVEL=0")
-    client = client_of()
+    tls = server_tls(
+        Authority(tmp_path).issue(), ssl_protocols=(version.value,), ssl_ciphers="ALL:@SECLEVEL=0"
+    )
+    client = client_context()
     client.set_ciphers("ALL:@SECLEVEL=0")
     client.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    info, _ = shaken(tls, client)
+    info, _ = connect_once(tls, client)
     assert info.version == version.value

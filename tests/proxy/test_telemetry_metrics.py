@@ -271,7 +271,7 @@ def test_flush_leaves_no_pending_durations() -> None:
     for cell in cells:
         cell.observe(0.5)
     metrics.flush()
-    assert [(cell.sum, sum(cell.counts), cell._pending) for cell in cells] == [(0.5, 1, [])] * len(cells)
+    assert [(cell.sum, sum(cell.counts), cell.pending) for cell in cells] == [(0.5, 1, [])] * len(cells)
 
 
 def test_from_start_series_exist_with_0() -> None:
@@ -319,7 +319,7 @@ def test_removed_server_loses_only_its_series() -> None:
     metrics.set_certificates("a", [1.0])
     metrics.set_certificates("b", [2.0])
     metrics.keep_servers(["a"])
-    gone.active.value -= 1  # its sessions end later, and must be able to
+    gone.active.value -= 1  # its sessions end later, and still count
     kept.accepted.value += 1
     servers = {labels[0] for name, labels in series(metrics) if BY_NAME[name].label_names[:1] == ("server",)}
     assert servers == {"a"}

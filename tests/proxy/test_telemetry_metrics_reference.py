@@ -14,7 +14,7 @@ from mailproxy.telemetry.metrics_reference import reference
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 
-def test_the_page_is_fresh() -> None:
+def test_metrics_page_is_up_to_date() -> None:
     hint = "run: python -m mailproxy.telemetry.metrics_reference > docs/reference/metrics.md"
     assert PAGE.read_text() == reference(), hint
 
@@ -24,7 +24,7 @@ def test_every_metric_has_its_section() -> None:
     assert sections == [f"## `{family.name}`" for family in ALL_METRICS]
 
 
-def test_the_module_prints_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_module_prints_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(
         str(Path(__file__).parents[2] / "proxy/mailproxy/telemetry/metrics_reference.py"), run_name="__main__"
     )

@@ -14,7 +14,7 @@ from mailproxy.telemetry.definitions import BY_NAME
 
 def test_process_stats_are_of_this_process() -> None:
     before = process_stats.process_stats()
-    ballast = mmap.mmap(-1, 32 << 20)  # straight from the kernel: the heap may have as much lying about
+    ballast = mmap.mmap(-1, 32 << 20)  # from the kernel, because the heap may have as much free memory
     ballast.write(bytes(len(ballast)))
     with Path("/proc/self/stat").open() as one, Path("/proc/self/stat").open() as two:
         after = process_stats.process_stats()
@@ -32,7 +32,7 @@ def test_process_stats_are_defined_metrics() -> None:
 
 
 def test_without_proc_the_other_values_are_returned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(process_stats, "_STATM", tmp_path / "statm")
+    monkeypatch.setattr(process_stats, "STATM", tmp_path / "statm")
     assert process_stats.process_stats().keys() == {"process_cpu_seconds_total", "process_max_fds"}
 
 
@@ -45,5 +45,5 @@ def test_descriptors_are_listed_where_the_kernel_does_not_count_them(
 
     for name in "012":
         (tmp_path / name).touch()
-    monkeypatch.setattr(process_stats, "_FDS", Uncounted(tmp_path))
+    monkeypatch.setattr(process_stats, "FDS", Uncounted(tmp_path))
     assert process_stats.process_stats()["process_open_fds"] == 3

@@ -140,7 +140,7 @@ def test_registry_detects_duplicate_names() -> None:
 
 
 @pytest.mark.parametrize(("servers", "bound"), [(4, 1390), (8, 1566), (32, 2622)])
-def test_the_number_of_series_is_bounded(servers: int, bound: int) -> None:
+def test_number_of_series_is_limited(servers: int, bound: int) -> None:
     lines = expose(full_page(servers)).body.decode().splitlines()
     assert sum(not line.startswith("#") for line in lines) < bound
 

@@ -103,15 +103,15 @@ def test_new_timeout_replaces_the_old_one(
 
 
 def test_timeout_can_be_cancelled(clock: Clock, timers: Timeouts) -> None:
-    kept, gone = Waiting(clock), Waiting(clock)
-    timers.queue(10.0).arm(gone)
+    kept, cancelled = Waiting(clock), Waiting(clock)
+    timers.queue(10.0).arm(cancelled)
     timers.queue(10.0).arm(kept)
-    assert timers.waiting() == [gone, kept]
-    timers.disarm(gone)
-    timers.disarm(gone)
+    assert timers.waiting() == [cancelled, kept]
+    timers.disarm(cancelled)
+    timers.disarm(cancelled)
     assert timers.waiting() == [kept]
     clock.pass_to(10.0)
-    assert (gone.expired_at, kept.expired_at) == ([], [10.0])
+    assert (cancelled.expired_at, kept.expired_at) == ([], [10.0])
 
 
 def test_timeout_can_be_started_again_when_it_expires(clock: Clock, timers: Timeouts) -> None:
@@ -208,29 +208,29 @@ class Walked(dict[Any, float]):
 def test_expiry_takes_linear_time_after_deletions(clock: Clock, timers: Timeouts, moments: int) -> None:
     queue = timers.queue(60.0)
     queue.waiting = walked = Walked()
-    everybody = [Waiting(clock) for _ in range(10_000)]
-    step = len(everybody) // moments
-    for number, one in enumerate(everybody):
+    items = [Waiting(clock) for _ in range(10_000)]
+    step = len(items) // moments
+    for number, item in enumerate(items):
         clock.epoll.now = 1000.0 + number // step / 1000
-        queue.arm(one)
+        queue.arm(item)
     for moment in range(moments):
         clock.moment = 1060.0 + moment / 1000
         queue.expire()
-    assert all(one.expired_at for one in everybody)
+    assert all(item.expired_at for item in items)
     assert walked.walks < 100
 
 
 def test_timeout_restarted_during_expiry_keeps_the_new_deadline(clock: Clock, timers: Timeouts) -> None:
     queue = timers.queue(10.0)
     waiting = [Waiting(clock) for _ in range(300)]
-    for number, one in enumerate(waiting):
+    for number, item in enumerate(waiting):
         clock.epoll.now = 1000.0 + number / 1000
-        queue.arm(one)
+        queue.arm(item)
     clock.pass_to(10.0)  # the first are looked at
     clock.epoll.now = 1010.0
     queue.arm(waiting[5])
     timers.disarm(waiting[6])
     clock.pass_to(15.0)
-    assert [number for number, one in enumerate(waiting) if not one.expired_at] == [5, 6]
+    assert [number for number, item in enumerate(waiting) if not item.expired_at] == [5, 6]
     clock.pass_to(20.0)
     assert (waiting[5].expired_at, waiting[6].expired_at) == ([20.0], [])

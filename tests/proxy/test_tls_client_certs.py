@@ -18,7 +18,7 @@ from mailproxy.tls.context import ServerTls
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import SessionCache, VerifyClient
 from support.tls_authority import DAY, NOW, SERVER_ONLY, Authority, Issued
-from support.tls_peers import client_of, serving, shaken, tls_of
+from support.tls_peers import client_context, connect_once, serve_tls, server_tls
 
 EVERY_MODE = [VerifyClient.REQUIRED, VerifyClient.OPTIONAL, VerifyClient.OPTIONAL_NO_CA]
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -33,7 +33,7 @@ def verifying(
     authority: Authority, mode: VerifyClient = VerifyClient.OPTIONAL, **directives: Any
 ) -> ServerTls:
     named: dict[str, Any] = {"ssl_client_certificate": authority.file, **directives}
-    return tls_of(authority.issue(), ssl_verify_client=mode, **named)
+    return server_tls(authority.issue(), ssl_verify_client=mode, **named)
 
 
 def named(directive: str, path: str) -> dict[str, Any]:
@@ -41,9 +41,9 @@ def named(directive: str, path: str) -> dict[str, Any]:
 
 
 def verified(tls: ServerTls, certificate: Issued | None, version: ssl.TLSVersion = VERSIONS[1]) -> TlsInfo:
-    context = client_of(certificate=certificate)
+    context = client_context(certificate=certificate)
     context.minimum_version = context.maximum_version = version
-    return shaken(tls, context)[0]
+    return connect_once(tls, context)[0]
 
 
 def self_signed(authority: Authority) -> Issued:
@@ -128,13 +128,13 @@ def test_handshake_with_bad_certificate_completes_with_verify_code(
 
 
 def test_verify_client_off_requests_no_certificate(authority: Authority) -> None:
-    tls = tls_of(authority.issue(), ssl_client_certificate="/nonexistent")
+    tls = server_tls(authority.issue(), ssl_client_certificate="/nonexistent")
     info = verified(tls, authority.issue("CN=alice"))
     assert info.certificate is None
 
 
 def test_optional_no_ca_needs_no_ca_file(authority: Authority) -> None:
-    tls = tls_of(authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
+    tls = server_tls(authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
     info = verified(tls, authority.issue("CN=alice"))
     assert (info.verify_code, info.verify_is_tolerable) == (21, True)
 
@@ -142,7 +142,7 @@ def test_optional_no_ca_needs_no_ca_file(authority: Authority) -> None:
 @pytest.mark.parametrize("mode", [VerifyClient.REQUIRED, VerifyClient.OPTIONAL])
 def test_required_and_optional_need_ca_file(authority: Authority, mode: VerifyClient) -> None:
     with pytest.raises(ConfigError) as caught:
-        tls_of(authority.issue(), ssl_verify_client=mode)
+        server_tls(authority.issue(), ssl_verify_client=mode)
     assert str(caught.value) == (
         "servers[imap].ssl_verify_client: "
         "no ssl_client_certificate or ssl_trusted_certificate for ssl_verify_client"
@@ -161,7 +161,7 @@ def test_chain_above_verify_depth_is_bad(authority: Authority, depth: int, code:
 
 def test_revoked_certificate_is_bad_and_others_are_not(authority: Authority) -> None:
     revoked, other = authority.issue("CN=gone"), authority.issue("CN=alice")
-    tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA, ssl_crl=authority.revocations(revoked))
+    tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA, ssl_crl=authority.revocation_list(revoked))
     assert verified(tls, revoked).verify_code == 23
     assert verified(tls, other).verify_code == 0
 
@@ -171,17 +171,17 @@ def test_crl_is_required_for_whole_chain(authority: Authority) -> None:
     issued = middle.issue("CN=alice")
     chain = Path(issued.files.certificate)
     chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
-    tls = verifying(authority, ssl_verify_depth=3, ssl_crl=middle.revocations())
+    tls = verifying(authority, ssl_verify_depth=3, ssl_crl=middle.revocation_list())
     assert verified(tls, issued).verify_code == 3
     both = middle.write(
-        "crls", Path(middle.revocations()).read_bytes() + Path(authority.revocations()).read_bytes()
+        "crls", Path(middle.revocation_list()).read_bytes() + Path(authority.revocation_list()).read_bytes()
     )
     assert verified(verifying(authority, ssl_verify_depth=3, ssl_crl=both), issued).verify_code == 0
 
 
 def test_certificates_in_crl_file_are_not_trusted(authority: Authority) -> None:
     other = Authority(authority.folder, "CN=Another CA")
-    mixed = Path(other.revocations()).read_bytes() + Path(other.file).read_bytes()
+    mixed = Path(other.revocation_list()).read_bytes() + Path(other.file).read_bytes()
     tls = verifying(authority, ssl_crl=authority.write("mixed", mixed))
     assert verified(tls, other.issue("CN=mallory")).verify_code != 0
 
@@ -229,10 +229,10 @@ def test_resumed_session_has_certificate(
     authority: Authority, version: ssl.TLSVersion, directives: dict[str, Any], resumed: bool
 ) -> None:
     tls = verifying(authority, VerifyClient.REQUIRED, **directives)
-    context = client_of(certificate=authority.issue("CN=alice"))
+    context = client_context(certificate=authority.issue("CN=alice"))
     context.minimum_version = context.maximum_version = version
-    first, session = shaken(tls, context)
-    again, _ = shaken(tls, context, session=session)
+    first, session = connect_once(tls, context)
+    again, _ = connect_once(tls, context, session=session)
     assert (first.resumed, again.resumed) == (False, resumed)
     assert again.certificate == first.certificate
     assert again.verify_code == 0
@@ -241,10 +241,10 @@ def test_resumed_session_has_certificate(
 @pytest.mark.parametrize("version", VERSIONS)
 def test_resumed_session_keeps_tolerated_verify_code(authority: Authority, version: ssl.TLSVersion) -> None:
     tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA)
-    context = client_of(certificate=authority.self_signed())
+    context = client_context(certificate=authority.self_signed())
     context.minimum_version = context.maximum_version = version
-    first, session = shaken(tls, context)
-    again, _ = shaken(tls, context, session=session)
+    first, session = connect_once(tls, context)
+    again, _ = connect_once(tls, context, session=session)
     assert again.resumed
     assert (
         (again.verify_code, again.verify_error)
@@ -261,40 +261,42 @@ def test_bad_certificate_is_never_resumed_as_valid(authority: Authority, version
     cached: dict[str, Any] = {"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}
     for directives in ({}, cached):
         tls = verifying(authority, **directives)
-        context = client_of(certificate=authority.issue("CN=late", expires=NOW - DAY))
+        context = client_context(certificate=authority.issue("CN=late", expires=NOW - DAY))
         context.minimum_version = context.maximum_version = version
-        _, session = shaken(tls, context)
-        again, _ = shaken(tls, context, session=session)
+        _, session = connect_once(tls, context)
+        again, _ = connect_once(tls, context, session=session)
         assert again.verify_code == 10
-        assert again.resumed is not bool(directives)  # out of the cache it was taken; a ticket remembers
+        assert again.resumed is not bool(
+            directives
+        )  # the cache entry was removed; a ticket still contains it
 
 
 def test_session_is_not_resumed_after_rules_change(authority: Authority) -> None:
-    alice, ours = authority.issue("CN=alice"), authority.issue()
+    alice, server_certificate = authority.issue("CN=alice"), authority.issue()
     common: dict[str, Any] = {
         "ssl_verify_client": VerifyClient.OPTIONAL,
         "ssl_client_certificate": authority.file,
     }
-    before = tls_of(ours, ssl_crl=authority.revocations(), **common)
-    after = tls_of(ours, ssl_crl=authority.revocations(alice), **common)
-    context = client_of(certificate=alice)
-    info, session = shaken(before, context)
+    before = server_tls(server_certificate, ssl_crl=authority.revocation_list(), **common)
+    after = server_tls(server_certificate, ssl_crl=authority.revocation_list(alice), **common)
+    context = client_context(certificate=alice)
+    info, session = connect_once(before, context)
     assert info.verify_code == 0
-    again, _ = shaken(after, context, session=session)
+    again, _ = connect_once(after, context, session=session)
     assert (again.resumed, again.verify_code) == (False, 23)
 
 
-# -- what the client is told
+# -- bytes sent to the client
 
 
 def test_only_ssl_client_certificate_names_are_sent(authority: Authority) -> None:
     other = Authority(authority.folder, "CN=Quiet CA")
     tls = verifying(authority, ssl_trusted_certificate=other.file)
     assert verified(tls, other.issue("CN=bob")).verify_code == 0
-    with serving(tls) as port:
-        said = s_client(port)
-    assert "CN = Test CA" in said
-    names = said.partition("Acceptable client certificate CA names")[2].partition("Requested Signature")[0]
+    with serve_tls(tls) as port:
+        output = s_client(port)
+    assert "CN = Test CA" in output
+    names = output.partition("Acceptable client certificate CA names")[2].partition("Requested Signature")[0]
     assert names.split("\n")[1:2] == ["CN = Test CA"]
     assert "Quiet CA" not in names
 
@@ -302,17 +304,19 @@ def test_only_ssl_client_certificate_names_are_sent(authority: Authority) -> Non
 def test_openssl_client_certificate_is_verified(authority: Authority) -> None:
     alice = authority.issue("O=Ex, Inc/CN=alice")
     tls = verifying(authority, VerifyClient.REQUIRED)
-    with serving(tls) as port:
-        said = s_client(port, "-cert", alice.files.certificate, "-key", alice.files.key)
-    assert "verify=0 CN=alice,O=Ex\\, Inc" in said
+    with serve_tls(tls) as port:
+        output = s_client(port, "-cert", alice.files.certificate, "-key", alice.files.key)
+    assert "verify=0 CN=alice,O=Ex\\, Inc" in output
 
 
 def test_server_chain_has_no_client_ca_certificates(authority: Authority) -> None:
     middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
-    tls = tls_of(middle.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_trusted_certificate=middle.file)
-    with serving(tls) as port:
-        said = s_client(port, "-showcerts")
-    assert said.count("BEGIN CERTIFICATE") == 1
+    tls = server_tls(
+        middle.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_trusted_certificate=middle.file
+    )
+    with serve_tls(tls) as port:
+        output = s_client(port, "-showcerts")
+    assert output.count("BEGIN CERTIFICATE") == 1
 
 
 def s_client(port: int, *options: str) -> str:
@@ -330,12 +334,12 @@ def dn_authority(tmp_path: Path) -> Authority:
 
 def description_of(dn_authority: Authority, issued: Issued) -> ClientCertificate:
     """The description of a client's certificate."""
-    tls = tls_of(
+    tls = server_tls(
         dn_authority.issue(),
         ssl_verify_client=VerifyClient.OPTIONAL_NO_CA,
         ssl_client_certificate=dn_authority.file,
     )
-    info, _ = shaken(tls, client_of(certificate=issued))
+    info, _ = connect_once(tls, client_context(certificate=issued))
     assert info.certificate is not None
     return info.certificate
 

@@ -25,7 +25,7 @@ from mailproxy_config.model import (
 )
 from support.configs import server
 from support.tls_authority import Authority
-from support.tls_peers import KEY, TLS_PORT, Pair, client_of, shaken
+from support.tls_peers import KEY, TLS_PORT, TlsPair, client_context, connect_once
 
 OUT_OF_REACH = OpenSslUnavailable("the layout of its ssl objects is not known")
 
@@ -76,9 +76,9 @@ def test_changed_file_builds_new_context(config: ServerConfig, authority: Author
     Path(current.key).write_bytes(Path(renewed.key).read_bytes())
     assert fingerprint(config) != first.fingerprint_of_inputs
     again = build(config, ticket_keys=KEYS, previous=first)
-    context = client_of(authority)
-    pair = Pair(again, context)
-    pair.shake()
+    context = client_context(authority)
+    pair = TlsPair(again, context)
+    pair.handshake()
     assert pair.client.getpeercert()["subject"] == ((("commonName", "renewed"),),)  # type: ignore[index]
     pair.close()
 
@@ -88,10 +88,10 @@ def test_broken_file_keeps_previous_context(config: ServerConfig) -> None:
     Path(config.ssl_certificate[0].key).write_bytes(b"")
     with pytest.raises(ConfigError):
         build(config, ticket_keys=KEYS, previous=first)
-    assert shaken(first, client_of())[0].version == "TLSv1.3"
+    assert connect_once(first, client_context())[0].version == "TLSv1.3"
 
 
-# -- where OpenSSL cannot be reached
+# -- without access to OpenSSL
 
 
 def without_openssl(config: ServerConfig, **directives: Any) -> ServerTls:
@@ -100,17 +100,17 @@ def without_openssl(config: ServerConfig, **directives: Any) -> ServerTls:
 
 def test_without_openssl_basic_tls_works_with_notices(config: ServerConfig, authority: Authority) -> None:
     tls = without_openssl(config, ssl_session_tickets=False, ssl_ecdh_curve="prime256v1")
-    context = client_of(authority)
+    context = client_context(authority)
     context.set_alpn_protocols(["imap"])
-    pair = Pair(tls, context)
-    info = pair.shake()
+    pair = TlsPair(tls, context)
+    info = pair.handshake()
     assert (info.version, info.alpn) == ("TLSv1.3", b"imap")
     pair.client.send(b"a1 NOOP\r\n")
-    assert pair.ours.recv(4) == b"a1 N"
-    assert pair.ours.pending() == 5
-    assert pair.ours.unwrap() is pair.ours
+    assert pair.server.recv(4) == b"a1 N"
+    assert pair.server.pending() == 5
+    assert pair.server.unwrap() is pair.server
     pair.close()
-    assert pair.ours.unwrap() is pair.ours
+    assert pair.server.unwrap() is pair.server
     assert tls.not_after == ()
     (notice,) = tls.notices
     assert notice.reason.startswith("the layout of its ssl objects is not known: sessions are resumed")

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import CertificateFiles, ListenConfig, StartTls
 from support.tls_authority import DAY, NOW, Authority, Issued
-from support.tls_peers import client_of, shaken, tls_of
+from support.tls_peers import client_context, connect_once, server_tls
 
 TLS12 = frozenset({"TLSv1.2"})
 
@@ -25,23 +25,23 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def ours(authority: Authority) -> Issued:
+def server_certificate(authority: Authority) -> Issued:
     return authority.issue()
 
 
 def problem(*pairs: tuple[str, str], **directives: Any) -> str:
     files = tuple(CertificateFiles(certificate=certificate, key=key) for certificate, key in pairs)
     with pytest.raises(ConfigError) as caught:
-        tls_of(ssl_certificate=files, **directives)
+        server_tls(ssl_certificate=files, **directives)
     return str(caught.value)
 
 
-def test_certificate_is_chosen_by_key_type(authority: Authority, ours: Issued) -> None:
-    tls = tls_of(ours, authority.issue(key="rsa"), ssl_protocols=TLS12)
+def test_certificate_is_chosen_by_key_type(authority: Authority, server_certificate: Issued) -> None:
+    tls = server_tls(server_certificate, authority.issue(key="rsa"), ssl_protocols=TLS12)
     for kind in ("ECDSA", "RSA"):
-        context = client_of(authority)
+        context = client_context(authority)
         context.set_ciphers(f"ECDHE-{kind}-AES128-GCM-SHA256")
-        assert shaken(tls, context)[0].cipher == f"ECDHE-{kind}-AES128-GCM-SHA256"
+        assert connect_once(tls, context)[0].cipher == f"ECDHE-{kind}-AES128-GCM-SHA256"
 
 
 def test_chain_is_sent(authority: Authority) -> None:
@@ -49,7 +49,7 @@ def test_chain_is_sent(authority: Authority) -> None:
     issued = middle.issue()
     chain = Path(issued.files.certificate)
     chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
-    assert shaken(tls_of(issued), client_of(authority))[0].version == "TLSv1.3"
+    assert connect_once(server_tls(issued), client_context(authority))[0].version == "TLSv1.3"
 
 
 @pytest.mark.parametrize(
@@ -57,43 +57,45 @@ def test_chain_is_sent(authority: Authority) -> None:
 )
 def test_passphrases_are_tried_in_order(authority: Authority, contents: bytes) -> None:
     issued = authority.issue(passphrase=b"secret")
-    tls = tls_of(issued, ssl_password_file=authority.write("passphrases", contents))
-    assert shaken(tls, client_of(authority))[0].version == "TLSv1.3"
+    tls = server_tls(issued, ssl_password_file=authority.write("passphrases", contents))
+    assert connect_once(tls, client_context(authority))[0].version == "TLSv1.3"
 
 
-def test_unencrypted_key_works_with_password_file(authority: Authority, ours: Issued) -> None:
+def test_unencrypted_key_works_with_password_file(authority: Authority, server_certificate: Issued) -> None:
     path = authority.write("passphrases", b"one\ntwo\n")
     one, two = authority.issue(passphrase=b"one"), authority.issue(key="rsa", passphrase=b"two")
-    assert len(tls_of(ours, one, two, ssl_password_file=path).not_after) == 3
+    assert len(server_tls(server_certificate, one, two, ssl_password_file=path).not_after) == 3
 
 
 def test_wrong_passphrase_is_a_problem(authority: Authority) -> None:
     issued = authority.issue(passphrase=b"secret")
     pair = (issued.files.certificate, issued.files.key)
-    said = problem(pair, ssl_password_file=authority.write("passphrases", b"hunter1\nhunter2\n"))
-    assert said == (
+    output = problem(pair, ssl_password_file=authority.write("passphrases", b"hunter1\nhunter2\n"))
+    assert output == (
         f'servers[imap].ssl_certificate[0]: cannot load certificate key "{issued.files.key}": '
         "no passphrase in ssl_password_file opens it"
     )
     assert problem(pair).endswith("it is encrypted: name a file with its passphrase in ssl_password_file")
 
 
-def test_too_long_passphrase_is_a_problem(authority: Authority, ours: Issued) -> None:
+def test_too_long_passphrase_is_a_problem(authority: Authority, server_certificate: Issued) -> None:
     path = authority.write("passphrases", b"x" * 1025)
-    said = problem((ours.files.certificate, ours.files.key), ssl_password_file=path)
-    assert said == "servers[imap].ssl_password_file: a passphrase has more than 1024 bytes"
+    output = problem(
+        (server_certificate.files.certificate, server_certificate.files.key), ssl_password_file=path
+    )
+    assert output == "servers[imap].ssl_password_file: a passphrase has more than 1024 bytes"
 
 
 def test_all_problems_of_key_pairs_are_reported_together(
-    authority: Authority, ours: Issued, tmp_path: Path
+    authority: Authority, server_certificate: Issued, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.pem"
     bad.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n")
     empty = tmp_path / "empty.pem"
     empty.write_bytes(b"")
     other = authority.issue()
-    certificate, key = ours.files.certificate, ours.files.key
-    said = problem(
+    certificate, key = server_certificate.files.certificate, server_certificate.files.key
+    output = problem(
         (certificate, key),
         (str(bad), key),
         (certificate, str(empty)),
@@ -111,8 +113,8 @@ def test_all_problems_of_key_pairs_are_reported_together(
         'ssl_certificate[4]: cannot read "/nonexistent": No such file or directory',
         f'ssl_certificate[5]: cannot read "{tmp_path}": Is a directory',
     ]
-    assert len(said) == len(beginnings)
-    for line, beginning in zip(said, beginnings, strict=True):
+    assert len(output) == len(beginnings)
+    for line, beginning in zip(output, beginnings, strict=True):
         assert line.startswith(f"servers[imap].{beginning}")
 
 
@@ -136,11 +138,13 @@ def test_missing_ssl_certificate_is_a_problem(directives: dict[str, Any], mode: 
         NOW + 30 * DAY,
         NOW - DAY,
         dt.datetime(2051, 3, 4, 5, 6, 7, tzinfo=dt.UTC),
-        dt.datetime(9999, 12, 30, 23, 59, 59, tzinfo=dt.UTC),  # RFC 5280 section 4.1.2.5: no end, nearly
+        dt.datetime(
+            9999, 12, 30, 23, 59, 59, tzinfo=dt.UTC
+        ),  # RFC 5280 section 4.1.2.5: no defined expiration
     ],
 )
 def test_not_after_of_each_certificate(authority: Authority, expires: dt.datetime) -> None:
-    tls = tls_of(authority.issue(expires=expires), authority.issue(key="rsa", expires=expires + DAY))
+    tls = server_tls(authority.issue(expires=expires), authority.issue(key="rsa", expires=expires + DAY))
     assert tls.not_after == (expires.timestamp(), (expires + DAY).timestamp())
 
 
@@ -166,7 +170,7 @@ def test_certificate_with_odd_date_loads_with_or_without_expiry(
     assert der.count(b"20510304050607Z") == 1
     odd = der.replace(b"20510304050607Z", written)
     Path(issued.files.certificate).write_text(ssl.DER_cert_to_PEM_cert(odd))
-    (found,) = tls_of(issued).not_after
+    (found,) = server_tls(issued).not_after
     if written.startswith(b"0000"):
         assert found is None or found < -62135596800.0  # depends on the version of OpenSSL
     else:

@@ -13,7 +13,7 @@ import pytest
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.errors import ConfigError
 from support.tls_authority import Authority, Issued
-from support.tls_peers import Pair, client_of, serving, shaken, tls_of
+from support.tls_peers import TlsPair, client_context, connect_once, serve_tls, server_tls
 
 TLS12: dict[str, Any] = {"ssl_protocols": frozenset({"TLSv1.2"})}
 
@@ -24,7 +24,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def ours(authority: Authority) -> Issued:
+def server_certificate(authority: Authority) -> Issued:
     return authority.issue()
 
 
@@ -35,13 +35,13 @@ def rsa(authority: Authority) -> Issued:
 
 def problem(*issued: Issued, **directives: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        tls_of(*issued, **directives)
+        server_tls(*issued, **directives)
     return str(caught.value)
 
 
 def s_client_output(tls: ServerTls, *options: str) -> str:
     """The output of ``openssl s_client``, also after a failure."""
-    with serving(tls) as port:
+    with serve_tls(tls) as port:
         command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
         done = subprocess.run(command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False)
     return (done.stdout + done.stderr).decode()
@@ -52,38 +52,40 @@ OLD_CLIENT = ["-cipher", "ALL:@SECLEVEL=0"]
 
 
 @pytest.mark.parametrize(
-    ("protocols", "spoken"),
+    ("protocols", "versions"),
     [
         ({"TLSv1.2", "TLSv1.3"}, {"TLSv1.2", "TLSv1.3"}),
         ({"TLSv1.3"}, {"TLSv1.3"}),
         ({"TLSv1.2"}, {"TLSv1.2"}),
         ({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}, {"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}),
-        ({"TLSv1", "TLSv1.2"}, {"TLSv1", "TLSv1.2"}),  # one left out in the middle
+        ({"TLSv1", "TLSv1.2"}, {"TLSv1", "TLSv1.2"}),  # without one in the middle
         ({"SSLv2", "TLSv1.2"}, {"TLSv1.2"}),
     ],
 )
-def test_ssl_protocols_selects_versions(ours: Issued, protocols: set[str], spoken: set[str]) -> None:
-    tls = tls_of(ours, ssl_protocols=frozenset(protocols), **OLD)
+def test_ssl_protocols_selects_versions(
+    server_certificate: Issued, protocols: set[str], versions: set[str]
+) -> None:
+    tls = server_tls(server_certificate, ssl_protocols=frozenset(protocols), **OLD)
     options = {"TLSv1": "-tls1", "TLSv1.1": "-tls1_1", "TLSv1.2": "-tls1_2", "TLSv1.3": "-tls1_3"}
-    heard = {
+    negotiated = {
         version
         for version, option in options.items()
         if f"{version} resumed=" in s_client_output(tls, option, *OLD_CLIENT)
     }
-    assert heard == spoken
+    assert negotiated == versions
 
 
-def test_unsupported_protocol_is_a_notice(ours: Issued) -> None:
-    (notice,) = tls_of(ours, ssl_protocols=frozenset({"SSLv2", "TLSv1.3"})).notices
+def test_unsupported_protocol_is_a_notice(server_certificate: Issued) -> None:
+    (notice,) = server_tls(server_certificate, ssl_protocols=frozenset({"SSLv2", "TLSv1.3"})).notices
     assert str(notice) == f"servers[imap].ssl_protocols: {ssl.OPENSSL_VERSION} has no SSLv2: ignored"
 
 
-def test_no_supported_protocol_is_a_problem(ours: Issued) -> None:
-    assert "has none of SSLv2" in problem(ours, ssl_protocols=frozenset({"SSLv2"}))
+def test_no_supported_protocol_is_a_problem(server_certificate: Issued) -> None:
+    assert "has none of SSLv2" in problem(server_certificate, ssl_protocols=frozenset({"SSLv2"}))
 
 
-def test_invalid_ciphers_are_a_problem(ours: Issued) -> None:
-    assert problem(ours, ssl_ciphers="nonsense").startswith(
+def test_invalid_ciphers_are_a_problem(server_certificate: Issued) -> None:
+    assert problem(server_certificate, ssl_ciphers="nonsense").startswith(
         'servers[imap].ssl_ciphers: SSL_CTX_set_cipher_list("nonsense") failed: '
     )
 
@@ -91,12 +93,12 @@ def test_invalid_ciphers_are_a_problem(ours: Issued) -> None:
 @pytest.mark.parametrize(
     ("prefer", "chosen"), [(True, "ECDHE-ECDSA-AES256-GCM-SHA384"), (False, "ECDHE-ECDSA-AES128-GCM-SHA256")]
 )
-def test_ssl_prefer_server_ciphers_sets_order(ours: Issued, prefer: bool, chosen: str) -> None:
+def test_ssl_prefer_server_ciphers_sets_order(server_certificate: Issued, prefer: bool, chosen: str) -> None:
     ciphers = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-AES128-GCM-SHA256"
-    tls = tls_of(ours, ssl_ciphers=ciphers, ssl_prefer_server_ciphers=prefer, **TLS12)
-    context = client_of()
+    tls = server_tls(server_certificate, ssl_ciphers=ciphers, ssl_prefer_server_ciphers=prefer, **TLS12)
+    context = client_context()
     context.set_ciphers(":".join(reversed(ciphers.split(":"))))
-    assert shaken(tls, context)[0].cipher == chosen
+    assert connect_once(tls, context)[0].cipher == chosen
 
 
 @pytest.mark.parametrize(
@@ -108,13 +110,15 @@ def test_ssl_prefer_server_ciphers_sets_order(ours: Issued, prefer: bool, chosen
         ("X25519:prime256v1", "P-384:P-256", "ECDH, prime256v1"),
     ],
 )
-def test_ssl_ecdh_curve_selects_groups(ours: Issued, groups: str, offered: str, chosen: str) -> None:
-    said = s_client_output(tls_of(ours, ssl_ecdh_curve=groups), "-groups", offered)
-    assert f"Server Temp Key: {chosen}" in said
+def test_ssl_ecdh_curve_selects_groups(
+    server_certificate: Issued, groups: str, offered: str, chosen: str
+) -> None:
+    output = s_client_output(server_tls(server_certificate, ssl_ecdh_curve=groups), "-groups", offered)
+    assert f"Server Temp Key: {chosen}" in output
 
 
-def test_unknown_groups_are_a_problem(ours: Issued) -> None:
-    assert problem(ours, ssl_ecdh_curve="X25519:nonsense").startswith(
+def test_unknown_groups_are_a_problem(server_certificate: Issued) -> None:
+    assert problem(server_certificate, ssl_ecdh_curve="X25519:nonsense").startswith(
         'servers[imap].ssl_ecdh_curve: SSL_CTX_set1_curves_list("X25519:nonsense") failed: '
     )
 
@@ -133,61 +137,64 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 def test_dh_ciphers_need_ssl_dhparam(rsa: Issued, tmp_path: Path) -> None:
     parameters = tmp_path / "dh.pem"
     parameters.write_bytes(DH)
-    context = client_of()
+    context = client_context()
     context.set_ciphers("DHE-RSA-AES128-GCM-SHA256")
     ciphers: dict[str, Any] = {"ssl_ciphers": "DHE-RSA-AES128-GCM-SHA256", **TLS12}
-    tls = tls_of(rsa, ssl_dhparam=str(parameters), **ciphers)
-    assert shaken(tls, context)[0].cipher == "DHE-RSA-AES128-GCM-SHA256"
-    assert "handshake failure" in s_client_output(tls_of(rsa, **ciphers), "-tls1_2")
+    tls = server_tls(rsa, ssl_dhparam=str(parameters), **ciphers)
+    assert connect_once(tls, context)[0].cipher == "DHE-RSA-AES128-GCM-SHA256"
+    assert "handshake failure" in s_client_output(server_tls(rsa, **ciphers), "-tls1_2")
 
 
-def test_invalid_dhparam_file_is_a_problem(ours: Issued, tmp_path: Path) -> None:
+def test_invalid_dhparam_file_is_a_problem(server_certificate: Issued, tmp_path: Path) -> None:
     bad = tmp_path / "dh.pem"
     bad.write_bytes(b"nothing")
-    assert problem(ours, ssl_dhparam=str(bad)).startswith(f'servers[imap].ssl_dhparam: cannot load "{bad}": ')
-    assert problem(ours, ssl_dhparam="/nonexistent").endswith(
+    assert problem(server_certificate, ssl_dhparam=str(bad)).startswith(
+        f'servers[imap].ssl_dhparam: cannot load "{bad}": '
+    )
+    assert problem(server_certificate, ssl_dhparam="/nonexistent").endswith(
         'cannot read "/nonexistent": No such file or directory'
     )
 
 
-def test_ssl_conf_command_overrides_directives(ours: Issued) -> None:
+def test_ssl_conf_command_overrides_directives(server_certificate: Issued) -> None:
     commands = (("Ciphersuites", "TLS_AES_128_GCM_SHA256"), ("Protocol", "-TLSv1.2"))
-    tls = tls_of(ours, ssl_conf_command=commands)
-    assert shaken(tls, client_of())[0].cipher == "TLS_AES_128_GCM_SHA256"
+    tls = server_tls(server_certificate, ssl_conf_command=commands)
+    assert connect_once(tls, client_context())[0].cipher == "TLS_AES_128_GCM_SHA256"
     assert "resumed=" not in s_client_output(tls, "-tls1_2")
 
 
-def test_every_failed_ssl_conf_command_is_a_problem(ours: Issued) -> None:
-    said = problem(
-        ours, ssl_conf_command=(("Nonsense", "x"), ("Ciphersuites", "y"), ("Options", "PrioritizeChaCha"))
+def test_every_failed_ssl_conf_command_is_a_problem(server_certificate: Issued) -> None:
+    output = problem(
+        server_certificate,
+        ssl_conf_command=(("Nonsense", "x"), ("Ciphersuites", "y"), ("Options", "PrioritizeChaCha")),
     )
-    first, second = said.split("\n")
+    first, second = output.split("\n")
     assert first.startswith('servers[imap].ssl_conf_command[0]: SSL_CONF_cmd("Nonsense", "x") failed: ')
     assert second.startswith('servers[imap].ssl_conf_command[1]: SSL_CONF_cmd("Ciphersuites", "y") failed: ')
 
 
-def test_unsupported_certificate_compression_is_a_notice(ours: Issued) -> None:
-    tls = tls_of(ours, ssl_certificate_compression=True)
-    told = [str(notice) for notice in tls.notices]
-    assert told == [
+def test_unsupported_certificate_compression_is_a_notice(server_certificate: Issued) -> None:
+    tls = server_tls(server_certificate, ssl_certificate_compression=True)
+    notices = [str(notice) for notice in tls.notices]
+    assert notices == [
         f"servers[imap].ssl_certificate_compression: {ssl.OPENSSL_VERSION} cannot do it: ignored"
     ] or (ssl.OPENSSL_VERSION_INFO >= (3, 2))
-    assert shaken(tls, client_of())[0].version == "TLSv1.3"
+    assert connect_once(tls, client_context())[0].version == "TLSv1.3"
 
 
-def test_renegotiation_is_disabled(ours: Issued) -> None:
-    assert tls_of(ours, **TLS12).params.context.options & ssl.OP_NO_RENEGOTIATION
+def test_renegotiation_is_disabled(server_certificate: Issued) -> None:
+    assert server_tls(server_certificate, **TLS12).params.context.options & ssl.OP_NO_RENEGOTIATION
 
 
-def test_handshake_works_after_failed_build(ours: Issued) -> None:
-    problem(ours, ssl_conf_command=(("Nonsense", "x"),), ssl_ecdh_curve="nonsense")
-    pair = Pair(tls_of(ours), client_of())
-    assert pair.shake().version == "TLSv1.3"
+def test_handshake_works_after_failed_build(server_certificate: Issued) -> None:
+    problem(server_certificate, ssl_conf_command=(("Nonsense", "x"),), ssl_ecdh_curve="nonsense")
+    pair = TlsPair(server_tls(server_certificate), client_context())
+    assert pair.handshake().version == "TLSv1.3"
     pair.close()
 
 
 @pytest.mark.parametrize(
-    ("offered", "heard"),
+    ("offered", "negotiated"),
     [
         ("imap", "alpn=imap"),
         ("h2,imap", "alpn=imap"),
@@ -195,5 +202,5 @@ def test_handshake_works_after_failed_build(ours: Issued) -> None:
         ("pop3", "no application"),
     ],
 )
-def test_openssl_client_alpn(ours: Issued, offered: str, heard: str) -> None:
-    assert heard in s_client_output(tls_of(ours), "-alpn", offered)
+def test_openssl_client_alpn(server_certificate: Issued, offered: str, negotiated: str) -> None:
+    assert negotiated in s_client_output(server_tls(server_certificate), "-alpn", offered)

@@ -20,7 +20,7 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
-from support.world import GRANT, Builder, World, http_response, run, world
+from support.loopback_worker import GRANT, Builder, LoopbackWorker, http_response, loopback_worker, run
 
 FAMILY = "mailproxy_upstream_connect_duration_seconds"
 
@@ -40,25 +40,25 @@ def grant(sock: socket.socket) -> bytes:
     return http_response(f"Auth-Status: OK\r\nAuth-Server: {host}\r\nAuth-Port: {port}\r\n")
 
 
-def connected(w: World, result: str) -> tuple[int, float]:
+def connected(w: LoopbackWorker, result: str) -> tuple[int, float]:
     """Return the number of connects with this result, and their seconds together."""
     found = w.value(FAMILY, "imap", result)
     return (sum(found[1:]), found[0] / 1e9) if found else (0, 0.0)
 
 
-def errors(w: World, stage: str) -> int:
+def errors(w: LoopbackWorker, stage: str) -> int:
     found: int = w.value("mailproxy_upstream_errors_total", "imap", stage)
     return found
 
 
-async def log_in(w: World) -> bytes:
+async def log_in(w: LoopbackWorker) -> bytes:
     """Log in, and return the reply."""
     client = await w.client()
-    await client.line()
-    said = await client.exchange(b"a LOGIN u p\r\n")
+    await client.read_line()
+    reply = await client.exchange(b"a LOGIN u p\r\n")
     client.close()
-    await w.settled()
-    return said
+    await w.wait_for_sessions()
+    return reply
 
 
 INTERNAL_ERROR = b"* BAD internal server error\r\n"
@@ -66,15 +66,15 @@ INTERNAL_ERROR = b"* BAD internal server error\r\n"
 
 def test_connect_duration_excludes_the_wait_for_the_greeting() -> None:
     async def play() -> None:
-        async with world(imap(), http_response(GRANT)) as w:
+        async with loopback_worker(imap(), http_response(GRANT)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a LOGIN alice secret\r\n")
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             await asyncio.sleep(0.5)
             assert await upstream.exchange(b"* OK at last\r\n") == b"a LOGIN {5}\r\n"
             upstream.close()
-            assert await client.line() == INTERNAL_ERROR
+            assert await client.read_line() == INTERNAL_ERROR
             count, seconds = connected(w, "ok")
             assert count == 1
             assert 0.0 < seconds < 0.5
@@ -84,7 +84,7 @@ def test_connect_duration_excludes_the_wait_for_the_greeting() -> None:
 
 def test_upstream_without_greeting_counts_as_connected() -> None:
     async def play() -> None:
-        async with world(imap(timeout=Seconds(0.2)), http_response(GRANT)) as w:
+        async with loopback_worker(imap(timeout=Seconds(0.2)), http_response(GRANT)) as w:
             assert await log_in(w) == INTERNAL_ERROR
             assert (connected(w, "ok")[0], connected(w, "error")[0]) == (1, 0)
             assert (errors(w, "greeting"), errors(w, "connect")) == (1, 0)
@@ -109,7 +109,7 @@ def full() -> Iterator[socket.socket]:
 def test_connect_without_answer_fails_after_timeout() -> None:
     async def play() -> None:
         with full() as listener:
-            async with world(imap(timeout=Seconds(0.2)), grant(listener)) as w:
+            async with loopback_worker(imap(timeout=Seconds(0.2)), grant(listener)) as w:
                 assert await log_in(w) == INTERNAL_ERROR
                 assert (connected(w, "ok")[0], connected(w, "error")[0]) == (0, 1)
                 assert (errors(w, "greeting"), errors(w, "connect")) == (0, 1)
@@ -119,14 +119,14 @@ def test_connect_without_answer_fails_after_timeout() -> None:
 
 def test_upstream_that_resets_at_once_counts_as_connected() -> None:
     async def play() -> None:
-        async with world(imap(), http_response(GRANT)) as w:
+        async with loopback_worker(imap(), http_response(GRANT)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a LOGIN alice secret\r\n")
-            (await w.upstream.next()).reset()
-            assert await client.line() == INTERNAL_ERROR
+            (await w.upstream.accept()).reset()
+            assert await client.read_line() == INTERNAL_ERROR
             client.close()
-            await w.settled()
+            await w.wait_for_sessions()
             assert (connected(w, "ok")[0], connected(w, "error")[0]) == (1, 0)
             assert (errors(w, "greeting"), errors(w, "connect")) == (1, 0)
 
@@ -142,7 +142,7 @@ def _closed(path: Path) -> socket.socket:
 
 def _unix(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.bind(str(path / "upstream"))  # likewise
+    sock.bind(str(path / "upstream"))  # does not listen either
     return sock
 
 
@@ -166,7 +166,7 @@ def test_refused_connect_counts_as_connect_error(
 ) -> None:
     async def play() -> None:
         sock = make(tmp_path)
-        async with world(imap(), grant(sock)) as w:
+        async with loopback_worker(imap(), grant(sock)) as w:
             assert await log_in(w) == INTERNAL_ERROR
             assert (connected(w, "ok")[0], connected(w, "error")[0]) == (0, 1)
             assert (errors(w, "greeting"), errors(w, "connect")) == (0, 1)
@@ -183,16 +183,16 @@ def test_unix_socket_is_connected_at_once(tmp_path: Path) -> None:
             sock.bind(str(tmp_path / "upstream"))
             sock.listen()
             sock.settimeout(20)
-            async with world(imap(), grant(sock)) as w:
+            async with loopback_worker(imap(), grant(sock)) as w:
                 client = await w.client()
-                await client.line()
+                await client.read_line()
                 await client.send(b"a LOGIN alice secret\r\n")
                 near, _ = await asyncio.to_thread(sock.accept)
                 with near:
                     near.settimeout(20)
                     await asyncio.to_thread(near.sendall, b"* OK ready\r\n")
                     assert await asyncio.to_thread(near.recv, 100) == b"a LOGIN {5}\r\n"
-                assert await client.line() == INTERNAL_ERROR
+                assert await client.read_line() == INTERNAL_ERROR
                 assert connected(w, "ok")[0] == 1
 
     run(play)
@@ -200,15 +200,15 @@ def test_unix_socket_is_connected_at_once(tmp_path: Path) -> None:
 
 def test_proxy_header_is_sent_before_the_greeting() -> None:
     async def play() -> None:
-        async with world(imap(proxy_protocol=SendProxyProtocol.V1), http_response(GRANT)) as w:
+        async with loopback_worker(imap(proxy_protocol=SendProxyProtocol.V1), http_response(GRANT)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             await client.send(b"a LOGIN alice secret\r\n")
-            upstream = await w.upstream.next()
-            assert (await upstream.line()).startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
+            upstream = await w.upstream.accept()
+            assert (await upstream.read_line()).startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
             assert await upstream.exchange(b"* OK ready\r\n") == b"a LOGIN {5}\r\n"
             upstream.close()
-            assert await client.line() == INTERNAL_ERROR
+            assert await client.read_line() == INTERNAL_ERROR
             assert connected(w, "ok")[0] == 1
 
     run(play)

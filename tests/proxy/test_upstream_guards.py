@@ -13,8 +13,8 @@ from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
 from support import configs
-from support.driving import drive
-from support.world import GRANT, http_response, run, world
+from support.generator_driver import drive
+from support.loopback_worker import GRANT, http_response, loopback_worker, run
 
 LISTS_XCLIENT = b"250-mx\r\n250-PIPELINING\r\n250-XCLIENT NAME ADDR LOGIN\r\n250 SIZE\r\n"
 PLAIN = b"250-mx\r\n250 SIZE\r\n"
@@ -99,17 +99,17 @@ def test_client_gets_a_temporary_failure() -> None:
         return configs.server(Protocol.SMTP, auth_http=auth, listen=(listen,), xclient=False)
 
     async def play() -> None:
-        async with world(build, http_response(GRANT)) as w:
+        async with loopback_worker(build, http_response(GRANT)) as w:
             client = await w.client()
-            await client.line()
+            await client.read_line()
             assert (await client.exchange(b"EHLO me\r\n")).startswith(b"250-")
-            await client.line()
+            await client.read_line()
             await client.send(b"AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n")
-            upstream = await w.upstream.next()
+            upstream = await w.upstream.accept()
             await upstream.exchange(b"220 mx\r\n")
             await upstream.send(LISTS_XCLIENT)
-            assert await client.line() == b"454 4.7.0 Temporary authentication failure\r\n"
-            assert await client.rest() == b""
+            assert await client.read_line() == b"454 4.7.0 Temporary authentication failure\r\n"
+            assert await client.read_to_eof() == b""
             assert "upstream accepts XCLIENT from this client" in w.read_log()
             assert w.value("mailproxy_upstream_errors_total", "smtp", "hello") == 1
 

@@ -24,7 +24,7 @@ from mailproxy.protocols.upstream_reply import (
 )
 from mailproxy_config.model import ByteCount, Protocol, SendProxyProtocol
 from support import configs
-from support.driving import drive, limits
+from support.generator_driver import drive, limits
 
 TWO_LINES = re.compile(rb"[^\n]*\n[^\n]*\n")
 GREETING = UpstreamStage.GREETING

@@ -29,6 +29,7 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
+from support.loopback_worker import Builder, LoopbackWorker, Peer, http_response, loopback_worker, run
 from support.tls_authority import NOW, Authority, Issued
 from support.upstream_tls import (
     GREETINGS,
@@ -41,7 +42,6 @@ from support.upstream_tls import (
     server_context,
     session,
 )
-from support.world import Builder, Peer, World, http_response, run, world
 
 PROTOCOLS: Final = tuple(Protocol)
 MODES: Final = (ProxySsl.ENABLED, ProxySsl.STARTTLS)
@@ -97,25 +97,25 @@ def grant(upstream: MailServer) -> bytes:
     return http_response(f"Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: {upstream.port}\r\n")
 
 
-async def log_in(w: World, protocol: Protocol) -> tuple[Peer, bytes]:
+async def log_in(w: LoopbackWorker, protocol: Protocol) -> tuple[Peer, bytes]:
     """Log in, and return the client with the last reply."""
     client = await w.client()
-    reply = await client.line()
+    reply = await client.read_line()
     for command in LOGINS[protocol]:
         reply = await client.exchange(command)
         while protocol is Protocol.SMTP and reply[3:4] == b"-":
-            reply = await client.line()
+            reply = await client.read_line()
     return client, reply
 
 
-def failed(w: World, protocol: Protocol) -> dict[UpstreamTlsFailure, int]:
+def failed(w: LoopbackWorker, protocol: Protocol) -> dict[UpstreamTlsFailure, int]:
     """Return the counted failures."""
     name = "mailproxy_upstream_tls_failures_total"
     counts = {each: w.value(name, protocol, each) for each in UpstreamTlsFailure}
     return {each: count for each, count in counts.items() if count}
 
 
-def handshakes(w: World, protocol: Protocol, resumed: str) -> int:
+def handshakes(w: LoopbackWorker, protocol: Protocol, resumed: str) -> int:
     found = w.value("mailproxy_upstream_tls_handshake_seconds", protocol, resumed)
     return sum(found[1:]) if found else 0
 
@@ -131,10 +131,10 @@ def test_password_is_sent_inside_of_tls_only(
     with mail_server(session(protocol, mode), server_context(issued)) as upstream:
 
         async def play() -> None:
-            async with world(proxy(protocol, mode, authority), grant(upstream)) as w:
+            async with loopback_worker(proxy(protocol, mode, authority), grant(upstream)) as w:
                 client, reply = await log_in(w, protocol)
                 assert reply == SUCCESS[protocol]
-                assert await client.rest() == b""
+                assert await client.read_to_eof() == b""
                 assert handshakes(w, protocol, "false") == 1
                 expiry = w.value("mailproxy_upstream_certificate_expiry_timestamp_seconds", protocol)
                 assert expiry == issued.certificate.not_valid_after_utc.timestamp()
@@ -164,13 +164,13 @@ def test_bytes_are_relayed_in_both_directions(
     with mail_server(session(protocol, mode, swap), server_context(issued)) as upstream:
 
         async def play() -> None:
-            async with world(proxy(protocol, mode, authority), grant(upstream)) as w:
+            async with loopback_worker(proxy(protocol, mode, authority), grant(upstream)) as w:
                 client, reply = await log_in(w, protocol)
                 assert reply == SUCCESS[protocol]
-                assert await client.data(len(data)) == data
+                assert await client.read_bytes(len(data)) == data
                 assert await client.exchange(data) == hashlib.sha256(data).hexdigest().encode() + b"\r\n"
-                assert await client.rest() == b""
-                await w.settled()
+                assert await client.read_to_eof() == b""
+                await w.wait_for_sessions()
                 direction = "mailproxy_relayed_bytes_total"
                 assert w.value(direction, protocol, "to_upstream") == len(data)
 
@@ -191,11 +191,11 @@ def test_upstream_gets_the_end_of_the_client_as_close_notify(
     with mail_server(step, server_context(issued)) as upstream:
 
         async def play() -> None:
-            async with world(proxy(protocol, ProxySsl.ENABLED, authority), grant(upstream)) as w:
+            async with loopback_worker(proxy(protocol, ProxySsl.ENABLED, authority), grant(upstream)) as w:
                 client, _ = await log_in(w, protocol)
                 client.writer.write_eof()
-                assert await client.rest() == b""
-                await w.settled()
+                assert await client.read_to_eof() == b""
+                await w.wait_for_sessions()
 
         run(play)
     assert ends == [b""]
@@ -207,14 +207,14 @@ def test_proxy_header_comes_in_clear_before_tls(
     protocol: Protocol, mode: ProxySsl, authority: Authority, issued: Issued
 ) -> None:
     def step(c: Connection) -> None:
-        assert c.line().startswith(b"PROXY TCP4 127.0.0.1 ")
+        assert c.read_line().startswith(b"PROXY TCP4 127.0.0.1 ")
         session(protocol, mode)(c)
 
     with mail_server(step, server_context(issued)) as upstream:
 
         async def play() -> None:
             made = proxy(protocol, mode, authority, proxy_protocol=SendProxyProtocol.V1)
-            async with world(made, grant(upstream)) as w:
+            async with loopback_worker(made, grant(upstream)) as w:
                 _, reply = await log_in(w, protocol)
                 assert reply == SUCCESS[protocol]
 
@@ -231,9 +231,11 @@ def test_starttls_tag_differs_from_the_tag_of_the_client(authority: Authority, i
     with mail_server(step, server_context(issued)) as upstream:
 
         async def play() -> None:
-            async with world(proxy(Protocol.IMAP, ProxySsl.STARTTLS, authority), grant(upstream)) as w:
+            async with loopback_worker(
+                proxy(Protocol.IMAP, ProxySsl.STARTTLS, authority), grant(upstream)
+            ) as w:
                 client = await w.client()
-                await client.line()
+                await client.read_line()
                 assert await client.exchange(b"x1 LOGIN alice correct-horse\r\n") == b"x1 OK logged in\r\n"
 
         run(play)
@@ -246,12 +248,14 @@ def test_capabilities_before_tls_are_forgotten(authority: Authority, issued: Iss
         c.send(b"* OK [CAPABILITY IMAP4rev1 LITERAL+ STARTTLS] ready\r\n")
         c.answer(b"* CAPABILITY IMAP4rev1 LITERAL+\r\nx1 OK\r\n")
         c.start_tls()
-        assert c.line() == b"a LOGIN {5}"
+        assert c.read_line() == b"a LOGIN {5}"
 
     with mail_server(step, server_context(issued)) as upstream:
 
         async def play() -> None:
-            async with world(proxy(Protocol.IMAP, ProxySsl.STARTTLS, authority), grant(upstream)) as w:
+            async with loopback_worker(
+                proxy(Protocol.IMAP, ProxySsl.STARTTLS, authority), grant(upstream)
+            ) as w:
                 await log_in(w, Protocol.IMAP)
 
         run(play)
@@ -262,10 +266,10 @@ def test_replies_to_starttls_may_come_byte_by_byte(authority: Authority, issued:
         c.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in GREETINGS[Protocol.SMTP]:
             c.send(bytes([byte]))
-        c.line()
+        c.read_line()
         for byte in b"250-mail.example\r\n250 STARTTLS\r\n":
             c.send(bytes([byte]))
-        c.line()
+        c.read_line()
         for byte in b"220 go\r\n":
             c.send(bytes([byte]))
         c.start_tls()
@@ -274,7 +278,9 @@ def test_replies_to_starttls_may_come_byte_by_byte(authority: Authority, issued:
     with mail_server(step, server_context(issued)) as upstream:
 
         async def play() -> None:
-            async with world(proxy(Protocol.SMTP, ProxySsl.STARTTLS, authority), grant(upstream)) as w:
+            async with loopback_worker(
+                proxy(Protocol.SMTP, ProxySsl.STARTTLS, authority), grant(upstream)
+            ) as w:
                 assert (await log_in(w, Protocol.SMTP))[1] == SUCCESS[Protocol.SMTP]
 
         run(play)
@@ -289,7 +295,9 @@ def test_address_is_verified_without_a_name(mode: ProxySsl, authority: Authority
     with mail_server(session(Protocol.POP3, mode), server_context(by_address)) as upstream:
 
         async def play() -> None:
-            async with world(proxy(Protocol.POP3, mode, authority, proxy_ssl_name=""), grant(upstream)) as w:
+            async with loopback_worker(
+                proxy(Protocol.POP3, mode, authority, proxy_ssl_name=""), grant(upstream)
+            ) as w:
                 assert (await log_in(w, Protocol.POP3))[1] == SUCCESS[Protocol.POP3]
 
         run(play)
@@ -301,7 +309,7 @@ def test_name_is_not_sent_without_proxy_ssl_server_name(authority: Authority, is
 
         async def play() -> None:
             made = proxy(Protocol.POP3, ProxySsl.ENABLED, authority, proxy_ssl_server_name=False)
-            async with world(made, grant(upstream)) as w:
+            async with loopback_worker(made, grant(upstream)) as w:
                 assert (await log_in(w, Protocol.POP3))[1] == SUCCESS[Protocol.POP3]
 
         run(play)
@@ -316,7 +324,7 @@ def test_nothing_is_verified_with_proxy_ssl_verify_off(authority: Authority, tmp
 
         async def play() -> None:
             made = proxy(Protocol.POP3, ProxySsl.ENABLED, authority, proxy_ssl_verify=False)
-            async with world(made, grant(upstream)) as w:
+            async with loopback_worker(made, grant(upstream)) as w:
                 assert (await log_in(w, Protocol.POP3))[1] == SUCCESS[Protocol.POP3]
 
         run(play)
@@ -332,7 +340,7 @@ def test_unix_socket_needs_a_name(authority: Authority, issued: Issued, tmp_path
         async def play() -> None:
             made = proxy(Protocol.POP3, ProxySsl.ENABLED, authority, proxy_ssl_name="")
             allowed = http_response(f"Auth-Status: OK\r\nAuth-Server: unix:{path}\r\n")
-            async with world(made, allowed) as w:
+            async with loopback_worker(made, allowed) as w:
                 assert (await log_in(w, Protocol.POP3))[1] == INTERNAL_ERROR[Protocol.POP3]
                 assert failed(w, Protocol.POP3) == {UpstreamTlsFailure.NAME: 1}
                 assert "set proxySslName" in w.read_log()
@@ -392,11 +400,11 @@ def login_fails(
     """Log in, expect a failure, and check that no credentials were sent."""
 
     async def play() -> None:
-        async with world(builder, grant(upstream)) as w:
+        async with loopback_worker(builder, grant(upstream)) as w:
             client, reply = await log_in(w, protocol)
             assert reply == INTERNAL_ERROR[protocol]
-            assert await client.rest() == b""
-            await w.settled()
+            assert await client.read_to_eof() == b""
+            await w.wait_for_sessions()
             log = w.read_log()
             assert text in log.replace('\\"', '"')
             assert PASSWORD.decode() not in log
@@ -435,7 +443,7 @@ def test_address_that_the_certificate_lacks_is_named_in_the_log(
 
 @every_mode
 def test_revoked_certificate_is_rejected(mode: ProxySsl, authority: Authority, issued: Issued) -> None:
-    revoked = authority.revocations(issued)
+    revoked = authority.revocation_list(issued)
     with mail_server(refuses_login(Protocol.IMAP, mode), server_context(issued)) as upstream:
         made = proxy(Protocol.IMAP, mode, authority, proxy_ssl_crl=revoked)
         login_fails(made, Protocol.IMAP, upstream, UpstreamTlsFailure.VERIFY, "certificate revoked")
@@ -455,7 +463,7 @@ def test_chain_that_is_too_long_is_rejected(authority: Authority, tmp_path: Path
 
         async def play() -> None:
             deep = proxy(Protocol.IMAP, ProxySsl.ENABLED, authority, proxy_ssl_verify_depth=2)
-            async with world(deep, grant(upstream)) as w:
+            async with loopback_worker(deep, grant(upstream)) as w:
                 assert (await log_in(w, Protocol.IMAP))[1] == SUCCESS[Protocol.IMAP]
 
         run(play)
@@ -467,7 +475,7 @@ def says(*lines: bytes) -> Step:
     def step(c: Connection) -> None:
         for line in lines:
             c.send(line)
-            c.line()
+            c.read_line()
 
     return step
 
@@ -652,14 +660,16 @@ def test_client_that_leaves_in_the_handshake_leaves_nothing(authority: Authority
     with mail_server(step, server_context(issued)) as upstream:
 
         async def play() -> None:
-            async with world(proxy(Protocol.IMAP, ProxySsl.ENABLED, authority), grant(upstream)) as w:
+            async with loopback_worker(
+                proxy(Protocol.IMAP, ProxySsl.ENABLED, authority), grant(upstream)
+            ) as w:
                 client = await w.client()
-                await client.line()
+                await client.read_line()
                 await client.send(LOGINS[Protocol.IMAP][0])
                 while not upstream.received():
                     await asyncio.sleep(0.01)
                 client.reset()
-                await w.settled()
+                await w.wait_for_sessions()
 
         run(play)
 
@@ -686,7 +696,7 @@ def test_client_certificate_is_sent(authority: Authority, issued: Issued) -> Non
                 proxy_ssl_certificate=own.files,
                 proxy_ssl_password_file=authority.write("passphrases", b"wrong\nopensesame\n"),
             )
-            async with world(made, grant(upstream)) as w:
+            async with loopback_worker(made, grant(upstream)) as w:
                 assert (await log_in(w, Protocol.IMAP))[1] == SUCCESS[Protocol.IMAP]
 
         run(play)
@@ -715,12 +725,12 @@ def test_sessions_are_resumed(
     with mail_server(session(protocol, mode), context) as upstream:
 
         async def play() -> None:
-            async with world(proxy(protocol, mode, authority), grant(upstream)) as w:
+            async with loopback_worker(proxy(protocol, mode, authority), grant(upstream)) as w:
                 for _ in range(5):
                     client, reply = await log_in(w, protocol)
                     assert reply == SUCCESS[protocol]
                     client.close()
-                    await w.settled()
+                    await w.wait_for_sessions()
                 assert handshakes(w, protocol, "false") == 1
                 assert handshakes(w, protocol, "true") == 4
 
@@ -734,10 +744,10 @@ def test_sessions_are_not_resumed_with_proxy_ssl_session_reuse_off(
 
         async def play() -> None:
             made = proxy(Protocol.IMAP, ProxySsl.ENABLED, authority, proxy_ssl_session_reuse=False)
-            async with world(made, grant(upstream)) as w:
+            async with loopback_worker(made, grant(upstream)) as w:
                 for _ in range(3):
                     (await log_in(w, Protocol.IMAP))[0].close()
-                    await w.settled()
+                    await w.wait_for_sessions()
                 assert handshakes(w, Protocol.IMAP, "false") == 3
 
         run(play)

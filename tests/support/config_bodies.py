@@ -15,7 +15,7 @@ SECRET_KEY: Final = {"secretKeyRef": {"name": "tls-extras", "key": "some.pem"}}
 
 
 def server(name: Any = "imap", port: Any = 143, **fields: Any) -> Body:
-    """A server with one listener, unless ``listen`` says otherwise."""
+    """Return a server with one listener, or with those in ``listen``."""
     return {"name": name, "listen": [{"port": port}], **fields}
 
 
@@ -30,7 +30,7 @@ def body(*servers: Body, mail: Any = None, **spec: Any) -> Body:
     }
 
 
-# Values of every directive that may stand at both levels, each right in itself.
+# Valid values of every directive that is allowed at both levels.
 LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "serverName": ("mail.example.com", ""),
     "errorLog": ({"level": "debug"}, {"level": "emerg"}, {}),
@@ -132,7 +132,7 @@ LISTENERS: Final[tuple[Body, ...]] = (
     {"soKeepalive": {"idle": "30m", "interval": "75s", "count": 10}},
     {"soKeepalive": {"enabled": False}},
 )
-# What makes any choice of the values above consistent.
+# Fields that make any choice of the values above consistent.
 _NEEDED: Final = {
     "authHttp": "auth.example:9000",
     "sslCertificate": [{"secretName": "mail-tls"}],

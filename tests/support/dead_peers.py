@@ -17,7 +17,7 @@ _RETURN_NOTHING: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
 def stop_acknowledging(sock: Any) -> None:
     """Drop all segments that arrive for this socket from now on, as a firewall without the connection does.
 
-    On a listening socket, connection requests are dropped: whoever connects waits.
+    On a listening socket, connection requests are dropped, so that ``connect`` does not return.
     """
     program = ctypes.create_string_buffer(_RETURN_NOTHING, len(_RETURN_NOTHING))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program)))

@@ -55,19 +55,19 @@ from mailproxy.protocols.types import (
 )
 from support.transcripts import Step, Transcript, escaped, unescaped
 
-_ASIDES: Final = ("note", "deadline", "challenge", "trouble")
-_GONE: Final[dict[str, type[SessionError]]] = {
+_OPTIONAL_EVENTS: Final = ("note", "deadline", "challenge", "trouble")
+_PEER_ERRORS: Final[dict[str, type[SessionError]]] = {
     "closes": PeerClosed,
     "falls silent": PeerTimedOut,
     "shutdown": ShuttingDown,
 }
 
 
-class Differs(AssertionError):
+class TranscriptMismatch(AssertionError):
     """The session differs from the transcript."""
 
 
-class _OutOfSteps(Exception):
+class _TranscriptEnded(Exception):
     """The transcript ends while a peer is expected to send: the test has passed."""
 
 
@@ -84,14 +84,14 @@ class Player:
     transcript: Transcript
     protocol: MailProtocol
     cut: bool = False
-    _asides: dict[str, list[str]] = field(default_factory=dict)
+    _events: dict[str, list[str]] = field(default_factory=dict)
     _sent: bytes = b""
     _incoming: bytes = b""
     _position: int = 0
 
     def __post_init__(self) -> None:
-        self._asides = {name: [] for name in _ASIDES}
-        self._steps = [step for step in self.transcript.steps if not _is_aside(step)]
+        self._events = {name: [] for name in _OPTIONAL_EVENTS}
+        self._steps = [step for step in self.transcript.steps if not _is_optional_event(step)]
 
     def play(self) -> None:
         """Play it from the first line to the last.
@@ -102,13 +102,13 @@ class Player:
         client = self.transcript.client()
         try:
             self._session(client)
-        except _OutOfSteps:
+        except _TranscriptEnded:
             pass
         else:
             self._compare_sent(self._sender)
-        if (step := self._peek()) is not None:
-            self._differ(step, "the end")
-        self._compare_asides()
+        if (step := self._peek_step()) is not None:
+            self._fail(step, "the end")
+        self._compare_optional_events()
 
     # ---- the session, as in `mailproxy.session` ----
 
@@ -126,7 +126,7 @@ class Player:
             return
         if isinstance(result, SessionEnd):
             self._expect_event(f"closed {result.reason}")
-        elif self._peek() is not None:
+        elif self._peek_step() is not None:
             self._upstream(client, result)
 
     def _upstream(self, client: Client, login: UpstreamLogin) -> None:
@@ -141,7 +141,7 @@ class Player:
         except UpstreamError as failure:
             self._compare_sent("P")
             self._sender = "S"
-            self._asides["trouble"].append(
+            self._events["trouble"].append(
                 f"trouble {failure.stage}" + (f" {failure.kind}" if failure.kind else "")
             )
             is_shown = isinstance(failure, UpstreamRefused) and server.proxy_pass_error_message
@@ -162,16 +162,16 @@ class Player:
     # ---- performing effects ----
 
     def _perform(self, generator: ProtocolGenerator[Any]) -> Any:
-        answer: Any = None
+        response: Any = None
         failure: SessionError | None = None
         while True:
             try:
-                effect = generator.send(answer) if failure is None else generator.throw(failure)
+                effect = generator.send(response) if failure is None else generator.throw(failure)
             except StopIteration as finished:
                 return finished.value
-            answer, failure = None, None
+            response, failure = None, None
             try:
-                answer = self._result_of(effect)
+                response = self._result_of(effect)
             except SessionError as thrown:
                 failure = thrown
 
@@ -180,11 +180,11 @@ class Player:
             case sansio.Send(data):
                 self._sent += data
             case sansio.Note(event):
-                self._asides["note"] += [] if isinstance(event, LoginDenied) else [_note_text(event)]
+                self._events["note"] += [] if isinstance(event, LoginDenied) else [_note_text(event)]
             case sansio.SetDeadline(seconds):
-                self._asides["deadline"].append(f"deadline {seconds:g}s")
+                self._events["deadline"].append(f"deadline {seconds:g}s")
             case sansio.MakeChallenge(name):
-                self._asides["challenge"].append("challenge")
+                self._events["challenge"].append("challenge")
                 return f"<1304717.1795355079@{name}>".encode()
             case sansio.Receive(limit):
                 return self._receive(limit)
@@ -204,15 +204,15 @@ class Player:
         assert limit > 0, "a Receive of no bytes"
         if not self._incoming:
             self._compare_sent(self._sender)
-            step = self._next()
+            step = self._next_step()
             if step is None:
-                raise _OutOfSteps
-            if step.text in _GONE and step.side == "=":
-                raise _GONE[step.text]
+                raise _TranscriptEnded
+            if step.text in _PEER_ERRORS and step.side == "=":
+                raise _PEER_ERRORS[step.text]
             if step.side != self._peer:
-                self._differ(step, f"waiting for {self._peer}")
+                self._fail(step, f"waiting for {self._peer}")
             self._incoming = step.data
-            while step.is_joined and (step := self._next()):
+            while step.is_joined and (step := self._next_step()):
                 self._incoming += step.data
         taken = 1 if self.cut else limit
         data, self._incoming = self._incoming[:taken], self._incoming[taken:]
@@ -220,7 +220,7 @@ class Player:
 
     def _receive_early(self, seconds: float, limit: int) -> bytes:
         self._expect_event(f"overhear {seconds:g}s")
-        step = self._peek()
+        step = self._peek_step()
         if step is None or step.side == "S":
             return b""
         data = self._receive(limit)
@@ -229,73 +229,73 @@ class Player:
 
     def _start_tls(self) -> Any:
         self._compare_sent(self._sender)
-        step = self._next()
+        step = self._next_step()
         if step is not None and step.text == "tls failed":
             raise TlsFailed
         if step is None or step.text != "tls" or self._incoming:
-            self._differ(step, "tls")
+            self._fail(step, "tls")
         return self.transcript.tls()
 
     def _authenticate(self, request: AuthRequest) -> Any:
-        answer = self._expect_request(f"authorize {_request_text(request)}")
-        if answer == "unavailable":
+        response = self._expect_request(f"authorize {_request_text(request)}")
+        if response == "unavailable":
             raise AuthUnreachable
-        head, _, text = answer.partition(":" if answer.endswith(":") else ": ")
+        head, _, text = response.partition(":" if response.endswith(":") else ": ")
         parts = iter(head.split(", "))
         return _decision(next(parts), dict(part.split(" ", 1) for part in parts), unescaped(text), request)
 
     # ---- comparing with the transcript ----
 
-    def _peek(self) -> Step | None:
+    def _peek_step(self) -> Step | None:
         return self._steps[self._position] if self._position < len(self._steps) else None
 
-    def _next(self) -> Step | None:
-        step = self._peek()
+    def _next_step(self) -> Step | None:
+        step = self._peek_step()
         self._position += 1
         return step
 
     def _expect_event(self, text: str) -> None:
         """Expect this event as the next step."""
         self._compare_sent(self._sender)
-        step = self._next()
+        step = self._next_step()
         if step is None or step.side != "=" or step.text != text:
-            self._differ(step, f"=  {text}")
+            self._fail(step, f"=  {text}")
 
-    def _expect_request(self, question: str) -> str:
+    def _expect_request(self, request: str) -> str:
         """Expect this request as the next step, and return its response."""
         self._compare_sent(self._sender)
-        step = self._next()
-        asked, _, answer = ("", "", "") if step is None else step.text.partition(" -> ")
-        if asked != question:
-            self._differ(step, f"=  {question}")
-        return answer
+        step = self._next_step()
+        expected_request, _, response = ("", "", "") if step is None else step.text.partition(" -> ")
+        if expected_request != request:
+            self._fail(step, f"=  {request}")
+        return response
 
     def _compare_sent(self, side: str) -> None:
         """Compare all bytes that were sent with the next steps of this side."""
         expected = b""
-        first = self._peek()
-        while (step := self._peek()) is not None and step.side == side:
+        first = self._peek_step()
+        while (step := self._peek_step()) is not None and step.side == side:
             expected += step.data
             self._position += 1
         sent, self._sent = self._sent, b""
         if sent != expected:
-            self._differ(first, f"{side}  {sent!r} instead of {expected!r}")
+            self._fail(first, f"{side}  {sent!r} instead of {expected!r}")
 
-    def _compare_asides(self) -> None:
-        for name in _ASIDES:
-            expected = [step.text for step in self.transcript.steps if _is_aside(step, name)]
-            if expected and expected != self._asides[name]:
-                message = f"{self.transcript.name}: {self._asides[name]} instead of {expected}"
-                raise Differs(message)
+    def _compare_optional_events(self) -> None:
+        for name in _OPTIONAL_EVENTS:
+            expected = [step.text for step in self.transcript.steps if _is_optional_event(step, name)]
+            if expected and expected != self._events[name]:
+                message = f"{self.transcript.name}: {self._events[name]} instead of {expected}"
+                raise TranscriptMismatch(message)
 
-    def _differ(self, step: Step | None, happened: str) -> NoReturn:
+    def _fail(self, step: Step | None, actual: str) -> NoReturn:
         here = step.line if step else len(self.transcript.steps) + 999
-        lines = [*map(str, (one for one in self.transcript.steps if one.line <= here)), f"  ->  {happened}"]
-        raise Differs("\n".join([self.transcript.name, *lines]))
+        lines = [*map(str, (step for step in self.transcript.steps if step.line <= here)), f"  ->  {actual}"]
+        raise TranscriptMismatch("\n".join([self.transcript.name, *lines]))
 
 
-def _is_aside(step: Step, *names: str) -> bool:
-    return step.side == "=" and step.text.split()[0] in (names or _ASIDES)
+def _is_optional_event(step: Step, *names: str) -> bool:
+    return step.side == "=" and step.text.split()[0] in (names or _OPTIONAL_EVENTS)
 
 
 def _note_text(event: ProtocolViolation | LoginRefused | LogNote) -> str:
@@ -330,7 +330,7 @@ def _request_text(request: AuthRequest) -> str:
     return " ".join(words)
 
 
-def _word(text: str | None) -> bytes | None:
+def _parse_word(text: str | None) -> bytes | None:
     """Parse a word written by ``escaped``."""
     if text is None:
         return None
@@ -340,8 +340,8 @@ def _word(text: str | None) -> bytes | None:
 def _decision(
     verb: str, parts: dict[str, str], text: bytes, request: AuthRequest
 ) -> AuthAllowed | AuthDenied | AuthDeferred:
-    user = _word(parts.get("user"))
-    password = None if (data := _word(parts.get("password"))) is None else Secret(data)
+    user = _parse_word(parts.get("user"))
+    password = None if (data := _parse_word(parts.get("password"))) is None else Secret(data)
     kind, _, rest = verb.partition(" ")
     if kind == "wait":
         return AuthDeferred(int(rest.removesuffix("s")), user, password)
@@ -350,7 +350,7 @@ def _decision(
         return AuthDenied(text, int(parts.get("wait", "0s").removesuffix("s")), code, user)
     assert kind == "granted", f"no response of the service: {verb}"
     address, _, port = rest.rpartition(":")
-    asked = request.credentials
-    hashed = asked.method in {Method.APOP, Method.CRAM_MD5}
-    own = None if hashed else asked.password
-    return AuthAllowed(address, int(port), asked.user if user is None else user, password or own)
+    credentials = request.credentials
+    hashed = credentials.method in {Method.APOP, Method.CRAM_MD5}
+    own = None if hashed else credentials.password
+    return AuthAllowed(address, int(port), credentials.user if user is None else user, password or own)

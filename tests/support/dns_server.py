@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A name server on loopback, over UDP and TCP, with replies chosen by the test; and a lookup to await."""
+"""A DNS server on loopback, over UDP and TCP, with replies that the test sets; and a lookup to await."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from mailproxy.dns import Resolver
 
-KINDS: Final = {"A": 1, "CNAME": 5, "PTR": 12, "TXT": 16, "AAAA": 28, "DNAME": 39}
-_NAMES: Final = {number: kind for kind, number in KINDS.items()}
+RECORD_TYPES: Final = {"A": 1, "CNAME": 5, "PTR": 12, "TXT": 16, "AAAA": 28, "DNAME": 39}
+_TYPE_NAMES: Final = {number: kind for kind, number in RECORD_TYPES.items()}
 
 NXDOMAIN, SERVFAIL, FORMERR, NOTIMP, REFUSED, NOTAUTH = 3, 2, 1, 4, 5, 9
 
@@ -31,7 +31,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Reply:
+class DnsReply:
     """A reply; the default is an empty ``NOERROR``."""
 
     records: tuple[Record, ...] = ()
@@ -49,22 +49,22 @@ def wire(name: str | Sequence[bytes]) -> bytes:
     return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
 
 
-def ptr(name: str | Sequence[bytes], ttl: int = 60) -> Record:
+def ptr_record(name: str | Sequence[bytes], ttl: int = 60) -> Record:
     return Record("PTR", wire(name), ttl)
 
 
-def cname(name: str, ttl: int = 60) -> Record:
+def cname_record(name: str, ttl: int = 60) -> Record:
     return Record("CNAME", wire(name), ttl)
 
 
-def host(address: str, ttl: int = 60, owner: str = "") -> Record:
+def address_record(address: str, ttl: int = 60, owner: str = "") -> Record:
     """An ``A`` or ``AAAA`` record, by the look of the address."""
     ip = ipaddress.ip_address(address)
     return Record("A" if ip.version == 4 else "AAAA", ip.packed, ttl, wire(owner) if owner else b"")
 
 
-def found(*records: Record) -> Reply:
-    return Reply(records)
+def reply_with(*records: Record) -> DnsReply:
+    return DnsReply(records)
 
 
 @dataclass
@@ -72,48 +72,48 @@ class DnsServer:
     """Replies by name and type; the reply to other names is ``NXDOMAIN``.
 
     Attributes:
-        zone: What to answer; of several replies each is used once, the last for good.
-        otherwise: The reply to anything else.
-        asked: Every question so far: transport, name, type.
+        zone: The reply for each name and type; of several replies each is used once, the last repeatedly.
+        default_reply: The reply to other queries.
+        queries: The queries so far: transport, name, type.
     """
 
-    zone: dict[tuple[str, str], Reply | list[Reply]] = field(default_factory=dict)
-    otherwise: Reply = Reply(code=NXDOMAIN)
-    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    zone: dict[tuple[str, str], DnsReply | list[DnsReply]] = field(default_factory=dict)
+    default_reply: DnsReply = DnsReply(code=NXDOMAIN)
+    queries: list[tuple[str, str, str]] = field(default_factory=list)
     headers: list[bytes] = field(default_factory=list)
     port: int = 0
     host: str = "127.0.0.1"
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _query_received: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def address(self) -> str:
         """Its address for the directive ``resolver``."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def answers_ptr(self, reverse: str, *records: Record) -> None:
-        self.zone[reverse, "PTR"] = found(*records)
+    def set_ptr(self, reverse: str, *records: Record) -> None:
+        self.zone[reverse, "PTR"] = reply_with(*records)
 
-    def kinds(self) -> list[str]:
+    def query_types(self) -> list[str]:
         """The types of the queries, in order."""
-        return [kind for _, _, kind in self.asked]
+        return [kind for _, _, kind in self.queries]
 
-    async def was_asked(self, times: int) -> None:
+    async def wait_for_queries(self, times: int) -> None:
         """Wait until so many queries have arrived."""
-        while len(self.asked) < times:
-            self._news.clear()
-            await self._news.wait()
+        while len(self.queries) < times:
+            self._query_received.clear()
+            await self._query_received.wait()
 
     def reply_to(self, message: bytes, transport: str) -> bytes | None:
         """Return the reply to send, if any."""
-        name, end = _question(message)
-        kind = _NAMES.get(struct.unpack_from("!H", message, end)[0], "?")
-        self.asked.append((transport, name, kind))
+        name, end = _parse_query(message)
+        kind = _TYPE_NAMES.get(struct.unpack_from("!H", message, end)[0], "?")
+        self.queries.append((transport, name, kind))
         self.headers.append(message[:12])
-        self._news.set()
-        reply = self.zone.get((name.lower(), kind), self.otherwise)
+        self._query_received.set()
+        reply = self.zone.get((name.lower(), kind), self.default_reply)
         if isinstance(reply, list):
             reply = reply.pop(0) if len(reply) > 1 else reply[0]
-        return _message(message, end + 4, reply, transport)
+        return _reply_message(message, end + 4, reply, transport)
 
 
 @asynccontextmanager
@@ -172,7 +172,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             self._transport.sendto(reply, addr)
 
 
-def _question(message: bytes) -> tuple[str, int]:
+def _parse_query(message: bytes) -> tuple[str, int]:
     labels, at = [], 12
     while length := message[at]:
         labels.append(message[at + 1 : at + 1 + length].decode())
@@ -180,20 +180,20 @@ def _question(message: bytes) -> tuple[str, int]:
     return ".".join(labels), at + 1
 
 
-def _message(asked: bytes, end: int, reply: Reply, transport: str) -> bytes | None:
+def _reply_message(queries: bytes, end: int, reply: DnsReply, transport: str) -> bytes | None:
     if reply.silent:
         return None
     cut = reply.truncated and transport == "udp"
-    number = int.from_bytes(asked[:2]) ^ reply.wrong_id
+    number = int.from_bytes(queries[:2]) ^ reply.wrong_id
     records = () if cut else reply.records
     head = struct.pack("!HHHHHH", number, 0x8180 | cut << 9 | reply.code, 1, len(records), 0, 0)
     body = b"".join(
         (record.owner or b"\xc0\x0c")
-        + struct.pack("!HHIH", KINDS[record.kind], 1, record.ttl, len(record.data))
+        + struct.pack("!HHIH", RECORD_TYPES[record.kind], 1, record.ttl, len(record.data))
         + record.data
         for record in records
     )
-    return head + asked[12:end] + (b"\xc0" if reply.garbage else b"") + body
+    return head + queries[12:end] + (b"\xc0" if reply.garbage else b"") + body
 
 
 async def client_name(resolver: Resolver, address: str) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example authentication service as a module: it is a program beside its manifests, in no package."""
+"""The example authentication service as a module; its file is a program outside of any package."""
 
 from __future__ import annotations
 

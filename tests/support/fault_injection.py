@@ -11,10 +11,10 @@ import pytest
 
 from mailproxy.app import App
 from support import invariants
+from support.loopback_worker import LoopbackWorker
 from support.streams import abort
-from support.world import World
 
-HIDDEN: Final = "what-nobody-may-read-in-a-log"
+SECRET_TEXT: Final = "text-that-must-not-be-logged"
 Inject = Callable[[], None]
 
 
@@ -30,7 +30,7 @@ def inject_fault(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]) -> Inj
 
     def once(*arguments: Any, **named: Any) -> Any:
         if broken and broken.pop():
-            raise Fault(HIDDEN)
+            raise Fault(SECRET_TEXT)
         return original(*arguments, **named)
 
     is_bound = getattr(original, "__self__", None) is not None
@@ -38,7 +38,7 @@ def inject_fault(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]) -> Inj
     return lambda: broken.append(True)
 
 
-def close_peers(w: World) -> None:
+def close_peers(w: LoopbackWorker) -> None:
     """Close the connections of the test itself."""
     for writer in (*w.writers, *w.upstream.writers, *w.auth.writers):
         abort(writer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many examples generated tests try: by default the same few, for ``make fuzz`` many new ones."""
+"""The number of examples of generated tests: few and always the same, or many new ones with ``make fuzz``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _EXAMPLES: Final = 50
 
 
 def examples(count: int) -> int:
-    """Examples of a test that wants another number than most: ``count`` by default."""
+    """Return the number of examples of a test that does not use the default: ``count``, times ``FACTOR``."""
     return count * FACTOR
 
 
 def load_profile() -> None:
-    """Set what holds for all generated tests.
+    """Register the settings of all generated tests.
 
-    None of them is timed.  By default they try the same examples each time, so that
-    a change fails for what it changes.
+    They have no deadline.  By default the examples are the same in each run, so that
+    a test fails only because of a change in the code.
     """
     settings.register_profile(
         "suite", deadline=None, derandomize=FACTOR == 1, max_examples=examples(_EXAMPLES), print_blob=True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold for a worker when all its sessions are over."""
+"""Conditions that hold for a worker after all its sessions have ended."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mailproxy.app import App
 from mailproxy.enums import LoginResult
 from mailproxy.telemetry.metrics import WorkerMetrics
 
-_SETTLING: Final = 30.0
+_TIMEOUT_SECONDS: Final = 30.0
 """Seconds to wait for sessions to end; a lingering close takes up to two."""
-_NOW: Final = (
+_GAUGES: Final = (
     "mailproxy_connections_active",
     "mailproxy_sessions_active",
     "mailproxy_auth_requests_in_flight",
 )
-_UNASKED: Final = {
+_WITHOUT_AUTH_REQUEST: Final = {
     LoginResult.TLS_REQUIRED.value,
     LoginResult.METHOD_DISABLED.value,
     LoginResult.BAD_CREDENTIALS_SYNTAX.value,
@@ -35,14 +35,14 @@ def descriptors() -> int:
 
 def series(metrics: WorkerMetrics, family: str) -> dict[tuple[str, ...], Any]:
     """Return the series of a metric that are not 0."""
-    told = metrics.snapshot()["series"].get(family, [])
-    return {tuple(labels): value for labels, value in told if value}
+    entries = metrics.snapshot()["series"].get(family, [])
+    return {tuple(labels): value for labels, value in entries if value}
 
 
-async def settle(app: App, metrics: WorkerMetrics) -> None:
-    """Wait until nothing is left over, and fail with what is."""
+async def wait_until_idle(app: App, metrics: WorkerMetrics) -> None:
+    """Wait until no resources of sessions are left; fail with a list of them."""
     try:
-        async with asyncio.timeout(_SETTLING):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             while any(leftovers(app, metrics)):
                 await asyncio.sleep(0.01)
     except TimeoutError:
@@ -50,7 +50,7 @@ async def settle(app: App, metrics: WorkerMetrics) -> None:
 
 
 def leftovers(app: App, metrics: WorkerMetrics) -> Iterator[str]:
-    """List what is left of sessions that are over: objects, timeouts, descriptors, auth requests, gauges."""
+    """List what is left of ended sessions: objects, timeouts, descriptors, auth requests, gauges."""
     context = app.context
     found: dict[str, object] = {name: getattr(context, name) for name in ("live", "lingering", "clients")}
     found["timers"] = context.timers.waiting()
@@ -60,11 +60,11 @@ def leftovers(app: App, metrics: WorkerMetrics) -> Iterator[str]:
         found["auth requests"] = [*service.requests, *service.waiting.requests, *service.waiting.holders]
         waiting |= {connection.fd for connection in service.idle}
     found["handlers"] = context.epoll.handlers.keys() - waiting
-    found |= {family: series(metrics, family) for family in _NOW}
-    return (f"{name}: {what}" for name, what in found.items() if what)
+    found |= {family: series(metrics, family) for family in _GAUGES}
+    return (f"{name}: {value}" for name, value in found.items() if value)
 
 
-def check_accounts(metrics: WorkerMetrics, log: str) -> None:
+def check_counters(metrics: WorkerMetrics, log: str) -> None:
     """Check that every accepted client was closed, and that every login was counted once.
 
     Args:
@@ -75,10 +75,10 @@ def check_accounts(metrics: WorkerMetrics, log: str) -> None:
     closed = sum(series(metrics, "mailproxy_connections_closed_total").values())
     assert accepted == closed, f"{accepted} accepted, {closed} closed"
     refused = sum(series(metrics, "mailproxy_limit_rejections_total").get(key, 0) for key in _limits(metrics))
-    told = log.count(" info session ") + log.count(" debug session ")
-    assert told == closed - refused, f"{told} lines for {closed - refused} sessions"
+    entries = log.count(" info session ") + log.count(" debug session ")
+    assert entries == closed - refused, f"{entries} lines for {closed - refused} sessions"
     logins = series(metrics, "mailproxy_logins_total")
-    counted = sum(count for (_, _, result), count in logins.items() if result not in _UNASKED)
+    counted = sum(count for (_, _, result), count in logins.items() if result not in _WITHOUT_AUTH_REQUEST)
     attempts = sum(map(int, _ATTEMPTS.findall(log)))
     assert counted == attempts, f"{attempts} attempts, {logins}"
 

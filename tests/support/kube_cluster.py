@@ -19,7 +19,7 @@ import yaml
 from support.kube_api import Api, ApiUser, Object
 from support.kube_server import KubeServer, Programs, kube_server
 from support.operator_fakekube import FakeKube
-from support.servers.programs import PATIENCE, Ports, Running, eventually
+from support.servers.programs import TIMEOUT_SECONDS, Ports, Running, eventually
 
 ROOT: Final = Path(__file__).parents[2]
 SYSTEM: Final = "mailproxy-system"
@@ -121,11 +121,11 @@ def emulated_cluster(folder: Path) -> Iterator[Cluster]:
     thread = Thread(target=lambda: loop.run_until_complete(serve(stop)))
     thread.start()
     try:
-        assert started.wait(PATIENCE), "the emulated API server did not start"
+        assert started.wait(TIMEOUT_SECONDS), "the emulated API server did not start"
         yield Cluster(Api(ApiUser(fake.url)), folder)
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT_SECONDS)
         loop.close()
 
 
@@ -173,9 +173,9 @@ class Operator(Running):
 
     def started(self) -> Operator:
         """Wait until it serves its own metrics."""
-        self.answers(self._port)
+        self.wait_for_ports(self._port)
         return self
 
     def lines(self) -> list[Mapping[str, str]]:
         """Return its log, one mapping per line."""
-        return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.output_text().splitlines() if line.startswith("{")]

@@ -108,7 +108,7 @@ class KubeServer:
         """Start it, or start it again with all objects it had."""
         running = Running(self.arguments, output=self._folder / "apiserver.log")
         self._running = running
-        eventually(lambda: _is_ready(running, self), "the API server", patience=STARTUP_SECONDS)
+        eventually(lambda: _is_ready(running, self), "the API server", timeout=STARTUP_SECONDS)
 
     def stop(self) -> None:
         """Stop it; its etcd continues to run."""
@@ -193,7 +193,7 @@ def kube_server(found: Programs, folder: Path) -> Iterator[KubeServer]:
     with ExitStack() as stack:
         etcd = Running(_etcd(found.etcd, folder, etcd_url, peer_port), output=folder / "etcd.log")
         stack.callback(etcd.stop)
-        etcd.answers(etcd_port)
+        etcd.wait_for_ports(etcd_port)
         stack.callback(server.stop)  # the API server first: without etcd it would not exit
         server.arguments = _apiserver(found.apiserver, folder, etcd_url, port)
         server.start()
@@ -201,7 +201,7 @@ def kube_server(found: Programs, folder: Path) -> Iterator[KubeServer]:
 
 
 def _is_ready(running: Running, server: KubeServer) -> bool:
-    assert running.process.poll() is None, f"the API server has ended:\n{running.said()}"
+    assert running.process.poll() is None, f"the API server has ended:\n{running.output_text()}"
     with suppress(OSError, HTTPException):
         return server.admin.get("/readyz").status == 200
     return False

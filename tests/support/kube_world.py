@@ -302,9 +302,9 @@ class World:
     def until(self, condition: Callable[[], T], description: str, *, timeout: float = TIMEOUT) -> T:
         """Wait for a condition; on failure, raise an error that shows the statuses and the operator's log."""
         try:
-            return eventually(condition, description, patience=timeout)
+            return eventually(condition, description, timeout=timeout)
         except AssertionError as error:
-            log = self.operator.said()[-4000:] if self.operator else ""
+            log = self.operator.output_text()[-4000:] if self.operator else ""
             statuses = json.dumps([one.get("status") for one in self.api.list("MailProxy", self.namespace)])
             raise AssertionError(f"{error}\n{statuses[:4000]}\n{log}") from None
 

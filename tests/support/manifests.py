@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from support.proxies import free_port
+from support.proxy_process import free_port
 
 
 class Manifest:

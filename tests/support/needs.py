@@ -86,7 +86,7 @@ def require(name: str, *, by_root: bool = False, find: Callable[[str], str | Non
         by_root: Skip the test also if the user is not root.
         find: The function that finds a program.
     """
-    missing = [one for one in (name, *PARTS.get(name, ())) if find(one) is None]
+    missing = [program for program in (name, *PARTS.get(name, ())) if find(program) is None]
     path = find(name)
     if missing or path is None:
         pytest.skip(reason(missing))

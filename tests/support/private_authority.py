@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A private certification authority as administrators make one with OpenSSL's command line.
+"""A private certification authority, made with OpenSSL's command line as administrators do.
 
 Neither of its certificates has all the extensions of RFC 5280: the authority's
 has no key usage, the service's no authority key identifier.  OpenSSL and nginx
-accept both; Python does not from 3.13 on, unless told otherwise.
+accept both; by default, Python does not from 3.13 on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def openssl_authority(openssl: str, folder: Path) -> PrivateAuthority:
 
 
 def verify_strictly_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every Python verify as 3.13 does by default."""
+    """Make any version of Python verify as 3.13 does by default."""
     usual = ssl.create_default_context
 
     def strict(*, cafile: str | None = None, cadata: str | None = None) -> ssl.SSLContext:

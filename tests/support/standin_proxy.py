@@ -13,7 +13,7 @@ from mailproxy.supervisor import child_process
 from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.supervisor import run
 from mailproxy.telemetry.log_writer import LogFormat
-from support.processes import WORKER
+from support.worker_processes import WORKER
 
 if __name__ == "__main__":
     if sys.argv[2:]:

@@ -22,7 +22,7 @@ NOW: Final = dt.datetime.now(dt.UTC).replace(microsecond=0)
 DAY: Final = dt.timedelta(days=1)
 
 
-def name(text: str) -> x509.Name:
+def distinguished_name(text: str) -> x509.Name:
     """A distinguished name, least specific first: ``O=Ex/CN=client``."""
     kinds = {"CN": NameOID.COMMON_NAME, "O": NameOID.ORGANIZATION_NAME, "C": NameOID.COUNTRY_NAME}
     parts = [part.partition("=") for part in text.split("/")]
@@ -62,7 +62,7 @@ class Authority:
     def __init__(self, folder: Path, subject: str = "CN=Test CA", *, signer: Authority | None = None) -> None:
         self.folder = folder
         self.key = private_key()
-        self.name = name(subject)
+        self.name = distinguished_name(subject)
         issuer, key = (signer.name, signer.key) if signer is not None else (self.name, self.key)
         builder = (
             _builder(self.name, self.key, issuer, expires=NOW + 365 * DAY)
@@ -71,7 +71,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
         )
         if signer is not None:
-            builder = _identify(builder, signer.key)
+            builder = _with_authority_key_id(builder, signer.key)
         self.certificate = builder.sign(key, hashes.SHA256())
         self._count = 0
         self.file = self.write("ca", self.certificate.public_bytes(serialization.Encoding.PEM))
@@ -89,10 +89,12 @@ class Authority:
     ) -> Issued:
         """Issue a certificate for host names or IP addresses; ``passphrase`` encrypts its key."""
         own = private_key(key)
-        builder = _identify(_builder(name(subject), own, self.name, expires=expires, serial=serial), self.key)
+        builder = _with_authority_key_id(
+            _builder(distinguished_name(subject), own, self.name, expires=expires, serial=serial), self.key
+        )
         if names:
             builder = builder.add_extension(
-                x509.SubjectAlternativeName([_general_name(each) for each in names]), critical=False
+                x509.SubjectAlternativeName([_general_name(host) for host in names]), critical=False
             )
         if purpose is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -101,10 +103,10 @@ class Authority:
     def self_signed(self, subject: str = "CN=nobody") -> Issued:
         """Make a self-signed certificate."""
         own = private_key()
-        builder = _builder(name(subject), own, name(subject), expires=NOW + DAY)
+        builder = _builder(distinguished_name(subject), own, distinguished_name(subject), expires=NOW + DAY)
         return self._issued(builder.sign(own, hashes.SHA256()), own, None)
 
-    def revocations(self, *revoked: Issued) -> str:
+    def revocation_list(self, *revoked: Issued) -> str:
         """Write a list of revoked certificates."""
         builder = x509.CertificateRevocationListBuilder(
             issuer_name=self.name, last_update=NOW - DAY, next_update=NOW + 30 * DAY
@@ -112,7 +114,7 @@ class Authority:
         for issued in revoked:
             entry = x509.RevokedCertificateBuilder(issued.certificate.serial_number, NOW - DAY)
             builder = builder.add_revoked_certificate(entry.build())
-        # Strictly verified, a list of revoked certificates names the key that signed it, and has a number.
+        # Strict verification requires the identifier of the signing key, and a number.
         builder = builder.add_extension(x509.CRLNumber(1), critical=False).add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
         )
@@ -150,7 +152,7 @@ _CA_USAGE: Final = x509.KeyUsage(
 )
 
 
-def _identify(builder: x509.CertificateBuilder, signer: PrivateKey) -> x509.CertificateBuilder:
+def _with_authority_key_id(builder: x509.CertificateBuilder, signer: PrivateKey) -> x509.CertificateBuilder:
     """Add the identifier of the signing key, which strict clients (Python 3.13, Go) require."""
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     return builder.add_extension(identifier, critical=False)

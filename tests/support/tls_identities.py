@@ -10,15 +10,15 @@ from cryptography import x509
 
 from mailproxy_config.model import CertificateFiles
 from support.tls_authority import DAY, NOW, Authority, Issued
-from support.tls_peers import client_of
+from support.tls_peers import client_context
 
 
 class Identities:
-    """A server's certificate, and clients' good and bad ones.
+    """The certificate of a server, and valid and invalid certificates of clients.
 
     Attributes:
         server: The files of the server's certificate and key.
-        authority: The file of who signs clients' certificates.
+        authority: The file of the authority that signs clients' certificates.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,11 +32,11 @@ class Identities:
             "whatever": authority.self_signed("CN=client"),
         }
 
-    def client(self, fact: str = "none") -> ssl.SSLContext:
-        """Make a client's context; ``fact`` is the value of ``certificate:`` in a transcript."""
-        kind, _, trouble = fact.partition(" ")
-        return client_of(certificate=None if kind == "none" else self._clients[trouble])
+    def client(self, description: str = "none") -> ssl.SSLContext:
+        """Make a client's context; ``description`` is the value of ``certificate:`` in a transcript."""
+        kind, _, verify_error = description.partition(" ")
+        return client_context(certificate=None if kind == "none" else self._clients[verify_error])
 
-    def certificate(self, kind: str, trouble: str) -> x509.Certificate | None:
+    def certificate(self, kind: str, verify_error: str) -> x509.Certificate | None:
         """Make the certificate of such a client."""
-        return None if kind == "none" else self._clients[trouble].certificate
+        return None if kind == "none" else self._clients[verify_error].certificate

@@ -22,20 +22,22 @@ from support.configs import server
 from support.tls_authority import Authority, Issued
 
 KEY: Final = bytes(range(KEY_BYTES))
-PATIENCE: Final = 40.0
+TIMEOUT_SECONDS: Final = 40.0
 TLS_PORT: Final = (ListenConfig(port=993, ssl=True),)
 
 
-def tls_of(
+def server_tls(
     *issued: Issued, protocol: Protocol = Protocol.IMAP, key: bytes | TicketKeys = KEY, **directives: Any
 ) -> ServerTls:
     """Build the TLS of a server with these certificates and directives."""
-    chosen = tuple(each.files for each in issued)
+    chosen = tuple(certificate.files for certificate in issued)
     config = server(protocol, **{"listen": TLS_PORT, "ssl_certificate": chosen, **directives})
     return build(config, ticket_keys=TicketKeys([key]) if isinstance(key, bytes) else key)
 
 
-def client_of(authority: Authority | None = None, *, certificate: Issued | None = None) -> ssl.SSLContext:
+def client_context(
+    authority: Authority | None = None, *, certificate: Issued | None = None
+) -> ssl.SSLContext:
     """Make a client's context that trusts this authority, or any, and may have a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -48,7 +50,7 @@ def client_of(authority: Authority | None = None, *, certificate: Issued | None 
     return context
 
 
-class Pair:
+class TlsPair:
     """A client and the server side, on a pair of sockets, before the handshake."""
 
     def __init__(
@@ -63,30 +65,30 @@ class Pair:
         near, far = over or socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
-        self.ours = tls.accept(far)
+        self.server = tls.accept(far)
         self.client = context.wrap_socket(
             near, server_hostname=host, do_handshake_on_connect=False, session=session
         )
 
-    def shake(self) -> TlsInfo:
+    def handshake(self) -> TlsInfo:
         """Complete the handshake and return its result."""
-        steps = {self._client_step(), self.ours.handshake()}
+        steps = {self._client_step(), self.server.handshake()}
         for _ in range(20):
             if steps == {HandshakeStep.DONE}:
                 break
-            steps = {self._client_step(), self.ours.handshake()}
+            steps = {self._client_step(), self.server.handshake()}
         assert steps == {HandshakeStep.DONE}
-        return self.ours.info()
+        return self.server.info()
 
-    def tell(self, data: bytes) -> bytes:
+    def send_to_client(self, data: bytes) -> bytes:
         """Send bytes to the client, which also reads the session tickets before them."""
-        assert self.ours.send(data) == len(data)
+        assert self.server.send(data) == len(data)
         return self.client.recv(len(data))
 
     def close(self) -> None:
         """Close both sides."""
         self.client.close()
-        self.ours.close()
+        self.server.close()
 
     def _client_step(self) -> HandshakeStep:
         try:
@@ -96,20 +98,20 @@ class Pair:
         return HandshakeStep.DONE
 
 
-def shaken(
+def connect_once(
     tls: ServerTls, context: ssl.SSLContext, *, session: ssl.SSLSession | None = None, host: str | None = None
 ) -> tuple[TlsInfo, ssl.SSLSession | None]:
     """Make a short connection; return the result of its handshake, and the session to resume."""
-    pair = Pair(tls, context, session=session, host=host)
+    pair = TlsPair(tls, context, session=session, host=host)
     try:
-        info = pair.shake()
-        assert pair.tell(b"x") == b"x"
+        info = pair.handshake()
+        assert pair.send_to_client(b"x") == b"x"
         return info, pair.client.session
     finally:
         pair.close()
 
 
-def shake_slowly(connection: TlsConnection) -> TlsInfo:
+def complete_handshake(connection: TlsConnection) -> TlsInfo:
     """Complete the handshake of the server side with a client elsewhere."""
     while (step := connection.handshake()) is not HandshakeStep.DONE:
         reading = step is HandshakeStep.WANT_READ
@@ -119,12 +121,12 @@ def shake_slowly(connection: TlsConnection) -> TlsInfo:
 
 def wait_for(connection: socket.socket, *, reading: bool) -> None:
     """Wait until a socket is readable or writable."""
-    asked = ([connection], []) if reading else ([], [connection])
-    assert any(select.select(*asked, [], PATIENCE))
+    descriptors_to_poll = ([connection], []) if reading else ([], [connection])
+    assert any(select.select(*descriptors_to_poll, [], TIMEOUT_SECONDS))
 
 
 @contextmanager
-def serving(tls: ServerTls) -> Iterator[int]:
+def serve_tls(tls: ServerTls) -> Iterator[int]:
     """Serve other TLS clients: a handshake, a line with its result, close."""
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=_serve, args=(listener, tls))
@@ -146,16 +148,16 @@ def _serve(listener: socket.socket, tls: ServerTls) -> None:
         accepted.setblocking(False)
         with tls.accept(accepted) as connection:
             try:
-                info = shake_slowly(connection)
+                info = complete_handshake(connection)
             except TlsHandshakeFailed:
                 continue
-            connection.send(line_of(info))
+            connection.send(result_line(info))
             connection.unwrap()
             wait_for(connection, reading=True)
 
 
-def line_of(info: TlsInfo) -> bytes:
-    """The line that ``serving`` sends."""
+def result_line(info: TlsInfo) -> bytes:
+    """The line that ``serve_tls`` sends."""
     subject = info.certificate.subject.decode() if info.certificate else "-"
     alpn = info.alpn.decode() if info.alpn else "-"
     return (

@@ -46,7 +46,7 @@ _REPEAT: Final = re.compile(r"\\\{(\d+)\*([^{}]*)\}")
 _ESCAPE: Final = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|\{b64 ([^}]*)\}|(.))")
 _SIMPLE: Final = {"r": b"\r", "n": b"\n", "t": b"\t", "0": b"\0", "s": b" ", "\\": b"\\", "c": b""}
 _DIRECTIVES: Final = frozenset(field.name for field in fields(ServerConfig))
-_MARKS: Final = frozenset(("C", "C+", "S", "P", "U", "U+", "="))
+_STEP_MARKS: Final = frozenset(("C", "C+", "S", "P", "U", "U+", "="))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Transcript:
     """One behaviour: a client, a server, and the steps of a session."""
 
     name: str
-    prose: tuple[str, ...]
+    description: tuple[str, ...]
     server: ServerConfig
     steps: tuple[Step, ...]
     facts: dict[str, str]
@@ -89,8 +89,8 @@ class Transcript:
 
     def client(self) -> Client:
         """Make the client that connects; a new one for each run."""
-        address, port = _end(self.facts.get("client", "192.0.2.42 4711"))
-        local_address, local_port = _end(self.facts.get("local", "198.51.100.1 25"))
+        address, port = _address_and_port(self.facts.get("client", "192.0.2.42 4711"))
+        local_address, local_port = _address_and_port(self.facts.get("local", "198.51.100.1 25"))
         client = Client(address, port, local_address, local_port)
         if self.facts.get("tls") == "implicit":
             client.tls = self.tls()
@@ -148,7 +148,7 @@ def load(path: Path) -> Transcript:
     return parse(path.read_text("utf-8").splitlines(), name=f"{path.parent.name}/{path.stem}")
 
 
-def every(protocol: Protocol | None = None) -> list[Transcript]:
+def load_all(protocol: Protocol | None = None) -> list[Transcript]:
     """Read all transcripts, or all of one protocol, in the order of their names."""
     paths = sorted(ROOT.glob(f"{protocol.value if protocol else '*'}/*.dialogue"))
     return [load(path) for path in paths]
@@ -156,7 +156,7 @@ def every(protocol: Protocol | None = None) -> list[Transcript]:
 
 def parse(lines: Iterable[str], *, name: str) -> Transcript:
     """Parse the lines of a transcript called ``PROTOCOL/NAME``."""
-    prose: list[str] = []
+    description: list[str] = []
     facts: dict[str, str] = {}
     steps: list[Step] = []
     for number, line in enumerate(lines, 1):
@@ -165,8 +165,8 @@ def parse(lines: Iterable[str], *, name: str) -> Transcript:
         elif match := _DIRECTIVE.fullmatch(line):
             facts[match[1]] = match[2]
         elif line and not line.startswith("#"):
-            prose.append(line)
-    if len(prose) < 2 or not steps:
+            description.append(line)
+    if len(description) < 2 or not steps:
         message = f"{name}: has no description, no source, or no steps"
         raise ValueError(message)
     protocol = Protocol(name.partition("/")[0])
@@ -175,12 +175,12 @@ def parse(lines: Iterable[str], *, name: str) -> Transcript:
     if unknown:
         message = f"{name}: unknown {sorted(unknown)}"
         raise ValueError(message)
-    return Transcript(name, tuple(prose), configs.server(protocol, **directives), tuple(steps), facts)
+    return Transcript(name, tuple(description), configs.server(protocol, **directives), tuple(steps), facts)
 
 
 def _step(line: str, number: int) -> Step:
     mark, text = line[2:4].strip(), line[5:]
-    if mark not in _MARKS:
+    if mark not in _STEP_MARKS:
         message = f"line {number}: no mark: {line!r}"
         raise ValueError(message)
     if mark == "=":
@@ -189,7 +189,7 @@ def _step(line: str, number: int) -> Step:
     return Step(mark, text, data if text.endswith("\\c") else data + b"\r\n", number)
 
 
-def _end(text: str) -> tuple[str, int]:
+def _address_and_port(text: str) -> tuple[str, int]:
     address, _, port = text.partition(" ")
     return address, int(port or 0)
 

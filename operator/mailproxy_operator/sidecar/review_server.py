@@ -17,8 +17,7 @@ from typing import Any, cast
 import kopf
 from aiohttp import web
 
-from mailproxy_operator.http_connections import HANDSHAKE_SECONDS, Connections, listening_socket
-from mailproxy_operator.http_log import LOGGER
+from mailproxy_operator.http_servers import HANDSHAKE_SECONDS, LOGGER, Connections, listening_socket
 
 READ_SECONDS = 3.0
 """Timeout for a complete body; an API server sends it together with the request."""

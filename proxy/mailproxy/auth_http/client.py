@@ -195,9 +195,10 @@ class AuthHttpClient:
 
     def _arm_timeout(self, oldest: PendingRequest) -> None:
         """Wait for the deadline of the oldest request: all have the same timeout."""
-        self._timeout = self.context.loop.call_at(oldest.started + self.seconds, self._on_timeout)
+        self._timeout = self.context.loop.call_at(oldest.started + self.seconds, self.time_out_requests)
 
-    def _on_timeout(self) -> None:
+    def time_out_requests(self) -> None:
+        """Fail the requests whose timeout has passed, and wait for the deadline of the next."""
         self._timeout = None
         now = time.monotonic()
         try:

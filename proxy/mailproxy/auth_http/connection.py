@@ -203,9 +203,10 @@ class AuthConnection:
         self._head = b""
         self._interim_bytes = 0
         self._is_sent = False
-        self.http_client.context.epoll.defer(self._send_request)
+        self.http_client.context.epoll.defer(self.send_request)
 
-    def _send_request(self) -> None:
+    def send_request(self) -> None:
+        """Send the request, after all events of the poll in which the connection was chosen."""
         request = self.request
         if request is None:
             return  # the request is over

@@ -131,7 +131,13 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
 
 
 def parse(
-    head: bytes, *, protocol: Protocol, method: Method, user: bytes, password: Secret | None
+    head: bytes,
+    *,
+    protocol: Protocol,
+    method: Method,
+    user: bytes,
+    password: Secret | None,
+    use_cache: bool = True,
 ) -> AuthResponse:
     """Parse the head of a response.
 
@@ -142,17 +148,18 @@ def parse(
         user: The client's user name; ``Auth-User`` replaces it.
         password: The client's password or digest; ``Auth-Pass`` replaces it,
             and is required where there is no password.
+        use_cache: Whether a head that was parsed before may come from the cache of ``read_head``.
 
     Raises:
         InterimResponse: It is the head of an interim response.
         InvalidAuthResponse: It is no usable response; ``failure`` is the reason.
     """
-    common, sent = _without_password(head)
+    common, sent = _without_password(head) if use_cache else (None, None)
     if common is None:
-        headers, framing, keep_alive, status, _ = _read.__wrapped__(head)
+        headers, framing, keep_alive, status, _ = read_head.__wrapped__(head)
         where, sent = None, headers.get(b"auth-pass")
     else:
-        headers, framing, keep_alive, status, where = _read(common)
+        headers, framing, keep_alive, status, where = read_head(common)
     try:
         if where is None:
             decision = _decision(headers, sent, protocol, method, user, password)
@@ -185,7 +192,7 @@ def _without_password(head: bytes) -> tuple[bytes | None, bytes | None]:
 
 
 @lru_cache(maxsize=64)
-def _read(
+def read_head(
     head: bytes,
 ) -> tuple[Mapping[bytes, bytes], BodyFraming, bool, int | None, tuple[str, int] | None]:
     """Parse a head without a password; cached, as services send the same ones again and again.

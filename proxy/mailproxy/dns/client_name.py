@@ -94,7 +94,7 @@ class Resolver:
             return not_pending
         name = self.names.cached(data)
         if name is None:
-            confirmation = _Confirmation(self, data, done)
+            confirmation = Confirmation(self, data, done)
             confirmation.cancel_step = self.names.find(data, confirmation.on_name)
             return confirmation.cancel
         if name.value is None:
@@ -102,7 +102,7 @@ class Resolver:
             return not_pending
         addresses = self.addresses.cached(name.value)
         if addresses is None:
-            confirmation = _Confirmation(self, data, done)
+            confirmation = Confirmation(self, data, done)
             confirmation.confirm(name.value)
             return confirmation.cancel
         done(_confirmed_name(data, name.value, addresses))
@@ -115,7 +115,7 @@ class Resolver:
         await self._client.close()
 
 
-class _Confirmation:
+class Confirmation:
     """The two lookups for one client.
 
     Attributes:
@@ -133,6 +133,7 @@ class _Confirmation:
         self.cancel_step: Cancel = not_pending
 
     def on_name(self, found: LookupResult[bytes]) -> None:
+        """Receive the result of the PTR lookup."""
         if found.value is None:
             self._done(_placeholder(found.result))
             return
@@ -143,13 +144,16 @@ class _Confirmation:
             self._done(_confirmed_name(self._address, found.value, addresses))
 
     def confirm(self, name: bytes) -> None:
+        """Look up the addresses of a name."""
         self._name = name
         self.cancel_step = self._resolver.addresses.find(name, self.on_addresses)
 
     def on_addresses(self, found: LookupResult[Addresses]) -> None:
+        """Receive the result of the address lookup."""
         self._done(_confirmed_name(self._address, self._name, found))
 
     def cancel(self) -> None:
+        """Cancel the lookup in progress."""
         self.cancel_step()
 
 

@@ -35,9 +35,9 @@ MAX_QUERIES: Final = 4_000
 """Queries in the DNS library, including those whose caller has stopped waiting."""
 MAX_ALIASES: Final = 50
 """``CNAME`` records that are followed one after the other, as in nginx."""
-_DNS_PORT: Final = 53
+DNS_PORT: Final = 53
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
-_MAX_CACHED: Final = 4_000
+MAX_CACHED: Final = 4_000
 _LIBRARY_TTL: Final = 3_600
 _HOST_NAME: Final = re.compile(rb"[A-Za-z0-9.-]+")
 
@@ -291,7 +291,7 @@ class DnsClient:
 
         That cache cannot be disabled from here, so the library is replaced before it can be used.
         """
-        is_full = len(self._cached_until) >= _MAX_CACHED
+        is_full = len(self._cached_until) >= MAX_CACHED
         return is_full or self._cached_until.get((name, kind), 0.0) > time.monotonic()
 
     def _new_library(self) -> aiodns.DNSResolver:
@@ -318,7 +318,7 @@ class DnsClient:
             if self._config.system:
                 self._servers = system_servers(self._resolv_conf)
             else:
-                found = [await _servers_of(address) for address in self._config.addresses]
+                found = [await servers_of(address) for address in self._config.addresses]
                 self._servers = tuple(dict.fromkeys(server for servers in found for server in servers))
             if not self._servers:
                 self._find_again_at = time.monotonic() + self._retry.pause
@@ -332,13 +332,13 @@ def system_servers(resolv_conf: Path) -> tuple[str, ...]:
     except OSError:
         words = []
     servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and packed(line[1])]
-    return tuple(format_host_port(server, _DNS_PORT) for server in servers or ["127.0.0.1"])
+    return tuple(format_host_port(server, DNS_PORT) for server in servers or ["127.0.0.1"])
 
 
-async def _servers_of(address: str) -> list[str]:
+async def servers_of(address: str) -> list[str]:
     """Return the servers for one address of the directive; none for a host name that does not resolve."""
     written, port = parse_host_port(address)
-    host, port = written.strip("[]"), port or _DNS_PORT
+    host, port = written.strip("[]"), port or DNS_PORT
     if packed(host):
         return [format_host_port(host, port)]
     try:

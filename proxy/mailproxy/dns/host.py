@@ -59,6 +59,9 @@ class HostAddresses:
 
     Attributes:
         name: The host and port as configured, or ``unix:`` and a path; for logs.
+        targets: The addresses of the last successful lookup.
+        failed_until: The time, by ``clock``, until which an address that failed is avoided.
+        lookup: The current or last lookup.
     """
 
     def __init__(
@@ -78,23 +81,18 @@ class HostAddresses:
         self._clock = clock
         self._on_failure = on_failure
         self._tasks = TaskSet()
-        self._lookup: asyncio.Task[None] | None = None
+        self.lookup: asyncio.Task[None] | None = None
         self._looked_up_at = clock()
         self._interval = 0.0
         self._next = 0
-        self._failed_until: dict[Target, float] = {}
-        self._targets: tuple[Target, ...] = ()
+        self.failed_until: dict[Target, float] = {}
+        self.targets: tuple[Target, ...] = ()
         if where.unix_path is not None:
-            self._targets = ((socket.AF_UNIX, where.unix_path),)
+            self.targets = ((socket.AF_UNIX, where.unix_path),)
         elif packed(self._host) is not None:
             family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            self._targets = ((family, (self._host, where.port)),)
-        self._is_fixed = bool(self._targets)
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """The addresses of the last successful lookup."""
-        return self._targets
+            self.targets = ((family, (self._host, where.port)),)
+        self._is_fixed = bool(self.targets)
 
     async def start(self) -> bool:
         """Look the host up for the first time; waits at most 30 seconds.
@@ -104,7 +102,7 @@ class HostAddresses:
         """
         if not self._is_fixed:
             await asyncio.wait((self._start_lookup(),), timeout=LOOKUP_TIMEOUT)
-        return bool(self._targets)
+        return bool(self.targets)
 
     def take(self, tried: Sequence[Target] = ()) -> Target | None:
         """Return the next address without waiting; a failed one only if there is no other.
@@ -119,23 +117,23 @@ class HostAddresses:
         """
         if not self._is_fixed and self._clock() - self._looked_up_at >= self._interval:
             self._start_lookup()
-        targets = self._targets
+        targets = self.targets
         if not targets:
             return None
-        if self._failed_until or tried:
+        if self.failed_until or tried:
             return self._take_working(tried)
         self._next = (self._next + 1) % len(targets)
         return targets[self._next - 1]
 
     def _take_working(self, tried: Sequence[Target]) -> Target | None:
         """Return the next address that did not fail; if there is none, the one that failed first."""
-        targets, now = self._targets, self._clock()
+        targets, now = self.targets, self._clock()
         total, first = len(targets), self._next
         best, oldest = -1, math.inf
         for index in (*range(first, total), *range(min(first, total))):
             if targets[index] in tried:
                 continue
-            until = self._failed_until.get(targets[index], 0.0)
+            until = self.failed_until.get(targets[index], 0.0)
             if until <= now:
                 best = index
                 break
@@ -153,14 +151,14 @@ class HostAddresses:
             Whether it was not marked before.
         """
         now = self._clock()
-        is_news = self._failed_until.get(target, 0.0) <= now
-        self._failed_until[target] = now + FAILED_SECONDS
+        is_news = self.failed_until.get(target, 0.0) <= now
+        self.failed_until[target] = now + FAILED_SECONDS
         self._interval = RETRY_INTERVAL
         return is_news
 
     def works(self, target: Target) -> None:
         """Mark an address as working: it is used in turn again."""
-        self._failed_until.pop(target, None)
+        self.failed_until.pop(target, None)
 
     async def close(self) -> None:
         """Cancel the lookup in progress."""
@@ -168,9 +166,9 @@ class HostAddresses:
 
     def _start_lookup(self) -> asyncio.Task[None]:
         self._looked_up_at = self._clock()
-        if self._lookup is None or self._lookup.done():
-            self._lookup = self._tasks.start(self._refresh())
-        return self._lookup
+        if self.lookup is None or self.lookup.done():
+            self.lookup = self._tasks.start(self._refresh())
+        return self.lookup
 
     async def _refresh(self) -> None:
         """Look up once.  Ends only with its thread, so that there is never a second one."""
@@ -189,16 +187,16 @@ class HostAddresses:
                 self._on_failure(DnsPurpose.AUTH, self._host, result)
 
     def _store(self, answer: asyncio.Future[Sequence[tuple[Any, ...]]]) -> DnsResult:
-        self._interval = REFRESH_INTERVAL if self._targets else RETRY_INTERVAL
+        self._interval = REFRESH_INTERVAL if self.targets else RETRY_INTERVAL
         try:
             found = dict.fromkeys((int(family), address) for family, *_, address in answer.result())
         except socket.gaierror as error:
             return _ERRORS.get(error.errno or 0, DnsResult.INVALID)
         except (OSError, UnicodeError):
             return DnsResult.INVALID
-        self._targets = targets = tuple(found)[:MAX_ADDRESSES]
-        self._failed_until = {
-            target: until for target, until in self._failed_until.items() if target in targets
+        self.targets = targets = tuple(found)[:MAX_ADDRESSES]
+        self.failed_until = {
+            target: until for target, until in self.failed_until.items() if target in targets
         }
         self._interval = REFRESH_INTERVAL
         return DnsResult.OK

@@ -148,7 +148,7 @@ class ResultCache(Generic[K, V]):
         self._gauge.value -= 1
 
 
-class _Waiter(Generic[K, V]):
+class Waiter(Generic[K, V]):
     """A caller that waits for a result.
 
     Attributes:
@@ -163,11 +163,13 @@ class _Waiter(Generic[K, V]):
         self._done: Callable[[LookupResult[V]], None] | None = done
 
     def deliver(self, result: LookupResult[V]) -> None:
+        """Call back with the result, unless this waiter was cancelled."""
         done, self._done = self._done, None
         if done is not None:
             done(result)
 
     def cancel(self) -> None:
+        """Stop waiting; the lookup ends with its last waiter."""
         if self._done is not None:
             self._done = None
             self._lookup.remove(self)
@@ -182,10 +184,10 @@ class _PendingLookup(Generic[K, V]):
         self._pending = pending
         self.key = key
         self.task: asyncio.Task[None] | None = None
-        self.waiters: dict[_Waiter[K, V], None] = {}
+        self.waiters: dict[Waiter[K, V], None] = {}
         pending[key] = self
 
-    def remove(self, waiter: _Waiter[K, V]) -> None:
+    def remove(self, waiter: Waiter[K, V]) -> None:
         """Remove a waiter; after the last one the lookup is cancelled, as it may have no timeout."""
         self.waiters.pop(waiter, None)
         if not self.waiters and self.task is not None:
@@ -264,7 +266,7 @@ class LookupCache(Generic[K, V]):
                 return not_pending
             lookup = _PendingLookup(self._pending, key)
             lookup.task = self._tasks.start(self._run(lookup))
-        waiter = _Waiter(lookup, done)
+        waiter = Waiter(lookup, done)
         lookup.waiters[waiter] = None
         return waiter.cancel
 

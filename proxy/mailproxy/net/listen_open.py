@@ -147,7 +147,7 @@ def _check_not_in_use(planned: SocketPlan) -> None:
                 raise
 
 
-_TABLES: Final = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("/proc/net/tcp6")}
+SOCKET_TABLES: Final = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("/proc/net/tcp6")}
 _LISTEN: Final = "0A"
 
 
@@ -161,7 +161,7 @@ def is_used_by_other_process(planned: SocketPlan) -> bool:
         return any(
             inode not in ours
             for family in families
-            for address, inode in _listeners(family, planned.port)
+            for address, inode in find_listeners(family, planned.port)
             if _overlap(socket.inet_pton(planned.family, planned.address), address)
         )
     except (OSError, ValueError):
@@ -180,9 +180,9 @@ def _our_sockets() -> Iterator[int]:
                 yield int(target[8:-1])
 
 
-def _listeners(family: socket.AddressFamily, port: int) -> Iterator[tuple[bytes, int]]:
+def find_listeners(family: socket.AddressFamily, port: int) -> Iterator[tuple[bytes, int]]:
     """Yield packed address and inode of every listening socket of a port (proc(5))."""
-    for line in _TABLES[family].read_text("ascii").splitlines()[1:]:
+    for line in SOCKET_TABLES[family].read_text("ascii").splitlines()[1:]:
         fields = line.split()
         address, _, hexadecimal = fields[1].partition(":")
         if fields[3] == _LISTEN and int(hexadecimal, 16) == port:

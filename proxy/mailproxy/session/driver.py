@@ -389,17 +389,18 @@ class ProtocolDriver(ABC):
         """Perform ``Peek``."""
         self._read_limit = effect.limit
         self.state = DriverState.EARLY_TALKER
-        self._wait_timer = self.context.loop.call_later(effect.seconds, self._on_wait_over, b"")
+        self._wait_timer = self.context.loop.call_later(effect.seconds, self.on_wait_over, b"")
         self.set_events(READ)
         self._read_tls_buffer()
         return PENDING
 
     def wait(self, effect: sansio.Wait) -> object:
         """Perform ``Wait``."""
-        self._wait_timer = self.context.loop.call_later(effect.seconds, self._on_wait_over, None)
+        self._wait_timer = self.context.loop.call_later(effect.seconds, self.on_wait_over, None)
         return PENDING
 
-    def _on_wait_over(self, result: object) -> None:
+    def on_wait_over(self, result: object) -> None:
+        """End the pause of a ``Wait`` or ``Peek``; called by a timer."""
         self._wait_timer = None
         self.resume(result)
 

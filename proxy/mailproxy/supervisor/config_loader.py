@@ -108,7 +108,7 @@ class ConfigLoader:
         self.files: frozenset[Path] = frozenset([options.file])
         self._options = options
         self._running_files: frozenset[Path] = frozenset()
-        self._listeners = ListeningSockets()
+        self.listeners = ListeningSockets()
         self._serials = count(1)
         self._hostname = socket.gethostname()
         self.ticket_keys = KeyRotation()
@@ -124,18 +124,18 @@ class ConfigLoader:
 
     def commit(self, revision: ConfigRevision) -> None:
         """Make a revision the running one: close the sockets that it does not need."""
-        self._listeners.commit(revision.sockets)
+        self.listeners.commit(revision.sockets)
         self.ticket_keys.keep(rotated_timeouts(revision.config))
         self._running_files = referenced_files(revision.config)
         self.files = self._running_files | {self._options.file}
 
     def discard(self, revision: ConfigRevision) -> None:
         """Close the sockets that only this revision needs."""
-        self._listeners.discard(revision.sockets)
+        self.listeners.discard(revision.sockets)
 
     def close(self) -> None:
         """Stop listening; see ``Listeners.close``."""
-        self._listeners.close()
+        self.listeners.close()
 
     def _prepare(self) -> ConfigRevision:
         path = self._options.file
@@ -170,7 +170,7 @@ class ConfigLoader:
             workers=workers,
             notices=notices,
             locate=loaded.located,
-            sockets=self._listeners.prepare(plan_sockets(config, names), workers),
+            sockets=self.listeners.prepare(plan_sockets(config, names), workers),
             ticket_keys=self.ticket_keys,
         )
 

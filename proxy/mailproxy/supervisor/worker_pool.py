@@ -84,7 +84,7 @@ class WorkerPool:
         self._log_event = log_event
         self._backoff = Backoff()
         self._slots: list[WorkerSlot] = []
-        self._alive: set[WorkerProcess] = set()
+        self.workers: set[WorkerProcess] = set()
         self.wanted: ConfigRevision
         self._ending = asyncio.Event()
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -95,7 +95,7 @@ class WorkerPool:
     @property
     def alive(self) -> int:
         """The number of worker processes, draining ones included."""
-        return len(self._alive)
+        return len(self.workers)
 
     @property
     def serving(self) -> int:
@@ -163,17 +163,17 @@ class WorkerPool:
     async def report(self, number: int, seconds: float) -> None:
         """Request a snapshot of its metrics from every worker, and wait for at most ``seconds``."""
         await asyncio.gather(
-            *(worker.report(number, seconds) for worker in self._alive), return_exceptions=True
+            *(worker.report(number, seconds) for worker in self.workers), return_exceptions=True
         )
 
     def reopen_logs(self) -> None:
         """Reopen the log files in all workers."""
-        for worker in self._alive:
+        for worker in self.workers:
             worker.reopen_logs()
 
     def set_ticket_keys(self, message: ipc_messages.TicketKeys) -> None:
         """Replace the keys of TLS session tickets in all workers."""
-        for worker in tuple(self._alive):
+        for worker in tuple(self.workers):
             worker.set_ticket_keys(message)
 
     async def drain(self, delay: float, timeout: float) -> None:  # noqa: ASYNC109 - what relays get
@@ -184,7 +184,7 @@ class WorkerPool:
             timeout: Seconds after that until open sessions are closed.
         """
         self._ending.set()
-        for worker in self._alive:
+        for worker in self.workers:
             worker.drain(delay, timeout)
         await self._wait_for_all(delay + timeout + _GRACE_SECONDS)
 
@@ -193,7 +193,7 @@ class WorkerPool:
         self._ending.set()
         if not self._started.done():
             self._started.set_exception(StartupError("stopped during the start"))
-        for worker in self._alive:
+        for worker in self.workers:
             worker.stop()
         self._launcher.close()
         asyncio.get_running_loop().call_later(FORCE_SECONDS, self._kill_all)
@@ -204,14 +204,14 @@ class WorkerPool:
         await self._wait_for_all(FORCE_SECONDS + _GRACE_SECONDS)
 
     def _kill_all(self) -> None:
-        for worker in self._alive:
+        for worker in self.workers:
             worker.kill()
 
     async def _wait_for_all(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._alive:
-                    await next(iter(self._alive)).exited.wait()
+                while self.workers:
+                    await next(iter(self.workers)).exited.wait()
                     await asyncio.sleep(0)
         self._kill_all()
         if self._heartbeat_task is not None:
@@ -279,7 +279,7 @@ class WorkerPool:
             if not self._ending.is_set():
                 self._log_event(LogLevel.ERROR, "worker_not_started", reason=error.strerror or "")
             return RestartReason.CRASH
-        self._alive.add(worker)
+        self.workers.add(worker)
         self._tasks.create_task(self._wait_for_exit(worker))
         slot.worker = worker
         is_up = await self._configure_new(slot, worker)
@@ -335,10 +335,10 @@ class WorkerPool:
     async def _check_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            for worker in tuple(self._alive):
-                self._check_heartbeat(worker)
+            for worker in tuple(self.workers):
+                self.check_heartbeat(worker)
 
-    def _check_heartbeat(self, worker: WorkerProcess) -> None:
+    def check_heartbeat(self, worker: WorkerProcess) -> None:
         """Log that a worker sends no messages, and kill one that hangs: its slot gets another."""
         heartbeat = worker.heartbeat
         heartbeat.check()
@@ -356,7 +356,7 @@ class WorkerPool:
 
     async def _wait_for_exit(self, worker: WorkerProcess) -> None:
         await worker.wait_for_exit()
-        self._alive.discard(worker)
+        self.workers.discard(worker)
         self._unresponsive.discard(worker)
         self._on_exit(worker.key)
         expected = worker.is_draining or worker.exit_code == 0

@@ -86,8 +86,8 @@ class WorkerProcess:
         self._kill_timer: asyncio.TimerHandle | None = None
         self._applied: dict[int, asyncio.Future[ipc_messages.Applied | ipc_messages.Rejected]] = {}
         self._reports: dict[int, asyncio.Future[None]] = {}
-        self._channel = Channel(sock, received=self._received, closed=self._closed)
-        self._channel.start(asyncio.get_running_loop())
+        self.channel = Channel(sock, received=self._received, closed=self._closed)
+        self.channel.start(asyncio.get_running_loop())
 
     @property
     def pid(self) -> int:
@@ -197,7 +197,7 @@ class WorkerProcess:
         finally:
             if self._kill_timer is not None:
                 self._kill_timer.cancel()
-            self._channel.close()
+            self.channel.close()
             self._fail_pending()
             self.stopped_accepting.set()
             self.exited.set()
@@ -220,7 +220,7 @@ class WorkerProcess:
 
     def _send(self, message: ipc_messages.ToWorker, sockets: Sequence[socket.socket] = ()) -> None:
         try:
-            self._channel.send(ipc_messages.encode(message), [sock.fileno() for sock in sockets])
+            self.channel.send(ipc_messages.encode(message), [sock.fileno() for sock in sockets])
         except ChannelError as error:
             self._closed(error)
         except OSError as error:

@@ -84,7 +84,7 @@ class Aggregator:
     def __init__(self) -> None:
         self._base: dict[str, _Series] = {}
         self._last: dict[object, _LastSnapshot] = {}
-        self._retired: dict[object, int] = {}
+        self.retired: dict[object, int] = {}
         self._servers: frozenset[str] | None = None
 
     def update(self, worker_id: object, snapshot: Snapshot) -> None:
@@ -94,7 +94,7 @@ class Aggregator:
         """
         life, number = snapshot["life"], snapshot["number"]
         last = self._last.get(worker_id)
-        if life <= self._retired.get(worker_id, -1):
+        if life <= self.retired.get(worker_id, -1):
             return
         if last is not None and (life, number) <= (last.life, last.number):
             return
@@ -112,10 +112,10 @@ class Aggregator:
         last = self._last.pop(worker_id, None)
         if last is None:
             return
-        self._retired.pop(worker_id, None)
-        self._retired[worker_id] = last.life
-        while len(self._retired) > MAX_RETIRED:
-            del self._retired[next(iter(self._retired))]
+        self.retired.pop(worker_id, None)
+        self.retired[worker_id] = last.life
+        while len(self.retired) > MAX_RETIRED:
+            del self.retired[next(iter(self.retired))]
         for name, series in last.series.items():
             family = c.BY_NAME[name]
             if family.aggregation is Aggregation.SUM:

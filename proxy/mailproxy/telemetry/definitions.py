@@ -225,7 +225,7 @@ RELAYED_BYTES: Final = MetricDefinition(
     name="mailproxy_relayed_bytes_total",
     type=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("direction", enums.Direction)),
-    help="Bytes relayed after login, including what the client sent ahead.",
+    help="Bytes relayed after login, including bytes that the client sent before its login was complete.",
     from_start=True,
 )
 TLS_HANDSHAKES: Final = MetricDefinition(
@@ -264,21 +264,21 @@ DNS_TIMEOUTS: Final = MetricDefinition(
     name="mailproxy_dns_timeouts_total",
     type=MetricType.COUNTER,
     labels=(_PURPOSE,),
-    help="Queries to name servers without a response within resolverTimeout.",
+    help="DNS queries without a reply within resolverTimeout.",
     from_start=True,
 )
 DNS_QUERIES: Final = MetricDefinition(
     name="mailproxy_dns_queries_total",
     type=MetricType.COUNTER,
     labels=(_PURPOSE, _closed("result", enums.DnsResult)),
-    help="Queries to name servers.",
+    help="DNS queries sent.",
 )
 DNS_DURATION: Final = MetricDefinition(
     name="mailproxy_dns_query_duration_seconds",
     type=MetricType.HISTOGRAM,
     labels=(_PURPOSE,),
     buckets=DNS_BUCKETS,
-    help="Time until a name server responded.",
+    help="Time from a DNS query to its reply.",
 )
 DNS_CACHE: Final = MetricDefinition(
     name="mailproxy_dns_cache_requests_total",

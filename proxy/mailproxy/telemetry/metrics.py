@@ -68,18 +68,18 @@ class Histogram:
         observe: Add one duration, in seconds.
     """
 
-    __slots__ = ("_pending", "bounds", "counts", "observe", "sum")
+    __slots__ = ("bounds", "counts", "observe", "pending", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
-        self._pending: list[float] = []
-        self.observe: Callable[[float], None] = self._pending.append
+        self.pending: list[float] = []
+        self.observe: Callable[[float], None] = self.pending.append
 
     def flush(self) -> None:
         """Add the durations since the last call to ``counts`` and ``sum``."""
-        pending = self._pending
+        pending = self.pending
         if pending:
             counts, bounds = self.counts, self.bounds
             for seconds in pending:
@@ -299,7 +299,7 @@ class WorkerMetrics:
         self._registry = registry = Registry()
         self._servers: dict[tuple[str, Protocol], ServerMetrics] = {}
         self._protocols: dict[Protocol, ProtocolMetrics] = {}
-        self._life = time.monotonic_ns()
+        self.life = time.monotonic_ns()
         self._number = 0
         self.auth_errors = {r: registry.counter(c.AUTH_ERRORS, r) for r in enums.AuthErrorReason}
         self.auth_in_flight = registry.gauge(c.AUTH_IN_FLIGHT)
@@ -394,4 +394,4 @@ class WorkerMetrics:
         self.flush()
         series = self._registry.series()
         series.update({name: [((), value)] for name, value in process_stats().items()})
-        return {"life": self._life, "number": self._number, "series": series}
+        return {"life": self.life, "number": self._number, "series": series}

@@ -14,8 +14,8 @@ from pathlib import Path
 from mailproxy.telemetry import definitions
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_STATM = Path("/proc/self/statm")
-_FDS = Path("/proc/self/fd")
+STATM = Path("/proc/self/statm")
+FDS = Path("/proc/self/fd")
 
 
 def process_stats() -> dict[str, int]:
@@ -30,9 +30,9 @@ def process_stats() -> dict[str, int]:
         definitions.PROCESS_MAX_FDS.name: limit if limit != resource.RLIM_INFINITY else 2**31,
     }
     try:
-        values[definitions.PROCESS_MEMORY.name] = int(_STATM.read_bytes().split()[1]) * _PAGE
+        values[definitions.PROCESS_MEMORY.name] = int(STATM.read_bytes().split()[1]) * _PAGE
         # In Linux 6.2 and later the size is the number of entries; listing takes 1 ms per 10,000.
-        values[definitions.PROCESS_FDS.name] = _FDS.stat().st_size or len(os.listdir(_FDS))
+        values[definitions.PROCESS_FDS.name] = FDS.stat().st_size or len(os.listdir(FDS))
     except OSError:
         pass
     return values

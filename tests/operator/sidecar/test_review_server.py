@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import http_connections
+from mailproxy_operator import http_servers
 from mailproxy_operator.sidecar import certificate, review_server
 from mailproxy_operator.sidecar.review_server import ReviewServer
 from support.operator_running import until
@@ -124,14 +124,14 @@ async def open_idle_connections(site: Site) -> None:
 async def test_unfinished_handshakes_are_limited(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """They have no transport that could be closed, so new ones are refused for some seconds."""
     site.server.connections.maximum = 2
-    monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 3600.0)
+    monkeypatch.setattr(http_servers, "HANDSHAKE_SECONDS", 3600.0)
     waiting = [await asyncio.open_connection("127.0.0.1", site.server.port) for _ in range(40)]
     async with asyncio.timeout(60):
         for reader, _ in waiting[8:]:
             assert await reader.read() == b""
     assert len(site.server.connections) == 8
     assert not any(reader.at_eof() for reader, _ in waiting[:8])
-    monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 0.0)
+    monkeypatch.setattr(http_servers, "HANDSHAKE_SECONDS", 0.0)
     assert await site.review() == b"HTTP/1.1 200 OK\r\n", "after their deadline there is room again"
     for _, writer in waiting:
         writer.transport.abort()

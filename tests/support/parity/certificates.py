@@ -20,7 +20,7 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 """ffdhe2048 of RFC 7919."""
 
 
-def make(folder: Path) -> dict[str, str]:
+def make_certificates(folder: Path) -> dict[str, str]:
     """Create the certificates; return their files: ``ca``, ``crl``, and ``X_cert`` and ``X_key`` for each."""
     ours, others = folder / "ours", folder / "others"
     ours.mkdir()
@@ -40,10 +40,10 @@ def make(folder: Path) -> dict[str, str]:
         "deep": middle.issue("CN=deep"),
         "revoked": revoked,
     }
-    found = {"ca": authority.file, "others_ca": stranger.file, "crl": authority.revocations(revoked)}
-    for name, one in issued.items():
-        found[f"{name}_cert"] = one.files.certificate
-        found[f"{name}_key"] = one.files.key
+    found = {"ca": authority.file, "others_ca": stranger.file, "crl": authority.revocation_list(revoked)}
+    for name, item in issued.items():
+        found[f"{name}_cert"] = item.files.certificate
+        found[f"{name}_key"] = item.files.key
     found["passwords"] = _written(folder / "passwords", "wrong\ncorrect horse\n")
     found["dhparam"] = _written(folder / "dhparam.pem", _DHPARAM)
     for name, size in (("ticket_key_a", 48), ("ticket_key_b", 80)):

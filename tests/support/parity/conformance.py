@@ -24,17 +24,25 @@ from mailproxy_config.nginx.convert import parse_nginx
 from support import pages
 from support.parity import refusals
 from support.parity.cases import BLOCKS, DIALOGUES, services
-from support.parity.certificates import make
+from support.parity.certificates import make_certificates
+from support.parity.compared_programs import find_nginx
+from support.parity.comparison import Outcome
 from support.parity.dialogue import Dialogue
-from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF
-from support.parity.judge import Outcome
+from support.parity.differences import CLOSE_NOTIFY, DIFFERENCES, RESET_IS_EOF
 from support.parity.kit import Kit
-from support.parity.ledger import Ledger
-from support.parity.remarks import ANYWHERE, EXPECTED, LISTENED, REMARKS, SAME, UNSUPPORTED, Remark
-from support.parity.subjects import find_nginx
+from support.parity.remarks import (
+    IN_EVERY_CONFIG,
+    LISTEN_PARAMETERS,
+    REMARKS,
+    SAME,
+    SERVICE_EXPECTATIONS,
+    UNSUPPORTED,
+    Remark,
+)
+from support.parity.results import Results
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "conformance.md"
-_FIGURES: Final = "## With "
+_VERSION_SECTION: Final = "## With "
 """The heading prefix of the only section that depends on nginx's version."""
 
 _KINDS: Final = {
@@ -65,33 +73,44 @@ _BLOCKS: Final = (
 """Directives that have no row in the table of directives."""
 
 
-class NotConforming(Exception):
-    """A difference is not declared, or nothing shows a statement; the page cannot be written."""
+class PageError(Exception):
+    """A difference is not declared, or no test shows a statement; the page is not written."""
 
 
-def page(ledger: Ledger) -> str:
+def page(results: Results) -> str:
     """Return the text of the page.
 
     Raises:
-        NotConforming: A dialogue shows a difference that is not declared, or nothing shows a statement.
+        NotConforming: A dialogue shows a difference that is not declared, or no test shows a statement.
     """
-    ledger.play(DIALOGUES)
-    wrong = [str(dialogue) for dialogue in DIALOGUES if not ledger.verdicts[dialogue].is_fine]
+    results.play(DIALOGUES)
+    wrong = [str(dialogue) for dialogue in DIALOGUES if not results.comparisons[dialogue].is_accepted]
     if wrong:
-        raise NotConforming(f"{len(wrong)} dialogues differ: {wrong[:5]}")
-    parts = (_head(), _areas(), _figures(ledger), _differences(), _services(), _directives(), _unsupported())
+        raise PageError(f"{len(wrong)} dialogues differ: {wrong[:5]}")
+    parts = (
+        _introduction(),
+        _area_rows(),
+        _version_figures(results),
+        _differences(),
+        _services(),
+        _directives(),
+        _unsupported(),
+    )
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
-def lasting(text: str) -> str:
+def version_independent(text: str) -> str:
     """Return a page without the section that depends on nginx's version."""
-    before, _, after = text.partition(_FIGURES)
+    before, _, after = text.partition(_VERSION_SECTION)
     return before + after.partition("\n## ")[2]
 
 
-def _head() -> Iterator[str]:
+def _introduction() -> Iterator[str]:
     refused = (
-        len(list(refusals.generated())) + len(refusals.TLS) + len(refusals.WHOLE) + len(refusals.LISTENERS)
+        len(list(refusals.generated()))
+        + len(refusals.TLS)
+        + len(refusals.WHOLE_FILES)
+        + len(refusals.LISTENERS)
     )
     accepted = len(refusals.ACCEPTED) + len(list(refusals.repeated()))
     yield from (
@@ -102,9 +121,9 @@ def _head() -> Iterator[str]:
         f"{len(DIALOGUES)} dialogues are played to nginx and to the proxy, with one `nginx.conf`, one authentication service and",
         "one upstream. Compared are the bytes to the client, to the service and to the upstream, the DNS queries, the",
         "TLS handshakes, and how connections end. More dialogues are generated. A difference that is not declared below",
-        "is a fault and fails the tests. `NGINX=/path` compares with another nginx that has the mail module.",
+        "is a fault and fails the tests. `NGINX=/path` selects another nginx that has the mail module.",
         "",
-        f"{refused} configurations are refused by both, for the same directive or line, and {accepted} are accepted by both.",
+        f"{refused} configurations are rejected by both, because of the same directive or line, and {accepted} are accepted by both.",
         "",
         "Left out of the comparison: the minor version of HTTP in the request line, the random part of challenges,",
         "addresses and ports. Where nginx 1.31 differs from an older version, the proxy behaves as 1.31.",
@@ -112,113 +131,128 @@ def _head() -> Iterator[str]:
     )
 
 
-def _areas() -> Iterator[str]:
+def _area_rows() -> Iterator[str]:
     yield from ("## Behaviour", "", "| Area | Dialogues | Declared differences |", "|---|---|---|")
     for area in dict.fromkeys(dialogue.area for dialogue in DIALOGUES):
         here = [dialogue for dialogue in DIALOGUES if dialogue.area == area]
-        yield f"| {area} | {len(here)} | {_differing(here)} |"
+        yield f"| {area} | {len(here)} | {_count_differences(here)} |"
     yield ""
-    yield f"Besides these, `{RESET_IS_EOF}` and `{GOODBYE}` below may be seen wherever a connection ends."
+    yield f"Besides these, `{RESET_IS_EOF}` and `{CLOSE_NOTIFY}` below may occur wherever a connection ends."
     yield ""
 
 
-def _differing(dialogues: Iterable[Dialogue]) -> str:
-    names = Counter(one.differs for one in dialogues if one.differs)
+def _count_differences(dialogues: Iterable[Dialogue]) -> str:
+    names = Counter(item.declared_difference for item in dialogues if item.declared_difference)
     return ", ".join(f"{count} {name}" for name, count in sorted(names.items())) or "none"
 
 
-def _figures(ledger: Ledger) -> Iterator[str]:
-    newer = sum(ledger.verdicts[one].outcome is Outcome.NEWER for one in DIALOGUES)
-    over = ledger.kit.nginx.version
-    meant = [one for one in DIALOGUES if one.differs and not _is_over(one.differs, over)]
-    yield f"{_FIGURES}{ledger.kit.nginx.name}"
+def _version_figures(results: Results) -> Iterator[str]:
+    newer = sum(results.comparisons[item].outcome is Outcome.NEWER for item in DIALOGUES)
+    version = results.kit.nginx.version
+    declared = [
+        item
+        for item in DIALOGUES
+        if item.declared_difference and not _nginx_behaves_alike(item.declared_difference, version)
+    ]
+    yield f"{_VERSION_SECTION}{results.kit.nginx.name}"
     yield from ("", "| Dialogues | |", "|---|---|")
-    yield f"| the same | {len(DIALOGUES) - len(meant) - newer} |"
-    yield f"| differ as declared | {len(meant)} |"
-    yield f"| about what this nginx is too old for: compared with what 1.31 is known to do | {newer} |"
+    yield f"| the same | {len(DIALOGUES) - len(declared) - newer} |"
+    yield f"| differ as declared | {len(declared)} |"
+    yield f"| this nginx is too old: compared with the known behaviour of 1.31 | {newer} |"
     yield ""
 
 
-def _is_over(difference: str, version: tuple[int, ...]) -> bool:
-    until = DIFFERENCES[difference].until
-    return bool(until) and version >= until
+def _nginx_behaves_alike(difference: str, version: tuple[int, ...]) -> bool:
+    same_since = DIFFERENCES[difference].same_since
+    return bool(same_since) and version >= same_since
 
 
 def _differences() -> Iterator[str]:
-    yield from ("## Meant differences", "", "| Name | nginx | The proxy | Why | |", "|---|---|---|---|---|")
-    for one in DIFFERENCES.values():
-        kind = _KINDS[one.kind]
-        if one.until:
-            kind += f" (from {'.'.join(map(str, one.until))} on)"
-        yield f"| {one.name} | {one.nginx} | {one.proxy} | {one.reason} | {kind} |"
+    yield from (
+        "## Declared differences",
+        "",
+        "| Name | nginx | The proxy | Why | |",
+        "|---|---|---|---|---|",
+    )
+    for item in DIFFERENCES.values():
+        kind = _KINDS[item.kind]
+        if item.same_since:
+            kind += f" (from {'.'.join(map(str, item.same_since))} on)"
+        yield f"| {item.name} | {item.nginx} | {item.proxy} | {item.reason} | {kind} |"
     yield ""
 
 
 def _services() -> Iterator[str]:
-    yield from ("## What authentication services expect", "", "| Expectation | Dialogues |", "|---|---|")
+    yield from ("## What authentication services rely on", "", "| Expectation | Dialogues |", "|---|---|")
     known = {dialogue.name for dialogue in DIALOGUES}
-    for expectation, names in EXPECTED.items():
+    for expectation, names in SERVICE_EXPECTATIONS.items():
         missing = [name for name in names if name not in known]
         if missing:
-            raise NotConforming(f"no dialogue is called {missing[0]}")
+            raise PageError(f"no dialogue is called {missing[0]}")
         yield f"| {expectation} | {'; '.join(names)} |"
-    systems = Counter(one.area.removeprefix(services.AREA) for one in services.DIALOGUES)
-    shown = ", ".join(f"{system} ({count})" for system, count in systems.items())
-    yield from ("", f"Answers in the forms of services that are in use, by number of dialogues: {shown}.", "")
+    systems = Counter(item.area.removeprefix(services.AREA) for item in services.DIALOGUES)
+    evidence = ", ".join(f"{system} ({count})" for system, count in systems.items())
+    yield from (
+        "",
+        f"Dialogues with responses of real authentication services, by service: {evidence}.",
+        "",
+    )
 
 
 def _directives() -> Iterator[str]:
     rows = (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
     named = dict.fromkeys([*_BLOCKS, *((row.name, row.module) for row in rows if not row.is_ours)])
     refused = Counter([name for name, _, _ in refusals.generated()])
-    refused += Counter(name for name, _, _ in refusals.TLS) + Counter(name for name, _ in refusals.WHOLE)
+    refused += Counter(name for name, _, _ in refusals.TLS) + Counter(
+        name for name, _ in refusals.WHOLE_FILES
+    )
     refused["listen"] += len(refusals.LISTENERS)
     yield from ("## Directives", "")
     yield from (
-        "*Dialogues*: with servers that set it. *Refusals*: configurations in which both blame it.",
+        "*Dialogues*: number of dialogues with servers that set the directive. *Rejections*: number of configurations that both reject because of it.",
         "",
     )
     for module, title in _MODULES.items():
         yield from (
             f"### {title}",
             "",
-            "| Directive | Dialogues | Declared differences | Refusals | | |",
+            "| Directive | Dialogues | Declared differences | Rejections | | |",
             "|---|---|---|---|---|---|",
         )
-        for name in [name for name, home in named if home == module]:
+        for name in [name for name, row_module in named if row_module == module]:
             yield _directive(name, refused[name])
         yield ""
     yield from _parameters()
 
 
 def _directive(name: str, refused: int) -> str:
-    played = DIALOGUES if name in ANYWHERE else list(_played_with(name, DIALOGUES))
+    played = DIALOGUES if name in IN_EVERY_CONFIG else list(_played_with(name, DIALOGUES))
     remark = REMARKS.get(name, Remark(SAME, "", ()))
-    _see_to(name, remark)
+    _check_tests_exist(name, remark)
     if not played and name not in REMARKS:
-        raise NotConforming(f"nothing shows what {name} does")
-    shown = ", ".join(f"`{one}`" for one in remark.shown)
-    text = f"{remark.text} ({shown})" if shown else ""
-    differing = "as above" if name in ANYWHERE else _differing(played)
-    return f"| `{name}` | {len(played) or '-'} | {differing} | {refused} | {remark.verdict} | {text} |"
+        raise PageError(f"no test shows what {name} does")
+    evidence = ", ".join(f"`{item}`" for item in remark.evidence)
+    text = f"{remark.text} ({evidence})" if evidence else ""
+    differing = "as above" if name in IN_EVERY_CONFIG else _count_differences(played)
+    return f"| `{name}` | {len(played) or '-'} | {differing} | {refused} | {remark.comparison} | {text} |"
 
 
-def _see_to(name: str, remark: Remark) -> None:
-    """Check that the tests that a remark names exist."""
-    tests = [one for one in remark.shown if one not in DIFFERENCES]
-    missing = [one for one in tests if pages.missing(f"`{one}`")]
+def _check_tests_exist(name: str, remark: Remark) -> None:
+    """Check that the tests in a remark exist."""
+    tests = [item for item in remark.evidence if item not in DIFFERENCES]
+    missing = [item for item in tests if pages.missing(f"`{item}`")]
     if missing:
-        raise NotConforming(f"{name}: there is no {missing[0]}")
+        raise PageError(f"{name}: there is no {missing[0]}")
 
 
 def _parameters() -> Iterator[str]:
-    yield from ("### Parameters of listen", "", "| Parameter | Dialogues | Refusals |", "|---|---|---|")
-    for name in LISTENED:
+    yield from ("### Parameters of listen", "", "| Parameter | Dialogues | Rejections |", "|---|---|---|")
+    for name in LISTEN_PARAMETERS:
         words = [block.name for block in BLOCKS if name in block.listen.replace("=", " ").split()]
-        count = sum(one.block in words for one in DIALOGUES)
+        count = sum(item.block in words for item in DIALOGUES)
         refused = sum(name in text.replace("=", " ").split() for text in refusals.LISTENERS)
         if not count:
-            raise NotConforming(f"nothing shows what {name} does")
+            raise PageError(f"no test shows what {name} does")
         yield f"| `{name}` | {count} | {refused} |"
     yield ""
 
@@ -230,20 +264,22 @@ def _played_with(directive: str, dialogues: Iterable[Dialogue]) -> Iterator[Dial
 
 
 def _unsupported() -> Iterator[str]:
-    yield from ("## Not supported", "", "| What | Why | What is told |", "|---|---|---|")
+    yield from ("## Not supported", "", "| What | Why | Message |", "|---|---|---|")
     for what, why, text in UNSUPPORTED:
-        yield f"| {what} | {why} | {_told(what, text)} |"
+        yield f"| {what} | {why} | {_messages(what, text)} |"
 
 
-def _told(what: str, text: str) -> str:
+def _messages(what: str, text: str) -> str:
     """Return the proxy's messages for an ``nginx.conf``."""
     try:
-        told = parse_nginx(text, source="/nginx.conf").notices
+        messages = parse_nginx(text, source="/nginx.conf").notices
     except ConfigError as error:
-        told = error.problems
-    if not told:
-        raise NotConforming(f"nothing is told of {what}")
-    return "; ".join(dict.fromkeys(f"`{each}`" for each in told)).replace("/nginx.conf", "nginx.conf")
+        messages = error.problems
+    if not messages:
+        raise PageError(f"there is no message about {what}")
+    return "; ".join(dict.fromkeys(f"`{message}`" for message in messages)).replace(
+        "/nginx.conf", "nginx.conf"
+    )
 
 
 def main() -> int:
@@ -252,8 +288,8 @@ def main() -> int:
     if isinstance(nginx, str):
         sys.stderr.write(f"{nginx}\n")
         return 1
-    with tempfile.TemporaryDirectory() as folder, Kit(nginx, BLOCKS, make(Path(folder))) as kit:
-        PAGE.write_text(page(Ledger(kit)))
+    with tempfile.TemporaryDirectory() as folder, Kit(nginx, BLOCKS, make_certificates(Path(folder))) as kit:
+        PAGE.write_text(page(Results(kit)))
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dialogues, which are played to both programs: only data.
+"""The data of dialogues, which are played to both programs.
 
 In bytes, ``@ip@`` is replaced by the client's address, which no other dialogue
 uses, and ``@port@`` by the upstream's port.  The upstream also listens at
@@ -14,23 +14,23 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from support.dns_server import Reply
+from support.dns_server import DnsReply
 from support.parity.record import Record
 
 
-class Special(Enum):
-    """What a peer does instead of sending bytes."""
+class PeerAction(Enum):
+    """An action of a peer that is not sending bytes."""
 
-    SILENT = "says nothing, and waits"
+    SILENT = "sends nothing, and keeps the connection open"
     CLOSE = "closes"
-    RESET = "breaks the connection off"
+    RESET = "resets the connection"
 
 
-SILENT, CLOSE, RESET = Special.SILENT, Special.CLOSE, Special.RESET
+SILENT, CLOSE, RESET = PeerAction.SILENT, PeerAction.CLOSE, PeerAction.RESET
 
-Part = bytes | float | Special
+OutputPart = bytes | float | PeerAction
 """Bytes; a pause in seconds; or a special action."""
-Speech = bytes | Special | tuple[Part, ...]
+PeerOutput = bytes | PeerAction | tuple[OutputPart, ...]
 """What a scripted peer sends at one time."""
 
 
@@ -47,7 +47,7 @@ class Tls:
         name: The server name that it sends (SNI).
         resumes: The name of the server block of an earlier connection, whose session
             the client resumes; empty for a new session.
-        later: How many seconds ago the earlier connection was.
+        seconds_ago: How many seconds ago the earlier connection was.
     """
 
     certificate: str = ""
@@ -57,35 +57,35 @@ class Tls:
     behind: bytes = b""
     name: str = ""
     resumes: str = ""
-    later: float = 0.0
+    seconds_ago: float = 0.0
 
 
 @dataclass(frozen=True)
-class Await:
+class WaitForReply:
     """The client waits for a reaction, for up to ``seconds``."""
 
     seconds: float = 5.0
 
 
 @dataclass(frozen=True)
-class Cut:
+class SendPieces:
     """The client sends bytes in pieces, with a short pause after each."""
 
     pieces: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
-class Leave:
+class Disconnect:
     """The client disconnects: ``eof`` shuts down its sending direction, ``reset`` resets the connection.
 
-    ``saying`` is sent immediately before that.
+    ``last_bytes`` is sent immediately before that.
     """
 
     how: str = "eof"
-    saying: bytes = b""
+    last_bytes: bytes = b""
 
 
-Step = bytes | Cut | Tls | Await | Leave
+Step = bytes | SendPieces | Tls | WaitForReply | Disconnect
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,10 +103,10 @@ class Dialogue:
         reachable: Whether an upstream is running.
         dns: The name server's records for the client, by name and type (``PTR`` among them).
         via: The kind of address: ``tcp``, ``ipv6`` or ``unix``.
-        differs: The name of the declared difference, if there is one.
-        ours: The expected fields of the proxy's record; empty: only what the difference requires.
-        theirs: The expected fields of nginx's record.
-        rest_differs: Whether the declared difference may affect fields not in ``ours`` and ``theirs``.
+        declared_difference: The name of the declared difference, if there is one.
+        proxy_record: The expected fields of the proxy's record; empty: only what the difference requires.
+        nginx_record: The expected fields of nginx's record.
+        allows_other_differences: Whether the declared difference may affect fields not in ``proxy_record`` and ``nginx_record``.
         is_generated: Whether it was generated, so that it has no declared difference.
         since: The first version of nginx with which both must be the same.
     """
@@ -115,17 +115,17 @@ class Dialogue:
     block: str
     area: str
     steps: tuple[Step, ...]
-    auth: tuple[Speech, ...] = ()
-    upstream: tuple[Speech, ...] = ()
+    auth: tuple[PeerOutput, ...] = ()
+    upstream: tuple[PeerOutput, ...] = ()
     header: int = 0
     reachable: bool = True
-    dns: Callable[[str], dict[tuple[str, str], Reply]] | None = None
+    dns: Callable[[str], dict[tuple[str, str], DnsReply]] | None = None
     via: str = "tcp"
-    alone: bool = False
-    differs: str = ""
-    ours: dict[str, object] = field(default_factory=dict)
-    theirs: dict[str, object] = field(default_factory=dict)
-    rest_differs: bool = False
+    is_exclusive: bool = False
+    declared_difference: str = ""
+    proxy_record: dict[str, object] = field(default_factory=dict)
+    nginx_record: dict[str, object] = field(default_factory=dict)
+    allows_other_differences: bool = False
     since: tuple[int, ...] = ()
     is_generated: bool = False
     check: Callable[[Record], str] | None = None
@@ -140,7 +140,7 @@ def b64(text: bytes | str) -> bytes:
     return b64encode(text.encode() if isinstance(text, str) else text)
 
 
-def answer(*lines: str | bytes, status: bytes = b"HTTP/1.0 200 OK\r\n") -> bytes:
+def auth_response(*lines: str | bytes, status: bytes = b"HTTP/1.0 200 OK\r\n") -> bytes:
     """Return the head of a response of the authentication service."""
     data = [line.encode() if isinstance(line, str) else line for line in lines]
     return status + b"".join(line + b"\r\n" for line in data) + b"\r\n"
@@ -148,12 +148,12 @@ def answer(*lines: str | bytes, status: bytes = b"HTTP/1.0 200 OK\r\n") -> bytes
 
 def grant(*more: str | bytes) -> bytes:
     """Return a response that allows the login."""
-    return answer("Auth-Status: OK", *more, "Auth-Server: @ip@", "Auth-Port: @port@")
+    return auth_response("Auth-Status: OK", *more, "Auth-Server: @ip@", "Auth-Port: @port@")
 
 
 def deny(text: str = "Invalid login or password", *more: str) -> bytes:
     """Return a response that denies the login."""
-    return answer(f"Auth-Status: {text}", *more)
+    return auth_response(f"Auth-Status: {text}", *more)
 
 
 GRANT: Final = grant()

@@ -22,9 +22,9 @@ class Difference:
         reason: Why the proxy differs.
         kind: ``fixed``, ``chosen``, ``stricter``, ``better``,
             ``newer`` (the behaviour of a newer nginx) or ``extended``.
-        until: The first version of nginx that behaves as the proxy does.
+        same_since: The first version of nginx that behaves as the proxy does.
         explains: Returns whether it explains the records of a generated dialogue; nginx's is the first.
-        level: Makes both records equal in the fields that the difference affects.
+        equalize: Makes both records equal in the fields that the difference affects.
     """
 
     name: str
@@ -32,18 +32,18 @@ class Difference:
     proxy: str
     reason: str
     kind: str = "fixed"
-    until: tuple[int, ...] = ()
-    level: Callable[[Record], Record] | None = None
+    same_since: tuple[int, ...] = ()
+    equalize: Callable[[Record], Record] | None = None
     explains: Callable[[Record, Record], bool] | None = None
 
 
 HOW_TO_DECLARE: Final = (
-    "If this difference is meant: add a Difference to tests/support/parity/differences.py, name it in the dialogue "
-    "(differs=NAME, in tests/support/parity/cases), and give it a row **NAME** in docs/quirks.md."
+    "If this difference is intended: add a Difference to tests/support/parity/differences.py, name it in the dialogue "
+    "(declared_difference=NAME, in tests/support/parity/cases), and add a row **NAME** to docs/quirks.md."
 )
 """How to declare a difference; part of the message of a failed test."""
 RESET_IS_EOF: Final = "Q-25"
-GOODBYE: Final = "goodbye"
+CLOSE_NOTIFY: Final = "close-notify"
 _DIGEST: Final = re.compile(rb"(?<=Auth-Pass: )[0-9a-f]{32}(?=\r\n)")
 
 
@@ -77,13 +77,13 @@ def _without_xtext(record: Record) -> Record:
     return replace(record, upstreams=tuple(_LOGIN.sub(decoded, data) for data in record.upstreams))
 
 
-def _whenever(record: Record) -> Record:
+def _ignore_step_boundaries(record: Record) -> Record:
     """Ignore in which steps the client receives its bytes."""
     return replace(record, turns=(record.client,))
 
 
-def _whatever_was_asked(record: Record) -> Record:
-    return replace(record, questions=())
+def _ignore_dns_queries(record: Record) -> Record:
+    return replace(record, dns_queries=())
 
 
 _MAPPED_HERE: Final = re.compile(rb"(?<=^PROXY TCP6 )(\S+) (?:::ffff:)?HERE")
@@ -97,297 +97,307 @@ _UNSAFE: Final = re.compile(rb"\r\nAuth-(?:User|Pass): [^\r]*%0[0AD]")
 _STALE: Final = re.compile(rb"Auth-Method: none\r\n(?!Auth-User: \r\nAuth-Pass: \r\nAuth-Protocol)")
 
 
-def _had_unsafe_credentials(theirs: Record, ours: Record) -> bool:
-    return any(map(_UNSAFE.search, theirs.requests)) and not any(map(_UNSAFE.search, ours.requests))
+def _had_unsafe_credentials(nginx_record: Record, proxy_record: Record) -> bool:
+    return any(map(_UNSAFE.search, nginx_record.requests)) and not any(
+        map(_UNSAFE.search, proxy_record.requests)
+    )
 
 
-def _had_stale_credentials(theirs: Record, ours: Record) -> bool:
-    return any(map(_STALE.search, theirs.requests)) and not any(map(_STALE.search, ours.requests))
+def _had_stale_credentials(nginx_record: Record, proxy_record: Record) -> bool:
+    return any(map(_STALE.search, nginx_record.requests)) and not any(
+        map(_STALE.search, proxy_record.requests)
+    )
 
 
 _TABLE: Final[tuple[Difference, ...]] = (
     Difference(
         RESET_IS_EOF,
-        "closes at once; where input lies unread, TCP resets the connection and the last reply may be lost",
-        "shuts its side, reads past what still comes for a moment, then closes",
-        "the client should hear the last reply",
+        "closes at once; if there is unread input, TCP resets the connection and the last reply may be lost",
+        "shuts down its sending direction, discards input for a short time, then closes",
+        "the client receives the last reply",
     ),
     Difference(
-        GOODBYE,
-        "ends a relay without a close_notify to a TLS client that shut its side",
-        "says close_notify first",
-        "the client knows that it heard everything (RFC 8446 section 6.1)",
+        CLOSE_NOTIFY,
+        "ends a relay without a close_notify to a TLS client that has shut down its sending direction",
+        "sends close_notify first",
+        "the client can detect truncation (RFC 8446 section 6.1)",
         kind="better",
     ),
     Difference(
         "mixed-families",
-        "writes a PROXY header of version 1 with addresses of two families after `set_real_ip_from` changed one",
-        "writes the IPv4 address IPv4-mapped, as nginx itself does in version 2",
-        "receivers refuse a header whose addresses do not fit its family word",
-        level=_unmapped,
+        "sends a PROXY header of version 1 with addresses of two families after `set_real_ip_from` replaced one",
+        "sends the IPv4 address IPv4-mapped, as nginx does in version 2",
+        "receivers reject a header whose addresses are not of its family",
+        equalize=_unmapped,
     ),
     Difference(
         "dns-at-once",
-        "ignores FORMERR and strange codes of a name server, and waits until `resolver_timeout`",
-        "takes them for an answer; the client's name is [TEMPUNAVAIL] as in nginx, only sooner",
-        "nobody needs to wait for what will not come",
+        "ignores FORMERR and unknown codes of a name server, and waits until `resolver_timeout`",
+        "accepts them as replies; the client's name is [TEMPUNAVAIL] as in nginx, but without the wait",
+        "no other reply will arrive",
         kind="better",
-        level=_whenever,
+        equalize=_ignore_step_boundaries,
     ),
     Difference(
         "dns-alias",
-        "does not ask for the other family of an alias when one family's answer had an address",
-        "asks for both",
-        "the answers are the same, and the addresses complete",
+        "does not query the other address family of an alias if the reply for one family had an address",
+        "queries both",
+        "the result is the same, and the list of addresses is complete",
         kind="chosen",
-        level=_whatever_was_asked,
+        equalize=_ignore_dns_queries,
     ),
     Difference(
         "pop3-lines",
-        "refuses a POP3 line of more than 128 bytes and closes, so that a password of 90 characters cannot log in",
-        "takes commands up to `pop3_client_buffer`, 512, and SASL responses up to 4096",
-        "RFC 2449 section 4 wants 255 where CAPA is served; RFC 5034 section 4 exempts SASL responses",
+        "rejects a POP3 line of more than 128 bytes and closes, so that a login with a password of 90 characters fails",
+        "accepts commands up to `pop3_client_buffer`, 512, and SASL responses up to 4096",
+        "RFC 2449 section 4 requires 255 for servers with CAPA; RFC 5034 section 4 exempts SASL responses",
         kind="better",
     ),
     Difference(
         "Q-01",
-        "rejects a batch of commands that is longer than its buffer, though each command fits",
-        "executes them all; the limit holds for each command",
-        "a batch has no length",
+        "rejects pipelined commands that together are longer than its buffer, even if each command fits",
+        "executes all; the limit applies to each command",
+        "the protocols limit the length of a command, not of a pipeline",
     ),
     Difference(
         "Q-02",
-        "does not look at the rest of a batch that fills its buffer exactly, until more comes",
-        "goes on",
-        "nobody waits for nothing",
+        "executes the rest of a pipeline that fills its buffer exactly only when more bytes arrive",
+        "executes it at once",
+        "the client sends no more until it has the replies",
     ),
     Difference(
         "Q-03",
-        "reads one byte for an IMAP literal of none",
-        "reads none",
+        "reads one byte for an empty IMAP literal",
+        "reads no byte",
         "`{0}` is the empty string (RFC 9051 section 4.3)",
     ),
     Difference(
         "Q-04",
-        "takes a quoted string without an end for one, and stays inside it",
+        "accepts a quoted string without its closing quote, and parses the next line as part of it",
         "rejects the line",
         "it is a syntax error",
     ),
     Difference(
         "Q-05",
-        "answers a bad name in AUTHENTICATE LOGIN without any tag",
-        "answers with the command's tag",
-        "a reply without a tag belongs to nothing",
+        "replies to an invalid user name in AUTHENTICATE LOGIN without a tag",
+        "replies with the command's tag",
+        "the client cannot match a response without a tag to its command",
     ),
     Difference(
         "Q-06",
-        "answers a line without a tag after a delayed denial with stale bytes",
-        "answers with `*`",
-        "stale bytes are nobody's business",
+        "replies to a line without a tag after a delayed denial with bytes of an earlier command",
+        "replies with `*`",
+        "bytes of an earlier command may be secret",
     ),
     Difference(
         "Q-07",
-        "lets EXTERNAL with an initial response pass where it is not enabled",
-        "refuses it",
+        "accepts EXTERNAL with an initial response even if it is not enabled",
+        "rejects it",
         "a method that is not enabled must not work",
     ),
     Difference(
         "Q-08",
-        "after WAIT without Auth-Wait asks again at once, and again after every acceptance",
-        "asks again after a second, once",
-        "a loop helps nobody",
+        "after WAIT without Auth-Wait repeats the request at once, and again after each response that allows the login",
+        "repeats it once, after a second",
+        "the requests would never end",
     ),
     Difference(
         "Q-09",
-        "with `error_log info` turns line ends behind a refused MAIL into underscores",
-        "leaves the input alone",
+        "with `error_log info` replaces line ends after a rejected MAIL by underscores",
+        "does not change the input",
         "logging must not change input",
     ),
     Difference(
         "Q-10",
-        "`starttls only` lets MAIL pass in clear",
-        "answers 530",
-        "that is what `only` says",
+        "accepts MAIL without TLS despite `starttls only`",
+        "replies 530",
+        "`only` requires TLS before any mail transaction",
     ),
     Difference(
         "Q-11",
-        "hands CR, LF and NUL in credentials on to services and upstreams",
-        "refuses such credentials",
-        "they are commands in disguise",
+        "passes CR, LF and NUL in credentials to services and upstreams",
+        "rejects such credentials",
+        "they would inject header lines or commands",
         kind="stricter",
         explains=_had_unsafe_credentials,
     ),
     Difference(
         "hostile-answers",
-        "hands control bytes in answers of the service on to clients and upstreams",
-        "apologises, and closes",
-        "they are lines in disguise",
+        "passes control characters in responses of the service to clients and upstreams",
+        "sends the reply for internal errors, and closes",
+        "they would inject lines",
         kind="stricter",
     ),
     Difference(
         "Q-12",
-        "uses the password of an earlier attempt for EXTERNAL",
-        "forgets it",
-        "it belongs to somebody else",
+        "uses the password of an earlier login for EXTERNAL",
+        "discards it",
+        "it may belong to another user",
     ),
     Difference(
         "Q-13",
-        "takes 1024 bytes of an answer's header, and notices an early end late",
-        "takes 16384, and notices at once",
-        "services set cookies; clients wait",
+        "accepts 1024 bytes of a response's header, and detects a truncated header only after a timeout",
+        "accepts 16384, and detects it at once",
+        "services send cookies; clients do not wait without need",
     ),
     Difference(
         "Q-14",
-        "`proxy_timeout` counts what the client does alone",
-        "counts both directions, as nginx's documentation says",
-        "an IDLE client of a busy mailbox is not idle",
+        "only the client's bytes restart `proxy_timeout`",
+        "bytes of both directions restart it, as nginx's documentation describes",
+        "a client in IMAP IDLE receives bytes and sends none",
     ),
     Difference(
         "Q-15",
-        "leaves a command that came with the PROXY header until more comes",
-        "executes it",
-        "nobody waits for nothing",
+        "executes a command in the segment of the PROXY header only when more bytes arrive",
+        "executes it at once",
+        "the client sends no more until it has the replies",
     ),
     Difference(
         "Q-16",
-        "wants the PROXY header whole at first sight",
+        "requires the whole PROXY header in one segment",
         "waits for the rest, up to `timeout`",
-        "TCP cuts where it likes",
+        "TCP may split it anywhere",
     ),
     Difference(
         "Q-18",
-        "waits for CR LF and four bytes of an upstream's reply",
-        "takes LF, and any length",
-        "as any client does",
+        "requires CR LF and at least four bytes in an upstream's reply",
+        "accepts LF, and any length",
+        "as mail clients do",
     ),
     Difference(
         "Q-19",
-        "takes one untagged line ahead of the tagged reply (before 1.27.3 none)",
-        "takes any number, within `proxy_buffer`",
+        "accepts one untagged response before the tagged one (before 1.27.3 none)",
+        "accepts any number, within `proxy_buffer`",
         "RFC 9051 section 2.2.2",
     ),
     Difference(
         "Q-22",
-        "ends the session at the first end of a side; what is under way is lost",
-        "hands on what is under way",
-        "a client that says LOGOUT may leave at once",
+        "ends the session when one side closes; bytes in transit are lost",
+        "sends the bytes in transit first",
+        "a client may close directly after LOGOUT",
     ),
     Difference(
         "Q-26",
-        "asks for `?x` where `auth_http` has a query and no path",
-        "asks for `/?x`",
+        "requests `?x` if `auth_http` has a query and no path",
+        "requests `/?x`",
         "a request target begins with a slash",
     ),
     Difference(
         "Q-32",
-        "stores controls in HELO, MAIL and RCPT, and hands them on",
-        "answers 501",
-        "nobody needs them, and services see them raw",
+        "accepts control characters in HELO, MAIL and RCPT, and passes them to the service",
+        "replies 501",
+        "no valid command contains them, and services receive them unescaped",
         kind="stricter",
     ),
     Difference(
         "Q-33",
-        "drops commands that it has already when the client has left",
+        "discards received commands if the client has closed its sending direction",
         "executes them",
-        "they were said",
+        "the client sent them before it closed",
     ),
     Difference(
         "Q-36",
-        "leaves what came with the end of the handshake until more comes",
-        "executes it",
-        "nobody waits for nothing",
+        "processes bytes that arrived with the end of the handshake only when more bytes arrive",
+        "executes it at once",
+        "the client sends no more until it has the replies",
     ),
     Difference(
         "Q-37",
-        "reads `127...1` and `127.0.0.01` as addresses",
-        "refuses the answer",
-        "they are none",
+        "accepts `127...1` and `127.0.0.01` as addresses",
+        "rejects the response",
+        "they are not valid addresses",
         kind="stricter",
     ),
     Difference(
         "Q-38",
-        "takes an empty IMAP tag",
-        "answers `* BAD`",
+        "accepts an empty IMAP tag",
+        "replies `* BAD`",
         "RFC 9051 section 2.2.1",
     ),
     Difference(
         "Q-40",
-        "takes PROXY headers whose addresses are none, or of another family",
+        "accepts PROXY headers with invalid addresses, or addresses of another family",
         "closes",
-        "what is no address must not be believed",
+        "an invalid address must not reach logs or services",
         kind="stricter",
     ),
     Difference(
         "brackets",
-        "refuses an IPv6 address in brackets in Auth-Server",
-        "takes it",
-        "services write them",
+        "rejects an IPv6 address in brackets in Auth-Server",
+        "accepts it",
+        "services send them",
         kind="extended",
     ),
     Difference(
         "unix-server",
-        "refuses `unix:/path` in Auth-Server",
+        "rejects `unix:/path` in Auth-Server",
         "connects to it; Auth-Port is not needed",
-        "a mail server in the same pod needs no port",
+        "a mail server in the same pod can use a UNIX socket",
         kind="extended",
     ),
     Difference(
         "literals-at-once",
         "always waits before each literal at an IMAP upstream",
-        "sends all at once where the greeting announces LITERAL+",
-        "two round trips less (RFC 7888)",
+        "sends all literals at once if the greeting announces LITERAL+",
+        "it saves two round trips (RFC 7888)",
         kind="better",
     ),
     Difference(
         "Q-31",
         "repeats a request after WAIT with an empty Auth-Pass for apop and cram-md5",
         "repeats the client's digest",
-        "without it the service cannot check anything",
-        level=_without_repeated_digest,
+        "the service cannot verify the login without the digest",
+        equalize=_without_repeated_digest,
     ),
     Difference(
         "salt-of-external",
-        "before 1.29.1 also sends Auth-Salt for external, where the greeting had a challenge",
-        "sends Auth-Salt for apop and cram-md5 alone",
-        "as nginx does since 1.29.1; external answers no challenge",
+        "before 1.29.1 also sends Auth-Salt for external if the greeting had a challenge",
+        "sends Auth-Salt only for apop and cram-md5",
+        "as nginx since 1.29.1; external uses no challenge",
         kind="newer",
-        until=(1, 29, 1),
-        level=_without_salt,
+        same_since=(1, 29, 1),
+        equalize=_without_salt,
     ),
     Difference(
         "stale-none",
         "before 1.29.1 sends the name, password and challenge of an earlier exchange with method none",
-        "sends none",
-        "as nginx does since 1.29.1",
+        "does not send them",
+        "as nginx since 1.29.1",
         kind="newer",
-        until=(1, 29, 1),
+        same_since=(1, 29, 1),
         explains=_had_stale_credentials,
     ),
     Difference(
         "sasl-literals",
-        "takes quotes and literals behind the response in a response line of AUTHENTICATE",
-        "takes a response line for one line",
-        "a response is base64 and nothing else (RFC 9051 section 6.2.2)",
+        "parses quoted strings and literals after the response in a response line of AUTHENTICATE",
+        "treats a response line as one line",
+        "a response contains only base64 (RFC 9051 section 6.2.2)",
         kind="chosen",
     ),
     Difference(
         "xtext",
-        "before 1.29.2 sends the login in XCLIENT as it is",
+        "before 1.29.2 sends the login in XCLIENT unescaped",
         "encodes it as xtext",
-        "as nginx does since 1.29.2; a space would end the attribute",
+        "as nginx since 1.29.2; a space would end the attribute",
         kind="newer",
-        until=(1, 29, 2),
-        level=_without_xtext,
+        same_since=(1, 29, 2),
+        equalize=_without_xtext,
     ),
 )
 
 DIFFERENCES: Final = {difference.name: difference for difference in _TABLE}
 
 
-def explaining(theirs: Record, ours: Record, version: tuple[int, ...]) -> Difference | None:
+def find_explanation(
+    nginx_record: Record, proxy_record: Record, version: tuple[int, ...]
+) -> Difference | None:
     """Return the difference that explains why the records of a generated dialogue differ."""
     for difference in _TABLE:
-        is_over = bool(difference.until) and version >= difference.until
-        if difference.explains is not None and not is_over and difference.explains(theirs, ours):
+        nginx_behaves_alike = bool(difference.same_since) and version >= difference.same_since
+        if (
+            difference.explains is not None
+            and not nginx_behaves_alike
+            and difference.explains(nginx_record, proxy_record)
+        ):
             return difference
     return None

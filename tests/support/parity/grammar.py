@@ -12,7 +12,6 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     CLOSE,
     GRANT,
@@ -20,15 +19,16 @@ from support.parity.dialogue import (
     IMAP_OK,
     POP3_OK,
     SMTP_OK,
-    Cut,
     Dialogue,
-    Speech,
+    PeerOutput,
+    SendPieces,
     Step,
-    answer,
+    auth_response,
     b64,
     deny,
     grant,
 )
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     Block("any-imap", "imap", "imap_auth plain login cram-md5 external; max_errors 4;"),
@@ -134,7 +134,7 @@ _SMTP: Final = st.one_of(
     st.sampled_from([b"QUIT\r\n", b"\r\n", b"x" * 5000 + b"\r\n"]),
 )
 _LINES: Final = {"imap": _IMAP, "pop3": _POP3, "smtp": _SMTP}
-_UPSTREAMS: Final[dict[str, list[tuple[Speech, ...]]]] = {
+_UPSTREAMS: Final[dict[str, list[tuple[PeerOutput, ...]]]] = {
     "imap": [IMAP_OK, (b"* BYE full\r\n",), (*IMAP_OK[:3], b"a1 NO no\r\n")],
     "pop3": [POP3_OK, (b"-ERR full\r\n",), (*POP3_OK[:2], b"-ERR no\r\n"), (CLOSE,)],
     "smtp": [
@@ -143,15 +143,15 @@ _UPSTREAMS: Final[dict[str, list[tuple[Speech, ...]]]] = {
         (b"220 a\r\n", b"250-a\r\n250 b\r\n", b"550 no\r\n"),
     ],
 }
-_ANSWERS: Final[list[Speech]] = [
+_ANSWERS: Final[list[PeerOutput]] = [
     GRANT,
     GRANT_PASS,
     grant("Auth-User: other", "Auth-Pass: secret"),
     deny(),
     deny(""),
     deny("no", "Auth-Error-Code: 451 4.3.0"),
-    answer("Auth-Status: OK"),
-    answer("nonsense here"),
+    auth_response("Auth-Status: OK"),
+    auth_response("nonsense here"),
     CLOSE,
 ]
 
@@ -176,7 +176,7 @@ _EXCHANGE: Final = re.compile(rb"(?i)AUTH")
 
 def _tidied(protocol: str, lines: list[bytes]) -> list[bytes]:
     """Replace lines that cause a declared difference, which has a dialogue of its own."""
-    tidy = [_NOOP if any(one.search(line) for one in _UNTIDY[protocol]) else line for line in lines]
+    tidy = [_NOOP if any(item.search(line) for item in _UNTIDY[protocol]) else line for line in lines]
     if protocol == "imap" and any(_EXCHANGE.search(line) for line in tidy):
         return [_NOOP if b"}" in line else line for line in tidy]  # sasl-literals
     return tidy
@@ -192,7 +192,7 @@ def dialogues(draw: st.DrawFn, protocol: str) -> Dialogue:
     steps: list[Step] = []
     for line in lines:
         at = draw(st.integers(0, 5))
-        steps.append(Cut((line[:at], line[at:])) if 0 < at < min(len(line), 100) else line)
+        steps.append(SendPieces((line[:at], line[at:])) if 0 < at < min(len(line), 100) else line)
     return Dialogue(
         name="generated",
         is_generated=True,

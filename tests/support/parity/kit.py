@@ -22,24 +22,24 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from support.dns_server import DnsServer, dns_server
-from support.parity.blocks import Block, Place, render
-from support.parity.client import Session, Wire, context_of
-from support.parity.dialogue import Await, Cut, Dialogue, Leave, Step, Tls
-from support.parity.normal import Names
-from support.parity.peers import Peers, Playing
+from support.parity.client import ClientConnection, TlsSession, client_context
+from support.parity.compared_programs import Nginx, Process, start_nginx, start_proxy
+from support.parity.dialogue import Dialogue, Disconnect, SendPieces, Step, Tls, WaitForReply
+from support.parity.normalization import Normalizer
+from support.parity.peers import DialogueRun, Peers
 from support.parity.record import Record
-from support.parity.subjects import Nginx, Process, start_nginx, start_proxy
+from support.parity.server_blocks import Block, ProgramAddresses, render
 
 T = TypeVar("T")
 
-_AT_ONCE: Final = 96
-_SERVERS: Final = 30
+_CONCURRENT_DIALOGUES: Final = 96
+_BLOCKS_PER_CONFIG: Final = 30
 """The number of server blocks in one configuration; the proxy accepts 32."""
 _END_SECONDS: Final = 4.0
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """Timeouts in seconds.
 
     Attributes:
@@ -53,9 +53,9 @@ class Patience:
     catch_up: float = 5.0
 
 
-_USUAL: Final = Patience()
-_MORE: Final = Patience(first=0.4, quiet=0.2, catch_up=8.0)
-_MOST: Final = Patience(first=1.5, quiet=0.8, catch_up=20.0)
+_SHORT_TIMEOUTS: Final = Timeouts()
+_LONG_TIMEOUTS: Final = Timeouts(first=0.4, quiet=0.2, catch_up=8.0)
+_LONGEST_TIMEOUTS: Final = Timeouts(first=1.5, quiet=0.8, catch_up=20.0)
 """For a machine with a high load."""
 
 
@@ -63,18 +63,18 @@ _MOST: Final = Patience(first=1.5, quiet=0.8, catch_up=20.0)
 class Progress:
     """The progress of a dialogue at the end of a step."""
 
-    heard: int
+    received: int
     is_open: bool
     requests: int
     upstreams: int
     closed: int
 
 
-class Subject:
+class ComparedProgram:
     """One of the two programs, with its scripted peers."""
 
-    def __init__(self, place: Place, blocks: Sequence[Block]) -> None:
-        self.place = place
+    def __init__(self, addresses: ProgramAddresses, blocks: Sequence[Block]) -> None:
+        self.addresses = addresses
         self.blocks = blocks
         self.peers = Peers()
         self.dns: DnsServer | None = None
@@ -83,8 +83,8 @@ class Subject:
 
     async def start_peers(self) -> None:
         """Start the peers."""
-        await self.peers.start(self.place.here, self.place.auth, self.place.folder)
-        self.dns = await self._stack.enter_async_context(dns_server(self.place.here, self.place.dns))
+        await self.peers.start(self.addresses.here, self.addresses.auth, self.addresses.folder)
+        self.dns = await self._stack.enter_async_context(dns_server(self.addresses.here, self.addresses.dns))
 
     async def stop_peers(self) -> None:
         """Stop the peers."""
@@ -93,15 +93,15 @@ class Subject:
 
     def text(self, load: str, certificates: dict[str, str]) -> str:
         """Return the text of its configuration."""
-        return render(self.blocks, self.place, load=load, certificates=certificates)
+        return render(self.blocks, self.addresses, load=load, certificates=certificates)
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
     """nginx and the proxy with one configuration."""
 
-    theirs: Subject
-    ours: Subject
+    nginx: ComparedProgram
+    proxy: ComparedProgram
 
 
 class Kit:
@@ -123,34 +123,34 @@ class Kit:
         self._addresses = iter(_addresses())
         self._net = random.randint(1, 250)
         self._pairs: dict[str, Pair] = {}
-        every = list(self.blocks.values())
-        for start in range(0, len(every), _SERVERS):
-            some = every[start : start + _SERVERS]
-            pair = self._pair(some, start // _SERVERS)
-            self._pairs |= {block.name: pair for block in some}
+        all_blocks = list(self.blocks.values())
+        for start in range(0, len(all_blocks), _BLOCKS_PER_CONFIG):
+            group = all_blocks[start : start + _BLOCKS_PER_CONFIG]
+            pair = self._pair(group, start // _BLOCKS_PER_CONFIG)
+            self._pairs |= {block.name: pair for block in group}
 
     def _pair(self, blocks: Sequence[Block], number: int) -> Pair:
         known = [block for block in blocks if self.nginx.version >= block.since]
         return Pair(
-            self._subject(f"nginx-{number}", known, 2 * number + 1),
-            self._subject(f"proxy-{number}", blocks, 2 * number + 2),
+            self._program(f"nginx-{number}", known, 2 * number + 1),
+            self._program(f"proxy-{number}", blocks, 2 * number + 2),
         )
 
-    def _subject(self, name: str, blocks: Sequence[Block], host: int) -> Subject:
+    def _program(self, name: str, blocks: Sequence[Block], host: int) -> ComparedProgram:
         folder = Path(self._folder.name) / name
         folder.mkdir()
         ports = {}
         for number, block in enumerate(blocks):
             ports[block.name] = _free_port6() if block.via == "ipv6" else 20100 + number
-        place = Place(
+        addresses = ProgramAddresses(
             here=f"127.90.{self._net}.{host}", auth=20001, dead=20002, dns=20003, folder=folder, ports=ports
         )
-        return Subject(place, blocks)
+        return ComparedProgram(addresses, blocks)
 
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            for pair in self._each():
+            for pair in self._all_pairs():
                 self._start(pair)
             for process in self._processes():
                 process.wait_until_ready()
@@ -159,28 +159,28 @@ class Kit:
             raise
         return self
 
-    def _each(self) -> list[Pair]:
+    def _all_pairs(self) -> list[Pair]:
         return list(dict.fromkeys(self._pairs.values()))
 
     def _processes(self) -> list[Process]:
-        subjects = (subject for pair in self._each() for subject in (pair.theirs, pair.ours))
-        return [subject.process for subject in subjects if subject.process is not None]
+        programs = (program for pair in self._all_pairs() for program in (pair.nginx, pair.proxy))
+        return [program.process for program in programs if program.process is not None]
 
     def _start(self, pair: Pair) -> None:
-        for subject in (pair.theirs, pair.ours):
-            self.wait(subject.start_peers())
-        text = pair.theirs.text(self.nginx.load, self.certificates)
-        pair.theirs.process = start_nginx(self.nginx, text, pair.theirs.place.folder)
-        pair.ours.process = start_proxy(pair.ours.text("", self.certificates), pair.ours.place.folder)
+        for program in (pair.nginx, pair.proxy):
+            self.wait(program.start_peers())
+        text = pair.nginx.text(self.nginx.load, self.certificates)
+        pair.nginx.process = start_nginx(self.nginx, text, pair.nginx.addresses.folder)
+        pair.proxy.process = start_proxy(pair.proxy.text("", self.certificates), pair.proxy.addresses.folder)
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes():
             process.ask_to_stop()
         for process in self._processes():
             process.stop()
-        for pair in self._each():
-            for subject in (pair.theirs, pair.ours):
-                self.wait(subject.stop_peers())
+        for pair in self._all_pairs():
+            for program in (pair.nginx, pair.proxy):
+                self.wait(program.stop_peers())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -191,11 +191,11 @@ class Kit:
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return future.result(600)
 
-    def place(self, subject: Subject, block: str) -> Place:
-        """Return the place of a server block in the same program as ``subject``."""
+    def addresses(self, program: ComparedProgram, block: str) -> ProgramAddresses:
+        """Return the addresses of the program like ``program`` that has this server block."""
         pair = self._pairs[block]
-        is_ours = any(subject is one.ours for one in self._each())
-        return (pair.ours if is_ours else pair.theirs).place
+        is_ours = any(program is pair.proxy for pair in self._all_pairs())
+        return (pair.proxy if is_ours else pair.nginx).addresses
 
     # -- playing
 
@@ -217,53 +217,58 @@ class Kit:
     async def _play_all(
         self, dialogues: Sequence[Dialogue], is_settled: Callable[[Dialogue, Record | None, Record], bool]
     ) -> list[tuple[Record | None, Record]]:
-        room, alone = asyncio.Semaphore(_AT_ONCE), asyncio.Lock()
+        slots, exclusive = asyncio.Semaphore(_CONCURRENT_DIALOGUES), asyncio.Lock()
 
-        async def one(dialogue: Dialogue) -> tuple[Record | None, Record]:
-            is_alone = dialogue.alone or dialogue.via != "tcp"
-            async with alone if is_alone else room:
-                for patience in (_USUAL, _MORE, _MOST):
-                    found = await self._play_both(dialogue, patience)
+        async def play_one(dialogue: Dialogue) -> tuple[Record | None, Record]:
+            is_alone = dialogue.is_exclusive or dialogue.via != "tcp"
+            async with exclusive if is_alone else slots:
+                for timeouts in (_SHORT_TIMEOUTS, _LONG_TIMEOUTS, _LONGEST_TIMEOUTS):
+                    found = await self._play_both(dialogue, timeouts)
                     if is_settled(dialogue, *found):
                         break
                 return found
 
-        return list(await asyncio.gather(*map(one, dialogues)))
+        return list(await asyncio.gather(*map(play_one, dialogues)))
 
-    async def _play_both(self, dialogue: Dialogue, patience: Patience) -> tuple[Record | None, Record]:
+    async def _play_both(self, dialogue: Dialogue, timeouts: Timeouts) -> tuple[Record | None, Record]:
         ip, pair = next(self._addresses), self._pairs[dialogue.block]
-        theirs, goals = None, None
+        nginx_record, expected_progress = None, None
         if self.nginx.version >= self.blocks[dialogue.block].since:
-            theirs, goals = await self._play(pair.theirs, dialogue, ip, patience, None)
-        ours, _ = await self._play(pair.ours, dialogue, ip, patience, goals)
-        return theirs, ours
+            nginx_record, expected_progress = await self._play(pair.nginx, dialogue, ip, timeouts, None)
+        proxy_record, _ = await self._play(pair.proxy, dialogue, ip, timeouts, expected_progress)
+        return nginx_record, proxy_record
 
     async def _play(
-        self, subject: Subject, dialogue: Dialogue, ip: str, patience: Patience, goals: list[Progress] | None
+        self,
+        program: ComparedProgram,
+        dialogue: Dialogue,
+        ip: str,
+        timeouts: Timeouts,
+        expected_progress: list[Progress] | None,
     ) -> tuple[Record, list[Progress]]:
-        playing = Playing(
+        run = DialogueRun(
             ip,
-            subject.peers.upstream_port if dialogue.reachable else subject.place.dead,
+            program.peers.upstream_port if dialogue.reachable else program.addresses.dead,
             list(dialogue.auth),
             dialogue.upstream,
             dialogue.header,
-            port6=subject.peers.upstream_port6,
-            socket=subject.peers.upstream_socket,
+            port6=program.peers.upstream_port6,
+            socket=program.peers.upstream_socket,
         )
-        subject.peers.playings[ip] = playing
-        is_alone = dialogue.alone or dialogue.via != "tcp"
+        program.peers.runs[ip] = run
+        is_alone = dialogue.is_exclusive or dialogue.via != "tcp"
         if is_alone:
-            subject.peers.alone = playing
+            program.peers.exclusive_run = run
         if dialogue.dns is not None:
-            assert subject.dns is not None
-            subject.dns.zone.update(dialogue.dns(ip))
-        player = _Player(self, subject, dialogue, playing, patience, goals)
+            assert program.dns is not None
+            program.dns.zone.update(dialogue.dns(ip))
+        player = _Player(self, program, dialogue, run, timeouts, expected_progress)
         try:
             return await player.play(), player.progress
         finally:
             if is_alone:
-                subject.peers.alone = None
-            del subject.peers.playings[ip]
+                program.peers.exclusive_run = None
+            del program.peers.runs[ip]
 
 
 class _Player:
@@ -272,178 +277,185 @@ class _Player:
     def __init__(
         self,
         kit: Kit,
-        subject: Subject,
+        program: ComparedProgram,
         dialogue: Dialogue,
-        playing: Playing,
-        patience: Patience,
-        goals: list[Progress] | None,
+        run: DialogueRun,
+        timeouts: Timeouts,
+        expected_progress: list[Progress] | None,
     ) -> None:
-        self._kit, self._subject, self._dialogue = kit, subject, dialogue
-        self._playing, self._patience, self._goals = playing, patience, goals
+        self._kit, self._program, self._dialogue = kit, program, dialogue
+        self._run, self._timeouts, self._expected_progress = run, timeouts, expected_progress
         self.progress: list[Progress] = []
         self._turns: list[bytes] = []
         self._tls: list[str] = []
-        self._marked = 0
-        self._names = Names({})
-        self._kept: Session | None = None
+        self._recorded_bytes = 0
+        self._normalizer = Normalizer({})
+        self._tls_session: TlsSession | None = None
 
     async def play(self) -> Record:
-        activity = self._playing.activity
-        self._kept = await self._rehearsed()
-        wire = Wire(await self._connect(self._dialogue.block), activity)
-        self._names = self._names_of(wire)
+        activity = self._run.activity
+        self._tls_session = await self._earlier_session()
+        connection = ClientConnection(await self._connect(self._dialogue.block), activity)
+        self._normalizer = self._normalizer_for(connection)
         try:
-            await self._settle(wire, self._patience.first)
+            await self._settle(connection, self._timeouts.first)
             for step in self._dialogue.steps:
-                if not wire.is_open:
+                if not connection.is_open:
                     break
-                await self._settle(wire, await self._take(wire, step))
-            ending = wire.ending
-            if wire.is_open:
-                wire.shut()
-                await self._until(lambda: not wire.is_open)
-            afterwards = "" if ending != "open" else wire.ending
-            self._note_rest(wire)
+                await self._settle(connection, await self._perform(connection, step))
+            ending = connection.ending
+            if connection.is_open:
+                connection.send_eof()
+                await self._wait_until(lambda: not connection.is_open)
+            afterwards = "" if ending != "open" else connection.ending
+            self._record_new_bytes(connection)
         finally:
-            wire.close()
-        await self._until(lambda: all(one.is_closed for one in self._playing.upstreams))
+            connection.close()
+        await self._wait_until(lambda: all(upstream.is_closed for upstream in self._run.upstreams))
         return self._record(ending, afterwards)
 
-    async def _rehearsed(self) -> Session | None:
+    async def _earlier_session(self) -> TlsSession | None:
         """Return the TLS session that the client resumes, if there is one."""
         for number, step in enumerate(self._dialogue.steps):
             if isinstance(step, Tls) and step.resumes:
-                wire = Wire(await self._connect(step.resumes), self._playing.activity)
+                connection = ClientConnection(await self._connect(step.resumes), self._run.activity)
                 try:
-                    return await self._session(wire, self._dialogue.steps[:number], step)
+                    return await self._tls_session_of(connection, self._dialogue.steps[:number], step)
                 finally:
-                    wire.close()
+                    connection.close()
         return None
 
-    async def _session(self, wire: Wire, ahead: tuple[Step, ...], how: Tls) -> Session:
-        settle = self._playing.activity.settle
+    async def _tls_session_of(
+        self, connection: ClientConnection, ahead: tuple[Step, ...], tls_step: Tls
+    ) -> TlsSession:
+        settle = self._run.activity.settle
         for step in ahead:
-            await settle(_MORE.first, self._patience.quiet)
-            await self._take(wire, step)
-        await settle(self._patience.first, self._patience.quiet)
-        context = context_of(how, self._kit.certificates)
-        await wire.start_tls(replace(how, behind=b""), context, self._patience.catch_up)
-        await settle(self._patience.first, self._patience.quiet)  # session tickets arrive after the handshake
-        kept = wire.kept(context)
-        wire.shut()
-        await asyncio.sleep(how.later)
-        return kept
+            await settle(_LONG_TIMEOUTS.first, self._timeouts.quiet)
+            await self._perform(connection, step)
+        await settle(self._timeouts.first, self._timeouts.quiet)
+        context = client_context(tls_step, self._kit.certificates)
+        await connection.start_tls(replace(tls_step, behind=b""), context, self._timeouts.catch_up)
+        await settle(self._timeouts.first, self._timeouts.quiet)  # session tickets arrive after the handshake
+        session = connection.tls_session(context)
+        connection.send_eof()
+        await asyncio.sleep(tls_step.seconds_ago)
+        return session
 
     async def _connect(self, block: str) -> socket.socket:
-        via, place = self._dialogue.via, self._kit.place(self._subject, block)
+        via, addresses = self._dialogue.via, self._kit.addresses(self._program, block)
         family = {"unix": socket.AF_UNIX, "ipv6": socket.AF_INET6}.get(via, socket.AF_INET)
         sock = socket.socket(family)
         sock.setblocking(False)
-        target: Any = (place.here, place.ports[block])
+        target: Any = (addresses.here, addresses.ports[block])
         if via == "tcp":
-            sock.bind((self._playing.ip, 0))
+            sock.bind((self._run.ip, 0))
         elif via == "ipv6":
-            target = ("::1", place.ports[block])
+            target = ("::1", addresses.ports[block])
         else:
-            target = f"{place.folder}/{block}.sock"
+            target = f"{addresses.folder}/{block}.sock"
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(sock, target)
         return sock
 
-    async def _take(self, wire: Wire, step: Step) -> float:
+    async def _perform(self, connection: ClientConnection, step: Step) -> float:
         """Perform one step; return how long to wait for a reaction."""
-        playing, first = self._playing, self._patience.first
+        run, first = self._run, self._timeouts.first
         match step:
             case bytes():
-                await wire.say(playing.filled(step))
-            case Cut(pieces):
-                await wire.say_in_pieces(tuple(map(playing.filled, pieces)))
+                await connection.send(run.replace_placeholders(step))
+            case SendPieces(pieces):
+                await connection.send_pieces(tuple(map(run.replace_placeholders, pieces)))
             case Tls():
-                context = self._kept or context_of(step, self._kit.certificates)
-                self._tls.append(await wire.start_tls(step, context, self._patience.catch_up))
-            case Await(seconds):
+                context = self._tls_session or client_context(step, self._kit.certificates)
+                self._tls.append(await connection.start_tls(step, context, self._timeouts.catch_up))
+            case WaitForReply(seconds):
                 return seconds
-            case Leave(how, saying):
-                await wire.say(playing.filled(saying))
+            case Disconnect(how, last_bytes):
+                await connection.send(run.replace_placeholders(last_bytes))
                 if how == "reset":
-                    wire.reset()
+                    connection.reset()
                 else:
-                    wire.shut()
+                    connection.send_eof()
         return first
 
-    async def _settle(self, wire: Wire, first: float) -> None:
+    async def _settle(self, connection: ClientConnection, first: float) -> None:
         """Wait until the step ends: nginx sends no more, or the proxy has sent as much as nginx."""
         step = len(self.progress)
-        activity = self._playing.activity
-        if self._goals is None:
-            await activity.settle(first, self._patience.quiet)
+        activity = self._run.activity
+        if self._expected_progress is None:
+            await activity.settle(first, self._timeouts.quiet)
         else:
-            goal = self._goals[step] if step < len(self._goals) else None
-            await self._until(
-                lambda: goal is None or _reaches(self._now(wire), goal), max(self._patience.catch_up, first)
+            goal = self._expected_progress[step] if step < len(self._expected_progress) else None
+            await self._wait_until(
+                lambda: goal is None or _has_reached(self._current_progress(connection), goal),
+                max(self._timeouts.catch_up, first),
             )
-            await activity.settle(self._patience.quiet / 4, self._patience.quiet / 2)
-        self.progress.append(self._now(wire))
-        self._note_rest(wire)
+            await activity.settle(self._timeouts.quiet / 4, self._timeouts.quiet / 2)
+        self.progress.append(self._current_progress(connection))
+        self._record_new_bytes(connection)
         if len(self._turns) < len(self.progress):
             self._turns.append(b"")
 
-    def _note_rest(self, wire: Wire) -> None:
-        if len(wire.heard) > self._marked:
-            self._turns.append(wire.heard[self._marked :])
-            self._marked = len(wire.heard)
+    def _record_new_bytes(self, connection: ClientConnection) -> None:
+        if len(connection.received) > self._recorded_bytes:
+            self._turns.append(connection.received[self._recorded_bytes :])
+            self._recorded_bytes = len(connection.received)
 
-    def _now(self, wire: Wire) -> Progress:
-        playing = self._playing
-        closed = sum(one.is_closed for one in playing.upstreams)
-        said = self._names.said
-        heard = sum(len(self._names.carried(one.data)) + 1 for one in playing.upstreams)
-        return Progress(len(said(wire.heard)), wire.is_open, len(playing.requests), heard, closed)
+    def _current_progress(self, connection: ClientConnection) -> Progress:
+        run = self._run
+        closed = sum(upstream.is_closed for upstream in run.upstreams)
+        normalize = self._normalizer.normalize
+        received = sum(
+            len(self._normalizer.normalize_upstream(upstream.data)) + 1 for upstream in run.upstreams
+        )
+        return Progress(
+            len(normalize(connection.received)), connection.is_open, len(run.requests), received, closed
+        )
 
-    async def _until(self, is_so: Callable[[], bool], seconds: float = _END_SECONDS) -> None:
+    async def _wait_until(self, condition: Callable[[], bool], seconds: float = _END_SECONDS) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not is_so():
-                    await self._playing.activity.next(0.25)
+                while not condition():
+                    await self._run.activity.next(0.25)
 
-    def _names_of(self, wire: Wire) -> Names:
-        place = self._subject.place
-        replaced = {place.here: "HERE", self._playing.ip: "CLIENT", f"{place.folder}": "FOLDER"}
-        replaced[str(place.ports[self._dialogue.block])] = "LISTENPORT"
+    def _normalizer_for(self, connection: ClientConnection) -> Normalizer:
+        addresses = self._program.addresses
+        replaced = {addresses.here: "HERE", self._run.ip: "CLIENT", f"{addresses.folder}": "FOLDER"}
+        replaced[str(addresses.ports[self._dialogue.block])] = "LISTENPORT"
         if self._dialogue.via != "unix":
-            replaced[str(wire.sock.getsockname()[1])] = "CLIENTPORT"
-        return Names(replaced)
+            replaced[str(connection.sock.getsockname()[1])] = "CLIENTPORT"
+        return Normalizer(replaced)
 
     def _record(self, ending: str, afterwards: str) -> Record:
-        playing, names = self._playing, self._names
+        run, normalizer = self._run, self._normalizer
         return Record(
-            turns=tuple(map(names.said, self._turns)),
+            turns=tuple(map(normalizer.normalize, self._turns)),
             ending=ending,
             afterwards=afterwards,
             tls=tuple(self._tls),
-            requests=tuple(map(names.asked, playing.requests)),
-            upstreams=tuple(names.carried(one.data) for one in playing.upstreams),
-            upstream_endings=tuple("closed" if one.is_closed else "open" for one in playing.upstreams),
-            questions=self._questions(),
+            requests=tuple(map(normalizer.normalize_request, run.requests)),
+            upstreams=tuple(normalizer.normalize_upstream(upstream.data) for upstream in run.upstreams),
+            upstream_endings=tuple("closed" if upstream.is_closed else "open" for upstream in run.upstreams),
+            dns_queries=self._dns_queries(),
         )
 
-    def _questions(self) -> tuple[tuple[str, str], ...]:
-        if self._dialogue.dns is None or self._subject.dns is None:
+    def _dns_queries(self) -> tuple[tuple[str, str], ...]:
+        if self._dialogue.dns is None or self._program.dns is None:
             return ()
-        mine = {name for name, _ in self._dialogue.dns(self._playing.ip)}
-        reverse = ".".join(reversed(self._playing.ip.split(".")))
-        asked = {
+        own_names = {name for name, _ in self._dialogue.dns(self._run.ip)}
+        reverse = ".".join(reversed(self._run.ip.split(".")))
+        queries = {
             (name.lower().replace(reverse, "REVERSED"), kind)
-            for _, name, kind in self._subject.dns.asked
-            if name.lower() in mine
+            for _, name, kind in self._program.dns.queries
+            if name.lower() in own_names
         }
-        return tuple(sorted(asked))
+        return tuple(sorted(queries))
 
 
-def _reaches(now: Progress, goal: Progress) -> bool:
+def _has_reached(now: Progress, goal: Progress) -> bool:
     return (
-        now.heard >= goal.heard
+        now.received >= goal.received
         and now.is_open <= goal.is_open
         and now.requests >= goal.requests
         and now.upstreams >= goal.upstreams

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from support.parity.dialogue import Part, Special, Speech
+from support.parity.dialogue import OutputPart, PeerAction, PeerOutput
 from support.streams import abort
 
 _CLIENT: Final = re.compile(rb"\r\nClient-IP: ([^\r]*)\r\n")
@@ -31,7 +31,7 @@ class Activity:
         self._waiting: asyncio.Future[None] | None = None
         self.busy = 0
 
-    def stir(self) -> None:
+    def signal(self) -> None:
         """Signal an event."""
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
@@ -48,13 +48,13 @@ class Activity:
 
     async def settle(self, first: float, quiet: float) -> None:
         """Wait until there are no more events."""
-        patience = first
-        while await self.next(patience) or self.busy:
-            patience = quiet
+        timeout = first
+        while await self.next(timeout) or self.busy:
+            timeout = quiet
 
 
 @dataclass
-class Heard:
+class UpstreamConnection:
     """The bytes that one upstream connection received."""
 
     data: bytes = b""
@@ -62,41 +62,45 @@ class Heard:
 
 
 @dataclass
-class Playing:
+class DialogueRun:
     """One run of a dialogue with one program, as its peers use it."""
 
     ip: str
     port: int
-    auth: list[Speech]
-    upstream: tuple[Speech, ...]
+    auth: list[PeerOutput]
+    upstream: tuple[PeerOutput, ...]
     header: int
     activity: Activity = field(default_factory=Activity)
     requests: list[bytes] = field(default_factory=list)
-    upstreams: list[Heard] = field(default_factory=list)
-    asked: int = 0
+    upstreams: list[UpstreamConnection] = field(default_factory=list)
+    auth_outputs_sent: int = 0
     port6: int = 0
     socket: str = ""
 
-    def filled(self, data: bytes) -> bytes:
+    def replace_placeholders(self, data: bytes) -> bytes:
         """Return bytes with the placeholders replaced by addresses and ports."""
         words = {"ip": self.ip, "port": str(self.port), "port6": str(self.port6), "socket": self.socket}
         for word, value in words.items():
             data = data.replace(f"@{word}@".encode(), value.encode())
         return data
 
-    def next_answer(self) -> Speech:
+    def next_auth_output(self) -> PeerOutput:
         """Return the next response of the authentication service; ``CLOSE`` after the last one."""
-        self.asked += 1
-        return self.auth[self.asked - 1] if self.asked <= len(self.auth) else Special.CLOSE
+        self.auth_outputs_sent += 1
+        return (
+            self.auth[self.auth_outputs_sent - 1]
+            if self.auth_outputs_sent <= len(self.auth)
+            else PeerAction.CLOSE
+        )
 
 
 class Peers:
     """The authentication service and the upstreams of one program."""
 
     def __init__(self) -> None:
-        self.playings: dict[str, Playing] = {}
-        self.alone: Playing | None = None
-        self.strays: list[bytes] = []
+        self.runs: dict[str, DialogueRun] = {}
+        self.exclusive_run: DialogueRun | None = None
+        self.unassigned: list[bytes] = []
         self._servers: list[asyncio.Server] = []
         self.upstream_port = 0
         self.upstream_port6 = 0
@@ -124,16 +128,16 @@ class Peers:
     async def _serve_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             request = await reader.readuntil(b"\r\n\r\n")
-            named = _CLIENT.search(request)
-            playing = self.playings.get(named[1].decode("latin-1") if named else "") or self.alone
-            if playing is None:
-                self.strays.append(request)
+            match = _CLIENT.search(request)
+            run = self.runs.get(match[1].decode("latin-1") if match else "") or self.exclusive_run
+            if run is None:
+                self.unassigned.append(request)
             else:
-                playing.requests.append(request)
-                playing.activity.stir()
-                answer = playing.next_answer()
-                await _say(playing, answer, writer)
-                if answer is Special.SILENT:
+                run.requests.append(request)
+                run.activity.signal()
+                output = run.next_auth_output()
+                await _send_output(run, output, writer)
+                if output is PeerAction.SILENT:
                     await reader.read()
         writer.close()
 
@@ -142,41 +146,44 @@ class Peers:
     async def _serve_upstream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = writer.get_extra_info("sockname")
         ip = name if isinstance(name, str) else name[0]
-        playing = self.playings.get(ip) or (None if ip.startswith("127.") else self.alone)
-        if playing is None:
-            self.strays.append(b"upstream " + ip.encode())
+        run = self.runs.get(ip) or (None if ip.startswith("127.") else self.exclusive_run)
+        if run is None:
+            self.unassigned.append(b"upstream " + ip.encode())
             writer.close()
             return
-        heard = Heard()
-        playing.upstreams.append(heard)
-        playing.activity.stir()
+        connection = UpstreamConnection()
+        run.upstreams.append(connection)
+        run.activity.signal()
         try:
-            await _converse(playing, heard, reader, writer)
+            await _run_upstream(run, connection, reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
-            heard.is_closed = True
-            playing.activity.stir()
+            connection.is_closed = True
+            run.activity.signal()
             writer.close()
 
 
-async def _converse(
-    playing: Playing, heard: Heard, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+async def _run_upstream(
+    run: DialogueRun,
+    connection: UpstreamConnection,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> None:
-    if playing.header:
-        heard.data += await _header(playing.header, reader)
-    script = iter(playing.upstream)
-    await _say(playing, next(script, Special.SILENT), writer)
+    if run.header:
+        connection.data += await _read_proxy_header(run.header, reader)
+    script = iter(run.upstream)
+    await _send_output(run, next(script, PeerAction.SILENT), writer)
     while True:
         line = await reader.readline()
-        heard.data += line
-        playing.activity.stir()
+        connection.data += line
+        run.activity.signal()
         if not line.endswith(b"\n"):
             return
-        await _say(playing, next(script, Special.SILENT), writer)
+        await _send_output(run, next(script, PeerAction.SILENT), writer)
 
 
-async def _header(version: int, reader: asyncio.StreamReader) -> bytes:
+async def _read_proxy_header(version: int, reader: asyncio.StreamReader) -> bytes:
     if version == 1:
         return await reader.readline()
     head = await reader.readexactly(16)
@@ -185,32 +192,32 @@ async def _header(version: int, reader: asyncio.StreamReader) -> bytes:
     return head + await reader.readexactly(struct.unpack("!H", head[14:])[0])
 
 
-async def _say(playing: Playing, speech: Speech, writer: asyncio.StreamWriter) -> None:
-    parts: tuple[Part, ...] = speech if isinstance(speech, tuple) else (speech,)
-    playing.activity.busy += 1
+async def _send_output(run: DialogueRun, output: PeerOutput, writer: asyncio.StreamWriter) -> None:
+    parts: tuple[OutputPart, ...] = output if isinstance(output, tuple) else (output,)
+    run.activity.busy += 1
     try:
         for part in parts:
             if isinstance(part, float):
                 await asyncio.sleep(part)
             elif isinstance(part, bytes):
-                writer.write(playing.filled(part))
+                writer.write(run.replace_placeholders(part))
                 await writer.drain()
                 if len(parts) > 1:
                     await asyncio.sleep(_PAUSE)
-            elif part is Special.SILENT:
+            elif part is PeerAction.SILENT:
                 continue
-            elif part is Special.CLOSE:
+            elif part is PeerAction.CLOSE:
                 writer.close()
                 raise ConnectionAbortedError
             else:
-                _linger_no_more(writer)
+                _reset_on_close(writer)
                 abort(writer)
                 raise ConnectionAbortedError
     finally:
-        playing.activity.busy -= 1
-        playing.activity.stir()
+        run.activity.busy -= 1
+        run.activity.signal()
 
 
-def _linger_no_more(writer: asyncio.StreamWriter) -> None:
+def _reset_on_close(writer: asyncio.StreamWriter) -> None:
     sock: socket.socket = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -19,7 +19,7 @@ class Record:
         requests: The requests to the authentication service.
         upstreams: What each connection to the upstream received.
         upstream_endings: Whether each was ``closed`` or ``open`` at the end.
-        questions: The queries to the name server.
+        dns_queries: The queries to the name server.
     """
 
     turns: tuple[bytes, ...]
@@ -29,7 +29,7 @@ class Record:
     requests: tuple[bytes, ...]
     upstreams: tuple[bytes, ...]
     upstream_endings: tuple[str, ...]
-    questions: tuple[tuple[str, str], ...] = ()
+    dns_queries: tuple[tuple[str, str], ...] = ()
 
     @property
     def client(self) -> bytes:

@@ -33,7 +33,7 @@ ROWS: Final[dict[str, Directive]] = {
 """Every directive of nginx."""
 
 # A valid value for every directive.
-GOOD: Final = {
+VALID: Final = {
     "worker_processes": "2",
     "worker_connections": "64",
     "error_log": "stderr info",
@@ -88,7 +88,7 @@ GOOD: Final = {
 }
 
 # Values that both programs reject when they read the file, by the directive that is reported.
-BAD: Final[dict[str, tuple[str, ...]]] = {
+INVALID: Final[dict[str, tuple[str, ...]]] = {
     "error_log": ("stderr loud",),
     "protocol": ("lmtp", "IMAP"),
     "timeout": ("1x", "1m1h", "-1", "1.5s", "1S", "''", "'10 s'"),
@@ -171,7 +171,7 @@ TLS: Final = (
     ("ssl_conf_command", "SSL_CONF_cmd", f"{_TLS} ssl_conf_command Options Nonsense;"),
 )
 
-ANYTHING_GOES: Final = {
+ANY_VALUE_ACCEPTED: Final = {
     "server_name": "'any text'",
     "auth_http_header": "'any name' 'any value'",
     "imap_capabilities": "'any word' (x)",
@@ -215,7 +215,7 @@ LISTENERS: Final = (
     "127.0.0.1:150-140",
 )
 # The word that must be in the error, and the whole text.
-WHOLE: Final = (
+WHOLE_FILES: Final = (
     ("auth_http", "mail { server { listen 143; } }"),
     ("listen", "mail { auth_http 127.0.0.1; server { protocol imap; } }"),
     ("protocol", "mail { auth_http 127.0.0.1; server { listen 127.0.0.1:10143; } }"),
@@ -276,7 +276,7 @@ ACCEPTED: Final = (
 )
 
 # What nginx accepts and the proxy rejects, with the directive in its error; docs/quirks.md has the reasons.
-HERE_ALONE: Final = (
+PROXY_ONLY: Final = (
     ("listen", LISTEN % "127.0.0.1"),
     ("listen", LISTEN % "127...1:10143"),
     ("proxy_buffer", SERVER % "proxy_buffer 127;"),
@@ -325,7 +325,7 @@ def _misplaced(name: str, line: str) -> str:
 def generated() -> Iterator[tuple[str, str, str]]:
     """Yield the directive that must be reported, what is wrong with it, and the whole text."""
     for name, row in ROWS.items():
-        value, most = GOOD[name], row.type.arity[1]
+        value, most = VALID[name], row.type.arity[1]
         yield name, "nothing", _placed(name, f"{name};")
         if most is not None:
             yield name, "too much", _placed(name, f"{name} {value} {'x ' * most};")
@@ -333,7 +333,7 @@ def generated() -> Iterator[tuple[str, str, str]]:
             yield name, "twice", _placed(name, f"{name} {value}; {name} {value};")
         yield name, "where it may not stand", _misplaced(name, f"{name} {value};")
         yield name, "as a block", _placed(name, f"{name} {value} {{ }}")
-    for name, values in BAD.items():
+    for name, values in INVALID.items():
         for value in values:
             yield name, value, SERVER % f"{name} {value};"
 
@@ -342,4 +342,4 @@ def repeated() -> Iterator[tuple[str, str]]:
     """Yield a directive that may occur twice, and a text in which it does."""
     for name, row in ROWS.items():
         if may_repeat(row) and name != "listen":
-            yield name, _placed(name, f"{name} {GOOD[name]}; {name} {GOOD[name]};")
+            yield name, _placed(name, f"{name} {VALID[name]}; {name} {VALID[name]};")

@@ -8,8 +8,8 @@ from typing import Final
 
 SAME: Final = "same as nginx"
 BETTER: Final = "better"
-MORE: Final = "more than nginx"
-OTHERWISE: Final = "a choice"
+EXTENSION: Final = "more than nginx"
+CHOICE: Final = "a choice"
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,17 @@ class Remark:
     """A statement about a directive.
 
     Attributes:
-        verdict: One of the constants above.
+        comparison: One of the constants above.
         text: The statement.
-        shown: Names of tests, or of declared differences.
+        evidence: Names of tests, or of declared differences.
     """
 
-    verdict: str
+    comparison: str
     text: str
-    shown: tuple[str, ...]
+    evidence: tuple[str, ...]
 
 
-ANYWHERE: Final = frozenset(
+IN_EVERY_CONFIG: Final = frozenset(
     {
         *("worker_processes", "worker_connections", "events", "mail", "server"),
         *("server_name", "auth_http", "listen", "protocol"),
@@ -36,31 +36,31 @@ ANYWHERE: Final = frozenset(
 """Directives that every configuration of the kit has."""
 
 _ALONE: Final = "test_lines_accepted_by_nginx_only"
-_ASCII: Final = Remark(BETTER, "what would break a line is refused", (_ALONE,))
-_SMALL: Final = Remark(BETTER, "less than 128 bytes, which cannot work, are refused", ("Q-01", _ALONE))
+_ASCII: Final = Remark(BETTER, "values that would break a line are rejected", (_ALONE,))
+_SMALL: Final = Remark(BETTER, "less than 128 bytes, which cannot work, are rejected", ("Q-01", _ALONE))
 
 REMARKS: Final = {
     "worker_processes": Remark(
         BETTER,
-        "`auto` counts the processors that the process may use; 0 is refused",
+        "`auto` counts the processors that the process may use; 0 is rejected",
         ("test_cpus_are_limited_by_affinity_and_quota", "test_errors_have_file_and_line"),
     ),
     "worker_connections": Remark(
         BETTER,
-        "counts clients alone; one too many hears its protocol's busy reply",
+        "counts only clients; a client above the limit gets the busy reply of its protocol",
         ("test_clients_above_worker_connections_get_busy_reply_until_others_leave",),
     ),
     "worker_shutdown_timeout": Remark(
-        OTHERWISE,
-        "`drain.timeout`; 0, no limit, is told and left out",
+        CHOICE,
+        "is `drain.timeout`; 0, no limit, gets a notice and is not converted",
         (
             "test_main_and_events_directives_are_converted",
             "test_directives_that_are_not_converted_get_notices",
         ),
     ),
     "error_log": Remark(
-        OTHERWISE,
-        "targets and levels as in nginx; lines are our own; a manifest has standard error alone",
+        CHOICE,
+        "targets and levels as in nginx; another format of lines; a manifest has only standard error",
         (
             "test_logs_are_written_to_the_configured_files",
             "test_each_log_takes_events_from_its_level",
@@ -69,7 +69,7 @@ REMARKS: Final = {
     ),
     "listen": Remark(
         BETTER,
-        "a port is required; an address beside a wildcard of its port can be opened",
+        "a port is required; an address and a wildcard of the same port can both be opened",
         (
             "test_listen_accepted_by_nginx_only",
             "test_a_wildcard_and_an_address_of_its_port_can_both_listen",
@@ -82,15 +82,15 @@ REMARKS: Final = {
     "auth_http_header": _ASCII,
     "imap_client_buffer": _SMALL,
     "smtp_client_buffer": _SMALL,
-    "proxy_buffer": Remark(BETTER, "less than 128 bytes, which cannot work, are refused", (_ALONE,)),
+    "proxy_buffer": Remark(BETTER, "less than 128 bytes, which cannot work, are rejected", (_ALONE,)),
     "resolver": Remark(
-        MORE,
-        "`status_zone=` is taken; names of name servers are looked up when they are used",
+        EXTENSION,
+        "`status_zone=` is accepted; names of name servers are looked up when they are used",
         ("test_lines_accepted_by_mailproxy_only",),
     ),
     "auth_http": Remark(
         BETTER,
-        "connections are used again, all addresses of a name are used, `https://` is taken",
+        "connections are reused, all addresses of a name are used, `https://` is accepted",
         (
             "test_one_connection_carries_many_requests",
             "test_addresses_are_used_in_turn",
@@ -101,38 +101,38 @@ REMARKS: Final = {
     "proxy": Remark(SAME, "it has no effect", ("test_ignored_field_gets_a_notice",)),
     "proxy_timeout": Remark(BETTER, "counts both directions", ("Q-14",)),
     "set_real_ip_from": Remark(
-        MORE, "IPv6 addresses may stand in brackets", ("test_lines_accepted_by_mailproxy_only",)
+        EXTENSION, "IPv6 addresses may have brackets", ("test_lines_accepted_by_mailproxy_only",)
     ),
-    "starttls": Remark(BETTER, "`only` also holds MAIL back", ("Q-10",)),
+    "starttls": Remark(BETTER, "`only` also applies to MAIL", ("Q-10",)),
     "ssl_certificate": Remark(
-        OTHERWISE, "files and Secrets; not `data:`", ("test_certificates_without_files_are_errors",)
+        CHOICE, "files and Secrets; not `data:`", ("test_certificates_without_files_are_errors",)
     ),
     "ssl_certificate_key": Remark(
-        OTHERWISE,
+        CHOICE,
         "files and Secrets; not `data:`, `engine:`, `store:`",
         ("test_certificates_without_files_are_errors",),
     ),
     "ssl_certificate_compression": Remark(
-        SAME, "where OpenSSL can", ("test_unsupported_certificate_compression_is_a_notice",)
+        SAME, "if OpenSSL supports it", ("test_unsupported_certificate_compression_is_a_notice",)
     ),
     "ssl_protocols": Remark(
         BETTER,
-        "refused where OpenSSL has none of the versions; some that it lacks are told",
+        "rejected if OpenSSL supports none of the versions; each version that it does not support gets a notice",
         ("test_no_supported_protocol_is_a_problem",),
     ),
     "ssl_session_cache": Remark(
-        OTHERWISE,
-        "a cache belongs to a worker; tickets work in all",
+        CHOICE,
+        "each worker has its own cache; tickets work in all workers",
         ("test_cache_is_per_worker", "test_context_with_same_ticket_key_resumes"),
     ),
     "ssl_session_tickets": Remark(
         BETTER,
-        "one per handshake, none where it could not be used",
+        "one per handshake, none if the client could not use it",
         ("test_number_of_tickets_sent",),
     ),
 }
 
-LISTENED: Final = (
+LISTEN_PARAMETERS: Final = (
     "ssl",
     "proxy_protocol",
     "bind",
@@ -145,12 +145,12 @@ LISTENED: Final = (
 )
 """The parameters of ``listen``."""
 
-EXPECTED: Final[dict[str, tuple[str, ...]]] = {
-    "only controls, space and `%` are escaped; bytes from 0x7F on are raw": (
+SERVICE_EXPECTATIONS: Final[dict[str, tuple[str, ...]]] = {
+    "only control characters, space and `%` are escaped; bytes from 0x7F on are not": (
         "what is escaped",
         "plain bytes",
     ),
-    "header names as nginx spells them, also of custom headers; values may be empty": (
+    "header names as nginx sends them, also of custom headers; values may be empty": (
         "custom headers, literally",
         "AUTH EXTERNAL accepted",
     ),
@@ -167,26 +167,26 @@ EXPECTED: Final[dict[str, tuple[str, ...]]] = {
         "a body with its length (imap)",
         "a chunked body (imap)",
     ),
-    "`Auth-Status: OK` exactly, or none, is acceptance": (
+    "exactly `Auth-Status: OK`, or no Auth-Status, allows the login": (
         "no Auth-Status (imap)",
         "ok in small letters (imap)",
         "OK with a dot (imap)",
     ),
-    "other words go to the client verbatim": (
+    "any other text is sent to the client unchanged": (
         "words with colons (imap)",
         "a response code (imap)",
         "words with 8 bits (imap)",
     ),
-    "Auth-Wait missing, empty, 0 or no number: the error, and close": (
+    "Auth-Wait missing, empty, 0 or not a number: the error, then close": (
         "two denials (pop3)",
         "Auth-Wait empty (pop3)",
         "Auth-Wait 0 (pop3)",
         "Auth-Wait no number (pop3)",
     ),
     "`Auth-Status: WAIT` repeats the request": ("LOGIN postponed, then accepted", "WAIT without Auth-Wait"),
-    "Auth-User is taken verbatim": ("another user, escaped (imap)", "another user with 8 bits (imap)"),
+    "Auth-User is used unchanged": ("another user, escaped (imap)", "another user with 8 bits (imap)"),
     "Auth-Pass replaces the password": ("another user (imap)", "APOP accepted", "AUTH CRAM-MD5 accepted"),
-    "Auth-Error-Code counts for SMTP alone": (
+    "Auth-Error-Code is used only for SMTP": (
         "Auth-Error-Code (smtp)",
         "Auth-Error-Code of Mailu (imap)",
         "Auth-Error-Code of Mailu (smtp)",
@@ -198,37 +198,37 @@ EXPECTED: Final[dict[str, tuple[str, ...]]] = {
         "custom headers, literally",
     ),
     "values of auth_http_header are literal: no variables": ("custom headers, literally",),
-    "whole MAIL and RCPT lines with method none": ("MAIL and RCPT accepted",),
+    "the complete MAIL and RCPT lines with method none": ("MAIL and RCPT accepted",),
     "an answer of more than 1024 bytes": ("an answer of more than 1024 bytes",),
 }
 """The behaviour that existing services rely on, and the dialogues that show it."""
 
-_SERVERS: Final = "mail { auth_http 127.0.0.1:9; server { listen 143; %s } }"
+_BLOCKS_PER_CONFIG: Final = "mail { auth_http 127.0.0.1:9; server { listen 143; %s } }"
 UNSUPPORTED: Final = (
     (
         "certificates and keys that are `data:`",
-        "keys live in files and Secrets",
-        _SERVERS % "ssl_certificate data:x; ssl_certificate_key data:y;",
+        "keys are in files and Secrets",
+        _BLOCKS_PER_CONFIG % "ssl_certificate data:x; ssl_certificate_key data:y;",
     ),
     (
         "keys that are `engine:` or `store:`",
-        "keys live in files and Secrets",
-        _SERVERS % "ssl_certificate_key engine:x:y; ssl_certificate_key store:z;",
+        "keys are in files and Secrets",
+        _BLOCKS_PER_CONFIG % "ssl_certificate_key engine:x:y; ssl_certificate_key store:z;",
     ),
     (
         "`error_log memory:`",
-        "only a debugging nginx has it",
-        f"error_log memory:32m debug; {_SERVERS % ''}",
+        "only a debug build of nginx has it",
+        f"error_log memory:32m debug; {_BLOCKS_PER_CONFIG % ''}",
     ),
     (
         "no limit to a drain",
-        "a pod has to end",
-        f"worker_shutdown_timeout 0; {_SERVERS % ''}",
+        "a pod has a termination grace period",
+        f"worker_shutdown_timeout 0; {_BLOCKS_PER_CONFIG % ''}",
     ),
     (
-        "blocks that are not about mail, and the plumbing of processes",
-        "this is a mail proxy, and a pod has its own plumbing",
-        f"user www; http {{ }} stream {{ }} events {{ use epoll; }} {_SERVERS % ''}",
+        "blocks of other modules, and settings of processes",
+        "this is a mail proxy, and Kubernetes manages its processes",
+        f"user www; http {{ }} stream {{ }} events {{ use epoll; }} {_BLOCKS_PER_CONFIG % ''}",
     ),
     (
         "more than 32 servers",

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from support.demo_servers import ACCOUNT, DemoServers, demo_servers
-from support.dns_server import DnsServer, dns_server, host, ptr
-from support.dns_server import found as answering
+from support.dns_server import DnsServer, address_record, dns_server, ptr_record, reply_with
 from support.servers import proxy as proxies
-from support.servers.auth_service import AuthService, Backend, auth_service
+from support.servers.auth_service import AuthRule, AuthService, auth_service
 from support.servers.certificates import Certificates, certificates
-from support.servers.front import files
 from support.servers.programs import Ports
 from support.servers.proxy import Proxy, manifest
+from support.servers.shared_proxy import certificate_element
 
 _CLIENT: Final = "1.0.0.127.in-addr.arpa"
 _PATIENCE: Final = 60.0
@@ -53,9 +52,9 @@ def places(folder: Path, pods: int = 1) -> Iterator[Places]:
         service = stack.enter_context(auth_service({ACCOUNT.user: ACCOUNT.password}))
         silent = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         silent.bind(("127.0.0.1", 0))
-        service.backends |= {
-            "/dead": Backend(taken.take()),
-            "/slow": Backend(mail.ports["imap"], delay=0.7),
+        service.rules |= {
+            "/dead": AuthRule(taken.take()),
+            "/slow": AuthRule(mail.ports["imap"], delay=0.7),
         }
         (folder / "tls").mkdir()
         found = Places(mail, dns, certificates(folder / "tls"), service)
@@ -97,7 +96,7 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
     mail = {
         "serverName": "mail.example.com",
         "xclient": False,
-        "sslCertificate": [files(found.tls.proxy)],
+        "sslCertificate": [certificate_element(found.tls.proxy)],
     }
     return ports, manifest(servers, mail, workerConnections=60)
 
@@ -120,6 +119,6 @@ def _dns_in_background() -> Iterator[DnsServer]:
 
 async def _opened(stack: AsyncExitStack) -> DnsServer:
     dns = await stack.enter_async_context(dns_server())
-    dns.answers_ptr(_CLIENT, ptr("client.example.com", ttl=1))
-    dns.zone["client.example.com", "A"] = answering(host("127.0.0.1", ttl=1))
+    dns.set_ptr(_CLIENT, ptr_record("client.example.com", ttl=1))
+    dns.zone["client.example.com", "A"] = reply_with(address_record("127.0.0.1", ttl=1))
     return dns

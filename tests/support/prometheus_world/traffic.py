@@ -17,7 +17,7 @@ from typing import Final
 
 from support.demo_servers import ACCOUNT
 from support.prometheus_world.places import Places
-from support.servers.clients import Raw
+from support.servers.clients import RawClient
 
 HOST: Final = "127.0.0.1"
 _SECONDS: Final = 10.0
@@ -86,14 +86,14 @@ def send_mail(places: Places, ports: Ports) -> None:
 
 def guess_passwords(places: Places, ports: Ports) -> None:
     """Send wrong passwords, with and without ``Auth-Wait`` in the auth response."""
-    with Raw(ports["imap"]) as raw:
-        raw.line()
-        raw.say(b"a LOGIN alice wrong\r\n")
-        raw.line()
-    with Raw(ports["dead"]) as raw:
-        raw.line()
-        raw.say(b"a LOGIN alice wrong\r\n")
-        raw.line()
+    with RawClient(ports["imap"]) as raw:
+        raw.read_line()
+        raw.send(b"a LOGIN alice wrong\r\n")
+        raw.read_line()
+    with RawClient(ports["dead"]) as raw:
+        raw.read_line()
+        raw.send(b"a LOGIN alice wrong\r\n")
+        raw.read_line()
 
 
 def meet_broken_neighbours(places: Places, ports: Ports) -> None:
@@ -104,14 +104,14 @@ def meet_broken_neighbours(places: Places, ports: Ports) -> None:
         ("dead", b"a LOGIN alice " + password),
         ("lost", b"USER alice\r\nPASS " + password),
     ):
-        with Raw(ports[name]) as raw:
-            raw.line()
-            raw.say(words + b"\r\n")
+        with RawClient(ports[name]) as raw:
+            raw.read_line()
+            raw.send(words + b"\r\n")
             with suppress(AssertionError, OSError):
-                raw.line()
-                raw.line()
-    with Raw(ports["nameless"]) as raw:
-        raw.line()
+                raw.read_line()
+                raw.read_line()
+    with RawClient(ports["nameless"]) as raw:
+        raw.read_line()
 
 
 def break_the_protocol(_: Places, ports: Ports) -> None:
@@ -123,11 +123,11 @@ def break_the_protocol(_: Places, ports: Ports) -> None:
         ("imap", b"a AUTHENTICATE PLAIN !!!!\r\n"),
         ("smtp", b"EHLO x\r\nAUTH PLAIN " + b64encode(b"alice") + b"\r\n"),
     ):
-        with Raw(ports[name]) as raw:
-            raw.line()
-            raw.say(words)
+        with RawClient(ports[name]) as raw:
+            raw.read_line()
+            raw.send(words)
             with suppress(AssertionError, OSError):
-                raw.line()
+                raw.read_line()
 
 
 def fail_at_tls(_: Places, ports: Ports) -> None:
@@ -154,11 +154,11 @@ def resume_tls(places: Places, ports: Ports) -> None:
 def come_through_a_balancer(places: Places, ports: Ports) -> None:
     """Connect with a PROXY header, and without."""
     header = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 143\r\n"
-    with Raw(ports["balanced"], preface=header) as raw:
-        raw.line()
-        raw.ask(b"a LOGIN alice " + ACCOUNT.password.encode())
-    with Raw(ports["balanced"], preface=b"a NOOP\r\n") as raw, suppress(AssertionError, OSError):
-        raw.line()
+    with RawClient(ports["balanced"], preface=header) as raw:
+        raw.read_line()
+        raw.exchange(b"a LOGIN alice " + ACCOUNT.password.encode())
+    with RawClient(ports["balanced"], preface=b"a NOOP\r\n") as raw, suppress(AssertionError, OSError):
+        raw.read_line()
 
 
 VISITS: Final[Sequence[Visit]] = (

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import yaml
 
-from support.servers.programs import PATIENCE, Running
+from support.servers.programs import TIMEOUT_SECONDS, Running
 
 Json = dict[str, Any]
 
@@ -47,7 +47,7 @@ class Watcher:
         """Return whether it responds to queries."""
         try:
             with urllib.request.urlopen(
-                f"http://127.0.0.1:{self.port}/-/ready", timeout=PATIENCE
+                f"http://127.0.0.1:{self.port}/-/ready", timeout=TIMEOUT_SECONDS
             ) as response:
                 return bool(response.status == 200)
         except OSError:
@@ -56,14 +56,14 @@ class Watcher:
     def ask(self, path: str, **parameters: str) -> Any:
         """Send a request to its API; return the data of the response."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             answer = json.load(response)
         assert answer["status"] == "success", answer
         return answer["data"]
 
     def page(self, url: str) -> str:
         """Scrape a target."""
-        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             text: str = response.read().decode()
             return text
 

@@ -19,8 +19,8 @@ Headers = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Backend:
-    """The upstream for the clients of one path, and the responses of the service for that path.
+class AuthRule:
+    """The upstream for one path, and how the service responds to requests for it.
 
     Attributes:
         port: The port on 127.0.0.1.
@@ -36,8 +36,8 @@ class Backend:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request: its path, and its headers by lower-case name."""
+class AuthRequest:
+    """A request to the service: its path, and its headers by lower-case name."""
 
     path: str
     headers: Mapping[str, str]
@@ -56,48 +56,50 @@ class AuthService:
     """The running service; ``requests`` holds the requests in order of arrival."""
 
     passwords: dict[str, str]
-    backends: dict[str, Backend] = field(default_factory=dict)
-    requests: list[Asked] = field(default_factory=list)
+    rules: dict[str, AuthRule] = field(default_factory=dict)
+    requests: list[AuthRequest] = field(default_factory=list)
     port: int = 0
 
     def url(self, path: str) -> str:
         """Return the value of ``auth_http`` for a path."""
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def asked(self, path: str) -> Asked:
+    def latest_request(self, path: str) -> AuthRequest:
         """Return the latest request for a path."""
         return [request for request in self.requests if request.path == path][-1]
 
-    def decide(self, asked: Asked) -> Headers:
+    def response_headers(self, request: AuthRequest) -> Headers:
         """Return the headers of the response."""
-        backend = self.backends[asked.path]
-        time.sleep(backend.delay)
-        user = self._authenticated(asked)
+        rule = self.rules[request.path]
+        time.sleep(rule.delay)
+        user = self._authenticated(request)
         if user is None:
-            wait = [("Auth-Wait", str(backend.wait))] if backend.wait else []
+            wait = [("Auth-Wait", str(rule.wait))] if rule.wait else []
             return [("Auth-Status", "Invalid login or password"), *wait]
-        grant = [("Auth-Status", "OK"), ("Auth-Server", "127.0.0.1"), ("Auth-Port", str(backend.port))]
-        if asked["auth-method"] not in {"plain", "none"}:
-            grant += [("Auth-User", user), ("Auth-Pass", self.passwords[user])]
-        return [*grant, *backend.extra]
+        allowed = [("Auth-Status", "OK"), ("Auth-Server", "127.0.0.1"), ("Auth-Port", str(rule.port))]
+        if request["auth-method"] not in {"plain", "none"}:
+            allowed += [("Auth-User", user), ("Auth-Pass", self.passwords[user])]
+        return [*allowed, *rule.extra]
 
-    def _authenticated(self, asked: Asked) -> str | None:
+    def _authenticated(self, request: AuthRequest) -> str | None:
         """Return the authenticated user, by the rules of each method; an empty string for ``none``."""
-        method = asked["auth-method"]
+        method = request["auth-method"]
         if method == "none":
             return ""
         if method == "external":
-            subject = asked.headers.get("auth-ssl-subject", "")
+            subject = request.headers.get("auth-ssl-subject", "")
             user = subject.partition(",")[0].removeprefix("CN=")
             return (
-                user if asked.headers.get("auth-ssl-verify") == "SUCCESS" and user in self.passwords else None
+                user
+                if request.headers.get("auth-ssl-verify") == "SUCCESS" and user in self.passwords
+                else None
             )
-        password = self.passwords.get(asked.user)
+        password = self.passwords.get(request.user)
         if password is None:
             return None
-        proof = unquote(asked["auth-pass"])
-        expected = _expected(method, password, asked.headers.get("auth-salt", ""))
-        return asked.user if hmac.compare_digest(proof, expected) else None
+        proof = unquote(request["auth-pass"])
+        expected = _expected(method, password, request.headers.get("auth-salt", ""))
+        return request.user if hmac.compare_digest(proof, expected) else None
 
 
 def _expected(method: str, password: str, salt: str) -> str:
@@ -139,10 +141,10 @@ def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler
         timeout = 60
 
         def do_GET(self) -> None:
-            asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()})
-            service.requests.append(asked)
+            request = AuthRequest(self.path, {name.lower(): value for name, value in self.headers.items()})
+            service.requests.append(request)
             self.send_response(200)
-            for name, value in service.decide(asked):
+            for name, value in service.response_headers(request):
                 self.send_header(name, value)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from support.servers.certificates import Certificates
-from support.servers.programs import PATIENCE
+from support.servers.programs import TIMEOUT_SECONDS
 
 HOST: Final = "127.0.0.1"
 
@@ -31,17 +31,17 @@ class Listeners(Protocol):
 
 @contextmanager
 def imap(
-    front: Listeners, tls: Certificates, way: str = "plain", name: str = "imap"
+    listeners: Listeners, tls: Certificates, tls_mode: str = "plain", name: str = "imap"
 ) -> Iterator[imaplib.IMAP4]:
     """Connect to a listener: plain, with ``starttls``, or with ``implicit`` TLS on its own listener."""
-    if way == "implicit":
+    if tls_mode == "implicit":
         client: imaplib.IMAP4 = imaplib.IMAP4_SSL(
-            HOST, front.ports["imaps"], ssl_context=tls.client(), timeout=PATIENCE
+            HOST, listeners.ports["imaps"], ssl_context=tls.client(), timeout=TIMEOUT_SECONDS
         )
     else:
-        client = imaplib.IMAP4(HOST, front.ports[name], timeout=PATIENCE)
+        client = imaplib.IMAP4(HOST, listeners.ports[name], timeout=TIMEOUT_SECONDS)
     try:
-        if way == "starttls":
+        if tls_mode == "starttls":
             client.starttls(tls.client())
         yield client
     finally:
@@ -51,17 +51,17 @@ def imap(
 
 @contextmanager
 def pop3(
-    front: Listeners, tls: Certificates, way: str = "plain", name: str = "pop3"
+    listeners: Listeners, tls: Certificates, tls_mode: str = "plain", name: str = "pop3"
 ) -> Iterator[poplib.POP3]:
     """Connect to a listener; see ``imap``."""
-    if way == "implicit":
+    if tls_mode == "implicit":
         client: poplib.POP3 = poplib.POP3_SSL(
-            HOST, front.ports["pop3s"], context=tls.client(), timeout=PATIENCE
+            HOST, listeners.ports["pop3s"], context=tls.client(), timeout=TIMEOUT_SECONDS
         )
     else:
-        client = poplib.POP3(HOST, front.ports[name], timeout=PATIENCE)
+        client = poplib.POP3(HOST, listeners.ports[name], timeout=TIMEOUT_SECONDS)
     try:
-        if way == "starttls":
+        if tls_mode == "starttls":
             client.stls(tls.client())
         yield client
     finally:
@@ -70,17 +70,17 @@ def pop3(
 
 @contextmanager
 def smtp(
-    front: Listeners, tls: Certificates, way: str = "plain", name: str = "smtp"
+    listeners: Listeners, tls: Certificates, tls_mode: str = "plain", name: str = "smtp"
 ) -> Iterator[smtplib.SMTP]:
     """Connect to a listener; see ``imap``."""
-    if way == "implicit":
+    if tls_mode == "implicit":
         client: smtplib.SMTP = smtplib.SMTP_SSL(
-            HOST, front.ports["smtps"], context=tls.client(), timeout=PATIENCE
+            HOST, listeners.ports["smtps"], context=tls.client(), timeout=TIMEOUT_SECONDS
         )
     else:
-        client = smtplib.SMTP(HOST, front.ports[name], timeout=PATIENCE)
+        client = smtplib.SMTP(HOST, listeners.ports[name], timeout=TIMEOUT_SECONDS)
     try:
-        if way == "starttls":
+        if tls_mode == "starttls":
             client.starttls(context=tls.client())
         yield client
     finally:
@@ -89,14 +89,14 @@ def smtp(
 
 def _connected(where: int | Path) -> socket.socket:
     if isinstance(where, int):
-        return socket.create_connection((HOST, where), timeout=PATIENCE)
+        return socket.create_connection((HOST, where), timeout=TIMEOUT_SECONDS)
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(PATIENCE)
+    sock.settimeout(TIMEOUT_SECONDS)
     sock.connect(str(where))
     return sock
 
 
-class Raw:
+class RawClient:
     """A client that sends given bytes and reads lines."""
 
     def __init__(
@@ -124,33 +124,33 @@ class Raw:
         port: int = self._socket.getsockname()[1]
         return port
 
-    def say(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send bytes."""
         self._socket.sendall(data)
 
-    def line(self) -> bytes:
+    def read_line(self) -> bytes:
         """Read a line; return it without its line end."""
         line = self._file.readline()
         assert line.endswith(b"\r\n"), line
         return line[:-2]
 
-    def ask(self, data: bytes) -> bytes:
+    def exchange(self, data: bytes) -> bytes:
         """Send a line, and read one line."""
-        self.say(data + b"\r\n")
-        return self.line()
+        self.send(data + b"\r\n")
+        return self.read_line()
 
-    def until(self, start: bytes) -> list[bytes]:
+    def read_until(self, start: bytes) -> list[bytes]:
         """Read lines up to the first one with this prefix."""
-        lines = [self.line()]
+        lines = [self.read_line()]
         while not lines[-1].startswith(start):
-            lines.append(self.line())
+            lines.append(self.read_line())
         return lines
 
-    def data(self, count: int) -> bytes:
+    def read_bytes(self, count: int) -> bytes:
         """Read exactly ``count`` bytes."""
         return self._file.read(count)
 
-    def rest(self) -> bytes:
+    def read_to_eof(self) -> bytes:
         """Read until the end of the connection."""
         return self._file.read()
 
@@ -160,6 +160,6 @@ class Raw:
         self._file.close()
         self._socket.close()
 
-    def finish(self) -> None:
+    def send_eof(self) -> None:
         """Shut down the sending direction."""
         self._socket.shutdown(socket.SHUT_WR)

@@ -143,7 +143,7 @@ class Dovecot:
         """Return its log."""
         return (self.folder / "log").read_text(errors="replace")
 
-    def says(self, *words: str) -> list[str]:
+    def log_lines(self, *words: str) -> list[str]:
         """Return the lines of the log that contain all these words."""
         return [line for line in self.log().splitlines() if all(word in line for word in words)]
 
@@ -158,7 +158,7 @@ def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], rela
         passwords: Users and their passwords.
         relay_port: The SMTP server on loopback to which submission relays its messages.
     """
-    dovecot = Dovecot(folder, ports.takes(*LISTENERS), passwords)
+    dovecot = Dovecot(folder, ports.take_all(*LISTENERS), passwords)
     identities = _identities()
     mail = folder / "mail"
     mail.mkdir()
@@ -170,7 +170,7 @@ def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], rela
     command = [path, "-F", "-c", str(folder / "dovecot.conf")]
     dovecot.running = Running(command, output=folder / "output")
     try:
-        dovecot.running.answers(*dovecot.ports.values())
+        dovecot.running.wait_for_ports(*dovecot.ports.values())
     except AssertionError:
         dovecot.running.stop()
         raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from support.parity.subjects import Nginx as Program
+from support.parity.compared_programs import Nginx as Program
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.programs import Ports, Running
@@ -42,7 +42,7 @@ _SERVERS: Final = {
     "submission-x": ("smtp", "xclient on; proxy_smtp_auth on;"),
     "mx": ("smtp", "xclient on; smtp_auth none;"),
 }
-"""Server blocks as in ``front``, with the same names."""
+"""Server blocks as in ``shared_proxy.py``, with the same names."""
 
 
 @dataclass
@@ -68,29 +68,31 @@ def start_mail(
     """
     own = certificates.proxy
     blocks = [_METHODS.format(certificate=f'"{own.certificate}"', key=f'"{own.key}"')]
-    taken: dict[str, int] = {}
+    ports_by_listener: dict[str, int] = {}
     for name, (protocol, directives) in _SERVERS.items():
-        listen = [_listen(taken, name, ports)]
+        listen = [_listen(ports_by_listener, name, ports)]
         if "starttls" in directives:
-            listen.append(_listen(taken, f"{name}s", ports, " ssl"))
-        where = f"auth_http {service.url(f'/{name}')};"
-        blocks.append(f"server {{ protocol {protocol}; {' '.join(listen)} {where} {directives} }}")
+            listen.append(_listen(ports_by_listener, f"{name}s", ports, " ssl"))
+        auth_http = f"auth_http {service.url(f'/{name}')};"
+        blocks.append(f"server {{ protocol {protocol}; {' '.join(listen)} {auth_http} {directives} }}")
     block = "mail {\n" + "\n".join(blocks) + "\n}"
-    return _start(program.path, folder, block, taken, program.load)
+    return _start(program.path, folder, block, ports_by_listener, program.load)
 
 
 def start_http(path: str, folder: Path, server: str, ports: Ports) -> Nginx:
     """Start nginx as a web server with one ``server`` block; the name of its port is ``http``."""
-    taken: dict[str, int] = {}
-    listen = _listen(taken, "http", ports)
+    ports_by_listener: dict[str, int] = {}
+    listen = _listen(ports_by_listener, "http", ports)
     paths = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     block = f"http {{ access_log off; default_type text/html; {paths} server {{ {listen} {server} }} }}"
-    return _start(path, folder, block, taken)
+    return _start(path, folder, block, ports_by_listener)
 
 
-def _start(path: str, folder: Path, block: str, taken: dict[str, int], load_module: str = "") -> Nginx:
+def _start(
+    path: str, folder: Path, block: str, ports_by_listener: dict[str, int], load_module: str = ""
+) -> Nginx:
     """Start nginx, and wait until it listens."""
     configuration = _CONFIGURATION.format(
         load_module=load_module,
@@ -100,18 +102,18 @@ def _start(path: str, folder: Path, block: str, taken: dict[str, int], load_modu
     )
     (folder / "nginx.conf").write_text(configuration)
     command = [path, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    nginx = Nginx(folder, taken, Running(command, output=folder / "output"))
+    nginx = Nginx(folder, ports_by_listener, Running(command, output=folder / "output"))
     try:
-        nginx.running.answers(*taken.values())
+        nginx.running.wait_for_ports(*ports_by_listener.values())
     except AssertionError:
         nginx.running.stop()
         raise
     return nginx
 
 
-def _listen(taken: dict[str, int], listener: str, ports: Ports, parameter: str = "") -> str:
-    taken[listener] = ports.take()
-    return f"listen 127.0.0.1:{taken[listener]}{parameter};"
+def _listen(ports_by_listener: dict[str, int], listener: str, ports: Ports, parameter: str = "") -> str:
+    ports_by_listener[listener] = ports.take()
+    return f"listen 127.0.0.1:{ports_by_listener[listener]}{parameter};"
 
 
 def _has_nogroup() -> bool:

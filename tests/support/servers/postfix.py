@@ -103,16 +103,16 @@ class Postfix:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             daemon = int((self.folder / "queue/pid/master.pid").read_text())
             os.kill(daemon, signal.SIGTERM)
-            self.running.ended()
+            self.running.wait_for_exit()
         self.running.stop()
 
-    def says(self, *words: str) -> list[str]:
+    def log_lines(self, *words: str) -> list[str]:
         """Return the lines of the log that contain all these words."""
         return [line for line in self.log().splitlines() if all(word in line for word in words)]
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class DovecotPorts:
     """The ports of Dovecot."""
 
     lmtp_port: int
@@ -120,7 +120,7 @@ class Neighbours:
 
 
 def start(
-    path: str, folder: Path, ports: dict[str, int], neighbours: Neighbours, users: Iterable[str]
+    path: str, folder: Path, ports: dict[str, int], dovecot_ports: DovecotPorts, users: Iterable[str]
 ) -> Postfix:
     """Start Postfix, as root, with a mailbox for each user.
 
@@ -128,7 +128,7 @@ def start(
         path: The path of the program ``postfix``.
         folder: An empty folder that every user may enter.
         ports: The ports ``smtp`` and ``smtp_haproxy``.
-        neighbours: The ports of Dovecot for delivery and authentication.
+        dovecot_ports: The ports of Dovecot for delivery and authentication.
         users: Local parts at ``DOMAIN``.
     """
     postfix = Postfix(folder, ports)
@@ -141,14 +141,14 @@ def start(
         folder=folder,
         domain=DOMAIN,
         mailboxes=mailboxes,
-        lmtp_port=neighbours.lmtp_port,
-        sasl_port=neighbours.sasl_port,
+        lmtp_port=dovecot_ports.lmtp_port,
+        sasl_port=dovecot_ports.sasl_port,
     )
     (folder / "etc/main.cf").write_text(main)
     (folder / "etc/master.cf").write_text(_MASTER.format(**ports))
     postfix.running = Running([path, "-c", str(folder / "etc"), "start-fg"], output=folder / "output")
     try:
-        postfix.running.answers(*ports.values())
+        postfix.running.wait_for_ports(*ports.values())
     except AssertionError:
         postfix.stop()
         raise
@@ -157,4 +157,4 @@ def start(
 
 def take_ports(ports: Ports) -> dict[str, int]:
     """Return its ports, which Dovecot needs before its own start."""
-    return ports.takes("smtp", "smtp_haproxy")
+    return ports.take_all("smtp", "smtp_haproxy")

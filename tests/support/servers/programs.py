@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE: Final = 60.0
+TIMEOUT_SECONDS: Final = 60.0
 """Timeout in seconds for every condition that a test waits for."""
 
 _PORTS: Final[tuple[int, ...]] = (*range(12000, 24000), *range(24100, 32000))
@@ -47,7 +47,7 @@ class Ports:
                 self._given.add(port)
                 return port
 
-    def takes(self, *names: str) -> dict[str, int]:
+    def take_all(self, *names: str) -> dict[str, int]:
         """Return a port for each name."""
         return {name: self.take() for name in names}
 
@@ -62,20 +62,20 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def eventually(found: Callable[[], T], what: str, *, patience: float = PATIENCE) -> T:
+def eventually(condition: Callable[[], T], description: str, *, timeout: float = TIMEOUT_SECONDS) -> T:
     """Poll a function until its result is true, and return the result.
 
     Raises:
-        AssertionError: The result was not true within ``patience`` seconds.
+        AssertionError: The result was not true within ``timeout`` seconds.
     """
-    end = time.monotonic() + patience
-    while not (answer := found()):
-        assert time.monotonic() < end, f"in vain waited for: {what}"
+    end = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < end, f"timed out waiting for {description}"
         time.sleep(0.02)
-    return answer
+    return result
 
 
-def answers(port: int) -> bool:
+def accepts_connections(port: int) -> bool:
     """Return whether a port of 127.0.0.1 accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
@@ -102,32 +102,32 @@ class Running:
         """The process id of the program, which leads the process group of all its children."""
         return self.process.pid
 
-    def said(self) -> str:
+    def output_text(self) -> str:
         """Return its output."""
         return self.output.read_text(errors="replace")
 
-    def answers(self, *ports: int) -> None:
+    def wait_for_ports(self, *ports: int) -> None:
         """Wait until it accepts connections on all these ports."""
         for port in ports:
-            self.eventually(lambda port=port: answers(port), f"port {port}")  # type: ignore[misc]
+            self.eventually(lambda port=port: accepts_connections(port), f"port {port}")  # type: ignore[misc]
 
-    def eventually(self, found: Callable[[], T], what: str) -> T:
+    def eventually(self, condition: Callable[[], T], description: str) -> T:
         """Poll like the function ``eventually``, but fail at once if the program has exited."""
 
         def alive_and_found() -> T:
-            assert self.process.poll() is None, f"{self.process.args!r} ended:\n{self.said()}"
-            return found()
+            assert self.process.poll() is None, f"{self.process.args!r} ended:\n{self.output_text()}"
+            return condition()
 
         try:
-            return eventually(alive_and_found, what)
+            return eventually(alive_and_found, description)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.said()}") from None
+            raise AssertionError(f"{error}\n{self.output_text()}") from None
 
-    def ended(self, patience: float = PATIENCE) -> int:
+    def wait_for_exit(self, timeout: float = TIMEOUT_SECONDS) -> int:
         """Wait until the program has exited; return its exit code."""
-        return self.process.wait(patience)
+        return self.process.wait(timeout)
 
-    def stop(self, patience: float = PATIENCE) -> None:
+    def stop(self, timeout: float = TIMEOUT_SECONDS) -> None:
         """Send SIGTERM, then kill the remaining processes of its process group.
 
         The group is killed before the process is reaped, because after that
@@ -137,18 +137,18 @@ class Running:
             return
         os.kill(self.pid, signal.SIGTERM)
         with contextlib.suppress(AssertionError):
-            eventually(self.has_ended, "its end", patience=patience)
+            eventually(self.has_exited, "its end", timeout=timeout)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait(PATIENCE)
+        self.process.wait(TIMEOUT_SECONDS)
 
-    def has_ended(self) -> bool:
+    def has_exited(self) -> bool:
         """Return whether the program has exited."""
         state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         return state is not None
 
 
-def output_of(args: Sequence[str], *, stdin: str = "", patience: float = PATIENCE) -> str:
+def run_program(args: Sequence[str], *, stdin: str = "", timeout: float = TIMEOUT_SECONDS) -> str:
     """Run a program, and return its output for any exit code."""
     done = subprocess.run(
         args,
@@ -156,7 +156,7 @@ def output_of(args: Sequence[str], *, stdin: str = "", patience: float = PATIENC
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=patience,
+        timeout=timeout,
         check=False,
     )
     return done.stdout

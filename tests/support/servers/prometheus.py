@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from support.servers.programs import PATIENCE, Running
+from support.servers.programs import TIMEOUT_SECONDS, Running
 
 _CONFIGURATION: Final = """
 global:
@@ -34,7 +34,7 @@ class Prometheus:
         """Return the instant vector of an expression: each item has ``metric`` (labels) and ``value``."""
         question = urllib.parse.urlencode({"query": expression})
         url = f"http://127.0.0.1:{self.port}/api/v1/query?{question}"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             answer = json.load(response)
         assert answer["status"] == "success", answer
         result: list[dict[str, Any]] = answer["data"]["result"]
@@ -52,7 +52,7 @@ def start(path: str, folder: Path, port: int, target: str) -> Prometheus:
     ]
     prometheus = Prometheus(port, Running(command, output=folder / "output"))
     try:
-        prometheus.running.answers(port)
+        prometheus.running.wait_for_ports(port)
         prometheus.running.eventually(lambda: _is_ready(port), "ready")
     except AssertionError:
         prometheus.running.stop()
@@ -62,7 +62,7 @@ def start(path: str, folder: Path, port: int, target: str) -> Prometheus:
 
 def _is_ready(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=PATIENCE) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=TIMEOUT_SECONDS) as response:
             return bool(response.status == 200)
     except OSError:
         return False

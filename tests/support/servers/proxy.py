@@ -18,7 +18,7 @@ from typing import Any, Final
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.servers.programs import PATIENCE, Running, eventually
+from support.servers.programs import TIMEOUT_SECONDS, Running, eventually
 
 ROOT: Final = Path(__file__).parents[3]
 _SOURCES: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "operator")])
@@ -50,7 +50,7 @@ class Proxy:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the events of its log with this name, including ``session``."""
-        lines = self.running.said().splitlines()
+        lines = self.running.output_text().splitlines()
         events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         return [event for event in events if event["event"] == name]
 
@@ -68,7 +68,7 @@ class Proxy:
     def get(self, path: str) -> tuple[int, str]:
         """Request a path of the admin endpoint; return status and body."""
         try:
-            with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=PATIENCE) as response:
+            with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=TIMEOUT_SECONDS) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -102,8 +102,8 @@ class Proxy:
         if self.running.process.poll() is None:
             self.signal(signal.SIGTERM)
             with contextlib.suppress(AssertionError):
-                eventually(self.running.has_ended, "its end", patience=0.5)
-        self.running.stop(patience=5.0)
+                eventually(self.running.has_exited, "its end", timeout=0.5)
+        self.running.stop(timeout=5.0)
 
 
 def start(folder: Path, body: Mapping[str, Any] | str, *options: str) -> Proxy:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All dialogues that are written down, and the servers that they are played on."""
+"""All written dialogues, and their server blocks."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from support.parity.cases import (
-    answers,
+    auth_responses,
     imap,
     logins,
     pop3,
@@ -27,7 +27,7 @@ _TABLES: Final = (
     pop3,
     smtp,
     logins,
-    answers,
+    auth_responses,
     services,
     upstreams,
     settings,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What IMAP clients say before login."""
+"""Commands of IMAP clients before the login."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
-from support.parity.dialogue import GRANT, IMAP_OK, Cut, Dialogue, Step, b64
+from support.parity.dialogue import GRANT, IMAP_OK, Dialogue, SendPieces, Step, b64
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     Block("imap", "imap"),
@@ -185,7 +185,7 @@ def _cuts() -> Iterator[Dialogue]:
                 name=f"pipeline {number} {where}",
                 block="imap-caps",
                 area="imap pipelining",
-                steps=(Cut(cut),),
+                steps=(SendPieces(cut),),
                 auth=(GRANT,),
                 upstream=IMAP_OK,
             )
@@ -228,7 +228,7 @@ _STRICTER: Final = (
         area="imap errors",
         steps=(b"a1 LOGIN {99999999999999999999}\r\n", b"z NOOP\r\n"),
         since=(1, 29, 6),
-        ours={"client": b"* OK IMAP4 ready\r\na1 BAD invalid command\r\nz OK completed\r\n"},
+        proxy_record={"client": b"* OK IMAP4 ready\r\na1 BAD invalid command\r\nz OK completed\r\n"},
     ),
     Dialogue(
         name="a literal is followed by nonsense",
@@ -236,7 +236,7 @@ _STRICTER: Final = (
         area="imap errors",
         steps=(b"a1 LOGIN {4}\r\n", b"userx pass\r\n", b"a2 NOOP\r\n"),
         since=(1, 29, 6),
-        ours={"client": b"* OK IMAP4 ready\r\n+ OK\r\na1 BAD invalid command\r\na2 OK completed\r\n"},
+        proxy_record={"client": b"* OK IMAP4 ready\r\n+ OK\r\na1 BAD invalid command\r\na2 OK completed\r\n"},
     ),
     Dialogue(
         name="a literal touches the next one",
@@ -244,7 +244,7 @@ _STRICTER: Final = (
         area="imap errors",
         steps=(b"a1 LOGIN {4}\r\n", b"user{4}\r\n", b"a2 NOOP\r\n"),
         since=(1, 29, 6),
-        ours={"client": b"* OK IMAP4 ready\r\n+ OK\r\na1 BAD invalid command\r\na2 OK completed\r\n"},
+        proxy_record={"client": b"* OK IMAP4 ready\r\n+ OK\r\na1 BAD invalid command\r\na2 OK completed\r\n"},
     ),
 )
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way to log in, by every protocol, with every kind of decision."""
+"""Every login method of each protocol, with every decision of the authentication service."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     AUTH_OK,
     CLOSE,
@@ -14,15 +13,16 @@ from support.parity.dialogue import (
     POP3_OK,
     RESET,
     SMTP_OK,
-    Await,
     Dialogue,
-    Speech,
+    PeerOutput,
     Step,
-    answer,
+    WaitForReply,
+    auth_response,
     b64,
     deny,
     grant,
 )
+from support.parity.server_blocks import Block
 
 _DIGEST: Final = "b913a602c7eda7a495b4e6e7334d3890"
 _TLS_FREE: Final = "ssl_session_tickets off;"
@@ -78,7 +78,7 @@ METHODS: Final[dict[str, dict[str, tuple[bytes, ...]]]] = {
         "MAIL and RCPT": (b"MAIL FROM:<a@x>  SIZE=1\r\n", b"RCPT TO:<b@x>\r\n"),
     },
 }
-UPSTREAMS: Final[dict[str, tuple[Speech, ...]]] = {
+UPSTREAMS: Final[dict[str, tuple[PeerOutput, ...]]] = {
     "imap": IMAP_OK,
     "pop3": POP3_OK,
     "smtp": (*SMTP_OK, b"250 ok\r\n", b"250 ok\r\n", b"250 relayed\r\n"),
@@ -86,9 +86,9 @@ UPSTREAMS: Final[dict[str, tuple[Speech, ...]]] = {
 _AGAIN: Final = {"imap": b"a1 NOOP\r\n", "pop3": b"NOOP\r\n", "smtp": b"NOOP\r\n"}
 _HELLO: Final[dict[str, tuple[bytes, ...]]] = {"imap": (), "pop3": (), "smtp": (b"EHLO client.example\r\n",)}
 
-_WAIT: Final = answer("Auth-Status: WAIT", "Auth-Wait: 1")
+_WAIT: Final = auth_response("Auth-Status: WAIT", "Auth-Wait: 1")
 
-DECISIONS: Final[dict[str, tuple[Speech, ...]]] = {
+DECISIONS: Final[dict[str, tuple[PeerOutput, ...]]] = {
     "accepted": (grant("Auth-Pass: backendpass"),),
     "accepted as somebody else": (grant("Auth-User: other%20user", "Auth-Pass: other%20pass"),),
     "accepted without a password": (grant(),),
@@ -102,16 +102,16 @@ DECISIONS: Final[dict[str, tuple[Speech, ...]]] = {
     "denied with a wait": (deny("Invalid login", "Auth-Wait: 1"),),
     "postponed, then accepted": (_WAIT, grant("Auth-Pass: backendpass")),
     "postponed with other credentials": (
-        answer("Auth-Status: WAIT", "Auth-Wait: 1", "Auth-User: other", "Auth-Pass: otherpass"),
+        auth_response("Auth-Status: WAIT", "Auth-Wait: 1", "Auth-User: other", "Auth-Pass: otherpass"),
         grant("Auth-Pass: backendpass"),
     ),
     "no answer": (CLOSE,),
     "connection broken off": (RESET,),
     "answer cut short": ((b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\n", CLOSE),),
-    "malformed answer": (answer("Auth-Status: OK", "what is_this: x"),),
-    "no server in the answer": (answer("Auth-Status: OK", "Auth-Pass: x"),),
-    "no address in the answer": (answer("Auth-Server: localhost", "Auth-Port: 143", "Auth-Pass: x"),),
-    "no port in the answer": (answer("Auth-Server: @ip@", "Auth-Port: 0x8f", "Auth-Pass: x"),),
+    "malformed answer": (auth_response("Auth-Status: OK", "what is_this: x"),),
+    "no server in the answer": (auth_response("Auth-Status: OK", "Auth-Pass: x"),),
+    "no address in the answer": (auth_response("Auth-Server: localhost", "Auth-Port: 143", "Auth-Pass: x"),),
+    "no port in the answer": (auth_response("Auth-Server: @ip@", "Auth-Port: 0x8f", "Auth-Pass: x"),),
 }
 
 
@@ -123,7 +123,7 @@ def _steps(protocol: str, method: str, decision: str) -> tuple[Step, ...]:
     lines = METHODS[protocol][method]
     steps: list[Step] = [*_HELLO[protocol], *lines]
     if _waits(decision):
-        steps.append(Await(4.0))
+        steps.append(WaitForReply(4.0))
         if decision.startswith("denied"):
             steps.append(_AGAIN[protocol])
     if decision == "denied with a wait, then accepted":
@@ -132,7 +132,7 @@ def _steps(protocol: str, method: str, decision: str) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _differs(protocol: str, method: str, decision: str) -> str:
+def _difference_of(protocol: str, method: str, decision: str) -> str:
     if decision == "postponed, then accepted" and ("CRAM" in method or method == "APOP"):
         return "Q-31"
     if protocol == "pop3" and "EXTERNAL" in method:
@@ -145,7 +145,7 @@ def _dialogues() -> Iterator[Dialogue]:
         blocks = [f"{protocol}-all"] + ["smtp-all-auth"] * (protocol == "smtp")
         for block in blocks:
             for method in methods:
-                for decision, speech in DECISIONS.items():
+                for decision, output in DECISIONS.items():
                     upstream = UPSTREAMS[protocol]
                     if block == "smtp-all-auth" and method != "MAIL and RCPT":
                         upstream = (b"220 backend\r\n", b"250 ok\r\n", AUTH_OK, b"250 relayed\r\n")
@@ -155,9 +155,9 @@ def _dialogues() -> Iterator[Dialogue]:
                         block=block,
                         area=f"{protocol} logins",
                         steps=_steps(protocol, method, decision),
-                        auth=speech,
+                        auth=output,
                         upstream=upstream,
-                        differs=_differs(protocol, method, decision),
+                        declared_difference=_difference_of(protocol, method, decision),
                     )
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What POP3 clients say before login."""
+"""Commands of POP3 clients before the login."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
-from support.parity.dialogue import GRANT, POP3_OK, Cut, Dialogue, Step, b64
+from support.parity.dialogue import GRANT, POP3_OK, Dialogue, SendPieces, Step, b64
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     Block("pop3", "pop3"),
@@ -105,7 +105,7 @@ _LIMITS: Final[dict[str, tuple[Step, ...]]] = {
 _LONGER_HERE: Final = frozenset(
     {"a line one byte too long", "a response line too long", "a response line of all the buffer"}
 )
-"""What only nginx refuses."""
+"""Lines that only nginx rejects."""
 
 PIPELINED: Final = (
     b"CAPA\r\nFOO\r\nUSER user\r\nPASS pass\r\nSTAT\r\n",
@@ -136,8 +136,8 @@ def _dialogues() -> Iterator[Dialogue]:
             block="pop3",
             area="pop3 limits",
             steps=steps,
-            differs="pop3-lines" if name in _LONGER_HERE else "",
-            rest_differs=name in _LONGER_HERE,
+            declared_difference="pop3-lines" if name in _LONGER_HERE else "",
+            allows_other_differences=name in _LONGER_HERE,
         )
     for number, data in enumerate(PIPELINED, 1):
         pieces = [(data[:at], data[at:]) for at in range(1, len(data))]
@@ -148,7 +148,7 @@ def _dialogues() -> Iterator[Dialogue]:
                 name=f"pipeline {number} {where}",
                 block="pop3",
                 area="pop3 pipelining",
-                steps=(Cut(cut),),
+                steps=(SendPieces(cut),),
                 auth=(GRANT,),
                 upstream=(*POP3_OK, b"+OK\r\n"),
             )

@@ -9,9 +9,20 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final
 
-from support.parity.blocks import Block
-from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, SMTP_OK, Await, Dialogue, Speech, Step, Tls, b64
+from support.parity.dialogue import (
+    GRANT,
+    IMAP_OK,
+    POP3_OK,
+    SMTP_OK,
+    Dialogue,
+    PeerOutput,
+    Step,
+    Tls,
+    WaitForReply,
+    b64,
+)
 from support.parity.record import Record
+from support.parity.server_blocks import Block
 
 _PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
 _SENDS_2: Final = (1, 31, 4)
@@ -116,7 +127,7 @@ _LOGIN: Final[dict[str, tuple[Step, ...]]] = {
     "pop3": (b"USER user\r\n", b"PASS pass\r\n", b"LIST\r\n"),
     "smtp": (b"EHLO cl\r\n", b"AUTH PLAIN " + b64("\0user\0pass") + b"\r\n", b"NOOP\r\n"),
 }
-_UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {
+_UPSTREAM: Final[dict[str, tuple[PeerOutput, ...]]] = {
     "imap": IMAP_OK,
     "pop3": POP3_OK,
     "smtp": (*SMTP_OK, b"250 r\r\n"),
@@ -136,14 +147,14 @@ def _in() -> Iterator[Dialogue]:
     yield _dialogue("TLS without a header", "imap-in-ssl", Tls())
     yield _dialogue("a header over a UNIX socket", "imap-in-unix", HEADERS["TCP4"], via="unix")
     for name, steps in {
-        "silence": (Await(4.0),),
-        "a part of a header": (b"PROXY TCP4 1", Await(4.0)),
+        "silence": (WaitForReply(4.0),),
+        "a part of a header": (b"PROXY TCP4 1", WaitForReply(4.0)),
     }.items():
         yield Dialogue(name=name, block="imap-in-quick", area="PROXY protocol in", steps=steps)
 
 
 _LONG: Final = {"since": (1, 23, 3), "check": lambda record: "" if record.requests else "it did not log in"}
-_MIXED: Final = {"differs": "mixed-families"}
+_MIXED: Final = {"declared_difference": "mixed-families"}
 
 
 def _dialogue(name: str, block: str, *first: Step, out: int = 0, via: str = "tcp") -> Dialogue:
@@ -162,7 +173,7 @@ def _dialogue(name: str, block: str, *first: Step, out: int = 0, via: str = "tcp
         upstream=_UPSTREAM[protocol],
         header=out,
         via=via,
-        alone="untrusted" not in block and "unasked" not in block,
+        is_exclusive="untrusted" not in block and "unasked" not in block,
         **special,
     )
 
@@ -187,9 +198,9 @@ _FROM_TO: Final = "CLIENT HERE CLIENTPORT LISTENPORT"
 
 def _of_tls(flags: str, *, version: str = "1.3", name: str = "") -> str:
     cipher = "TLS_AES_256_GCM_SHA384" if version == "1.3" else "ECDHE-RSA-AES256-GCM-SHA384"
-    shown = f" CN={name}" if name else ""
+    evidence = f" CN={name}" if name else ""
     keys = "SIGNATURE=ecdsa-with-SHA256 KEY=RSA2048 CRC32C=right"
-    return f"SSL={flags} VERSION=TLSv{version}{shown} CIPHER={cipher} {keys}"
+    return f"SSL={flags} VERSION=TLSv{version}{evidence} CIPHER={cipher} {keys}"
 
 
 # The server, how a client comes to it, and the header that the upstream is to get.
@@ -249,7 +260,7 @@ HEADERS_OUT: Final[dict[str, tuple[str, tuple[Step, ...], str]]] = {
 
 
 def _begins_with(header: bytes, record: Record) -> str:
-    return "" if any(one.startswith(header) for one in record.upstreams) else f"{record.upstreams}"
+    return "" if any(item.startswith(header) for item in record.upstreams) else f"{record.upstreams}"
 
 
 def _out2() -> Iterator[Dialogue]:
@@ -265,7 +276,7 @@ def _out2() -> Iterator[Dialogue]:
             upstream=_UPSTREAM[protocol],
             header=2,
             via=via if via in {"unix", "ipv6"} else "tcp",
-            alone="through" in block,
+            is_exclusive="through" in block,
             since=_SENDS_2,
             check=partial(_begins_with, f"PROXY2 {header}\r\n".encode()),
         )

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS sessions that clients bring along: where they are resumed, and where not."""
+"""TLS sessions of earlier connections: on which server blocks they are resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import GRANT, IMAP_OK, Dialogue, Tls
+from support.parity.server_blocks import Block
 
 _PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
 _VERSIONS: Final = ("TLSv1.2", "TLSv1.3")
 
-# What a server says about sessions, by the name of the server.
+# The directives about sessions of each server block.
 SETTINGS: Final = {
     "usual": "",
     "cacheless": "ssl_session_tickets off;",
@@ -38,9 +38,9 @@ BLOCKS: Final = (
     Block("imap-resume-starttls", "imap", f"{_PAIR} starttls on;"),
 )
 
-# Where the client is now, where it was before, and how many seconds ago.
+# The server block, the block of the earlier connection, and its age in seconds.
 COURSES: Final = (
-    *((name, name, 0.0) for name in SETTINGS if name != "brief"),  # which a slow machine may outlive
+    *((name, name, 0.0) for name in SETTINGS if name != "brief"),  # which may expire on a slow machine
     ("brief", "brief", 2.5),
     ("key-ba", "key-a", 0.0),
     ("key-ba", "key-b", 0.0),
@@ -54,7 +54,7 @@ def _dialogues() -> Iterator[Dialogue]:
     for version in _VERSIONS:
         for here, before, ago in COURSES:
             late = f", {ago} s later" if ago else ""
-            resumption = Tls(version=version, resumes=f"imap-resume-{before}", later=ago)
+            resumption = Tls(version=version, resumes=f"imap-resume-{before}", seconds_ago=ago)
             yield _dialogue(f"{version}: from {before} to {here}{late}", f"imap-resume-{here}", resumption)
         for certificate in ("client", "deep"):
             resumption = Tls(version=version, certificate=certificate, resumes="imap-resume-verify")

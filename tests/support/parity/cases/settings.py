@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directives and parameters that a client cannot see: with them everything is as without."""
+"""Directives and parameters without an effect that a client can observe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import GRANT, IMAP_OK, Dialogue, Step, Tls
+from support.parity.server_blocks import Block
 
 _PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
 
@@ -33,7 +33,7 @@ def _dialogues() -> Iterator[Dialogue]:
         yield Dialogue(
             name=f"with {block.name.removeprefix('imap-')}",
             block=block.name,
-            area="settings that are not seen",
+            area="settings without a visible effect",
             steps=(*first, b"a1 LOGIN user pass\r\n", b"x\r\n"),
             auth=(GRANT,),
             upstream=IMAP_OK,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SMTP clients say before login."""
+"""Commands of SMTP clients before the login."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
-from support.parity.dialogue import GRANT, SMTP_OK, Await, Cut, Dialogue, Step, b64
+from support.parity.dialogue import GRANT, SMTP_OK, Dialogue, SendPieces, Step, WaitForReply, b64
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     Block("smtp", "smtp"),
@@ -126,9 +126,9 @@ _LIMITS: Final[dict[str, tuple[Step, ...]]] = {
 }
 
 _DELAYED: Final[dict[str, tuple[Step, ...]]] = {
-    "patient": (Await(2.0), b"NOOP\r\n", b"QUIT\r\n"),
-    "impatient": (b"HELO x\r\nMAIL FROM\r\n", Await(2.0)),
-    "impatient with one byte": (b"\r", Await(2.0)),
+    "patient": (WaitForReply(2.0), b"NOOP\r\n", b"QUIT\r\n"),
+    "impatient": (b"HELO x\r\nMAIL FROM\r\n", WaitForReply(2.0)),
+    "impatient with one byte": (b"\r", WaitForReply(2.0)),
 }
 
 PIPELINED: Final = (
@@ -181,7 +181,7 @@ def _cuts() -> Iterator[Dialogue]:
                 name=f"pipeline {number} {where}",
                 block="smtp",
                 area="smtp pipelining",
-                steps=(Cut(cut),),
+                steps=(SendPieces(cut),),
                 auth=(GRANT,),
                 upstream=_RELAYED,
             )

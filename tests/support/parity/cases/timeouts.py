@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens when somebody takes too long: outcomes, not durations."""
+"""Results of timeouts; durations are not compared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
-from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, Await, Dialogue, Speech, Step, answer, b64, deny
+from support.parity.dialogue import (
+    GRANT,
+    IMAP_OK,
+    POP3_OK,
+    Dialogue,
+    PeerOutput,
+    Step,
+    WaitForReply,
+    auth_response,
+    b64,
+    deny,
+)
+from support.parity.server_blocks import Block
 
 BLOCKS: Final = (
     *(Block(f"{protocol}-impatient", protocol, "timeout 1s;") for protocol in ("imap", "pop3", "smtp")),
@@ -22,14 +33,14 @@ _LOGIN: Final[dict[str, tuple[Step, ...]]] = {
 }
 _PART: Final = {"imap": b"a1 LOGIN us", "pop3": b"USER us", "smtp": b"AUTH PL"}
 _SASL: Final = {"imap": b"a1 AUTHENTICATE PLAIN\r\n", "pop3": b"AUTH PLAIN\r\n", "smtp": b"AUTH PLAIN\r\n"}
-_UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {
+_UPSTREAM: Final[dict[str, tuple[PeerOutput, ...]]] = {
     "imap": IMAP_OK,
     "pop3": POP3_OK,
     "smtp": (b"220 a\r\n", b"250 b\r\n", b"250 c\r\n", b"250 r\r\n"),
 }
-_NO_SILENCE: Final[dict[str, tuple[Speech, ...]]] = {
+_NO_SILENCE: Final[dict[str, tuple[PeerOutput, ...]]] = {
     "a slow service is no silence of the client": ((2.0, GRANT),),
-    "a postponement is none": (answer("Auth-Status: WAIT", "Auth-Wait: 2"), GRANT),
+    "a postponement is none": (auth_response("Auth-Status: WAIT", "Auth-Wait: 2"), GRANT),
     "a wait after a denial is none": (deny("no", "Auth-Wait: 2"),),
 }
 
@@ -37,10 +48,10 @@ _NO_SILENCE: Final[dict[str, tuple[Speech, ...]]] = {
 def _dialogues() -> Iterator[Dialogue]:
     for protocol, noop in _NOOP.items():
         silent = {
-            "silence": (Await(4.0),),
-            "silence after commands": (noop, Await(0.6), noop, Await(4.0)),
-            "silence inside a command": (_PART[protocol], Await(4.0)),
-            "silence inside an exchange": (_SASL[protocol], Await(4.0)),
+            "silence": (WaitForReply(4.0),),
+            "silence after commands": (noop, WaitForReply(0.6), noop, WaitForReply(4.0)),
+            "silence inside a command": (_PART[protocol], WaitForReply(4.0)),
+            "silence inside an exchange": (_SASL[protocol], WaitForReply(4.0)),
         }
         for name, steps in silent.items():
             yield Dialogue(
@@ -50,31 +61,31 @@ def _dialogues() -> Iterator[Dialogue]:
             name=f"a denial begins a new period ({protocol})",
             block=f"{protocol}-impatient",
             area="time limits",
-            steps=(*_LOGIN[protocol], Await(4.0), noop, Await(4.0)),
+            steps=(*_LOGIN[protocol], WaitForReply(4.0), noop, WaitForReply(4.0)),
             auth=(deny("no", "Auth-Wait: 1"),),
         )
         yield Dialogue(
             name=f"an idle relay ({protocol})",
             block=f"{protocol}-idle",
             area="time limits",
-            steps=(*_LOGIN[protocol], noop, Await(4.0)),
+            steps=(*_LOGIN[protocol], noop, WaitForReply(4.0)),
             auth=(GRANT,),
             upstream=_UPSTREAM[protocol],
         )
-        for name, speech in _NO_SILENCE.items():
+        for name, output in _NO_SILENCE.items():
             yield Dialogue(
                 name=f"{name} ({protocol})",
                 block=f"{protocol}-impatient",
                 area="time limits",
-                steps=(*_LOGIN[protocol], Await(4.0), noop),
-                auth=speech,
+                steps=(*_LOGIN[protocol], WaitForReply(4.0), noop),
+                auth=output,
                 upstream=_UPSTREAM[protocol],
             )
         yield Dialogue(
             name=f"a client that speaks now and then ({protocol})",
             block=f"{protocol}-idle",
             area="time limits",
-            steps=(*_LOGIN[protocol], *(noop, Await(0.6)) * 3, Await(4.0)),
+            steps=(*_LOGIN[protocol], *(noop, WaitForReply(0.6)) * 3, WaitForReply(4.0)),
             auth=(GRANT,),
             upstream=(*_UPSTREAM[protocol], b"* again\r\n", b"* and again\r\n"),
         )
@@ -82,7 +93,7 @@ def _dialogues() -> Iterator[Dialogue]:
         name="a greeting that comes late",
         block="smtp-late",
         area="time limits",
-        steps=(Await(4.0), b"NOOP\r\n", Await(4.0)),
+        steps=(WaitForReply(4.0), b"NOOP\r\n", WaitForReply(4.0)),
     )
 
 

@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS from the start and by STARTTLS, and what clients show."""
+"""Implicit TLS, STARTTLS, and client certificates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
-from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, SMTP_OK, Await, Dialogue, Speech, Step, Tls, b64
+from support.parity.dialogue import (
+    GRANT,
+    IMAP_OK,
+    POP3_OK,
+    SMTP_OK,
+    Dialogue,
+    PeerOutput,
+    Step,
+    Tls,
+    WaitForReply,
+    b64,
+)
+from support.parity.server_blocks import Block
 
 _PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
 _MODES: Final = {"on": "on", "optional": "optional", "no-ca": "optional_no_ca"}
@@ -70,7 +81,7 @@ _LOGIN: Final[dict[str, tuple[Step, ...]]] = {
 }
 _ASK: Final = {"imap": b"c CAPABILITY\r\n", "pop3": b"CAPA\r\n", "smtp": b"EHLO cl\r\n"}
 _NOOP: Final = {"imap": b"n NOOP\r\n", "pop3": b"NOOP\r\n", "smtp": b"NOOP\r\n"}
-_UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {
+_UPSTREAM: Final[dict[str, tuple[PeerOutput, ...]]] = {
     "imap": IMAP_OK,
     "pop3": POP3_OK,
     "smtp": (*SMTP_OK, b"250 r\r\n"),
@@ -89,11 +100,11 @@ def _courses(protocol: str) -> Iterator[tuple[str, str, tuple[Step, ...]]]:
     yield "TLSv1.2 from the start", "ssl", (Tls(version="TLSv1.2"), *login)
     yield "the right ALPN", "ssl", (Tls(alpn=("http/1.1", protocol)), noop)
     yield "another ALPN", "ssl", (Tls(alpn=("http/1.1", "h2")), noop)
-    yield "clear text where TLS should be", "ssl", (noop, Await(1.0))
-    yield "HTTP where TLS should be", "ssl", (b"GET / HTTP/1.0\r\n\r\n", Await(1.0))
-    yield "no handshake", "ssl-slow", (Await(4.0),)
-    yield "half a handshake", "ssl-slow", (b"\x16\x03\x01\x02\x00\x01", Await(4.0))
-    yield "silence in TLS", "ssl-slow", (Tls(), Await(4.0))
+    yield "clear text where TLS should be", "ssl", (noop, WaitForReply(1.0))
+    yield "HTTP where TLS should be", "ssl", (b"GET / HTTP/1.0\r\n\r\n", WaitForReply(1.0))
+    yield "no handshake", "ssl-slow", (WaitForReply(4.0),)
+    yield "half a handshake", "ssl-slow", (b"\x16\x03\x01\x02\x00\x01", WaitForReply(4.0))
+    yield "silence in TLS", "ssl-slow", (Tls(), WaitForReply(4.0))
     for mode in ("on", "only"):
         block = f"starttls-{mode}"
         yield f"before TLS ({mode})", block, (ask, noop, *_REFUSED[protocol])
@@ -103,8 +114,8 @@ def _courses(protocol: str) -> Iterator[tuple[str, str, tuple[Step, ...]]]:
         yield f"with clear text in the gap ({mode})", block, (start, Tls(ahead=noop), noop)
         yield f"with ALPN ({mode})", block, (start, Tls(alpn=(protocol,)), noop)
         yield f"errors before and after ({mode})", block, (b"\r\n\r\n", start, Tls(), b"\r\n\r\n\r\n", noop)
-        yield f"no handshake after it ({mode})", block, (start, b"GET / HTTP/1.0\r\n\r\n", Await(1.0))
-    yield "silence after STARTTLS", "starttls-slow", (start, Await(5.0))
+        yield f"no handshake after it ({mode})", block, (start, b"GET / HTTP/1.0\r\n\r\n", WaitForReply(1.0))
+    yield "silence after STARTTLS", "starttls-slow", (start, WaitForReply(5.0))
     if protocol == "smtp":
         yield "EHLO is forgotten", "starttls-on", (ask, start, Tls(), login[1], noop)
         yield "MAIL is forgotten", "starttls-none", (b"MAIL FROM:<a>\r\n", start, Tls(), b"RCPT TO:<b>\r\n")
@@ -159,16 +170,16 @@ def _dialogues() -> Iterator[Dialogue]:
     )
 
 
-def _certificates(protocol: str, upstream: tuple[Speech, ...]) -> Iterator[Dialogue]:
+def _certificates(protocol: str, upstream: tuple[PeerOutput, ...]) -> Iterator[Dialogue]:
     for mode in _MODES:
         for certificate in _CLIENTS:
-            shown = Tls(certificate=certificate)
+            evidence = Tls(certificate=certificate)
             for way, first in (("verify", ()), ("starttls-verify", (_START[protocol],))):
                 yield Dialogue(
                     name=f"{certificate or 'nobody'} by {way} {mode} ({protocol})",
                     block=f"{protocol}-{way}-{mode}",
                     area="client certificates",
-                    steps=(*first, shown, *_LOGIN[protocol]),
+                    steps=(*first, evidence, *_LOGIN[protocol]),
                     auth=(GRANT,),
                     upstream=upstream,
                 )

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upstreams say, and what becomes of it."""
+"""Replies of upstreams, and their results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from support.parity.blocks import Block
 from support.parity.dialogue import (
     AUTH_OK,
     CLOSE,
@@ -14,13 +13,14 @@ from support.parity.dialogue import (
     GRANT_PASS,
     RESET,
     SILENT,
-    Await,
     Dialogue,
-    Speech,
+    PeerOutput,
     Step,
+    WaitForReply,
     b64,
     grant,
 )
+from support.parity.server_blocks import Block
 
 _XCLIENT: Final = tuple(
     Block(
@@ -56,7 +56,7 @@ _GOOD: Final[dict[str, tuple[bytes, ...]]] = {
     "smtp": (b"220 ready\r\n", b"250 ok\r\n", b"250 ok\r\n", b"250 ok\r\n", AUTH_OK, b"250 relayed\r\n"),
 }
 _STEPS: Final = {"imap": 4, "pop3": 3, "smtp": 5}
-_BAD: Final[dict[str, dict[str, Speech]]] = {
+_BAD: Final[dict[str, dict[str, PeerOutput]]] = {
     "imap": {
         "BYE": b"* BYE full\r\n",
         "NO": b"a1 NO [AUTHENTICATIONFAILED] sorry\r\n",
@@ -78,7 +78,7 @@ _BAD: Final[dict[str, dict[str, Speech]]] = {
         "IMAP": b"* OK ready\r\n",
     },
 }
-_ENDS: Final[dict[str, Speech]] = {
+_ENDS: Final[dict[str, PeerOutput]] = {
     "it closes": CLOSE,
     "it breaks off": RESET,
     "it stops in the middle of a line": (b"+OK 220 * ", CLOSE),
@@ -89,11 +89,11 @@ def _refusals() -> Iterator[Dialogue]:
     for protocol, count in _STEPS.items():
         for block in (f"{protocol}-passing", "smtp-quiet" if protocol == "smtp" else protocol):
             for at in range(count):
-                for name, speech in (_BAD[protocol] | _ENDS).items():
-                    course: list[Speech] = list(_GOOD[protocol])
-                    if protocol == "imap" and at and isinstance(speech, bytes) and speech.startswith(b"*"):
+                for name, output in (_BAD[protocol] | _ENDS).items():
+                    course: list[PeerOutput] = list(_GOOD[protocol])
+                    if protocol == "imap" and at and isinstance(output, bytes) and output.startswith(b"*"):
                         continue  # an untagged line may come at any time: see ``quirks``
-                    course[at] = speech
+                    course[at] = output
                     yield Dialogue(
                         name=f"{name} at step {at} ({block})",
                         block=block,
@@ -104,7 +104,7 @@ def _refusals() -> Iterator[Dialogue]:
                     )
 
 
-_OTHERS: Final[dict[str, tuple[str, tuple[Speech, ...]]]] = {
+_OTHERS: Final[dict[str, tuple[str, tuple[PeerOutput, ...]]]] = {
     "lines behind the greeting": (
         "imap",
         (
@@ -183,7 +183,7 @@ def _forms() -> Iterator[Dialogue]:
             reachable=False,
         )
         for at in range(_STEPS[protocol] - (1 if protocol == "smtp" else 0)):
-            course: list[Speech] = list(_GOOD[protocol])
+            course: list[PeerOutput] = list(_GOOD[protocol])
             course[at] = b"+OK 250 " + b"x" * 400
             yield Dialogue(
                 name=f"too long a line at step {at}",
@@ -200,7 +200,7 @@ def _forms() -> Iterator[Dialogue]:
                 area=f"{protocol} upstreams",
                 steps=(
                     b"\r\n".join(step.strip() for step in login if isinstance(step, bytes)) + b"\r\n",
-                    Await(4.0),
+                    WaitForReply(4.0),
                 ),
                 auth=(GRANT,),
                 upstream=tuple(course),
@@ -249,7 +249,7 @@ _HELLOS: Final[dict[str, tuple[bytes, ...]]] = {
     "EHLO": (b"EHLO cl.example\r\n",),
     "EHLO, then HELO": (b"EHLO cl.example\r\n", b"HELO other.example\r\n"),
 }
-_WAYS: Final[dict[str, tuple[tuple[bytes, ...], Speech]]] = {
+_WAYS: Final[dict[str, tuple[tuple[bytes, ...], PeerOutput]]] = {
     "PLAIN": ((b"AUTH PLAIN " + b64("\0us+er=\x7f\0pass") + b"\r\n",), GRANT),
     "PLAIN with an empty name": ((b"AUTH PLAIN " + b64("\0\0pass") + b"\r\n",), GRANT),
     "PLAIN as somebody else": ((b"AUTH PLAIN " + b64("\0user\0pass") + b"\r\n",), grant("Auth-User: x y")),
@@ -278,15 +278,15 @@ def _xclients() -> Iterator[Dialogue]:
                     area="smtp XCLIENT and AUTH",
                     steps=(*first, *lines, b"NOOP\r\n"),
                     auth=(decision,),
-                    upstream=_obliging(block.name, hello, way),
-                    **_newer(block.name, way),  # type: ignore[arg-type]
+                    upstream=_accepting_upstream(block.name, hello, way),
+                    **_xtext_difference(block.name, way),  # type: ignore[arg-type]
                 )
 
 
-def _obliging(block: str, hello: str, way: str) -> tuple[Speech, ...]:
-    """An upstream that accepts everything."""
+def _accepting_upstream(block: str, hello: str, way: str) -> tuple[PeerOutput, ...]:
+    """Return the output of an upstream that accepts every command."""
     hellos = 1 + ("-xon" in block) + ("-xon" in block and hello != "no name")
-    script: list[Speech] = [b"220 mta\r\n", *(b"250 ok\r\n",) * hellos]
+    script: list[PeerOutput] = [b"220 mta\r\n", *(b"250 ok\r\n",) * hellos]
     if way.startswith("none"):
         script += [b"250 mail\r\n", b"450 rcpt\r\n"]
     elif "-aon" in block:
@@ -294,10 +294,10 @@ def _obliging(block: str, hello: str, way: str) -> tuple[Speech, ...]:
     return (*script, b"250 relayed\r\n")
 
 
-def _newer(block: str, way: str) -> dict[str, object]:
-    """xtext came with 1.29.2."""
+def _xtext_difference(block: str, way: str) -> dict[str, object]:
+    """Return the declared difference of nginx before 1.29.2, which does not encode xtext."""
     if "-xon" in block and "-aoff" in block and way in {"PLAIN", "PLAIN as somebody else"}:
-        return {"differs": "xtext"}
+        return {"declared_difference": "xtext"}
     return {}
 
 
