@@ -23,16 +23,18 @@ class Backend:
     """The upstream for the clients of one path, and the responses of the service for that path.
 
     Attributes:
-        port: The port on 127.0.0.1.
+        port: The port of the upstream.
         delay: Seconds before each response.
         wait: ``Auth-Wait`` of a response that denies the login, if any.
         extra: Additional headers of a response that allows the login.
+        address: The address of the upstream.
     """
 
     port: int
     delay: float = 0.0
     wait: int = 0
     extra: tuple[tuple[str, str], ...] = ()
+    address: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class AuthService:
         if user is None:
             wait = [("Auth-Wait", str(backend.wait))] if backend.wait else []
             return [("Auth-Status", "Invalid login or password"), *wait]
-        grant = [("Auth-Status", "OK"), ("Auth-Server", "127.0.0.1"), ("Auth-Port", str(backend.port))]
+        grant = [("Auth-Status", "OK"), ("Auth-Server", backend.address), ("Auth-Port", str(backend.port))]
         if asked["auth-method"] not in {"plain", "none"}:
             grant += [("Auth-User", user), ("Auth-Pass", self.passwords[user])]
         return [*grant, *backend.extra]

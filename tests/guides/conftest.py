@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders for the servers of the guides."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter: pytest's own are private, and mail servers change their user."""
+    made = Path(tempfile.mkdtemp(prefix="mailproxy-guide-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
