@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import imaplib
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Final
 import pytest
 
 from support.guides import dovecot as dovecots
-from support.guides.blocks import Object, Page, local_manifest
+from support.guides.blocks import Object, Page
 from support.guides.clients import (
     CLIENT,
     PROXY,
@@ -25,12 +24,10 @@ from support.guides.clients import (
     pop3_login,
     smtp_login,
 )
-from support.guides.dovecot import ADDRESS, GuideDovecot
+from support.guides.dovecot import GuideDovecot
+from support.guides.front import GuideFronts
 from support.needs import Needs
-from support.servers import proxy as proxies
-from support.servers.auth_service import AuthService, Backend, auth_service
-from support.servers.certificates import Certificates, certificates
-from support.servers.programs import Ports, eventually
+from support.servers.programs import eventually
 from support.servers.proxy import Proxy
 from support.servers.tiny_mail import tiny_mail
 
@@ -38,7 +35,6 @@ pytestmark = pytest.mark.interop
 
 PAGE: Final = Page("dovecot.md")
 PASSWORDS: Final = {"alice": "wonder land%21"}
-PORTS: Final = (143, 993, 110, 995, 587, 465)
 
 
 class World:
@@ -47,23 +43,20 @@ class World:
     def __init__(self, dovecot: str, folder: Path, stack: ExitStack) -> None:
         self._path = dovecot
         self.version = dovecots.version_of(dovecot)
-        self._folder = folder
         self._stack = stack
-        self.allocated = Ports()
-        self.tls: Certificates = certificates(folder)
-        self.service: AuthService = stack.enter_context(auth_service(dict(PASSWORDS)))
+        self.fronts = GuideFronts(folder, stack, PASSWORDS)
+        self.tls = self.fronts.tls
         relay = stack.enter_context(tiny_mail("smtp"))
-        self.plain = {**self.allocated.takes("imap", "pop3", "submission"), "relay_port": relay.port}
-        self.special = self.allocated.takes("10143", "10110", "10587")
+        self.plain = {**self.fronts.ports.takes("imap", "pop3", "submission"), "relay_port": relay.port}
+        self.special = self.fronts.ports.takes("10143", "10110", "10587")
 
     def dovecot(self, added: str) -> GuideDovecot:
         """Start Dovecot with a file of the page."""
         added = added.replace("10.0.0.0/8", f"{PROXY}/32")
         for written, port in self.special.items():
             added = added.replace(f"port = {written}", f"port = {port}")
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
-        folder.chmod(0o755)
-        running = dovecots.start(self._path, folder, added, {**self.plain, **self.special}, PASSWORDS)
+        ports = {**self.plain, **self.special}
+        running = dovecots.start(self._path, self.fronts.new_folder(), added, ports, PASSWORDS)
         self._stack.callback(running.stop)
         return running
 
@@ -74,17 +67,8 @@ class World:
 
     def proxy(self, body: Object, backends: dict[str, int]) -> tuple[Proxy, dict[int, int]]:
         """Start the proxy; ``backends`` are the ports of Dovecot by protocol."""
-        ports = dict(zip(PORTS, (self.allocated.take() for _ in PORTS), strict=True))
-        files = {"certificateFile": self.tls.proxy.certificate, "keyFile": self.tls.proxy.key}
-        made = local_manifest(body, ports, "", files)
-        made["spec"]["mail"].pop("authHttp")
-        for server in made["spec"]["servers"]:
-            path = f"/{server['protocol']}"
-            server["authHttp"] = self.service.url(path)
-            self.service.backends[path] = Backend(backends[server["protocol"]], address=ADDRESS)
-        running = proxies.start(Path(tempfile.mkdtemp(dir=self._folder)), made)
-        self._stack.callback(running.stop)
-        return running, ports
+        front = self.fronts.start(body, backends)
+        return front.proxy, front.ports
 
 
 @pytest.fixture
