@@ -110,7 +110,7 @@ def test_port_for_users_refuses_clients_without_login(world: World) -> None:
 
 
 def test_limits_per_client_count_the_address_from_xclient(world: World) -> None:
-    """With a limit of one connection a minute, which the check of the port has used for the proxy's address."""
+    """With a limit of one connection a minute, which the proxy's address has used already."""
     world.postfix(PAGE.block("master"), "smtpd_client_connection_rate_limit = 1\n")
     front = world.proxy(PAGE.object("manifest"), BY_XCLIENT)
     world.submit(front, FOREIGN)

@@ -112,6 +112,38 @@ def pop3_login(port: int, context: ssl.SSLContext, user: str, password: str) -> 
         client.close()
 
 
+class Pop3Tls(poplib.POP3):
+    """A POP3 client with implicit TLS at the address ``CLIENT``."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__(PROXY, port, timeout=PATIENCE)
+
+    def _create_socket(self, timeout: float) -> socket.socket:
+        return self._context.wrap_socket(connect(self.port, timeout))
+
+
+class SmtpTls(smtplib.SMTP_SSL):
+    """An SMTP client with implicit TLS at the address ``CLIENT``."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        source = (CLIENT, 0)
+        super().__init__(
+            PROXY, port, "client.example.net", timeout=PATIENCE, context=context, source_address=source
+        )
+
+
+def pop3s_login(port: int, context: ssl.SSLContext, user: str, password: str) -> None:
+    """Log in by POP3 with implicit TLS, and quit."""
+    client = Pop3Tls(port, context)
+    try:
+        client.user(user)
+        assert client.pass_(password).startswith(b"+OK")
+        client.quit()
+    finally:
+        client.close()
+
+
 def smtp_login(port: int, context: ssl.SSLContext, user: str, password: str) -> None:
     """Log in by SMTP with STARTTLS, and quit."""
     with smtp(port, context) as client:

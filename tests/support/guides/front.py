@@ -29,12 +29,18 @@ class GuideFront:
 class GuideFronts:
     """Starts proxies for one test, and ends them with it."""
 
-    def __init__(self, folder: Path, stack: ExitStack, passwords: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        passwords: Mapping[str, str],
+        kind: type[AuthService] = AuthService,
+    ) -> None:
         self._folder = folder
         self._stack = stack
         self.ports = Ports()
         self.tls: Certificates = certificates(folder)
-        self.service: AuthService = stack.enter_context(auth_service(dict(passwords)))
+        self.service: AuthService = stack.enter_context(auth_service(dict(passwords), kind=kind))
 
     def new_folder(self) -> Path:
         """Make a folder that every user may enter."""

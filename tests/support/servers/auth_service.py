@@ -157,10 +157,14 @@ def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler
 
 @contextlib.contextmanager
 def auth_service(
-    passwords: dict[str, str], *, port: int = 0, protocol: str = "HTTP/1.1"
+    passwords: dict[str, str],
+    *,
+    port: int = 0,
+    protocol: str = "HTTP/1.1",
+    kind: type[AuthService] = AuthService,
 ) -> Iterator[AuthService]:
     """Serve on a port of 127.0.0.1, in threads; with ``HTTP/1.0`` it closes after each response."""
-    service = AuthService(passwords)
+    service = kind(passwords)
     with _Server(("127.0.0.1", port), _handler(service, protocol)) as server:
         service.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
