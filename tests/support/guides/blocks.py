@@ -19,6 +19,9 @@ from support.servers.proxy import ROOT
 
 Object = dict[str, Any]
 
+GUIDES: Final = ("dovecot.md", "postfix.md", "mailu.md", "exposing.md", "cert-manager.md", "gitops.md")
+"""The pages whose blocks are marked for tests."""
+
 _FENCE: Final = re.compile(r"(?ms)^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$")
 _MARK: Final = re.compile(r"<!-- (block|not run): (.+?) -->\n\s*\Z")
 
