@@ -71,7 +71,7 @@ def test_ports_of_nodes_need_a_privileged_namespace() -> None:
         if "hostPort" in port
     }
     assert ports == {993: 993, 465: 465}
-    assert any("hostPort" in one for one in pod_security_violations(pod))
+    assert any("host port" in one for one in pod_security_violations(pod))
     assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "privileged"}
 
 

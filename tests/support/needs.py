@@ -24,6 +24,7 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
         "dovecot/pop3": "dovecot-pop3d",
         "dovecot/submission": "dovecot-submissiond",
         "ip": "iproute2",
+        "lua5.1": "lua5.1",
         "nginx": "nginx-core",
         MAIL_MODULE: "libnginx-mod-mail",
         "openssl": "openssl",

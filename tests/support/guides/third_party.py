@@ -155,6 +155,7 @@ _SPECS: Final[dict[tuple[str, str], Object]] = {
         wait=_BOOL,
         sourceRef=_REFERENCE,
         dependsOn=_list(_closed("name", name=_TEXT, namespace=_TEXT)),
+        retryInterval=_DURATION,
         healthChecks=_list(_closed("kind name", apiVersion=_TEXT, kind=_TEXT, name=_TEXT, namespace=_TEXT)),
         healthCheckExprs=_list(_HEALTH_EXPRESSION),
     ),
