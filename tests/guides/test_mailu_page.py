@@ -75,6 +75,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(needs: Needs, module_folder: Path) -> Iterator[World]:
     dovecot_path, postfix_path = needs("dovecot"), needs("postfix", by_root=True)
+    needs("sasl2/libplain.so")
     with ExitStack() as stack:
         fronts = GuideFronts(module_folder, stack, PASSWORDS, MailuAdmin)
         relay = stack.enter_context(tiny_mail("smtp"))

@@ -67,6 +67,7 @@ class World:
 @pytest.fixture
 def world(needs: Needs, open_folder: Path) -> Iterator[World]:
     path = needs("postfix", by_root=True)
+    needs("sasl2/libplain.so")
     with ExitStack() as stack:
         yield World(path, open_folder, stack)
 
@@ -168,6 +169,17 @@ def test_login_of_xclient_without_sasl(world: World) -> None:
     with pytest.raises(smtplib.SMTPRecipientsRefused):
         world.submit(front, FOREIGN)
     postfix.logged(_row("no `smtpd_sasl_auth_enable`")[2].strip("`"))
+
+
+def test_no_sasl_mechanism(world: World) -> None:
+    master = PAGE.block("master").rstrip("\n")
+    nowhere = "  -o smtpd_sasl_type=dovecot\n  -o smtpd_sasl_path=nowhere\n"
+    postfix = world.postfix(f"{master}\n{nowhere}")
+    front = world.proxy(PAGE.object("manifest"), BY_XCLIENT)
+    with pytest.raises(smtplib.SMTPException):
+        world.submit(front, FOREIGN)
+    assert _session(front)[:2] == ("upstream_failed", "greeting")
+    postfix.logged(_row("no SASL mechanism is installed")[2].strip("`"))
 
 
 def test_proxy_in_mynetworks_without_xclient_is_an_open_relay(world: World) -> None:
