@@ -19,7 +19,15 @@ from support.servers.proxy import ROOT
 
 Object = dict[str, Any]
 
-GUIDES: Final = ("dovecot.md", "postfix.md", "mailu.md", "exposing.md", "cert-manager.md", "gitops.md")
+GUIDES: Final = (
+    "migrating-from-nginx.md",
+    "dovecot.md",
+    "postfix.md",
+    "mailu.md",
+    "exposing.md",
+    "cert-manager.md",
+    "gitops.md",
+)
 """The pages whose blocks are marked for tests."""
 
 _FENCE: Final = re.compile(r"(?ms)^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$")
