@@ -166,9 +166,14 @@ def test_login_of_xclient_without_sasl(world: World) -> None:
     master = PAGE.block("master").replace("  -o smtpd_sasl_auth_enable=yes\n", "")
     postfix = world.postfix(master)
     front = world.proxy(PAGE.object("manifest"), BY_XCLIENT)
-    with pytest.raises(smtplib.SMTPRecipientsRefused):
+    version = postfix.logged("daemon started").partition("version ")[2]
+    if version.startswith("3.7."):
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            world.submit(front, FOREIGN)
+        postfix.logged(_row("Postfix 3.7, no `smtpd_sasl_auth_enable`")[2].strip("`"))
+    else:
         world.submit(front, FOREIGN)
-    postfix.logged(_row("no `smtpd_sasl_auth_enable`")[2].strip("`"))
+        postfix.logged("sasl_method=XCLIENT, sasl_username=alice")
 
 
 def test_no_sasl_mechanism(world: World) -> None:
@@ -203,11 +208,9 @@ def test_header_at_a_port_that_expects_none(world: World) -> None:
     row = _row("`proxyProtocol`, but a port without `smtpd_upstream_proxy_protocol`")
     postfix = world.postfix(PAGE.block("master"))
     front = world.proxy(_with_header(), BY_XCLIENT)
-    try:
-        world.submit(front, FOREIGN)
-    except smtplib.SMTPException:
-        assert _session(front)[:2] == ("upstream_refused", "greeting")
-    postfix.logged(row[2].strip("`"), "PROXY TCP4")
+    world.submit(front, FOREIGN)
+    shown, line = re.findall(r"`([^`]+)`", row[2])
+    postfix.logged(line, shown, CLIENT)
 
 
 def test_no_header_at_a_port_that_expects_one(world: World) -> None:
