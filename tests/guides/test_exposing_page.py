@@ -17,7 +17,7 @@ from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.settings import Platform
 from support.guides.blocks import Object, Page
-from support.guides.clients import CLIENT, PROXY, ImapTls, connect
+from support.guides.clients import CLIENT, ImapTls, connect
 from support.guides.front import GuideFront, GuideFronts
 from support.helm_schemas import pod_security_violations
 from support.servers.programs import eventually
@@ -173,4 +173,3 @@ def test_header_at_a_listener_that_expects_none(world: World) -> None:
         assert b" BAD " in lines.readline()
         lines.close()
     front.proxy.event("session", client=CLIENT, server="imap")
-    assert PROXY != CLIENT

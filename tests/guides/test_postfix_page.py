@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import smtplib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -208,9 +208,12 @@ def test_header_at_a_port_that_expects_none(world: World) -> None:
     row = _row("`proxyProtocol`, but a port without `smtpd_upstream_proxy_protocol`")
     postfix = world.postfix(PAGE.block("master"))
     front = world.proxy(_with_header(), BY_XCLIENT)
-    world.submit(front, FOREIGN)
+    with suppress(smtplib.SMTPException):  # whether it fails depends on when the reply to the header arrives
+        world.submit(front, FOREIGN)
     shown, line = re.findall(r"`([^`]+)`", row[2])
-    postfix.logged(line, shown, CLIENT)
+    postfix.logged(line, shown)
+    results = re.findall(r"`(\w+)`", row[1])
+    assert front.proxy.event("session", client=CLIENT)["result"] in results
 
 
 def test_no_header_at_a_port_that_expects_one(world: World) -> None:
