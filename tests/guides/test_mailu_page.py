@@ -142,8 +142,10 @@ def test_refused_logins_have_mailus_status(world: World) -> None:
     context = world.fronts.tls.client()
     with pytest.raises(imaplib.IMAP4.error, match=DENIED):
         imap_login(world.front.ports[143], context, USER, "wrong")
-    with smtp(world.front.ports[587], context) as client, pytest.raises(smtplib.SMTPResponseException) as got:
-        client.login(USER, "wrong")
+    with smtp(world.front.ports[587], context) as client:
+        client.user, client.password = USER, "wrong"
+        with pytest.raises(smtplib.SMTPResponseException) as got:
+            client.auth("PLAIN", client.auth_plain)
     assert (got.value.smtp_code, got.value.smtp_error) == (535, f"5.7.8 {DENIED}".encode())
 
 
