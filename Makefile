@@ -77,6 +77,7 @@ bench: setup  ## Compare with nginx, which must be installed (about eight minute
 generate: setup  ## Update the generated pages and manifests (docs/conformance.md needs nginx, and minutes)
 	$(BIN)/python -m mailproxy_config.reference_page > docs/reference/directives.md
 	$(BIN)/python -m mailproxy.telemetry.metrics_reference > docs/reference/metrics.md
+	$(BIN)/python -m mailproxy_operator.reasons.page > docs/reference/conditions.md
 	$(BIN)/mailproxy-operator crd > deploy/crd.yaml
 	$(BIN)/python charts/values_page.py
 	$(BIN)/python charts/crd_page.py

@@ -218,7 +218,7 @@ def test_the_status_counts_who_carries_it_and_who_runs_what(place: World) -> Non
     place.endpoints["dovecot-1"].hash = digest
     eventually(lambda: place.condition("Ready") == ("True", "Ready"), "both to be in sync", patience=60.0)
     assert numbers(place) == (2, 2, 2)
-    assert "pods that carry it: 2, ready: 2" in place.message("Available")
+    assert "pods with the sidecar: 2, ready: 2" in place.message("Available")
     place.put(**{**SPEC, "workerConnections": 99})
     eventually(lambda: place.status()["configHash"] != digest, "the new configuration")
     newer = place.status()["configHash"]

@@ -10,7 +10,7 @@ import pytest
 from mailproxy_operator.api.cluster import RunningConfig
 from mailproxy_operator.controller.conditions import HOPELESS, Facts, conditions, evaluate_conditions, synced
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ConditionCause, ReportedCause
 
 GOOD = RunningConfig("new")
 SERVING = Workload(desired=1, replicas=1, updated=1, ready=1, available=1)
@@ -33,7 +33,7 @@ def facts(
 
 
 def failing(kind: str, message: str, **more: Any) -> Workload:
-    return Workload(**{"desired": 1, "failures": {kind: ConditionCause("Because", message)}, **more})
+    return Workload(**{"desired": 1, "failures": {kind: ReportedCause("Because", message)}, **more})
 
 
 def carried(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
@@ -42,7 +42,7 @@ def carried(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
 
 
 NO_NODES = Workload(desired=0, is_per_node=True)
-PENDING = ConditionCause("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
+PENDING = ReportedCause("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
 UNSCHEDULABLE = pod("b", is_ready=False, has_started=False, running=None, unscheduled=PENDING)
 WAITING = pod(is_ready=False, has_started=False, running=None)
 LEAVING = pod("b", is_terminating=True, running=None)
@@ -115,7 +115,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         (facts(failing("ReplicaFailure", "quota")), "Available", "False", "PodsRefused"),
         (facts(failing("Progressing", "too slow")), "Available", "False", "ProgressDeadlineExceeded"),
         (
-            facts(STARTING, pod(is_ready=False, waiting=ConditionCause("ImagePullBackOff", "no such image"))),
+            facts(STARTING, pod(is_ready=False, waiting=ReportedCause("ImagePullBackOff", "no such image"))),
             "Available",
             "False",
             "ImagePullFailed",
@@ -202,8 +202,8 @@ def test_what_is_worth_telling_stands_with_the_acceptance() -> None:
 
 
 def test_ready_does_not_claim_that_clients_are_served_where_no_pod_is_wanted() -> None:
-    assert evaluate_conditions(facts(EMPTY))["Ready"].message == "no pods are wanted"
-    assert "no pod asks for it" in evaluate_conditions(carried())["Ready"].message
+    assert evaluate_conditions(facts(EMPTY))["Ready"].message == "no pods are expected: spec.replicas is 0"
+    assert "no pod requests the sidecar yet" in evaluate_conditions(carried())["Ready"].message
     assert "clients are served" in evaluate_conditions(facts())["Ready"].message
 
 
@@ -211,7 +211,7 @@ def test_pods_without_their_sidecar_are_named_with_what_helps() -> None:
     names = tuple(f"app-{number}" for number in range(8))
     message = evaluate_conditions(carried(without=names))["Available"].message
     assert message.startswith(
-        "8 pods ask for it and run without: app-0, app-1, app-2, app-3, app-4 and 3 more"
+        "8 pods request the sidecar and run without it: app-0, app-1, app-2, app-3, app-4 and 3 more"
     )
     assert "delete them" in message
 
@@ -220,4 +220,4 @@ def test_a_pod_that_no_node_takes_is_named_while_the_old_ones_serve() -> None:
     found = evaluate_conditions(facts(ROLLING, pod(), UNSCHEDULABLE))
     assert found["Available"].status == "True"
     assert found["Reconciling"].reason == "RollingOut"
-    assert "pod b: 0/3 nodes are available: 3 Insufficient cpu." in found["Reconciling"].message
+    assert "pod b: 0/3 nodes are available: 3 Insufficient cpu; change" in found["Reconciling"].message

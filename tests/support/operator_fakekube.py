@@ -22,6 +22,7 @@ from aiohttp import web
 
 from mailproxy_operator.api.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBHOOK, OWNED, POD, Kind
 from support.operator_fields import Fields, flatten, managed, unflatten
+from support.reasons_page import check_world
 
 Object = dict[str, Any]
 _NAMESPACE = Kind("v1", "Namespace", "namespaces")
@@ -88,6 +89,7 @@ class FakeKube:
         self._version = 0
         self._watches: list[tuple[Kind, str, asyncio.Queue[Object | None]]] = []
         self._told: list[tuple[int, str, tuple[Kind, str, str], Object]] = []
+        self._reported: tuple[list[Object], list[Object]] = ([], [])
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -101,10 +103,12 @@ class FakeKube:
         self.url = f"http{'s' if self._tls else ''}://127.0.0.1:{self._runner.addresses[0][1]}"
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.end_watches()
         if self._runner is not None:
             await self._runner.cleanup()
+        if failure is None:
+            check_world(*self._reported)
 
     # -- what tests do ----------------------------------------------------
 
@@ -252,6 +256,10 @@ class FakeKube:
         is_apply = content_type == "application/apply-patch+yaml"
         verb = "apply" if is_apply else request.method.lower()
         self.requests.append((verb, kind.name, sub))
+        if is_apply and sub == "status":
+            self._reported[0].append(body)
+        elif (request.method, kind) == ("POST", EVENT):
+            self._reported[1].append(body)
         match request.method:
             case "GET":
                 return web.json_response(self._shown(self._there(at)))

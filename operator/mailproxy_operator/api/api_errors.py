@@ -16,6 +16,7 @@ from mailproxy_operator.errors import (
     TerminalError,
     TransientError,
 )
+from mailproxy_operator.reasons import Reason
 
 _BAD_BODY = re.compile(
     r"failed to create typed patch object|field not declared in schema|duplicate entries for key|^expected "
@@ -96,11 +97,11 @@ def error_from(answer: Answer, kind: Kind, what: str) -> OperatorError:
             return TransientError(text, answer.retry_after)
 
 
-def _hopeless_reason(answer: Answer, kind: Kind) -> str:
+def _hopeless_reason(answer: Answer, kind: Kind) -> Reason | None:
     if answer.status == 403:
-        return "Forbidden"
+        return Reason.FORBIDDEN
     # The API server returns 500 for a body that does not match the schema.
     misfit = answer.status == 500 and _BAD_BODY.search(answer.message)
     if misfit or answer.status in {400, 422}:
-        return "InvalidPodFields" if kind in WORKLOADS else "InvalidSpec"
-    return ""
+        return Reason.INVALID_POD_FIELDS if kind in WORKLOADS else Reason.INVALID_SPEC
+    return None

@@ -112,7 +112,8 @@ async def test_a_resource_that_is_not_there_cannot_have_pods_refused(is_going: b
     verdict = await decide(cluster, pod())
     assert verdict.result == "ignored"
     assert verdict.warnings == (
-        "no mailproxy sidecar (mailproxy.dev/inject: edge): there is no MailProxy edge",
+        "no mailproxy sidecar (mailproxy.dev/inject: edge): there is no MailProxy edge in namespace mail; "
+        "create it before the pod",
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mailproxy_operator.api.cluster import Key, RunningConfig
 from mailproxy_operator.api.kinds import CONFIG_MAP, MAIL_PROXY, POD, SERVICE, Manifest
 from mailproxy_operator.controller.reconciler import Reconciler
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ReportedCause
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.operator_cluster import MemoryCluster
 from support.sidecars import INJECT, PLATFORM, made, pod, sidecar_body
@@ -80,7 +80,7 @@ async def test_pods_are_counted_by_what_they_carry_and_run() -> None:
     assert await world.numbers() == (3, 2, 2)
     assert (await world.status())["selector"] == f"{INJECT}=edge"
     assert world.condition("ConfigSynced")[:2] == ("False", "ConfigPropagating")
-    assert "pods that carry it: 3, ready: 2" in world.condition("Available")[2]
+    assert "pods with the sidecar: 3, ready: 2" in world.condition("Available")[2]
     world.cluster.answer(digest)
     await world.status()
     assert world.condition("Ready")[:2] == ("True", "Ready")
@@ -106,7 +106,7 @@ async def test_who_asks_in_vain_and_who_is_older_is_told() -> None:
     world.cluster.put(old)
     assert await world.numbers() == (2, 2, 2)
     told = world.condition("Available")[2]
-    assert "made before its last change, to be made anew: 1" in told
+    assert "created before the last change of the MailProxy, to be deleted and created again: 1" in told
     assert "1 pod asks for it and runs without: bare" in told
     assert world.condition("Ready")[:2] == ("False", "SidecarMissing")
     bare["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
@@ -122,7 +122,9 @@ async def test_a_pod_that_no_node_takes_is_named() -> None:
     waits = {"phase": "Pending", "initContainerStatuses": [], "conditions": [pending]}
     world.pod("a", **waits)
     await world.status()
-    assert world.condition("Available") == ("False", "Unschedulable", f"pod a: {message}")
+    status, reason, text = world.condition("Available")
+    assert (status, reason) == ("False", "Unschedulable")
+    assert text.startswith("pod a: 0/1 nodes are available: 1 Too many pods; change spec.resources.requests")
 
 
 async def test_pods_that_are_over_or_going_do_not_count() -> None:
@@ -159,7 +161,7 @@ async def test_a_secret_that_is_missing_is_found_by_the_pods() -> None:
     world.cluster.mounts = {"a": 'MountVolume.SetUp failed: secret "mail-tls" not found'}
     await world.status()
     assert world.condition("ResolvedRefs")[:2] == ("False", "SecretNotFound")
-    assert ConditionCause(**waiting).reason == "PodInitializing"
+    assert ReportedCause(**waiting).reason == "PodInitializing"
 
 
 async def test_an_invalid_resource_leaves_pods_and_configuration_as_they_are() -> None:
