@@ -256,10 +256,7 @@ class FakeKube:
         is_apply = content_type == "application/apply-patch+yaml"
         verb = "apply" if is_apply else request.method.lower()
         self.requests.append((verb, kind.name, sub))
-        if is_apply and sub == "status":
-            self._reported[0].append(body)
-        elif (request.method, kind) == ("POST", EVENT):
-            self._reported[1].append(body)
+        self._note(verb, kind, sub, body)
         match request.method:
             case "GET":
                 return web.json_response(self._shown(self._there(at)))
@@ -274,6 +271,12 @@ class FakeKube:
             case "PATCH":
                 return self._patch(at, body, manager, sub)
         raise Refusal(405, "method not allowed")
+
+    def _note(self, verb: str, kind: Kind, sub: str, body: Object) -> None:
+        if (verb, sub) == ("apply", "status"):
+            self._reported[0].append(body)
+        elif (verb, kind) == ("post", EVENT):
+            self._reported[1].append(body)
 
     def _there(self, at: tuple[Kind, str, str]) -> Stored:
         if at not in self._stored:
