@@ -89,7 +89,8 @@ locks: setup  ## Update the pinned packages of the images
 	$(BIN)/python -m pip install --quiet uv
 	for i in proxy operator build; do $(BIN)/python deploy/images/direct_requirements.py $$i | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt || exit 1; done
 
-pictures: setup  ## Draw the pictures of the dashboards, with data of a proxy under traffic (ten minutes)
+pictures: setup  ## Draw the pictures of the demo, of kubectl, and of the dashboards, from real output and data (ten minutes)
+	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.terminal_pictures
 	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.prometheus_world.picture
 
 images:  ## Build both images, with the names of the chart; with another tool: make images BUILD='buildah bud --format docker'

@@ -229,7 +229,9 @@ def test_a_pod_that_no_node_takes_is_diagnosed(world: World) -> None:
     pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     world.set_pod_status("edge-a", {"phase": "Pending", "conditions": [pending]})
     eventually_is(world, "Available", ("False", "Unschedulable"))
-    assert world.message("Available") == f"pod edge-a: {message}"
+    assert world.message("Available").startswith(
+        "pod edge-a: 0/3 nodes are available: 3 Insufficient cpu; change"
+    )
 
 
 def test_a_daemon_set_without_nodes_is_not_ready(world: World) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from support.fuzz import examples
 from support.parity.dialogue import Dialogue
+from support.parity.differences import HOW_TO_DECLARE
 from support.parity.grammar import dialogues
 from support.parity.ledger import Ledger
 
@@ -40,7 +41,9 @@ bounded = settings(
 
 def _all_alike(batch: list[Dialogue], ledger: Ledger) -> None:
     for dialogue, verdict in zip(batch, ledger.compare(batch), strict=True):
-        assert verdict.is_fine, f"{dialogue.steps}\n{dialogue.auth} {dialogue.upstream}\n{verdict.faults}"
+        assert verdict.is_fine, (
+            f"{dialogue.steps}\n{dialogue.auth} {dialogue.upstream}\n{verdict.faults}\n{HOW_TO_DECLARE}"
+        )
 
 
 @bounded
