@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
@@ -83,10 +84,16 @@ def test_commands_without_a_cluster_run_as_printed(tmp_path: Path) -> None:
     running = subprocess.Popen([*program, *run[1:], f"--admin=127.0.0.1:{admin}"], **options)
     try:
         url = f"http://127.0.0.1:{admin}/readyz"
-        eventually(lambda: urllib.request.urlopen(url, timeout=2).status == 200, "the proxy")
+        eventually(lambda: _is_ready(url), "the proxy")
     finally:
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 0
+
+
+def _is_ready(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+        return bool(response.status == 200)
+    return False
 
 
 def _text(name: str) -> list[str]:

@@ -23,7 +23,6 @@ from support.kube_server import ABSENT, programs
 from support.kube_world import Addresses, World
 from support.kubectl import ABSENT as NO_KUBECTL
 from support.kubectl import Kubectl, find_kubectl
-from support.operator_bodies import server
 
 ROOT: Final = Path(__file__).parents[2]
 PICTURES: Final = ROOT / "docs/pictures"
@@ -125,7 +124,7 @@ def _fill(world: World) -> None:
     stuck = {**waiting, "state": {"waiting": {"reason": "ContainerCreating"}}}
     world.set_pod_status(pod, {"phase": "Pending", "containerStatuses": [stuck]})
     world.api.post("/api/v1/namespaces/mail/events", _mount_failure(pod)).good  # noqa: B018
-    world.put("internal", portStrategy="HighPort", servers=[server("imap", "imap", 143, 60143)])
+    world.put("internal", service={"ipFamilyPolicy": "RequireDualStack"})
     world.until(lambda: world.condition("Ready", "edge")[0] == "True", "a ready resource")
     world.until(lambda: world.condition("Ready", "internal")[1] == "InvalidSpec", "an invalid resource")
     world.until(lambda: world.condition("Ready", "submission")[1] == "SecretNotFound", "a missing Secret")
