@@ -107,7 +107,7 @@ async def test_who_asks_in_vain_and_who_is_older_is_told() -> None:
     assert await world.numbers() == (2, 2, 2)
     told = world.condition("Available")[2]
     assert "created before the last change of the MailProxy, to be deleted and created again: 1" in told
-    assert "1 pod asks for it and runs without: bare" in told
+    assert "1 pod requests the sidecar and runs without it: bare" in told
     assert world.condition("Ready")[:2] == ("False", "SidecarMissing")
     bare["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
     world.cluster.put(bare)
