@@ -256,7 +256,7 @@ def test_an_operator_that_is_down_blocks_nothing(site: Site, place: World) -> No
     ready = "/readyz"
     eventually(lambda: site.operator.admin.ask("GET", ready).status == 200, "the webhook to be trusted again")
     assert sidecar_of(created(place, pod(place, "dovecot-1")).good) is not None
-    without = "1 pod asks for it and runs without"
+    without = "1 pod requests the sidecar and runs without it"
     eventually(lambda: without in place.message("Available"), "the other one to be counted")
 
 

@@ -245,7 +245,7 @@ def test_a_daemon_set_without_nodes_is_not_ready(world: World) -> None:
 def test_a_sidecar_that_a_pod_asks_for_in_vain_is_not_ready(world: World) -> None:
     world.put(mode="Sidecar")
     eventually_is(world, "Ready", ("True", "Ready"))
-    assert "no pod asks for it" in world.message()
+    assert "no pod requests the sidecar yet" in world.message()
     bare = {
         "apiVersion": "v1",
         "kind": "Pod",
