@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from support.helm import ABSENT as NO_HELM
 from support.kube_server import ABSENT
 from support.kubectl import ABSENT as NO_KUBECTL
 
@@ -38,7 +39,8 @@ def test_generated_pages_are_found() -> None:
         ("kube-apiserver", ABSENT),
         ("etcd", ABSENT),
         ("kubectl", NO_KUBECTL),
-        ("helm", (ROOT / "tests/chart/conftest.py").read_text()),
+        ("Helm 3", NO_HELM[3]),
+        ("Helm 4", NO_HELM[4]),
     ],
 )
 def test_skipped_test_names_where_the_program_is_from(program: str, text: str) -> None:
