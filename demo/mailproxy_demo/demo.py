@@ -191,5 +191,6 @@ class QuietLog:
     def open(self, *, with_kept: bool) -> None:
         """Pass on all lines from now on, and those that were kept back if requested."""
         self._is_open = True
-        for line in self._kept if with_kept else []:
+        kept, self._kept = self._kept, []
+        for line in kept if with_kept else []:
             self._log(line)
