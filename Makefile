@@ -77,6 +77,7 @@ bench: setup  ## Compare with nginx, which must be installed (about eight minute
 generate: setup  ## Update the generated pages and manifests (docs/conformance.md needs nginx, and minutes)
 	$(BIN)/python -m mailproxy_config.reference_page > docs/reference/directives.md
 	$(BIN)/python -m mailproxy.telemetry.metrics_reference > docs/reference/metrics.md
+	$(BIN)/python -m mailproxy_operator.reasons.page > docs/reference/conditions.md
 	$(BIN)/mailproxy-operator crd > deploy/crd.yaml
 	$(BIN)/python charts/values_page.py
 	$(BIN)/python charts/crd_page.py
@@ -89,7 +90,8 @@ locks: setup  ## Update the pinned packages of the images
 	$(BIN)/python -m pip install --quiet uv
 	for i in proxy operator build; do $(BIN)/python deploy/images/direct_requirements.py $$i | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt || exit 1; done
 
-pictures: setup  ## Draw the pictures of the dashboards, with data of a proxy under traffic (ten minutes)
+pictures: setup  ## Draw the pictures of the demo, of kubectl, and of the dashboards, from real output and data (ten minutes)
+	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.terminal_pictures
 	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.prometheus_world.picture
 
 images:  ## Build both images, with the names of the chart; with another tool: make images BUILD='buildah bud --format docker'

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import StartTls
 from mailproxy_demo.adapter import ManifestAdapter, auth_port, create_certificates
+from mailproxy_demo.addresses import TLS, Address, find_addresses, format_addresses
 from mailproxy_demo.auth_http_service import Account
 from mailproxy_demo.local import LocalOptions, run_local
 from mailproxy_demo.local_cluster import LocalCluster
@@ -25,7 +26,12 @@ _ANY_ADDRESS = {"*", "0.0.0.0", "[::]"}  # noqa: S104  compared, not bound
 
 
 async def run_demo(
-    file: Path | None, *, once: bool, report: Callable[[str], None], log: Callable[[str], None]
+    file: Path | None,
+    *,
+    once: bool,
+    events: bool = False,
+    report: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> int:
     """Run the demo on a manifest: ``deploy/examples/demo.yaml`` by default.
 
@@ -37,6 +43,8 @@ async def run_demo(
     """
     path = file or DEFAULT_MANIFEST
     manifest = ManifestFile(path).read() or {}
+    report(headline(path))
+    quiet = QuietLog(log)
     reactor = install_reactor(report)
     from mailproxy_demo.mail_servers import MailServers  # noqa: PLC0415  needs the reactor
 
@@ -49,16 +57,28 @@ async def run_demo(
             async def check(cluster: LocalCluster) -> bool:
                 logins = LoginCheck(servers.account, endpoints, certificate, cluster.admin_url)
                 steps = await asyncio.to_thread(logins.run)
-                report(format_steps(steps))
+                report(f"One login with each protocol:\n\n{format_steps(steps)}")
                 has_passed = not any(step.error for step in steps)
                 if has_passed and not once:
-                    report(instructions(servers.account, endpoints, cluster.admin_url, file=str(path)))
+                    addresses = find_addresses(adapt(manifest))
+                    report(instructions(servers.account, addresses, cluster.admin_url, file=str(path)))
+                if not has_passed or not once:
+                    quiet.open(with_kept=not has_passed)
                 return has_passed
 
             options = LocalOptions(
-                secrets=Path(secrets), when_ready=check, once=once, out=None, report=report, log=log
+                secrets=Path(secrets),
+                when_ready=check,
+                once=once,
+                out=None,
+                report=report,
+                log=quiet,
+                events=events,
             )
-            return await run_local(ManifestFile(path, adapt), options)
+            code = await run_local(ManifestFile(path, adapt), options)
+            if code:
+                quiet.open(with_kept=True)
+            return code
 
 
 def find_endpoints(manifest: Manifest) -> dict[str, Endpoint]:
@@ -82,39 +102,95 @@ def format_steps(steps: Sequence[Step]) -> str:
     )
 
 
-def instructions(account: Account, endpoints: Mapping[str, Endpoint], admin: str, *, file: str) -> str:
-    """Return the addresses of everything that runs, and commands to try."""
-    user, password = account.user, account.password
-    places, commands = list[str](), list[str]()
-    for name, endpoint in endpoints.items():
-        at = f"{endpoint.host}:{endpoint.port}"
-        places.append(f"{name.upper():5} {at}{' (STARTTLS)' if endpoint.has_starttls else ''}")
-        commands += {
-            "imap": [
-                f"curl -k --ssl-reqd -u {user}:{password} 'imap://{at}/INBOX;MAILINDEX=1'",
-                f"openssl s_client -quiet -crlf -starttls imap -connect {at}   # a LOGIN {user} {password}",
-            ],
-            "pop3": [
-                f"curl -k --ssl-reqd -u {user}:{password} pop3://{at}/1",
-                f"nc -C {endpoint.host} {endpoint.port}   # USER {user}, PASS {password}, STAT, QUIT",
-            ],
-            "smtp": [f"swaks --server {at} --auth PLAIN --au {user} --ap {password} --to bob@example.test"],
-        }[name]
-    commands.append(f"curl -s {admin}/metrics | grep ^mailproxy_logins_total")
+def headline(path: Path) -> str:
+    """Return what the demo starts."""
     return "\n".join(
         [
-            "",
-            f"User {user}, password {password}. The proxy listens here:",
-            "",
-            *(f"  {place}" for place in places),
-            "",
-            "Try:",
-            "",
-            *(f"  {command}" for command in commands),
-            "",
-            f"Metrics: {admin}/metrics   Configuration: {admin}/config",
-            "",
-            f"Edit {file} to see it reload. Ctrl-C drains and ends the demo.",
+            "MailProxy demo: starts a proxy for IMAP, POP3 and SMTP, and behind it an authentication service",
+            f"and mail servers, all on loopback. The proxy runs {path}, rendered as in a cluster.",
             "",
         ]
     )
+
+
+def instructions(account: Account, addresses: Sequence[Address], admin: str, *, file: str) -> str:
+    """Return the addresses of the proxy, and commands to try."""
+    return "\n".join(
+        [
+            "",
+            f"The proxy listens here. The user is {account.user}, the password {account.password}:",
+            "",
+            *format_addresses(addresses),
+            "",
+            *(line for hint, command in _commands(account, addresses) for line in (hint, f"  {command}", "")),
+            "Count the logins (Prometheus metrics):",
+            f"  curl -s {admin}/metrics | grep '^mailproxy_logins_total.* [1-9]'",
+            "",
+            "Show which configuration runs:",
+            f"  curl -s {admin}/config",
+            "",
+            f"Edit {file}: the proxy loads the change, and open sessions continue.",
+            "Ctrl-C drains the proxy and ends the demo. The proxy's log follows.",
+            "",
+        ]
+    )
+
+
+def _commands(account: Account, addresses: Sequence[Address]) -> Iterator[tuple[str, str]]:
+    """Yield hints and commands, each with the first suitable address of its protocol."""
+    login = f"-u {account.user}:{account.password}"
+    plain = {one.protocol: one for one in reversed(addresses) if one.security != TLS and _is_simple(one)}
+    tls = {one.protocol: one for one in reversed(addresses) if one.security == TLS and _is_simple(one)}
+    if "imap" in plain:
+        at, starttls = plain["imap"].text, _needs_tls(plain["imap"])
+        yield "Read the message by IMAP:", f"curl -s{starttls}{login} 'imap://{at}/INBOX;MAILINDEX=1'"
+    if "pop3" in tls:
+        yield "Read it by POP3 over TLS:", f"curl -sk {login} pop3s://{tls['pop3'].text}/1"
+    if "smtp" in plain:
+        at, starttls = plain["smtp"].text, _needs_tls(plain["smtp"])
+        rcpt = "--mail-rcpt bob@example.test"
+        yield (
+            "Send another one by SMTP:",
+            f"echo 'Subject: Hi' | curl -s{starttls}{login} {rcpt} -T - smtp://{at}",
+        )
+    if "imap" in tls:
+        yield (
+            f"Type IMAP yourself, such as: a LOGIN {account.user} {account.password}",
+            f"openssl s_client -quiet -crlf -connect {tls['imap'].text}",
+        )
+
+
+def _is_simple(address: Address) -> bool:
+    return not address.expects_proxy_header and not address.text.startswith("unix:")
+
+
+def _needs_tls(address: Address) -> str:
+    """Return the rest of ``-s`` with curl's options for STARTTLS; the certificate is self-signed."""
+    return "k --ssl-reqd " if "STARTTLS" in address.security else " "
+
+
+class QuietLog:
+    """Keeps back the proxy's log of normal events until the demo has printed its instructions.
+
+    Args:
+        log: Receives the lines.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+        self._kept: list[str] = []
+        self._is_open = False
+
+    def __call__(self, line: str) -> None:
+        """Pass a line on, or keep it back if it is of a level below ``warn``."""
+        if self._is_open or line.split()[1:2] not in (["debug"], ["info"], ["notice"]):
+            self._log(line)
+        else:
+            self._kept.append(line)
+
+    def open(self, *, with_kept: bool) -> None:
+        """Pass on all lines from now on, and those that were kept back if requested."""
+        self._is_open = True
+        kept, self._kept = self._kept, []
+        for line in kept if with_kept else []:
+            self._log(line)

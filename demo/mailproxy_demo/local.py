@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mailproxy-operator local``: watches a file, reconciles it as the operator does, and prints the status."""
+"""``mailproxy-operator local``: watches a file, reconciles it as the operator does, and prints the status.
+
+The status is printed when it is settled.  A status that does not settle, such as that of a pod that does not
+start, is printed after some seconds.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ import yaml
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
+from mailproxy_demo.addresses import find_addresses, format_addresses
 from mailproxy_demo.container_process import proxy_command
 from mailproxy_demo.local_cluster import LOCAL_VERSION, LocalCluster
 from mailproxy_demo.manifest_file import ManifestFile
@@ -26,14 +31,25 @@ from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.settings import Platform
 
 POLL_SECONDS = 1.0
+UNSETTLED_SECONDS = 3.0
+"""How long a status that still changes is not printed."""
 READY_SECONDS = 30.0
 MAX_RESTARTS = 3
 
 WhenReady = Callable[[LocalCluster], Awaitable[bool]]
 
 
-def local_command(file: Path | None, *, secrets: Path | None, demo: bool, once: bool) -> int:
+def local_command(
+    file: Path | None, *, secrets: Path | None, demo: bool, once: bool, events: bool = False
+) -> int:
     """Run a manifest on this machine: the status goes to standard output, everything else to standard error.
+
+    Args:
+        file: The manifest.
+        secrets: The directory of Secrets and ConfigMaps: ``DIR/NAME/KEY``.
+        demo: Add mail servers, and log in through them.
+        once: End when the proxy is ready, or after the logins.
+        events: Print the events that the operator creates.
 
     Returns:
         The exit code.
@@ -55,13 +71,14 @@ def local_command(file: Path | None, *, secrets: Path | None, demo: bool, once: 
     if demo:
         from mailproxy_demo.demo import run_demo  # noqa: PLC0415  Twisted takes time to import
 
-        return asyncio.run(run_demo(file, once=once, report=report, log=log))
+        return asyncio.run(run_demo(file, once=once, events=events, report=report, log=log))
     if file is None:
         raise ValueError("only the demo has a default manifest")
     options = LocalOptions(
         secrets=secrets,
         when_ready=is_ready if once else None,
         once=once,
+        events=events,
         out=sys.stdout,
         report=report,
         log=log,
@@ -77,10 +94,11 @@ class LocalOptions:
         secrets: The directory of Secrets and ConfigMaps: ``DIR/NAME/KEY``.
         when_ready: Called once, when the proxy is ready; ``False`` makes the exit code 1.
         once: Whether to end after that.
-        out: Receives the status as YAML; ``None`` to leave it out.
+        out: Receives the status as YAML; ``None`` to leave status and addresses out.
         report: Receives lines for the user.
         log: Receives the lines that the proxy writes.
         launch: Translates a container's command into one for this machine.
+        events: Whether to report the events that the operator creates.
     """
 
     secrets: Path | None
@@ -90,6 +108,7 @@ class LocalOptions:
     report: Callable[[str], None]
     log: Callable[[str], None]
     launch: Callable[[Sequence[str]], list[str]] = proxy_command
+    events: bool = False
 
 
 async def run_local(file: ManifestFile, options: LocalOptions) -> int:
@@ -112,6 +131,24 @@ async def run_local(file: ManifestFile, options: LocalOptions) -> int:
                 return await run.run(manifest)
 
 
+def summary(name: str, addresses: Sequence[str], admin: str) -> str:
+    """Return where a proxy that is ready is reached."""
+    return "\n".join(
+        [
+            "",
+            f"{name} is ready, and listens here:",
+            "",
+            *addresses,
+            "",
+            f"Metrics:        {admin}/metrics",
+            f"Configuration:  {admin}/config",
+            "",
+            "A change of the manifest is loaded at once. Ctrl-C drains the proxy and ends it.",
+            "",
+        ]
+    )
+
+
 class _LocalRun:
     """One run: what is kept between two reconciles."""
 
@@ -125,6 +162,10 @@ class _LocalRun:
         self._is_stopping = False
         self._exit_code = 0
         self._status: Manifest = {}
+        self._changed_at = 0.0
+        self._is_printed = True
+        self._manifest: Manifest = {}
+        self._reported_addresses: list[str] = []
         self._key = Key("default", "")
         self._check: asyncio.Task[None] | None = None
         self._cluster = LocalCluster(
@@ -133,6 +174,7 @@ class _LocalRun:
             report=options.report,
             log=options.log,
             secrets=options.secrets,
+            events=options.events,
             launch=options.launch,
         )
         platform = Platform(
@@ -190,6 +232,7 @@ class _LocalRun:
         finally:
             if self._check is not None:
                 self._check.cancel()
+            self._print_status(is_due=True)
             await self._cluster.shut_down()
         return self._exit_code
 
@@ -209,9 +252,10 @@ class _LocalRun:
         if manifest is not None:
             await self._apply(manifest)
         self._cluster.refresh_volumes()
-        is_settled = self._is_true("Ready") or self._is_true("Stalled")
-        if self._changed.is_set() or manifest is not None or not is_settled:
+        if self._changed.is_set() or manifest is not None or not self._is_settled():
             await self._reconcile()
+        has_waited = asyncio.get_running_loop().time() - self._changed_at > UNSETTLED_SECONDS
+        self._print_status(is_due=has_waited)
 
     async def _apply(self, manifest: Manifest) -> None:
         metadata: Any = manifest.get("metadata") or {}
@@ -222,6 +266,7 @@ class _LocalRun:
         self._key = key
         if (manifest.get("spec") or {}).get("mode") == "Sidecar":
             self._options.report("mode Sidecar has no pods of its own, so nothing is run here")
+        self._manifest = manifest
         await self._cluster.apply(manifest)
 
     async def _reconcile(self) -> None:
@@ -229,10 +274,8 @@ class _LocalRun:
         outcome = await self._reconciler.reconcile(self._key)
         if outcome.status and outcome.status != self._status:
             self._status = outcome.status
-            if self._options.out is not None:
-                text = yaml.safe_dump({"status": self._status}, sort_keys=False, allow_unicode=True)
-                self._options.out.write(f"---\n{text}")
-                self._options.out.flush()
+            self._changed_at, self._is_printed = asyncio.get_running_loop().time(), False
+            self._print_status(is_due=self._is_settled())
         if self._check is None and self._is_true("Ready") and self._options.when_ready is not None:
             self._check = self._tasks.create_task(self._run_check(self._options.when_ready))
 
@@ -241,6 +284,23 @@ class _LocalRun:
             self._exit_code = 1
         if self._options.once:
             self._stop()
+
+    def _is_settled(self) -> bool:
+        return self._is_true("Ready") or self._is_true("Stalled")
+
+    def _print_status(self, *, is_due: bool) -> None:
+        """Print the status if it has changed since it was printed, and the addresses of a ready proxy."""
+        out = self._options.out
+        if out is None or self._is_printed or not is_due:
+            return
+        text = yaml.safe_dump({"status": self._status}, sort_keys=False, allow_unicode=True)
+        out.write(f"---\n{text}")
+        out.flush()
+        self._is_printed = True
+        lines = list(format_addresses(find_addresses(self._manifest))) if self._is_true("Ready") else []
+        if lines and lines != self._reported_addresses:
+            self._reported_addresses = lines
+            self._options.report(summary(self._key.name, lines, self._cluster.admin_url))
 
     def _condition(self, name: str) -> Manifest:
         conditions: list[Manifest] = self._status.get("conditions", [])

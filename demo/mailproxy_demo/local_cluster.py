@@ -152,6 +152,7 @@ class LocalCluster:
         report: Receives lines for the user.
         log: Receives lines that a container writes.
         secrets: The directory of Secrets and ConfigMaps: ``DIR/NAME/KEY``.
+        events: Whether to report the events that the operator creates.
         launch: Translates a container's command into one for this machine.
 
     Attributes:
@@ -166,6 +167,7 @@ class LocalCluster:
         report: Callable[[str], None],
         log: Callable[[str], None],
         secrets: Path | None = None,
+        events: bool = False,
         launch: Callable[[Sequence[str]], list[str]] = proxy_command,
     ) -> None:
         self._tasks = tasks
@@ -173,6 +175,7 @@ class LocalCluster:
         self._report = report
         self._log = log
         self._secrets = secrets
+        self._events = events
         self._launch = launch
         self._objects: dict[tuple[Kind, Key], Manifest] = {}
         self._containers: dict[Key, Container] = {}
@@ -278,8 +281,9 @@ class LocalCluster:
         }
 
     async def create_event(self, manifest: Manifest) -> None:
-        """Report an event to the user."""
-        self._report(f"{manifest['type']} {manifest['reason']}: {manifest['note']}")
+        """Report an event to the user, if events were requested."""
+        if self._events:
+            self._report(f"{manifest['type']} {manifest['reason']}: {manifest['note']}")
 
     # -- what controllers and the kubelet do ------------------------------
 

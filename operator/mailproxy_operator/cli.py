@@ -328,6 +328,7 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--once", action="store_true", help="end when the proxy is ready (with --demo: after the logins)"
     )
+    parser.add_argument("--events", action="store_true", help="print the events that the operator creates")
     parser.set_defaults(command=_local, extra="demo")
 
 
@@ -337,4 +338,10 @@ def _local(options: argparse.Namespace) -> int:
     if options.file is None and not options.demo:
         sys.stderr.write("local needs FILE, or --demo\n")
         return ExitCode.USAGE
-    return local_command(options.file, secrets=options.secrets, demo=options.demo, once=options.once)
+    return local_command(
+        options.file,
+        secrets=options.secrets,
+        demo=options.demo,
+        once=options.once,
+        events=options.events,
+    )

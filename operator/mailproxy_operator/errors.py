@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mailproxy_operator.reasons import InjectionReason, Reason
+
 
 class OperatorError(Exception):
     """Base class: an operation of the operator failed."""
@@ -26,10 +28,10 @@ class TerminalError(OperatorError):
     """A retry fails until a user changes something.
 
     Attributes:
-        reason: The reason of the condition, in CamelCase.
+        reason: The reason of the condition.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -50,5 +52,25 @@ class KindMissing(OperatorError):
 class ConditionCause:
     """Why a condition is not met: a reason for programs, a message for people."""
 
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedCause:
+    """What a controller, the scheduler or the kubelet reports about a workload or a pod.
+
+    Attributes:
+        reason: A word of Kubernetes, such as ``ImagePullBackOff``; the operator never writes it as its own.
+    """
+
     reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class InjectionRefusal:
+    """Why a pod gets no sidecar: a reason for programs, a message for people."""
+
+    reason: InjectionReason
     message: str

@@ -17,13 +17,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.controller.reconciler import Outcome
+from mailproxy_operator.reasons import Reason
 
-_REASONS = {
-    "InvalidSpec": "invalid_spec",
-    "ListenerConflict": "listener_conflict",
-    "NameConflict": "name_conflict",
-    "InvalidPodFields": "invalid_pod_fields",
-    "Forbidden": "forbidden",
+_REASONS: Mapping[str, str] = {
+    Reason.INVALID_SPEC: "invalid_spec",
+    Reason.LISTENER_CONFLICT: "listener_conflict",
+    Reason.NAME_CONFLICT: "name_conflict",
+    Reason.INVALID_POD_FIELDS: "invalid_pod_fields",
+    Reason.FORBIDDEN: "forbidden",
 }
 _READY = {"True": "true", "False": "false"}
 MAX_RESOURCES = 200
@@ -232,7 +233,7 @@ class Metrics:
         elif conditions:
             self._conditions.store(key, conditions)
             self._ready[key] = _READY.get(conditions["Ready"]["status"], "unknown")
-        is_forbidden = conditions.get("Stalled", {}).get("reason") == "SysctlForbidden"
+        is_forbidden = conditions.get("Stalled", {}).get("reason") == Reason.SYSCTL_FORBIDDEN
         (self._forbidden.add if is_forbidden else self._forbidden.discard)(key)
         for ready in ("true", "false", "unknown"):
             self._resources.labels(ready).set(sum(one == ready for one in self._ready.values()))

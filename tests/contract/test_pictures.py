@@ -24,6 +24,8 @@ from mailproxy_diagrams.diagram import draw, drawings, sources  # noqa: E402
 DRAWINGS: Final = drawings()
 SOURCES: Final = sources()
 OTHERS: Final = {
+    "demo.svg": "make pictures",
+    "kubectl.svg": "make pictures",
     "dashboard-operator.svg": "make pictures",
     "dashboard-overview.svg": "make pictures",
     "dashboard-proxies.svg": "make pictures",

@@ -15,7 +15,7 @@ import pytest
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_demo.adapter import ManifestAdapter, auth_port, create_certificates, self_signed
 from mailproxy_demo.auth_http_service import Account
-from mailproxy_demo.demo import find_endpoints, format_steps, instructions
+from mailproxy_demo.demo import find_endpoints, format_steps
 from mailproxy_demo.login_check import Endpoint, LoginCheck, Step, successful_logins
 from support.operator_bodies import body, server
 
@@ -137,22 +137,6 @@ def test_failed_steps_have_their_error() -> None:
     assert [step.name for step in steps] == ["SMTP", "IMAP", "POP3", "metrics"]
     assert all("refused" in step.error for step in steps)
     assert format_steps(steps).count("FAILED") == 4
-
-
-def test_instructions_name_addresses_credentials_and_commands() -> None:
-    text = instructions(Account(), ENDPOINTS, "http://127.0.0.1:9", file="demo.yaml")
-    for part in (
-        "127.0.0.1:1143 (STARTTLS)",
-        "alice",
-        "wonderland",
-        "swaks",
-        "curl",
-        "openssl",
-        "nc -C",
-        "/metrics",
-    ):
-        assert part in text
-    assert "swaks" not in instructions(Account(), {"imap": ENDPOINTS["imap"]}, "http://x", file="f")
 
 
 def test_format_of_passed_step() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -101,6 +102,35 @@ async def test_status_is_printed_when_it_changes(tmp_path: Path) -> None:
     hashes = [status.get("configHash") for status in run.statuses()]
     assert len(set(hashes)) == 2
     assert run.logged == ["listening", "drained"]
+
+
+async def test_addresses_and_metrics_page_are_reported_once_ready(tmp_path: Path) -> None:
+    run = Run(tmp_path / "edge.yaml", launch=configured_proxy)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.run())
+        await run.until(lambda: any("edge is ready" in line for line in run.reported))
+        os.kill(os.getpid(), signal.SIGINT)
+        assert await running == 0
+    [text] = [line for line in run.reported if "edge is ready" in line]
+    assert re.search(r"^  IMAP   127\.0\.0\.1:1?143  plain$", text, re.MULTILINE), text
+    assert re.search(r"^Metrics: +http://127\.0\.0\.1:\d+/metrics$", text, re.MULTILINE)
+    assert [_ready(run)] == ["True"]
+    assert len(run.statuses()) == 1
+    assert not any(line.startswith("Normal ") for line in run.reported)
+
+
+async def test_status_that_does_not_settle_is_printed_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "UNSETTLED_SECONDS", 0.2)
+    run = Run(tmp_path / "edge.yaml", launch=exiting_proxy)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.run())
+        await run.until(lambda: "CrashLoopBackOff" in run.out.getvalue())
+        os.kill(os.getpid(), signal.SIGINT)
+        assert await running == 0
+    assert _ready(run) == "False"
+    assert not any("is ready" in line for line in run.reported)
 
 
 def _ready(run: Run) -> str:

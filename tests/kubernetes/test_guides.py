@@ -88,7 +88,7 @@ def _spec(**changes: Any) -> Object:
 def _apply(world: World, spec: Object) -> None:
     body = {**Page("gitops.md").object("proxy"), "spec": spec}
     body["metadata"] = {"name": "edge", "namespace": world.namespace}
-    _ = world.api.apply(body).good
+    _ = world.api.apply(body).checked_body
 
 
 def test_operators_status_is_health_for_argo_cd_and_kstatus(world: World, needs: Needs) -> None:

@@ -262,7 +262,7 @@ def test_pods_are_created_while_operator_is_down(site: Site, place: World) -> No
         lambda: site.operator.admin.request("GET", ready).status == 200, "the webhook to be trusted again"
     )
     assert sidecar_of(created(place, pod(place, "dovecot-1")).checked_body) is not None
-    without = "1 pod requests the sidecar without having it"
+    without = "1 pod requests the sidecar and runs without it"
     eventually(lambda: without in place.message("Available"), "the other one to be counted")
 
 

@@ -16,7 +16,7 @@ from mailproxy_operator.controller.conditions import (
     evaluate_conditions,
 )
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ConditionCause, ReportedCause
 
 GOOD = RunningConfig("new")
 SERVING = Workload(desired=1, replicas=1, updated=1, ready=1, available=1)
@@ -39,7 +39,7 @@ def facts(
 
 
 def failing(kind: str, message: str, **more: Any) -> Workload:
-    return Workload(**{"desired": 1, "failures": {kind: ConditionCause("Because", message)}, **more})
+    return Workload(**{"desired": 1, "failures": {kind: ReportedCause("Because", message)}, **more})
 
 
 def sidecar_facts(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
@@ -48,7 +48,7 @@ def sidecar_facts(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
 
 
 NO_NODES = Workload(desired=0, is_per_node=True)
-PENDING = ConditionCause("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
+PENDING = ReportedCause("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
 UNSCHEDULABLE = pod("b", is_ready=False, has_started=False, running=None, unscheduled=PENDING)
 WAITING = pod(is_ready=False, has_started=False, running=None)
 TERMINATING = pod("b", is_terminating=True, running=None)
@@ -121,7 +121,7 @@ SYSCTL = ConditionCause("SysctlForbidden", "nodes refuse net.core.somaxconn")
         (facts(failing("ReplicaFailure", "quota")), "Available", "False", "PodsRefused"),
         (facts(failing("Progressing", "too slow")), "Available", "False", "ProgressDeadlineExceeded"),
         (
-            facts(STARTING, pod(is_ready=False, waiting=ConditionCause("ImagePullBackOff", "no such image"))),
+            facts(STARTING, pod(is_ready=False, waiting=ReportedCause("ImagePullBackOff", "no such image"))),
             "Available",
             "False",
             "ImagePullFailed",
@@ -210,8 +210,8 @@ def test_accepted_message_has_notices_and_warnings() -> None:
 
 
 def test_ready_message_without_desired_pods() -> None:
-    assert evaluate_conditions(facts(EMPTY))["Ready"].message == "no pods are desired"
-    assert "no pod requests the sidecar" in evaluate_conditions(sidecar_facts())["Ready"].message
+    assert evaluate_conditions(facts(EMPTY))["Ready"].message == "no pods are expected: spec.replicas is 0"
+    assert "no pod requests the sidecar yet" in evaluate_conditions(sidecar_facts())["Ready"].message
     assert "clients are served" in evaluate_conditions(facts())["Ready"].message
 
 
@@ -219,7 +219,7 @@ def test_message_lists_pods_without_sidecar_and_advice() -> None:
     names = tuple(f"app-{number}" for number in range(8))
     message = evaluate_conditions(sidecar_facts(without=names))["Available"].message
     assert message.startswith(
-        "8 pods request the sidecar without having it: app-0, app-1, app-2, app-3, app-4 and 3 more"
+        "8 pods request the sidecar and run without it: app-0, app-1, app-2, app-3, app-4 and 3 more"
     )
     assert "delete the pods" in message
 
@@ -228,4 +228,4 @@ def test_unschedulable_pod_is_reported_during_rollout() -> None:
     found = evaluate_conditions(facts(ROLLING, pod(), UNSCHEDULABLE))
     assert found["Available"].status == "True"
     assert found["Reconciling"].reason == "RollingOut"
-    assert "pod b: 0/3 nodes are available: 3 Insufficient cpu." in found["Reconciling"].message
+    assert "pod b: 0/3 nodes are available: 3 Insufficient cpu; change" in found["Reconciling"].message

@@ -10,7 +10,7 @@ import pytest
 from mailproxy_operator.api.names import REFUSED_SYSCTLS
 from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.observed import Observed, Pod
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ReportedCause
 from mailproxy_operator.render import refused_sysctls
 
 MESSAGE = 'Pod was rejected: forbidden sysctl: "net.core.somaxconn" not allowlisted'
@@ -43,9 +43,9 @@ def test_refused_sysctls_are_read_as_written() -> None:
 @pytest.mark.parametrize(
     ("pod", "names"),
     [
-        (Pod(name="a", failed=ConditionCause("SysctlForbidden", MESSAGE)), {"net.core.somaxconn"}),
-        (Pod(name="a", failed=ConditionCause("SysctlForbidden", MESSAGE), is_of_template=False), set()),
-        (Pod(name="a", failed=ConditionCause("Evicted", MESSAGE)), set()),
+        (Pod(name="a", failed=ReportedCause("SysctlForbidden", MESSAGE)), {"net.core.somaxconn"}),
+        (Pod(name="a", failed=ReportedCause("SysctlForbidden", MESSAGE), is_of_template=False), set()),
+        (Pod(name="a", failed=ReportedCause("Evicted", MESSAGE)), set()),
         (Pod(name="a"), set()),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from mailproxy_operator.api.cluster import Key, RunningConfig
 from mailproxy_operator.controller.observe import observe
 from mailproxy_operator.controller.observed import Pod, Workload
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ReportedCause
 from support.operator_cluster import MemoryCluster
 
 EDGE = Key("mail", "edge")
@@ -46,7 +46,7 @@ def deployment(status: dict[str, Any], replicas: int = 2) -> dict[str, Any]:
                     ],
                 }
             ),
-            Workload(desired=2, failures={"ReplicaFailure": ConditionCause("FailedCreate", "quota")}),
+            Workload(desired=2, failures={"ReplicaFailure": ReportedCause("FailedCreate", "quota")}),
         ),
         (
             {
@@ -111,7 +111,7 @@ def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
             pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}),
             Pod(
                 name="a",
-                waiting=ConditionCause("ImagePullBackOff", "no such image"),
+                waiting=ReportedCause("ImagePullBackOff", "no such image"),
                 running=RunningConfig("h"),
             ),
         ),
@@ -123,11 +123,11 @@ def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
                     {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3"}
                 ],
             ),
-            Pod(name="a", unscheduled=ConditionCause("Unschedulable", "0/3"), running=RunningConfig("h")),
+            Pod(name="a", unscheduled=ReportedCause("Unschedulable", "0/3"), running=RunningConfig("h")),
         ),
         (
             pod({}, phase="Failed", reason="SysctlForbidden", message="m", podIP=""),
-            Pod(name="a", failed=ConditionCause("SysctlForbidden", "m")),
+            Pod(name="a", failed=ReportedCause("SysctlForbidden", "m")),
         ),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from support.fuzz import examples
 from support.parity.dialogue import Dialogue
+from support.parity.differences import HOW_TO_DECLARE
 from support.parity.grammar import dialogues
 from support.parity.results import Results
 
@@ -41,7 +42,7 @@ bounded = settings(
 def _assert_all_accepted(batch: list[Dialogue], results: Results) -> None:
     for dialogue, comparison in zip(batch, results.compare(batch), strict=True):
         assert comparison.is_accepted, (
-            f"{dialogue.steps}\n{dialogue.auth} {dialogue.upstream}\n{comparison.faults}"
+            f"{dialogue.steps}\n{dialogue.auth} {dialogue.upstream}\n{comparison.faults}\n{HOW_TO_DECLARE}"
         )
 
 

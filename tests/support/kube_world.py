@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from support.kube_api import CHILDREN, Object, path_of
 from support.kube_cluster import Cluster, Operator
 from support.operator_bodies import body
+from support.reasons_page import check_world
 from support.servers.programs import eventually
 
 T = TypeVar("T")
@@ -97,7 +98,8 @@ class World:
         eventually(lambda: self.api.create(namespace).status in {201, 409}, "a namespace")
 
     def close(self) -> None:
-        """Delete the MailProxies, their objects and pods, so that the operator has no work with them."""
+        """Check what the operator has reported, and delete the MailProxies, their objects and pods."""
+        check_world(self.api.list("MailProxy", self.namespace), self.api.list("Event", self.namespace))
         for kind in ("MailProxy", *CHILDREN, "Pod"):
             for one in self.api.list(kind, self.namespace):
                 self.api.delete(kind, self.namespace, one["metadata"]["name"])

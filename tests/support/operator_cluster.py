@@ -21,6 +21,7 @@ from mailproxy_operator.api.kinds import (
     uid_of,
 )
 from mailproxy_operator.api.kube_version import KubeVersion
+from support.reasons_page import check_event, check_status
 
 
 def key_of(manifest: Mapping[str, Any]) -> Key:
@@ -155,6 +156,7 @@ class MemoryCluster:
 
     async def apply_status(self, manifest: Manifest) -> None:
         self.calls.append(("status", manifest["kind"], manifest["metadata"]["name"]))
+        check_status(manifest["status"])
         self.objects[MAIL_PROXY, key_of(manifest)]["status"] = copy.deepcopy(manifest["status"])
 
     async def patch_annotations(
@@ -176,6 +178,7 @@ class MemoryCluster:
         return dict(self.mounts)
 
     async def create_event(self, manifest: Manifest) -> None:
+        check_event(manifest)
         self.events.append(manifest)
 
     def _stamp(self, manifest: Manifest, before: Manifest | None) -> None:

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from mailproxy_operator.api.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBHOOK, OWNED, POD, Kind
 from support.operator_fields import Fields, flatten, managed, unflatten
+from support.reasons_page import check_world
 
 Object = dict[str, Any]
 ObjectKey = tuple[Kind, str, str]
@@ -112,6 +113,7 @@ class FakeKube:
         self._version = 0
         self._watches: list[Watch] = []
         self._history: list[tuple[int, str, ObjectKey, Object]] = []
+        self._reported: tuple[list[Object], list[Object]] = ([], [])
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -125,10 +127,12 @@ class FakeKube:
         self.url = f"http{'s' if self._tls else ''}://127.0.0.1:{self._runner.addresses[0][1]}"
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.end_watches()
         if self._runner is not None:
             await self._runner.cleanup()
+        if failure is None:
+            check_world(*self._reported)
 
     # -- what tests do ----------------------------------------------------
 
@@ -311,6 +315,7 @@ class FakeKube:
         is_apply = content_type == "application/apply-patch+yaml"
         verb = "apply" if is_apply else request.method.lower()
         self.requests.append((verb, kind.name, sub))
+        self._note(verb, kind, sub, body)
         match request.method:
             case "GET":
                 return web.json_response(self._returned(self._existing(key)))
@@ -325,6 +330,12 @@ class FakeKube:
             case "PATCH":
                 return self._patch(key, body, manager, sub)
         raise RequestError(405, "method not allowed")
+
+    def _note(self, verb: str, kind: Kind, sub: str, body: Object) -> None:
+        if (verb, sub) == ("apply", "status"):
+            self._reported[0].append(body)
+        elif (verb, kind) == ("post", EVENT):
+            self._reported[1].append(body)
 
     def _existing(self, key: ObjectKey) -> Stored:
         if key not in self._stored:

@@ -16,6 +16,7 @@ from mailproxy_operator.errors import (
     TerminalError,
     TransientError,
 )
+from mailproxy_operator.reasons import Reason
 
 _BAD_BODY = re.compile(
     r"failed to create typed patch object|field not declared in schema|duplicate entries for key|^expected "
@@ -98,11 +99,11 @@ def error_from(response: ApiResponse, kind: Kind, what: str) -> OperatorError:
             return TransientError(text, response.retry_after)
 
 
-def _terminal_reason(response: ApiResponse, kind: Kind) -> str:
+def _terminal_reason(response: ApiResponse, kind: Kind) -> Reason | None:
     if response.status == 403:
-        return "Forbidden"
+        return Reason.FORBIDDEN
     # The API server returns 500 for a body that does not match the schema.
     is_bad_body = response.status == 500 and _BAD_BODY.search(response.message)
     if is_bad_body or response.status in {400, 422}:
-        return "InvalidPodFields" if kind in WORKLOADS else "InvalidSpec"
-    return ""
+        return Reason.INVALID_POD_FIELDS if kind in WORKLOADS else Reason.INVALID_SPEC
+    return None

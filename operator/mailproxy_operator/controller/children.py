@@ -31,8 +31,18 @@ from mailproxy_operator.errors import (
     TerminalError,
     TransientError,
 )
+from mailproxy_operator.reasons import Reason
 
 _Name = tuple[Kind, str]
+_ADVICE = {
+    Reason.FORBIDDEN: (
+        "change the quota or the policy, or give the operator this permission (deploy/rbac.yaml); "
+        "the operator tries again every minute"
+    ),
+    Reason.INVALID_POD_FIELDS: "correct the field: spec.pod, or another field of spec that sets it",
+    Reason.INVALID_SPEC: "correct the field of spec that sets it",
+}
+"""What to do, by the reasons with which the API server refuses an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +190,13 @@ class Children:
             for manifest in manifests:
                 await self._apply(manifest)
         except NameConflict as error:
-            return ConditionCause("NameConflict", f"{error} exists and does not belong to this MailProxy")
+            return ConditionCause(
+                Reason.NAME_CONFLICT,
+                f"{error} exists and does not belong to this MailProxy; "
+                "rename the MailProxy (metadata.name), or delete that object",
+            )
         except TerminalError as error:
-            return ConditionCause(error.reason, str(error))
+            return ConditionCause(error.reason, f"{error}; {_ADVICE[error.reason]}")
         except NotFoundOrConflict as error:
             raise TransientError(str(error), delay=1.0) from error
         return None

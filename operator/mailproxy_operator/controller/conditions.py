@@ -5,13 +5,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mailproxy_operator.api import names
 from mailproxy_operator.controller.observed import Observed, Pod
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ConditionCause, ReportedCause
+from mailproxy_operator.reasons import Reason
 
 TERMINAL_REASONS = frozenset(
-    {"InvalidSpec", "ListenerConflict", "NameConflict", "InvalidPodFields", "Forbidden"}
+    {
+        Reason.INVALID_SPEC,
+        Reason.LISTENER_CONFLICT,
+        Reason.NAME_CONFLICT,
+        Reason.INVALID_POD_FIELDS,
+        Reason.FORBIDDEN,
+    }
 )
 """Reasons of ``Accepted=False`` that a retry does not resolve."""
 
@@ -33,6 +41,7 @@ class Facts:
         warnings: The warnings of the API server about accepted objects.
         notices: Notices about an accepted resource.
         has_references: Whether Secrets or ConfigMaps are mounted besides the configuration.
+        reference_paths: The fields that refer to a Secret or ConfigMap, by its kind and name.
     """
 
     generation: int
@@ -41,6 +50,7 @@ class Facts:
     config_hash: str = ""
     paused: bool = False
     has_references: bool = False
+    reference_paths: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     refused: ConditionCause | None = None
     retrying: ConditionCause | None = None
     sysctl_refused: ConditionCause | None = None
@@ -61,7 +71,7 @@ class ConditionState:
     """The status, reason and message of one condition."""
 
     status: str
-    reason: str
+    reason: Reason
     message: str
 
     @property
@@ -106,7 +116,7 @@ def conditions(
             "status": one.status,
             "observedGeneration": generation,
             "lastTransitionTime": _since(before.get(name), one.status, now),
-            "reason": one.reason,
+            "reason": str(one.reason),
             "message": one.message[:32_000],
         }
         for name, one in ((name, found[name]) for name in _ORDER)
@@ -136,8 +146,8 @@ def _accepted(facts: Facts) -> ConditionState:
         return ConditionState(_FALSE, facts.refused.reason, facts.refused.message)
     parts = ["the configuration is valid and every object was applied"]
     parts += [f"note: {notice}" for notice in facts.notices]
-    parts += [f"warning of the API server: {warning}" for warning in facts.warnings]
-    return ConditionState(_TRUE, "Accepted", "; ".join(parts))
+    parts += [f"the API server warns: {warning}" for warning in facts.warnings]
+    return ConditionState(_TRUE, Reason.ACCEPTED, "; ".join(parts))
 
 
 def _resolved_refs(facts: Facts) -> ConditionState:
@@ -145,32 +155,51 @@ def _resolved_refs(facts: Facts) -> ConditionState:
     for pod in current:
         message = facts.observed.mount_failures.get(pod.name)
         if message and not pod.has_started:
-            return ConditionState(_FALSE, _mount_reason(message), message)
+            return _mount_failure(facts, pod.name, message)
     broken = next(
         (pod for pod in current if pod.running and _names_certificate(pod.running.last_error)), None
     )
     if broken and broken.running:
-        return ConditionState(_FALSE, "InvalidCertificate", f"pod {broken.name}: {broken.running.last_error}")
+        return ConditionState(
+            _FALSE,
+            Reason.INVALID_CERTIFICATE,
+            f"pod {broken.name}: {broken.running.last_error}; renew this Secret or ConfigMap, "
+            "which pods load without a restart, or refer to another one",
+        )
     if not facts.needs_pods:
-        return ConditionState(_TRUE, "ResolvedRefs", "there are no pods to mount Secrets and ConfigMaps")
+        return ConditionState(_TRUE, Reason.RESOLVED_REFS, "no pods are expected, so nothing is mounted")
     if facts.has_references and not any(pod.has_started for pod in current):
-        return ConditionState(_UNKNOWN, "NotYetMounted", "no pod of the current template has started yet")
-    return ConditionState(_TRUE, "ResolvedRefs", "every referenced Secret and ConfigMap was mounted")
+        return ConditionState(
+            _UNKNOWN, Reason.NOT_YET_MOUNTED, "no pod of the current template has started yet"
+        )
+    return ConditionState(_TRUE, Reason.RESOLVED_REFS, "all referenced Secrets and ConfigMaps are mounted")
 
 
 _MOUNT_REASONS = (
-    (re.compile(r'secrets? "[^"]*" not found', re.IGNORECASE), "SecretNotFound"),
-    (re.compile(r"non-existent secret key", re.IGNORECASE), "SecretKeyNotFound"),
-    (re.compile(r'configmaps? "[^"]*" not found', re.IGNORECASE), "ConfigMapNotFound"),
-    (
-        re.compile(r"non-existent config ?map key|non-existent config key", re.IGNORECASE),
-        "ConfigMapKeyNotFound",
-    ),
+    (re.compile(r'secrets? "([^"]*)" not found', re.IGNORECASE), Reason.SECRET_NOT_FOUND),
+    (re.compile(r"non-existent secret key:? ?()", re.IGNORECASE), Reason.SECRET_KEY_NOT_FOUND),
+    (re.compile(r'configmaps? "([^"]*)" not found', re.IGNORECASE), Reason.CONFIG_MAP_NOT_FOUND),
+    (re.compile(r"non-existent config ?(?:map )?key:? ?()", re.IGNORECASE), Reason.CONFIG_MAP_KEY_NOT_FOUND),
 )
+"""What the kubelet reports about a volume, with the name of a missing object."""
+_MOUNT_ADVICE = {
+    Reason.SECRET_NOT_FOUND: "create the Secret in the MailProxy's namespace, or correct the field",
+    Reason.SECRET_KEY_NOT_FOUND: "add the key to the Secret, or correct the field",
+    Reason.CONFIG_MAP_NOT_FOUND: "create the ConfigMap in the MailProxy's namespace, or correct the field",
+    Reason.CONFIG_MAP_KEY_NOT_FOUND: "add the key to the ConfigMap, or correct the field",
+    Reason.MOUNT_FAILED: "kubectl describe pod shows the events of the volume",
+}
 
 
-def _mount_reason(message: str) -> str:
-    return next((reason for pattern, reason in _MOUNT_REASONS if pattern.search(message)), "MountFailed")
+def _mount_failure(facts: Facts, pod: str, message: str) -> ConditionState:
+    reason, name = next(
+        ((reason, found[1]) for pattern, reason in _MOUNT_REASONS if (found := pattern.search(message))),
+        (Reason.MOUNT_FAILED, ""),
+    )
+    kind = "Secret" if reason is Reason.SECRET_NOT_FOUND else "ConfigMap"
+    paths = facts.reference_paths.get((kind, name), ())
+    referring = f"; {name} is the value of {', '.join(paths)}" if paths else ""
+    return ConditionState(_FALSE, reason, f"pod {pod}: {message}{referring}; {_MOUNT_ADVICE[reason]}")
 
 
 def _names_certificate(error: str) -> bool:
@@ -182,21 +211,22 @@ def _available(facts: Facts) -> ConditionState:
     if facts.mode == "Sidecar":
         return _sidecar_available(facts)
     if workload is None:
-        return ConditionState(_FALSE, "PodsNotReady", "there is no workload yet")
+        return ConditionState(_FALSE, Reason.PODS_NOT_READY, f"the {facts.mode} does not exist yet")
     if workload.desired == 0 and workload.is_per_node:
-        return ConditionState(_FALSE, "NoNodes", _NO_NODES)
+        return ConditionState(_FALSE, Reason.NO_NODES, _NO_NODES)
     if workload.desired == 0:
-        return ConditionState(_TRUE, "ScaledToZero", "no pods are desired")
+        return ConditionState(_TRUE, Reason.SCALED_TO_ZERO, _NO_PODS)
     numbers = f"{workload.available} of {workload.desired} pods are available"
     if workload.is_available:
-        return ConditionState(_TRUE, "MinimumReplicasAvailable", numbers)
-    cause = _cause_of_unavailability(facts) or ConditionCause("PodsNotReady", numbers)
+        return ConditionState(_TRUE, Reason.MINIMUM_REPLICAS_AVAILABLE, numbers)
+    cause = _cause_of_unavailability(facts) or ConditionCause(Reason.PODS_NOT_READY, numbers)
     return ConditionState(_FALSE, cause.reason, cause.message)
 
 
+_NO_PODS = "no pods are expected: spec.replicas is 0"
 _NO_NODES = (
-    "no node is eligible for a pod: none matches spec.pod.nodeSelector and spec.pod.affinity, "
-    "or all have taints that spec.pod.tolerations does not tolerate"
+    "no node matches spec.pod.nodeSelector and spec.pod.affinity, or all nodes have taints that "
+    "spec.pod.tolerations does not tolerate; change these fields, or add a node"
 )
 
 
@@ -206,67 +236,82 @@ def _sidecar_available(facts: Facts) -> ConditionState:
     staying = [pod for pod in facts.observed.pods if not pod.is_terminating]
     numbers = _sidecar_numbers(staying)
     if without:
-        return ConditionState(_FALSE, "SidecarMissing", f"{_missing_sidecars(without)}; {numbers}")
+        return ConditionState(_FALSE, Reason.SIDECAR_MISSING, f"{_missing_sidecars(without)}; {numbers}")
     if not staying:
-        return ConditionState(_TRUE, "SidecarMode", "no pod requests the sidecar yet")
+        return ConditionState(
+            _TRUE, Reason.SIDECAR_MODE, f"no pod requests the sidecar yet (label {names.INJECT})"
+        )
     if not any(pod.is_ready for pod in staying):
-        cause = _start_failure(staying) or ConditionCause("PodsNotReady", numbers)
+        cause = _start_failure(staying) or ConditionCause(Reason.PODS_NOT_READY, numbers)
         return ConditionState(_FALSE, cause.reason, cause.message)
-    return ConditionState(_TRUE, "SidecarMode", numbers)
+    return ConditionState(_TRUE, Reason.SIDECAR_MODE, numbers)
 
 
 def _sidecar_numbers(staying: Sequence[Pod]) -> str:
     parts = [f"pods with the sidecar: {len(staying)}, ready: {sum(pod.is_ready for pod in staying)}"]
     older = sum(not pod.is_of_template for pod in staying)
     if older:
-        parts.append(f"created before the last change of the resource, to be created again: {older}")
+        parts.append(
+            f"created before the last change of the MailProxy, to be deleted and created again: {older}"
+        )
     return "; ".join(parts)
 
 
 def _missing_sidecars(without: Sequence[str]) -> str:
     more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
     named = ", ".join(without[:_NAMED]) + more
-    count = "1 pod requests" if len(without) == 1 else f"{len(without)} pods request"
-    advice = (
-        "the sidecar is injected only when a pod is created: see the events, "
-        "then delete the pods, so that they are created again"
+    count = len(without)
+    requesting = (
+        "1 pod requests the sidecar and runs" if count == 1 else f"{count} pods request the sidecar and run"
     )
-    return f"{count} the sidecar without having it: {named}; {advice}"
+    advice = "a pod gets it only when it is created: read the events, then delete them to create them again"
+    return f"{requesting} without it: {named}; {advice}"
 
 
 def _cause_of_unavailability(facts: Facts) -> ConditionCause | None:
     failures = facts.observed.workload.failures if facts.observed.workload else {}
     if "ReplicaFailure" in failures:
-        return ConditionCause("PodsRefused", failures["ReplicaFailure"].message)
+        advice = "change the quota or the policy of the namespace, or the field of spec"
+        return ConditionCause(Reason.PODS_REFUSED, f"{_sentence(failures['ReplicaFailure'])}; {advice}")
     cause = _start_failure([pod for pod in facts.observed.pods if not pod.is_terminating])
-    if "Progressing" in failures and (cause is None or cause.reason == "PodsNotReady"):
-        return ConditionCause("ProgressDeadlineExceeded", failures["Progressing"].message)
+    if "Progressing" in failures and (cause is None or cause.reason is Reason.PODS_NOT_READY):
+        return _deadline_exceeded(facts)
     return cause
+
+
+def _sentence(reported: ReportedCause) -> str:
+    return reported.message.rstrip(" .")
 
 
 def _start_failure(pods: Sequence[Pod]) -> ConditionCause | None:
     """Return why pods do not start; causes that need a user's action come first."""
     causes = [cause for cause in map(_pod_start_failure, pods) if cause is not None]
-    return min(causes, key=lambda one: one.reason == "PodsNotReady", default=None)
+    return min(causes, key=lambda one: one.reason is Reason.PODS_NOT_READY, default=None)
 
 
 def _pod_start_failure(pod: Pod) -> ConditionCause | None:
     if pod.unscheduled:
-        return ConditionCause("Unschedulable", f"pod {pod.name}: {pod.unscheduled.message}")
+        advice = (
+            "change spec.resources.requests, spec.pod.nodeSelector, spec.pod.affinity or "
+            "spec.pod.tolerations, or add a node"
+        )
+        return ConditionCause(Reason.UNSCHEDULABLE, f"pod {pod.name}: {_sentence(pod.unscheduled)}; {advice}")
     if pod.waiting is None:
         return None
     if pod.waiting.reason in _IMAGE_PULL_REASONS:
+        advice = "correct spec.image, or the Secret of the registry in spec.imagePullSecrets"
         return ConditionCause(
-            "ImagePullFailed", f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}"
+            Reason.IMAGE_PULL_FAILED,
+            f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}; {advice}",
         )
     return ConditionCause(
-        "PodsNotReady", f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
+        Reason.PODS_NOT_READY, f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
     )
 
 
 def _config_synced(facts: Facts) -> ConditionState:
     if not facts.needs_pods:
-        return ConditionState(_TRUE, "AllPodsSynced", "no pods are desired")
+        return ConditionState(_TRUE, Reason.ALL_PODS_SYNCED, "no pods are expected")
     ready = [pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]
     rejected = _rejected_config(ready)
     if rejected:
@@ -274,21 +319,25 @@ def _config_synced(facts: Facts) -> ConditionState:
     silent = [pod.name for pod in ready if pod.running is None]
     if silent:
         return ConditionState(
-            _UNKNOWN, "PodsUnreachable", f"no response from the admin endpoint of {', '.join(silent)}"
+            _UNKNOWN,
+            Reason.PODS_UNREACHABLE,
+            f"no response from the admin endpoint (port {names.ADMIN_PORT}) of {', '.join(silent)}; "
+            "check the NetworkPolicies between the operator and these pods",
         )
     count = count_synced(ready, facts.config_hash)
     numbers = f"{count} of {len(ready)} ready pods run configuration {facts.config_hash[:12]}"
     if ready and count == len(ready):
-        return ConditionState(_TRUE, "AllPodsSynced", numbers)
-    return ConditionState(_FALSE, "ConfigPropagating", numbers)
+        return ConditionState(_TRUE, Reason.ALL_PODS_SYNCED, numbers)
+    return ConditionState(_FALSE, Reason.CONFIG_PROPAGATING, numbers)
 
 
 def _rejected_config(pods: Sequence[Pod]) -> ConditionCause | None:
     for pod in pods:
         if pod.running and pod.running.last_error:
             return ConditionCause(
-                "ConfigRejected",
-                f"pod {pod.name} keeps its previous configuration: {pod.running.last_error}",
+                Reason.CONFIG_REJECTED,
+                f"pod {pod.name} kept its previous configuration: {pod.running.last_error}; "
+                "correct this, and the pod loads the new configuration without a restart",
             )
     return None
 
@@ -298,13 +347,16 @@ def _stalled(facts: Facts) -> ConditionState:
         finding = check(facts)
         if finding:
             return ConditionState(_TRUE, finding.reason, finding.message)
-    return ConditionState(_FALSE, "NotStalled", "no manual change is necessary")
+    return ConditionState(_FALSE, Reason.NOT_STALLED, "no change by a user is needed")
 
 
 def _deadline_exceeded(facts: Facts) -> ConditionCause | None:
     workload = facts.observed.workload
     finding = workload.failures.get("Progressing") if workload else None
-    return ConditionCause("ProgressDeadlineExceeded", finding.message) if finding else None
+    if finding is None:
+        return None
+    advice = "pods do not become ready: kubectl get pods and kubectl describe pod show why"
+    return ConditionCause(Reason.PROGRESS_DEADLINE_EXCEEDED, f"{_sentence(finding)}; {advice}")
 
 
 _STALLS: tuple[Callable[[Facts], ConditionCause | None], ...] = (
@@ -319,23 +371,33 @@ _STALLS: tuple[Callable[[Facts], ConditionCause | None], ...] = (
 
 def _reconciling(facts: Facts, found: Mapping[str, ConditionState]) -> ConditionState:
     if facts.paused:
-        return ConditionState(_FALSE, "Paused", "spec.paused is true: only the status is written")
+        return ConditionState(_FALSE, Reason.PAUSED, _PAUSED)
     if found["Stalled"].holds:
-        return ConditionState(_FALSE, "Settled", "a user must change something; see Stalled")
+        return ConditionState(
+            _FALSE,
+            Reason.SETTLED,
+            "nothing is in progress; the message of Stalled names the change that is needed",
+        )
     if facts.retrying:
-        return ConditionState(_TRUE, "Retrying", facts.retrying.message)
+        return ConditionState(_TRUE, Reason.RETRYING, facts.retrying.message)
     workload = facts.observed.workload
     if facts.mode != "Sidecar" and (workload is None or not workload.is_rolled_out):
-        return ConditionState(_TRUE, "RollingOut", _progress(facts))
-    if found["ConfigSynced"].reason == "ConfigPropagating":
-        return ConditionState(_TRUE, "ConfigPropagating", found["ConfigSynced"].message)
-    return ConditionState(_FALSE, "Settled", "the cluster has the desired state")
+        return ConditionState(_TRUE, Reason.ROLLING_OUT, _progress(facts))
+    if found["ConfigSynced"].reason is Reason.CONFIG_PROPAGATING:
+        return ConditionState(_TRUE, Reason.CONFIG_PROPAGATING, found["ConfigSynced"].message)
+    return ConditionState(_FALSE, Reason.SETTLED, "all objects and pods match the resource")
+
+
+_PAUSED = (
+    "spec.paused is true: the operator writes only the status; "
+    "set it to false to apply changes of the resource"
+)
 
 
 def _progress(facts: Facts) -> str:
     workload = facts.observed.workload
     if workload is None:
-        return "the workload is being created"
+        return f"the {facts.mode} does not exist yet"
     numbers = f"{workload.updated} of {workload.desired} pods have the newest template"
     newest = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
     cause = _start_failure(newest)
@@ -351,5 +413,5 @@ def _ready(facts: Facts, found: Mapping[str, ConditionState]) -> ConditionState:
         if name != "Stalled" and not one.holds:
             return ConditionState(one.status, one.reason, one.message)
     if not facts.needs_pods:
-        return ConditionState(_TRUE, "Ready", found["Available"].message)
-    return ConditionState(_TRUE, "Ready", "clients are served with the desired configuration")
+        return ConditionState(_TRUE, Reason.READY, found["Available"].message)
+    return ConditionState(_TRUE, Reason.READY, "clients are served with the newest configuration")

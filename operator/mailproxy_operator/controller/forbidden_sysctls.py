@@ -17,10 +17,12 @@ from typing import Any
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import refused_sysctls
 from mailproxy_operator.render.sysctls import PORT_START
 
 REFUSAL = "SysctlForbidden"
+"""The reason of a pod that the kubelet refused."""
 MAX_DELETED = 50
 _QUOTED = re.compile(r'"([^"]+)"')
 
@@ -58,10 +60,13 @@ def finding(refused: frozenset[str]) -> ConditionCause | None:
     if not refused:
         return None
     listed = ", ".join(sorted(refused))
-    advice = "add it to the kubelet's allowedUnsafeSysctls on nodes that the pods are bound to"
+    advice = (
+        "add it to the kubelet's allowedUnsafeSysctls on the nodes that spec.pod.nodeSelector selects, "
+        "or set spec.sysctls.unsafe: Forbid"
+    )
     if PORT_START in refused:
         # Containers that cannot listen are restarted with the kubelet's back-off; the pods are not replaced.
-        advice = "use portStrategy: HighPort, which needs no sysctl"
+        advice = "set spec.portStrategy: HighPort, which needs no sysctl"
     return ConditionCause(
-        REFUSAL, f"nodes refuse the sysctl {listed}; it is omitted, and running pods are kept; {advice}"
+        Reason.SYSCTL_FORBIDDEN, f"nodes refuse the sysctl {listed}; pods run without it; {advice}"
     )

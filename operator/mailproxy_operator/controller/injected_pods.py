@@ -11,7 +11,7 @@ from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.api.kinds import POD, Manifest
 from mailproxy_operator.controller.observe import addresses, running_configs, unscheduled
 from mailproxy_operator.controller.observed import Observed, Pod
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ReportedCause
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.sidecar.inject import has_sidecar
@@ -70,7 +70,7 @@ def _pod(pod: Mapping[str, Any], wanted: str, running: RunningConfig | None) -> 
         is_ready=bool(container.get("ready")),
         is_terminating="deletionTimestamp" in metadata,
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
-        waiting=ConditionCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        waiting=ReportedCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
         unscheduled=unscheduled(status),
         running=running,
     )

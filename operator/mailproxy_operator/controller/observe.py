@@ -11,7 +11,7 @@ from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, POD, Manifest
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ReportedCause
 
 MAX_CONCURRENT_REQUESTS = 10
 MAX_ADDRESSES = 16
@@ -79,12 +79,12 @@ async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[Ru
     return list(await asyncio.gather(*(request(pod) for pod in pods)))
 
 
-def unscheduled(status: Mapping[str, Any]) -> ConditionCause | None:
+def unscheduled(status: Mapping[str, Any]) -> ReportedCause | None:
     """Return from the pod's status why the scheduler has found no node."""
     for one in status.get("conditions") or []:
         if (one.get("type"), one.get("status")) == ("PodScheduled", "False"):
             reason = str(one.get("reason") or "Unschedulable")
-            return ConditionCause(reason, str(one.get("message") or reason))
+            return ReportedCause(reason, str(one.get("message") or reason))
     return None
 
 
@@ -141,15 +141,15 @@ def _max_unavailable(spec: Mapping[str, Any]) -> int:
     return allowed if isinstance(allowed, int) else 0
 
 
-def _failures(status: Mapping[str, Any]) -> dict[str, ConditionCause]:
-    found: dict[str, ConditionCause] = {}
+def _failures(status: Mapping[str, Any]) -> dict[str, ReportedCause]:
+    found: dict[str, ReportedCause] = {}
     for one in status.get("conditions") or []:
         failing = (one.get("type"), one.get("status")) in {
             ("ReplicaFailure", "True"),
             ("Progressing", "False"),
         }
         if failing:
-            found[one["type"]] = ConditionCause(one.get("reason", ""), one.get("message", ""))
+            found[one["type"]] = ReportedCause(one.get("reason", ""), one.get("message", ""))
     return found
 
 
@@ -169,8 +169,8 @@ def _pod(pod: Mapping[str, Any], wanted_template: str, running: RunningConfig | 
         is_ready=is_ready,
         is_terminating="deletionTimestamp" in pod["metadata"],
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
-        waiting=ConditionCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        waiting=ReportedCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
         unscheduled=unscheduled(status),
-        failed=ConditionCause(status.get("reason", ""), status.get("message", "")) if failed else None,
+        failed=ReportedCause(status.get("reason", ""), status.get("message", "")) if failed else None,
         running=running,
     )

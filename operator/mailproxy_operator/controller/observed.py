@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mailproxy_operator.api.cluster import RunningConfig
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ReportedCause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Workload:
     may_be_unavailable: int = 0
     is_per_node: bool = False
     is_current: bool = True
-    failures: Mapping[str, ConditionCause] = field(default_factory=dict)
+    failures: Mapping[str, ReportedCause] = field(default_factory=dict)
 
     @property
     def is_available(self) -> bool:
@@ -65,9 +65,9 @@ class Pod:
     is_ready: bool = False
     is_terminating: bool = False
     has_started: bool = False
-    waiting: ConditionCause | None = None
-    unscheduled: ConditionCause | None = None
-    failed: ConditionCause | None = None
+    waiting: ReportedCause | None = None
+    unscheduled: ReportedCause | None = None
+    failed: ReportedCause | None = None
     running: RunningConfig | None = None
 
 

@@ -24,6 +24,7 @@ from mailproxy_operator.controller.observe import belongs_to_workload, is_reacha
 from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import ConditionCause, OperatorError, TransientError
+from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import Plan, planned, render
 from mailproxy_operator.render.plan import SIDECAR
 from mailproxy_operator.settings import Platform
@@ -289,14 +290,14 @@ def _is_of_template(pod: Manifest, workload: Manifest) -> bool:
 
 
 def _again_after(run: _Run, written: Manifest) -> float | None:
-    if run.refused and run.refused.reason == "Forbidden":
+    if run.refused and run.refused.reason == Reason.FORBIDDEN:
         return FORBIDDEN_SECONDS
     return ROLLOUT_REQUEUE_SECONDS if status.is_in_progress(written) else None
 
 
 def _refusal(error: ConfigError) -> ConditionCause:
     only_conflicts = all("address and port pair" in problem.reason for problem in error.problems)
-    reason = "ListenerConflict" if only_conflicts else "InvalidSpec"
+    reason = Reason.LISTENER_CONFLICT if only_conflicts else Reason.INVALID_SPEC
     return ConditionCause(reason, "; ".join(map(str, error.problems)))
 
 

@@ -12,13 +12,15 @@ from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.conditions import Facts, conditions, count_synced, evaluate_conditions
 from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.crd.reference_paths import reference_paths
 from mailproxy_operator.errors import ConditionCause, OperatorError
+from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
 
-_ROLLOUT_REASONS = frozenset({"PodsNotReady", "NotYetMounted", "ConfigPropagating"})
+_ROLLOUT_REASONS = frozenset({Reason.PODS_NOT_READY, Reason.NOT_YET_MOUNTED, Reason.CONFIG_PROPAGATING})
 """Reasons of a resource that is not ready during a normal rollout; other reasons produce a warning event."""
-_WAITING_FOR_EVENT = frozenset({"NoNodes", "SidecarMissing"})
+_WAITING_FOR_EVENT = frozenset({Reason.NO_NODES, Reason.SIDECAR_MISSING})
 """Reasons of a resource that is not ready until a watch delivers an event."""
 _KEPT_FIELDS = ("configHash", "listeners", "sysctls")
 
@@ -54,13 +56,14 @@ def facts(
         config_hash=plan.config_hash if plan and is_valid else str(previous.get("configHash", "")),
         paused=bool(spec.get("paused")),
         has_references=bool(plan and plan.references),
+        reference_paths=reference_paths(spec),
         refused=refused,
         warnings=warnings,
         notices=(
             *(plan.notices if plan else ()),
             *(f"there is no {kind} until its CRD is installed in the cluster" for kind in lacking),
         ),
-        retrying=ConditionCause("Retrying", str(failed)) if failed else None,
+        retrying=ConditionCause(Reason.RETRYING, str(failed)) if failed else None,
         sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
     )
 
@@ -141,7 +144,7 @@ def _sysctls(plan: Plan) -> list[Manifest]:
             **({} if one.value is None else {"value": one.value}),
             "safe": one.safe,
             "applied": one.applied,
-            "reason": one.reason,
+            "reason": str(one.reason),
             **({"message": one.message} if one.message else {}),
         }
         for one in plan.sysctls
@@ -152,7 +155,7 @@ def is_in_progress(written: Mapping[str, Any]) -> bool:
     """Return whether the state is still changing, so that a requeue is needed soon."""
     found = {one["type"]: one for one in written.get("conditions", [])}
     stalled = found.get("Stalled", {}).get("status") == "True"
-    paused = found.get("Reconciling", {}).get("reason") == "Paused"
+    paused = found.get("Reconciling", {}).get("reason") == Reason.PAUSED
     ready = found.get("Ready", {})
     is_settled = ready.get("status") == "True" or (
         ready.get("reason") in _WAITING_FOR_EVENT and not _is_reconciling(written)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from mailproxy_config.model import KeepAlive, ListenConfig
 from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.reasons import SysctlReason
 
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
 KEEPALIVE_TIME = "net.ipv4.tcp_keepalive_time"
@@ -59,7 +60,7 @@ class Sysctl:
     value: str | None
     safe: bool
     applied: bool
-    reason: str
+    reason: SysctlReason
     message: str = ""
 
 
@@ -99,23 +100,23 @@ def sysctls(
     tcp = [listen for listen in listens if listen.port is not None]
     found = {one.name: one for one in _requested(tcp, privileged_port)}
     for name, value in policy.extra:
-        found[name] = _decision(name, value, "Extra")
+        found[name] = _decision(name, value, SysctlReason.EXTRA)
     return tuple(_check(found[name], policy, version) for name in sorted(found))
 
 
 def _requested(listens: Sequence[ListenConfig], privileged_port: int | None) -> Iterable[Sysctl]:
     if privileged_port is not None:
-        yield _decision(PORT_START, str(privileged_port), "PrivilegedPort")
+        yield _decision(PORT_START, str(privileged_port), SysctlReason.PRIVILEGED_PORT)
     yield from _keepalive(listens)
     receive = max((listen.rcvbuf or 0 for listen in listens), default=0)
     if 2 * receive > _DEFAULT_RECEIVE:
-        yield _decision(RECEIVE_BUFFER, _triple(receive, _LARGEST_RECEIVE), "ReceiveBuffer")
+        yield _decision(RECEIVE_BUFFER, _triple(receive, _LARGEST_RECEIVE), SysctlReason.RECEIVE_BUFFER)
     send = max((listen.sndbuf or 0 for listen in listens), default=0)
     if 2 * send > _DEFAULT_SEND:
-        yield _decision(SEND_BUFFER, _triple(send, _LARGEST_SEND), "SendBuffer")
+        yield _decision(SEND_BUFFER, _triple(send, _LARGEST_SEND), SysctlReason.SEND_BUFFER)
     backlog = max((listen.backlog for listen in listens), default=0)
     if backlog > DEFAULT_SOMAXCONN:
-        yield _decision(BACKLOG, str(backlog), "Backlog")
+        yield _decision(BACKLOG, str(backlog), SysctlReason.BACKLOG)
 
 
 def _triple(data: int, largest: int) -> str:
@@ -131,14 +132,14 @@ def _keepalive(listens: Sequence[ListenConfig]) -> Iterable[Sysctl]:
             if value is not None:
                 listeners_by_value.setdefault(value, []).append(f"{listen.address}:{listen.port}")
         if len(listeners_by_value) == 1:
-            yield _decision(name, str(next(iter(listeners_by_value))), "SoKeepalive")
+            yield _decision(name, str(next(iter(listeners_by_value))), SysctlReason.SO_KEEPALIVE)
         elif listeners_by_value:
             yield Sysctl(
                 name=name,
                 value=None,
                 safe=True,
                 applied=False,
-                reason="ConflictingListeners",
+                reason=SysctlReason.CONFLICTING_LISTENERS,
                 message=_conflict(listeners_by_value),
             )
 
@@ -161,7 +162,7 @@ _KEEPALIVE_VALUES: tuple[tuple[str, Callable[[KeepAlive], int | None]], ...] = (
 )
 
 
-def _decision(name: str, value: str, reason: str) -> Sysctl:
+def _decision(name: str, value: str, reason: SysctlReason) -> Sysctl:
     return Sysctl(name=name, value=value, safe=name in SAFE_SINCE, applied=True, reason=reason)
 
 
@@ -177,31 +178,37 @@ def _check(one: Sysctl, policy: Policy, version: KubeVersion) -> Sysctl:
     return replace(one, applied=False, reason=reason, message=_explanation(reason, since, version))
 
 
-def _explanation(reason: str, since: KubeVersion | None, version: KubeVersion) -> str:
-    if reason == "NodeTooOld" and since is not None:
-        return f"nodes accept it from Kubernetes {since} on, the oldest node has {version}"
+def _explanation(reason: SysctlReason, since: KubeVersion | None, version: KubeVersion) -> str:
+    if reason is SysctlReason.NODE_TOO_OLD and since is not None:
+        return f"nodes take it from Kubernetes {since} on, the oldest here is {version}"
     return _EXPLANATIONS[reason]
 
 
 _EXPLANATIONS = {
-    "HostNetwork": "a pod with pod.hostNetwork cannot set net.* sysctls: set it on the node",
-    "ModeNone": "sysctls.mode is None: set it to Auto to apply sysctls",
-    "SysctlForbidden": (
+    SysctlReason.HOST_NETWORK: "a pod with pod.hostNetwork cannot set net.* sysctls: set it on the node",
+    SysctlReason.MODE_NONE: "sysctls.mode is None: set Auto to have it",
+    SysctlReason.SYSCTL_FORBIDDEN: (
         "a node refused a pod with it: allow it on the nodes (kubelet --allowed-unsafe-sysctls) "
         "and change the resource, or remove it from sysctls.extra"
     ),
-    "UnsafeNotAllowed": "not in the kubelet's safe set: needs sysctls.unsafe: Allow and nodes that allow it",
+    SysctlReason.UNSAFE_NOT_ALLOWED: (
+        "not in the kubelet's safe set: needs sysctls.unsafe: Allow and nodes that allow it"
+    ),
 }
 
 
-def _rejection_reason(one: Sysctl, policy: Policy, *, is_known_safe: bool) -> str | None:
+def _rejection_reason(one: Sysctl, policy: Policy, *, is_known_safe: bool) -> SysctlReason | None:
     if policy.host_network:
-        return "HostNetwork"
+        return SysctlReason.HOST_NETWORK
     if not policy.automatic:
-        return "ModeNone"
+        return SysctlReason.MODE_NONE
     if one.name in policy.refused:
-        return "SysctlForbidden"
+        return SysctlReason.SYSCTL_FORBIDDEN
     if not one.safe and not policy.unsafe_allowed:
-        return "NodeTooOld" if is_known_safe else "UnsafeNotAllowed"
+        return SysctlReason.NODE_TOO_OLD if is_known_safe else SysctlReason.UNSAFE_NOT_ALLOWED
     # Without the user's request, the operator does not set a sysctl that old nodes refuse.
-    return "NodeTooOld" if not one.safe and is_known_safe and one.reason != "Extra" else None
+    return (
+        SysctlReason.NODE_TOO_OLD
+        if not one.safe and is_known_safe and one.reason is not SysctlReason.EXTRA
+        else None
+    )

@@ -19,7 +19,8 @@ from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Cluster, Key
 from mailproxy_operator.api.kinds import MAIL_PROXY, POD, Manifest
 from mailproxy_operator.crd.resource import Resource
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import InjectionRefusal
+from mailproxy_operator.reasons import EventReason, InjectionReason
 from mailproxy_operator.render import planned
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.settings import Platform
@@ -102,46 +103,55 @@ class Admission:
         if self._namespaces and request.key.namespace not in self._namespaces:
             return AdmissionDecision(
                 result="ignored",
-                warnings=(
-                    _message(request, ConditionCause("", "the operator does not watch this namespace")),
-                ),
+                warnings=(_message(request, "this namespace is not served by the operator"),),
             )
         body = await self._cluster.get(MAIL_PROXY, request.key)
         found = await self._inject(request, body)
-        if isinstance(found, ConditionCause):
+        if isinstance(found, InjectionRefusal):
             return await self._admit_unchanged(request, body, found)
         annotations = found.pod["metadata"]["annotations"]
         annotations[names.CONFIG_HASH] = found.config_hash
         return AdmissionDecision(result="injected", pod=found.pod, warnings=found.warnings)
 
-    async def _inject(self, request: AdmissionRequest, body: Manifest | None) -> _Injection | ConditionCause:
+    async def _inject(
+        self, request: AdmissionRequest, body: Manifest | None
+    ) -> _Injection | InjectionRefusal:
         if body is None or "deletionTimestamp" in body["metadata"]:
-            return ConditionCause("MailProxyNotFound", f"MailProxy {request.key.name} does not exist")
+            return InjectionRefusal(
+                InjectionReason.MAIL_PROXY_NOT_FOUND,
+                f"there is no MailProxy {request.key.name} in namespace {request.key.namespace}; "
+                "create it before the pod",
+            )
         try:
             resource = Resource.read(body)
             if resource.mode != "Sidecar":
-                return ConditionCause("NotASidecar", f"MailProxy {request.key.name} has mode {resource.mode}")
+                return InjectionRefusal(
+                    InjectionReason.NOT_A_SIDECAR,
+                    f"MailProxy {request.key.name} has mode {resource.mode}; it must have spec.mode: Sidecar",
+                )
             if not resource.deployment.sidecar.selector.selects(request.pod["metadata"]["labels"]):
-                return ConditionCause(
-                    "NotSelected",
+                return InjectionRefusal(
+                    InjectionReason.NOT_SELECTED,
                     f"MailProxy {request.key.name} is for other pods: see spec.sidecar.selector",
                 )
             made = sidecar(planned(resource, await self._platform()))
         except ConfigError as error:
-            return ConditionCause("InvalidSpec", f"MailProxy {request.key.name} is not valid: {error}")
+            return InjectionRefusal(
+                InjectionReason.INVALID_SPEC, f"MailProxy {request.key.name} is not valid: {error}"
+            )
         found = inject(made, request.pod)
         if isinstance(found, Injected):
             return _Injection(found.pod, found.warnings, made.config_hash)
         return found
 
     async def _admit_unchanged(
-        self, request: AdmissionRequest, body: Manifest | None, cause: ConditionCause
+        self, request: AdmissionRequest, body: Manifest | None, finding: InjectionRefusal
     ) -> AdmissionDecision:
         """Admit the pod unchanged, or deny it if the resource requires it; create an event."""
         is_refused = _has_failure_policy_fail(body)
         if not request.dry_run:
-            await self._create_event(_event(request, body, cause, self._now(), is_refused=is_refused))
-        text = _message(request, cause)
+            await self._create_event(_event(request, body, finding, self._now(), is_refused=is_refused))
+        text = _message(request, finding.message)
         if is_refused:
             return AdmissionDecision(result="refused", refusal=text)
         return AdmissionDecision(result="ignored", warnings=(text,))
@@ -169,32 +179,32 @@ def _has_failure_policy_fail(body: Mapping[str, Any] | None) -> bool:
     return isinstance(settings, Mapping) and settings.get("failurePolicy") == "Fail"
 
 
-def _message(request: AdmissionRequest, cause: ConditionCause) -> str:
+def _message(request: AdmissionRequest, message: str) -> str:
     # Some clients show only 120 characters of a warning, so the important part comes first.
-    return f"no mailproxy sidecar ({names.INJECT}: {request.key.name}): {cause.message}"[:1000]
+    return f"no mailproxy sidecar ({names.INJECT}: {request.key.name}): {message}"[:1000]
 
 
 def _event(
     request: AdmissionRequest,
     body: Manifest | None,
-    cause: ConditionCause,
+    finding: InjectionRefusal,
     now: datetime,
     *,
     is_refused: bool,
 ) -> Manifest:
     regarding = _resource(body) if body else _owner(request)
-    reason = "SidecarRefused" if is_refused else "SidecarMissing"
+    reason = EventReason.SIDECAR_REFUSED if is_refused else EventReason.SIDECAR_MISSING
     # The same for every pod of a workload, so that there is one event for all of them.
-    identity = repr((regarding, reason, cause)).encode()
-    name = f"{regarding['name'] or 'pod'}.{hashlib.sha256(identity).hexdigest()[:16]}"
+    mark = repr((regarding, str(reason), finding)).encode()
+    name = f"{regarding['name'] or 'pod'}.{hashlib.sha256(mark).hexdigest()[:16]}"
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {"name": name, "namespace": request.key.namespace},
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "type": "Warning",
-        "reason": reason,
-        "note": f"{cause.reason}: {_message(request, cause)}"[:1000],
+        "reason": str(reason),
+        "note": f"{finding.reason}: {_message(request, finding.message)}"[:1000],
         "action": "Inject",
         "reportingController": names.FIELD_MANAGER,
         "reportingInstance": names.FIELD_MANAGER,

@@ -14,7 +14,8 @@ from typing import Any
 
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import InjectionRefusal
+from mailproxy_operator.reasons import InjectionReason
 from mailproxy_operator.render.sidecar import SOCKET_VOLUME, Sidecar
 from mailproxy_operator.render.sysctls import PORT_START
 
@@ -41,7 +42,7 @@ def has_sidecar(pod: Mapping[str, Any]) -> bool:
     return any(_is_native_sidecar(one) and one.get("name") == names.CONTAINER for one in containers)
 
 
-def inject(sidecar: Sidecar, pod: Manifest) -> Injected | ConditionCause:
+def inject(sidecar: Sidecar, pod: Manifest) -> Injected | InjectionRefusal:
     """Inject the proxy into a pod.
 
     Args:
@@ -89,7 +90,7 @@ def with_label(pod: Manifest, name: str) -> Manifest:
 # --- conflicts -----------------------------------------------------------------
 
 
-def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> ConditionCause | None:
+def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> InjectionRefusal | None:
     """Return a conflict if the label of the pod has the name of another MailProxy.
 
     The label is not replaced: if it is in the selector of a workload, the workload would not match its
@@ -99,51 +100,66 @@ def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> ConditionCause 
     for name in (names.INJECT, names.PROXY):
         if own.get(name, sidecar.name) != sidecar.name:
             what = f"the pod's label {name}={own[name]} names another MailProxy than {sidecar.name}"
-            return ConditionCause("LabelConflict", f"{what}; remove it from the pod template")
+            return InjectionRefusal(
+                InjectionReason.LABEL_CONFLICT, f"{what}; remove it from the pod template"
+            )
     return None
 
 
-def _operating_system_conflict(_: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
+def _operating_system_conflict(_: Sidecar, spec: Mapping[str, Any]) -> InjectionRefusal | None:
     system = (spec.get("os") or {}).get("name", "linux")
-    return None if system == "linux" else ConditionCause("WrongSystem", f"the pod runs on {system}")
+    return (
+        None
+        if system == "linux"
+        else InjectionRefusal(
+            InjectionReason.WRONG_SYSTEM,
+            f"the pod runs on {system} (spec.os.name); the proxy runs on linux only",
+        )
+    )
 
 
-def _name_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
+def _name_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> InjectionRefusal | None:
     name = sidecar.container["name"]
     if any(one.get("name") == name for one in _containers(spec)):
-        return ConditionCause("NameConflict", f"the pod has a container {name} that is not the sidecar")
+        return InjectionRefusal(
+            InjectionReason.NAME_CONFLICT,
+            f"the pod has a container {name} that is not the sidecar; rename that container",
+        )
     return None
 
 
-def _volume_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
+def _volume_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> InjectionRefusal | None:
     taken = {volume.get("name") for volume in spec.get("volumes") or []}
     for volume in sidecar.volumes:
         if volume["name"] in taken:
-            return ConditionCause("NameConflict", f"the pod already has a volume {volume['name']}")
+            return InjectionRefusal(
+                InjectionReason.NAME_CONFLICT,
+                f"the pod has a volume {volume['name']} of its own; rename that volume",
+            )
     return None
 
 
-def _port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
-    own_ports = {port["containerPort"] for port in sidecar.container["ports"]}
+def _port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> InjectionRefusal | None:
+    wanted = {port["containerPort"] for port in sidecar.container["ports"]}
     for one in _containers(spec):
         for port in one.get("ports") or []:
-            if port.get("containerPort") in own_ports and port.get("protocol", "TCP") == "TCP":
-                taken = f"port {port['containerPort']} is used by container {one.get('name')}"
-                return ConditionCause("PortConflict", taken)
+            if port.get("containerPort") in wanted and port.get("protocol", "TCP") == "TCP":
+                taken = f"port {port['containerPort']} is taken by container {one.get('name')}"
+                return InjectionRefusal(InjectionReason.PORT_CONFLICT, f"{taken}; change one of them")
     return None
 
 
-def _privileged_port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> ConditionCause | None:
+def _privileged_port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> InjectionRefusal | None:
     lowest = sidecar.lowest_port
     if lowest is None:
         return None
     if spec.get("hostNetwork"):
         why = f"with hostNetwork the proxy cannot open port {lowest} without root"
-        return ConditionCause("HostNetwork", f"{why}; use portStrategy: HighPort")
+        return InjectionRefusal(InjectionReason.HOST_NETWORK, f"{why}; use portStrategy: HighPort")
     start = _own_sysctls(spec).get(PORT_START, "0")
     if start.isdecimal() and int(start) > lowest:
-        why = f"the pod's own sysctl {PORT_START}={start} does not permit port {lowest}"
-        return ConditionCause("SysctlConflict", f"{why}; use portStrategy: HighPort")
+        why = f"the pod's own sysctl {PORT_START}={start} closes port {lowest}"
+        return InjectionRefusal(InjectionReason.SYSCTL_CONFLICT, f"{why}; use portStrategy: HighPort")
     return None
 
 

@@ -12,7 +12,7 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.manifest_yaml import load_documents
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import InjectionRefusal
 from mailproxy_operator.render.sidecar import Sidecar
 from mailproxy_operator.sidecar.inject import Injected, inject
 
@@ -109,7 +109,7 @@ def _injected(sidecar: Sidecar, workload: Manifest, source: str) -> tuple[Manife
     if not (template.get("spec") or {}).get("containers"):
         raise ConfigError([Problem(source, f"{which} has no containers")])
     found = inject(sidecar, template)
-    if isinstance(found, ConditionCause):
+    if isinstance(found, InjectionRefusal):
         raise ConfigError([Problem(source, f"{which}: {found.message}")])
     template.update(found.pod)
     return made, tuple(f"{which}: {warning}" for warning in found.warnings)

@@ -117,7 +117,8 @@ async def test_missing_resource_denies_no_pod(is_going: bool) -> None:
     decision = await decide(cluster, pod())
     assert decision.result == "ignored"
     assert decision.warnings == (
-        "no mailproxy sidecar (mailproxy.dev/inject: edge): MailProxy edge does not exist",
+        "no mailproxy sidecar (mailproxy.dev/inject: edge): there is no MailProxy edge in namespace mail; "
+        "create it before the pod",
     )
 
 

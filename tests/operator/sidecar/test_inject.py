@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.api.kube_version import KubeVersion
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import InjectionRefusal
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, has_sidecar, inject
 from support.sidecars import INJECT, pod, rendered_sidecar
@@ -21,13 +21,13 @@ PROXY = "mailproxy.dev/proxy"
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
 
 
-def injected_pod(found: Injected | ConditionCause) -> Manifest:
+def injected_pod(found: Injected | InjectionRefusal) -> Manifest:
     assert isinstance(found, Injected), found
     return found.pod
 
 
-def conflict_of(found: Injected | ConditionCause) -> tuple[str, str]:
-    assert isinstance(found, ConditionCause)
+def conflict_of(found: Injected | InjectionRefusal) -> tuple[str, str]:
+    assert isinstance(found, InjectionRefusal)
     return found.reason, found.message
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mailproxy_operator.api.cluster import Key, RunningConfig
 from mailproxy_operator.api.kinds import CONFIG_MAP, MAIL_PROXY, POD, SERVICE, Manifest
 from mailproxy_operator.controller.reconciler import Reconciler
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ReportedCause
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.operator_cluster import MemoryCluster
 from support.sidecars import INJECT, PLATFORM, pod, rendered_sidecar, sidecar_body
@@ -106,8 +106,8 @@ async def test_pods_without_sidecar_and_outdated_pods_are_reported() -> None:
     world.cluster.put(old)
     assert await world.numbers() == (2, 2, 2)
     message = world.condition("Available")[2]
-    assert "created before the last change of the resource, to be created again: 1" in message
-    assert "1 pod requests the sidecar without having it: bare" in message
+    assert "created before the last change of the MailProxy, to be deleted and created again: 1" in message
+    assert "1 pod requests the sidecar and runs without it: bare" in message
     assert world.condition("Ready")[:2] == ("False", "SidecarMissing")
     uninjected["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
     world.cluster.put(uninjected)
@@ -122,7 +122,9 @@ async def test_unschedulable_pod_is_reported() -> None:
     waits = {"phase": "Pending", "initContainerStatuses": [], "conditions": [pending]}
     world.pod("a", **waits)
     await world.status()
-    assert world.condition("Available") == ("False", "Unschedulable", f"pod a: {message}")
+    status, reason, text = world.condition("Available")
+    assert (status, reason) == ("False", "Unschedulable")
+    assert text.startswith("pod a: 0/1 nodes are available: 1 Too many pods; change spec.resources.requests")
 
 
 async def test_ended_and_terminating_pods_are_not_counted() -> None:
@@ -159,7 +161,7 @@ async def test_missing_secret_is_reported_by_pods() -> None:
     world.cluster.mounts = {"a": 'MountVolume.SetUp failed: secret "mail-tls" not found'}
     await world.status()
     assert world.condition("ResolvedRefs")[:2] == ("False", "SecretNotFound")
-    assert ConditionCause(**waiting).reason == "PodInitializing"
+    assert ReportedCause(**waiting).reason == "PodInitializing"
 
 
 async def test_invalid_resource_keeps_pods_and_configuration() -> None:
