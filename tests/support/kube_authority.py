@@ -34,12 +34,11 @@ class PlainAuthority:
         made = _begun(self._name, self._name, self._key).add_extension(constraints, critical=True)
         self.certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
 
-    def issue(self) -> tuple[bytes, bytes]:
-        """Create a certificate for this machine's loopback addresses, and its key, as PEM."""
+    def issue(self, *addresses: str) -> tuple[bytes, bytes]:
+        """Create a certificate for this machine's loopback addresses and others, and its key, as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
-        hosts = x509.SubjectAlternativeName(
-            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        )
+        listed = [x509.IPAddress(ipaddress.ip_address(one)) for one in ("127.0.0.1", *addresses)]
+        hosts = x509.SubjectAlternativeName([x509.DNSName("localhost"), *listed])
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
         made = _begun(subject, self._name, key).add_extension(hosts, critical=False)
         certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
