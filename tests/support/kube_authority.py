@@ -34,13 +34,16 @@ class PlainAuthority:
         made = _begun(self._name, self._name, self._key).add_extension(constraints, critical=True)
         self.certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
 
-    def issue(self, *addresses: str) -> tuple[bytes, bytes]:
-        """Create a certificate for this machine's loopback addresses and others, and its key, as PEM."""
+    def issue(self, *hosts: str) -> tuple[bytes, bytes]:
+        """Create a certificate for this machine's loopback addresses, and its key, as PEM.
+
+        Args:
+            hosts: Further addresses and DNS names of the certificate.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        listed = [x509.IPAddress(ipaddress.ip_address(one)) for one in ("127.0.0.1", *addresses)]
-        hosts = x509.SubjectAlternativeName([x509.DNSName("localhost"), *listed])
+        names = x509.SubjectAlternativeName([_general_name(one) for one in ("localhost", "127.0.0.1", *hosts)])
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
-        made = _begun(subject, self._name, key).add_extension(hosts, critical=False)
+        made = _begun(subject, self._name, key).add_extension(names, critical=False)
         certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
         private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return certificate, private
@@ -56,6 +59,13 @@ class PlainAuthority:
         path = folder / "server.pem"
         path.write_bytes(b"".join(self.issue()))
         context.load_cert_chain(path)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _begun(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:

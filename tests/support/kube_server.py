@@ -184,27 +184,27 @@ def _request(event: dict[str, Any]) -> Request:
 
 
 @contextmanager
-def kube_server(found: Programs, folder: Path, addresses: Sequence[str] = ()) -> Iterator[KubeServer]:
+def kube_server(found: Programs, folder: Path, hosts: Sequence[str] = ()) -> Iterator[KubeServer]:
     """Run both programs until the context ends.
 
     Args:
         found: The programs.
         folder: The folder for their files.
-        addresses: Further addresses of the certificate. With them, the API server listens on all
+        hosts: Further addresses and names of the certificate. With them, the API server listens on all
             addresses of the machine, and advertises the first one to pods.
     """
     ports = Ports()
     etcd_port, peer_port, port = ports.take(), ports.take(), ports.take()
     etcd_url = f"http://127.0.0.1:{etcd_port}"
-    server = KubeServer(folder, f"https://127.0.0.1:{port}", _identity(folder, addresses))
+    server = KubeServer(folder, f"https://127.0.0.1:{port}", _identity(folder, hosts))
     with ExitStack() as stack:
         etcd = Running(_etcd(found.etcd, folder, etcd_url, peer_port), output=folder / "etcd.log")
         stack.callback(etcd.stop)
         etcd.answers(etcd_port)
         stack.callback(server.stop)  # the API server first: without etcd it would not exit
         server.arguments = _apiserver(found.apiserver, folder, etcd_url, port)
-        if addresses:
-            server.arguments += ["--bind-address=0.0.0.0", f"--advertise-address={addresses[0]}"]
+        if hosts:
+            server.arguments += ["--bind-address=0.0.0.0", f"--advertise-address={hosts[0]}"]
         server.start()
         yield server
 
@@ -252,10 +252,10 @@ def _apiserver(program: Path, folder: Path, etcd: str, port: int) -> list[str]:
     ]
 
 
-def _identity(folder: Path, addresses: Sequence[str]) -> rsa.RSAPrivateKey:
+def _identity(folder: Path, hosts: Sequence[str]) -> rsa.RSAPrivateKey:
     """Write its certificate, the key that signs tokens, its users and its audit policy."""
     authority = PlainAuthority()  # as in many clusters: no key usage, no key identifiers
-    certificate, private_key = authority.issue(*addresses)
+    certificate, private_key = authority.issue(*hosts)
     (folder / "ca.crt").write_bytes(authority.certificate)
     (folder / "server.crt").write_bytes(certificate)
     (folder / "server.key").write_bytes(private_key)

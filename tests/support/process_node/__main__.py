@@ -14,7 +14,7 @@ from pathlib import Path
 from support.kube_api import Api
 from support.kube_server import Programs, kube_server
 from support.process_node.commands import run
-from support.process_node.network import API_SERVICE, NODE_ADDRESS, Network
+from support.process_node.network import API_NAMES, API_SERVICE, NODE_ADDRESS, Network
 from support.process_node.node import Node
 from support.process_node.start import CONTEXT, CONTROLLER_MANAGER, KUBECONFIG, SCHEDULER
 from support.servers.programs import Running, eventually
@@ -57,7 +57,7 @@ def main() -> int:
     run("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
     found = Programs(assets / "etcd", assets / "kube-apiserver")
     network = Network()
-    with kube_server(found, folder, [NODE_ADDRESS, API_SERVICE]) as server:
+    with kube_server(found, folder, [NODE_ADDRESS, API_SERVICE, *API_NAMES]) as server:
         kubeconfig = _write_kubeconfig(folder, server.url, server.admin.asker.token)
         programs = _controllers(folder, assets, kubeconfig)
         api: Api = server.admin

@@ -124,11 +124,12 @@ class Container:
             steps.append(f"mount --bind {source} {root}{path}")
         for mount in self.definition.get("volumeMounts") or []:
             source = mounts[mount["name"]] / mount.get("subPath", "")
-            target = f"{root}{mount['mountPath']}"
-            make = f"mkdir -p {target}" if source.is_dir() else f"mkdir -p {Path(target).parent} && touch {target}"
-            steps += [make, f"mount --bind {source} {target}"]
+            # Links of the image, such as /var/run, are followed inside the root.
+            steps.append(f"at={root}$(chroot {root} realpath -m {shlex.quote(mount['mountPath'])})")
+            steps.append('mkdir -p "$at"' if source.is_dir() else 'mkdir -p "${at%/*}" && touch "$at"')
+            steps.append(f'mount --bind {source} "$at"')
             if mount.get("readOnly"):
-                steps.append(f"mount -o remount,bind,ro {target}")
+                steps.append('mount -o remount,bind,ro "$at"')
         context = {**(pod["spec"].get("securityContext") or {}), **(self.definition.get("securityContext") or {})}
         if context.get("readOnlyRootFilesystem"):
             steps.append(f"mount -o remount,ro {root}")

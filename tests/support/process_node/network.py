@@ -14,6 +14,7 @@ from support.process_node.commands import run
 NODE_ADDRESS: Final = "10.244.0.1"
 API_SERVICE: Final = "10.96.0.1"
 """The address of the Service ``kubernetes``."""
+API_NAMES: Final = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
 _GATEWAY: Final = "169.254.1.1"
 _FORWARDING: Final = Path("/proc/sys/net/ipv4/ip_forward")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,7 +76,9 @@ def process_cluster(folder: Path) -> Iterator[ProcessCluster]:
         running.eventually(kubeconfig.exists, "the cluster")
         yield ProcessCluster(kubeconfig, folder, ("nsenter", f"--net=/proc/{_child(running.pid)}/ns/net"))
     finally:
-        running.stop(patience=20)
+        if running.process.poll() is None:
+            os.kill(_child(running.pid), signal.SIGKILL)  # with it, the kernel ends all processes of the cluster
+        running.stop()
 
 
 def _child(pid: int) -> int:
