@@ -116,6 +116,7 @@ class Container:
             made.mkdir(parents=True, exist_ok=True)
         write_programs(layer)
         steps = [
+            f"hostname {shlex.quote(str(pod['metadata']['name']))}",
             f"mount -t overlay overlay -o lowerdir=/,upperdir={layer},workdir={work} {root}",
             f"mount --rbind /dev {root}/dev",
             f"mount --rbind /proc {root}/proc",
