@@ -214,11 +214,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Do an action."""
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self._body())
         try:
             self._answer(act(self.path.strip("/"), request))
         except (OSError, MailError, KeyError) as error:
             self._answer({"error": f"{type(error).__name__}: {error}"})
+
+    def _body(self) -> bytes:
+        """Read the body; the API server sends it in chunks (RFC 9112, section 7.1)."""
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _answer(self, found: dict[str, Any]) -> None:
         body = json.dumps(found).encode()

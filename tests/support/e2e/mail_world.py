@@ -204,10 +204,10 @@ def tls_secret(name: str) -> tuple[Object, str]:
 # -- the proxy ``edge`` -----------------------------------------------------------
 
 
-def set_spec(mail: MailWorld, **spec: Any) -> None:
+def set_spec(world: MailWorld, /, **spec: Any) -> None:
     """Merge a change into the spec of the MailProxy ``edge``."""
     patch = json.dumps({"spec": spec})
-    mail.cluster.kubectl("-n", MAIL, "patch", "mailp", "edge", "--type=merge", "-p", patch)
+    world.cluster.kubectl("-n", MAIL, "patch", "mailp", "edge", "--type=merge", "-p", patch)
 
 
 def proxy_pods(cluster: LiveCluster, name: str = "edge") -> list[Object]:
