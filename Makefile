@@ -26,7 +26,7 @@ VERSIONED := pyproject.toml Dockerfile charts/mailproxy-operator/Chart.yaml depl
 .PHONY: help setup demo test fuzz check lint types imports fix interop e2e generate locks pictures images push kind sbom version chart bench clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): pyproject.toml .ci/venv $(STALE)
 	@.ci/venv '$(PYTHON)' '$(VENV)' operator,demo,dev 'make $(firstword $(MAKECMDGOALS) setup)'

@@ -42,7 +42,7 @@ def test_login_without_tls_is_refused(edge: MailWorld, protocol: str, port: int)
 
 def test_wrong_password_is_refused(edge: MailWorld) -> None:
     wanted = {"protocol": "imap", "host": "edge.mail.svc", "port": 993, "tls": "tls"}
-    with pytest.raises(FailedRequestError, match="refused.* NO "):
+    with pytest.raises(FailedRequestError, match=r"refused.* NO "):
         edge.act("open", **wanted, user="alice", password="wrong")
 
 

@@ -57,13 +57,16 @@ def test_policy_closes_the_admin_port_to_clients_only(policy: MailWorld) -> None
     # The operator reads the running configuration from the admin port of each pod.
     set_spec(policy, mail={"imapCapabilities": ["IMAP4rev1", "X-POLICY"]})
     policy.cluster.eventually(
-        lambda: policy.cluster.condition("edge", "ConfigSynced")[0] == "True", "the operator to reach the pods"
+        lambda: policy.cluster.condition("edge", "ConfigSynced")[0] == "True",
+        "the operator to reach the pods",
     )
 
 
 def test_policy_limits_connections_of_the_proxy(policy: MailWorld) -> None:
     set_spec(policy, networkPolicy={"egress": []})
-    policy.cluster.eventually(lambda: not _logs_in(policy), "mail servers that are not listed to be out of reach")
+    policy.cluster.eventually(
+        lambda: not _logs_in(policy), "mail servers that are not listed to be out of reach"
+    )
     set_spec(policy, networkPolicy={"egress": EGRESS})
     policy.cluster.eventually(lambda: _logs_in(policy), "the listed mail servers to be reached")
 

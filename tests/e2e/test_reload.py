@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A changed directive: pods reload, new sessions get the new value, open sessions stay (docs/upgrading.md)."""
+"""A changed directive: pods reload, new sessions get the new value, and open sessions stay."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ def test_reload_keeps_open_sessions_and_pods(edge: MailWorld) -> None:
     old_hash = cluster.get("mailp", "edge")["status"]["configHash"]
     set_spec(edge, mail={"imapCapabilities": ["IMAP4rev1", "X-E2E-RELOADED"]})
     cluster.eventually(
-        lambda: cluster.get("mailp", "edge")["status"].get("configHash") != old_hash
-        and cluster.condition("edge", "ConfigSynced")[0] == "True",
+        lambda: (
+            cluster.get("mailp", "edge")["status"].get("configHash") != old_hash
+            and cluster.condition("edge", "ConfigSynced")[0] == "True"
+        ),
         "all pods to run the new configuration",
     )
     assert cluster.get("mailp", "edge")["status"]["podsSynced"] == 2
@@ -32,7 +34,9 @@ def test_reload_keeps_open_sessions_and_pods(edge: MailWorld) -> None:
 
 def test_rejected_configuration_keeps_the_old_one(edge: MailWorld) -> None:
     cluster = edge.cluster
-    done = cluster.run("-n", "mail", "patch", "mailp", "edge", "--type=merge", "-p", '{"spec":{"mail":{"timeout":"soon"}}}')
+    done = cluster.run(
+        "-n", "mail", "patch", "mailp", "edge", "--type=merge", "-p", '{"spec":{"mail":{"timeout":"soon"}}}'
+    )
     assert done.returncode != 0
     assert "must be a time" in done.stderr
     edge.open("imap", 993, "tls").close()

@@ -83,8 +83,10 @@ def test_scaling_down_and_up_loses_no_login(edge: MailWorld) -> None:
         for replicas in (1, 2):
             cluster.kubectl("-n", MAIL, "scale", "mailp/edge", f"--replicas={replicas}")
             cluster.eventually(
-                lambda wanted=replicas: cluster.get("deployment", "edge")["status"].get("readyReplicas") == wanted
-                and cluster.get("mailp", "edge")["status"].get("readyReplicas") == wanted,
+                lambda wanted=replicas: (
+                    cluster.get("deployment", "edge")["status"].get("readyReplicas") == wanted
+                    and cluster.get("mailp", "edge")["status"].get("readyReplicas") == wanted
+                ),
                 f"{replicas} ready pods",
             )
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -21,11 +22,23 @@ def usual_sysctls(edge: MailWorld) -> Iterator[MailWorld]:
     edge.cluster.wait_ready("edge")
 
 
-def test_unsafe_sysctl_is_left_out_unless_allowed(usual_sysctls: MailWorld) -> None:
+def test_unsafe_sysctl_is_rejected_unless_allowed(edge: MailWorld) -> None:
+    patch = json.dumps({"spec": {"sysctls": {"extra": [{"name": REFUSED, "value": "8192"}]}}})
+    done = edge.cluster.run("-n", MAIL, "patch", "mailp", "edge", "--type=merge", "-p", patch)
+    assert done.returncode != 0
+    assert "unsafe: Allow" in done.stderr
+
+
+def test_safe_sysctl_is_set_in_new_pods(usual_sysctls: MailWorld) -> None:
     cluster = usual_sysctls.cluster
-    set_spec(usual_sysctls, sysctls={"extra": [{"name": REFUSED, "value": "8192"}]})
-    found = cluster.eventually(lambda: _entry(usual_sysctls), "the sysctl in the status")
-    assert (found["applied"], found["reason"]) == (False, "UnsafeNotAllowed")
+    pods = pod_uids(cluster)
+    set_spec(usual_sysctls, sysctls={"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "15"}]})
+    cluster.eventually(lambda: not pods & pod_uids(cluster), "the old pods to be replaced")
+    cluster.wait_ready("edge")
+    for one in proxy_pods(cluster):
+        listed = one["spec"]["securityContext"]["sysctls"]
+        assert {"name": "net.ipv4.tcp_fin_timeout", "value": "15"} in listed
+    usual_sysctls.open("imap", 993, "tls").close()
 
 
 def test_sysctl_that_the_node_refuses_is_reported_and_removed(usual_sysctls: MailWorld) -> None:
@@ -34,7 +47,8 @@ def test_sysctl_that_the_node_refuses_is_reported_and_removed(usual_sysctls: Mai
     pods = pod_uids(cluster)
     set_spec(usual_sysctls, sysctls={"extra": [{"name": REFUSED, "value": "8192"}], "unsafe": "Allow"})
     cluster.eventually(
-        lambda: cluster.condition("edge", "Stalled")[:2] == ("True", "SysctlForbidden"), "the condition Stalled"
+        lambda: cluster.condition("edge", "Stalled")[:2] == ("True", "SysctlForbidden"),
+        "the condition Stalled",
     )
     assert REFUSED in cluster.condition("edge", "Stalled")[2]
     cluster.eventually(lambda: _events(usual_sysctls), "an event about the sysctl")

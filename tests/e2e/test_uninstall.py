@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removal, as docs/upgrading.md describes it: proxies continue without an operator, and nothing is left at the end."""
+"""Removal, as docs/upgrading.md describes it: proxies continue without an operator; nothing is left at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from support.e2e.live_cluster import CRD, MAIL, RELEASE, SYSTEM, LiveCluster
 from support.e2e.mail_world import MailWorld
 
 OWN = "app.kubernetes.io/managed-by=mailproxy-operator"
-CHILDREN = "deployments,daemonsets,services,configmaps,serviceaccounts,poddisruptionbudgets,networkpolicies,pods"
+CHILDREN = (
+    "deployments,daemonsets,services,configmaps,serviceaccounts,poddisruptionbudgets,networkpolicies,pods"
+)
 OF_RELEASE = (
     "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingadmissionpolicies,"
     "deployments,services,configmaps,secrets,serviceaccounts,roles,rolebindings,jobs,leases,pods"
@@ -29,7 +31,9 @@ def test_release_leaves_nothing_else(edge: MailWorld) -> None:
 
 
 def _objects_of_release(cluster: LiveCluster) -> list[str]:
-    listed = cluster.kubectl("get", OF_RELEASE, "-A", "-l", f"app.kubernetes.io/instance={RELEASE}", "-o", "name")
+    listed = cluster.kubectl(
+        "get", OF_RELEASE, "-A", "-l", f"app.kubernetes.io/instance={RELEASE}", "-o", "name"
+    )
     leases = cluster.kubectl("-n", SYSTEM, "get", "leases", "-o", "name")
     return [one for one in (listed + leases).split() if one]
 

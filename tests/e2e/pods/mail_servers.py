@@ -77,7 +77,8 @@ async def serve_control(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
     """Answer one HTTP request."""
     await reader.readuntil(b"\r\n\r\n")
     body = json.dumps({"logins": logins, "messages": messages}).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    lines = ["HTTP/1.1 200 OK", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    head = "\r\n".join([*lines, "Connection: close", "", ""])
     writer.write(head.encode() + body)
     await writer.drain()
 
@@ -105,7 +106,6 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     for protocol, port in {**PORTS, "control": CONTROL_PORT}.items():
         await asyncio.start_server(lambda *streams, of=protocol: serve(of, *streams), "0.0.0.0", port)
-    print("listening", flush=True)
     await stopped.wait()
     sys.exit(0)
 

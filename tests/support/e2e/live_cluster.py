@@ -47,7 +47,9 @@ class LiveCluster:
     helm_command: tuple[str, ...]
     is_own: bool
 
-    def run(self, *arguments: str, stdin: str = "", seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, stdin: str = "", seconds: float = PATIENCE
+    ) -> subprocess.CompletedProcess[str]:
         """Run kubectl; it may fail."""
         return _run([*self.kubectl_command, *arguments], stdin, seconds)
 
@@ -79,7 +81,9 @@ class LiveCluster:
 
     def apply(self, *objects: Object) -> None:
         """Apply objects."""
-        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump_all(objects))
+        self.kubectl(
+            "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump_all(objects)
+        )
 
     def request_pod(self, pod: str, path: str, body: Object | None = None, namespace: str = MAIL) -> Any:
         """Send an HTTP request to port 8000 of a pod, through the API server.

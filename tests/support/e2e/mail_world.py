@@ -86,7 +86,12 @@ def pod(name: str, *containers: Object, labels: dict[str, str]) -> Object:
 def service(name: str, selector: dict[str, str], port: int, target: int) -> Object:
     """Return a Service."""
     spec = {"selector": selector, "ports": [{"port": port, "targetPort": target}]}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": MAIL}, "spec": spec}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": MAIL},
+        "spec": spec,
+    }
 
 
 def mail_objects() -> list[Object]:
@@ -153,7 +158,9 @@ class MailWorld:
             raise FailedRequestError(f"{action} {request}: {answer['error']}")
         return answer
 
-    def open(self, protocol: str, port: int, tls: str, *, host: str = "edge", login: bool = True) -> OpenSession:
+    def open(
+        self, protocol: str, port: int, tls: str, *, host: str = "edge", login: bool = True
+    ) -> OpenSession:
         """Open a session through a Service, and log in."""
         wanted = {"protocol": protocol, "host": f"{host}.{MAIL}.svc", "port": port, "tls": tls}
         answer = self.act("open", **wanted, **(USER if login else {}))
@@ -197,7 +204,13 @@ def tls_secret(name: str) -> tuple[Object, str]:
     certificate, key, fingerprint = issue_certificate("mail.example.com")
     data = {"tls.crt": base64.b64encode(certificate).decode(), "tls.key": base64.b64encode(key).decode()}
     metadata = {"name": name, "namespace": MAIL}
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "kubernetes.io/tls", "data": data}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata,
+        "type": "kubernetes.io/tls",
+        "data": data,
+    }
     return secret, fingerprint
 
 

@@ -64,7 +64,7 @@ def main() -> int:
         eventually(lambda: api.find("Namespace", "", "kube-node-lease"), "the namespace of leases")
         version = str(api.get("/version").good["gitVersion"])
         try:
-            node = Node(api, folder / "pods", network, version)
+            node = Node(api, folder, network, version)
             shutil.copy(kubeconfig, folder / KUBECONFIG)  # what start.py waits for
             node.run()
         finally:

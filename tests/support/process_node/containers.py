@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers as processes: own mounts, the pod's network, the user and capabilities of the security context."""
+"""Containers as processes: own mounts, the pod's network, and the user of the security context."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ class Container:
         code = self._process.poll()
         return 128 - code if code is not None and code < 0 else code
 
-    def start(self, pod: Object, mounts: Mapping[str, Path], files: Mapping[str, Path], sources: Sources) -> None:
+    def start(
+        self, pod: Object, mounts: Mapping[str, Path], files: Mapping[str, Path], sources: Sources
+    ) -> None:
         """Start its process.
 
         Args:
@@ -131,14 +133,15 @@ class Container:
             steps.append(f'mount --bind {source} "$at"')
             if mount.get("readOnly"):
                 steps.append('mount -o remount,bind,ro "$at"')
-        context = {**(pod["spec"].get("securityContext") or {}), **(self.definition.get("securityContext") or {})}
+        context = {
+            **(pod["spec"].get("securityContext") or {}),
+            **(self.definition.get("securityContext") or {}),
+        }
         if context.get("readOnlyRootFilesystem"):
             steps.append(f"mount -o remount,ro {root}")
         where = self.definition.get("workingDir", "/")
         become = shlex.join(["/usr/bin/setpriv", *_identity(context, self._image)])
-        steps.append(
-            f"exec chroot {root} {become} /usr/bin/env --chdir={shlex.quote(where)} -i \"$@\""
-        )
+        steps.append(f'exec chroot {root} {become} /usr/bin/env --chdir={shlex.quote(where)} -i "$@"')
         return " && ".join(steps)
 
     def signal(self, number: signal.Signals) -> None:

@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 from typing import Final
 
-from support.kube_api import Api
+from support.kube_api import Api, Object
+from support.process_node.kubelet_server import PORT as KUBELET_PORT
+from support.process_node.kubelet_server import serve_logs
 from support.process_node.names import NameServer
 from support.process_node.network import NODE_ADDRESS, Network
 from support.process_node.pods import PodWorker, now
+from support.process_node.policies import PolicyRules
 from support.process_node.services import ServiceRules, addresses_by_name
 
 NODE: Final = "processes"
-_PERIOD: Final = 0.25
+_PERIOD: Final = 0.4
 _LEASE_SECONDS: Final = 40
 _LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
@@ -25,7 +28,7 @@ class Node:
 
     Args:
         api: The API server.
-        folder: The folder for files of pods.
+        folder: The folder of the cluster's certificate, and for files of pods.
         network: Gives addresses to pods.
         version: The version of the kubelet that it reports.
     """
@@ -36,12 +39,14 @@ class Node:
         self._version = version
         self._network = network
         self._rules = ServiceRules()
+        self._policies = PolicyRules()
         self._names = NameServer()
         self._workers: dict[str, PodWorker] = {}
         self._lease_at = 0.0
 
     def run(self) -> None:
         """Run until the process ends."""
+        serve_logs(self._find_log, self._folder / "server.crt", self._folder / "server.key")
         self._register()
         while True:
             try:
@@ -69,6 +74,7 @@ class Node:
                     "lastHeartbeatTime": now(),
                 }
             ],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}},
             "nodeInfo": {
                 **dict.fromkeys(
                     ("machineID", "systemUUID", "bootID", "osImage", "containerRuntimeVersion"), "processes"
@@ -89,16 +95,30 @@ class Node:
         slices = self._api.get("/apis/discovery.k8s.io/v1/endpointslices").good["items"]
         self._rules.update(services, slices)
         self._names.addresses = addresses_by_name(services, slices)
-        pods = {one["metadata"]["uid"]: one for one in self._api.list("Pod", fieldSelector=f"spec.nodeName={NODE}")}
+        listed = self._api.list("Pod", fieldSelector=f"spec.nodeName={NODE}")
+        self._update_policies(listed)
+        pods = {one["metadata"]["uid"]: one for one in listed}
         for uid, pod in pods.items():
             worker = self._workers.get(uid)
             if worker is not None:
                 worker.pod = pod
             elif "deletionTimestamp" in pod["metadata"] or pod.get("status", {}).get("phase") != "Failed":
-                self._workers[uid] = PodWorker(self._api, pod, self._folder, self._network)
+                self._workers[uid] = PodWorker(self._api, pod, self._folder / "pods", self._network)
         self._forget(pods)
 
-    def _forget(self, pods: dict[str, object]) -> None:
+    def _update_policies(self, pods: list[Object]) -> None:
+        labels = {
+            one["metadata"]["name"]: one["metadata"].get("labels") or {}
+            for one in self._api.list("Namespace")
+        }
+        addressed = [one for one in pods if (one.get("status") or {}).get("podIP")]
+        self._policies.update(self._api.list("NetworkPolicy"), addressed, labels)
+
+    def _find_log(self, pod: str, container: str) -> Path | None:
+        worker = next((one for one in list(self._workers.values()) if one.name == pod), None)
+        return worker and worker.log_of(container)
+
+    def _forget(self, pods: dict[str, Object]) -> None:
         """End the workers of pods that were deleted without a grace period."""
         for uid in [one for one in self._workers if one not in pods]:
             worker = self._workers[uid]

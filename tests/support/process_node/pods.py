@@ -205,7 +205,7 @@ class PodWorker:
             volume.update(self._sources)
 
     def _retry(self, action: Any) -> bool:
-        """Repeat an action until everything it needs is there; return ``False`` if the pod is to end first."""
+        """Repeat an action until everything it needs is there; ``False`` if the pod is to end first."""
         while not self._is_ending():
             try:
                 action()
@@ -372,9 +372,9 @@ class PodWorker:
         is_ready = phase == "Running" and all(one["ready"] for one in main) and bool(main)
         sidecars = {one.container.name for one in self._runners if one.is_sidecar}
         is_ready = is_ready and all(one["ready"] for one in init if one["name"] in sidecars)
-        conditions = [
-            {"type": kind, "status": str(is_ready)} for kind in ("Ready", "ContainersReady")
-        ] + [{"type": "Initialized", "status": str(phase != "Pending")}]
+        conditions = [{"type": kind, "status": str(is_ready)} for kind in ("Ready", "ContainersReady")] + [
+            {"type": "Initialized", "status": str(phase != "Pending")}
+        ]
         address = self._sources.address
         self._write(
             {
@@ -392,17 +392,20 @@ class PodWorker:
         """Write the status if it has changed; the times of conditions are those of their changes."""
         if json.dumps(status) == json.dumps(self._written):
             return
-        times = {
-            one["type"]: one
-            for one in (self.pod.get("status") or {}).get("conditions") or []
-        }
+        times = {one["type"]: one for one in (self.pod.get("status") or {}).get("conditions") or []}
         dated = []
         for one in status.get("conditions") or []:
             old = times.get(one["type"])
             is_same = old is not None and old["status"] == one["status"]
-            dated.append({**one, "lastTransitionTime": old["lastTransitionTime"] if is_same and old else now()})
+            dated.append(
+                {**one, "lastTransitionTime": old["lastTransitionTime"] if is_same and old else now()}
+            )
         others = [one for kind, one in times.items() if kind not in {new["type"] for new in dated}]
-        written = {**status, "conditions": [*others, *dated], "startTime": self.pod["metadata"]["creationTimestamp"]}
+        written = {
+            **status,
+            "conditions": [*others, *dated],
+            "startTime": self.pod["metadata"]["creationTimestamp"],
+        }
         metadata = self.pod["metadata"]
         answer = self._api.patch_status("Pod", metadata["namespace"], metadata["name"], written)
         if answer.status in {200, 404}:

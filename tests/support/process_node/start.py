@@ -64,7 +64,16 @@ class ProcessCluster:
 def process_cluster(folder: Path) -> Iterator[ProcessCluster]:
     """Run the cluster until the context ends."""
     namespaces = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-    command = ["unshare", *namespaces, sys.executable, "-m", "support.process_node"]
+    # The cluster ends with this process, even if this is killed.
+    command = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "unshare",
+        *namespaces,
+        sys.executable,
+        "-m",
+        "support.process_node",
+    ]
     path = os.pathsep.join([str(_TESTS), os.environ.get("PYTHONPATH", "")])
     running = Running(
         [*command, str(folder), str(assets_folder())],
@@ -77,7 +86,8 @@ def process_cluster(folder: Path) -> Iterator[ProcessCluster]:
         yield ProcessCluster(kubeconfig, folder, ("nsenter", f"--net=/proc/{_child(running.pid)}/ns/net"))
     finally:
         if running.process.poll() is None:
-            os.kill(_child(running.pid), signal.SIGKILL)  # with it, the kernel ends all processes of the cluster
+            # The first process of its namespace: with it, the kernel ends all others.
+            os.kill(_child(running.pid), signal.SIGKILL)
         running.stop()
 
 

@@ -87,9 +87,7 @@ def _selected(
     missing = [one["key"] for one in items if one["key"] not in data]
     if missing and not source.get("optional"):
         raise NotThereError(f"references non-existent key {missing[0]!r}")
-    return {
-        one["path"]: (data[one["key"]], one.get("mode", mode)) for one in items if one["key"] in data
-    }
+    return {one["path"]: (data[one["key"]], one.get("mode", mode)) for one in items if one["key"] in data}
 
 
 def files_of(volume: Object, sources: Sources) -> dict[str, tuple[bytes, int]] | None:
@@ -123,7 +121,9 @@ def _of_source(source: Mapping[str, Any], sources: Sources, mode: int) -> dict[s
         data = sources.data(name, body["name"], optional=bool(body.get("optional")))
         return _selected(body, data, mode)
     if kind == "downwardAPI":
-        return {one["path"]: (sources.field(one["fieldRef"]["fieldPath"]).encode(), mode) for one in body["items"]}
+        return {
+            one["path"]: (sources.field(one["fieldRef"]["fieldPath"]).encode(), mode) for one in body["items"]
+        }
     if kind == "serviceAccountToken":
         return {body["path"]: (sources.token(body.get("audience", "")), mode)}
     raise NotThereError(f"this node has no projected volumes of kind {kind}")
