@@ -74,10 +74,17 @@ def test_cluster_that_is_down_or_in_use_is_not_used(
 
 
 def _collected_run(**environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "MAILPROXY_E2E"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "MAILPROXY_E2E"))
+    }
     command = [sys.executable, "-m", "pytest", "tests/e2e/test_install.py", "-q", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [*command, "-n", "0"], cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, check=False
+        [*command, "-n", "0"],
+        cwd=ROOT,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

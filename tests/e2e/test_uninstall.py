@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removal, as docs/upgrading.md describes it: proxies continue without an operator; nothing is left at the end."""
+"""Removal, as docs/upgrading.md describes it: proxies continue without an operator, and nothing is left."""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ class PlainAuthority:
             hosts: Further addresses and DNS names of the certificate.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([_general_name(one) for one in ("localhost", "127.0.0.1", *hosts)])
+        names = x509.SubjectAlternativeName(
+            [_general_name(one) for one in ("localhost", "127.0.0.1", *hosts)]
+        )
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
         made = _begun(subject, self._name, key).add_extension(names, critical=False)
         certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)

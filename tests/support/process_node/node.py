@@ -116,7 +116,7 @@ class Node:
 
     def _find_log(self, pod: str, container: str) -> Path | None:
         worker = next((one for one in list(self._workers.values()) if one.name == pod), None)
-        return worker and worker.log_of(container)
+        return None if worker is None else worker.log_of(container)
 
     def _forget(self, pods: dict[str, Object]) -> None:
         """End the workers of pods that were deleted without a grace period."""

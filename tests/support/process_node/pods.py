@@ -139,7 +139,7 @@ class PodWorker:
     def __init__(self, api: Api, pod: Object, folder: Path, network: Network) -> None:
         self.pod = pod
         self._api = api
-        self._folder = folder / pod["metadata"]["uid"]
+        self._folder: Path = folder / pod["metadata"]["uid"]
         self._networks = network
         self._network: PodNetwork | None = None
         self._sources = Sources(api, pod)
