@@ -122,13 +122,13 @@ def mail(release: LiveCluster) -> MailWorld:
 
 
 def edge_manifest() -> Object:
-    """Return the MailProxy of the example of the authentication service, with a short drain.
+    """Return the MailProxy of the example of the authentication service, as these tests need it.
 
     Clients that have not logged in must not reach their timeout while a slow cluster replaces pods.
     """
     text = (AUTH_SERVICE / "mailproxy.yaml").read_text(encoding="utf-8")
     edge: Object = yaml.safe_load(text)
-    edge["spec"]["drain"] = {"delay": "5s", "timeout": "60s"}
+    edge["spec"]["drain"] = {"delay": "5s", "timeout": "3m"}
     edge["spec"]["mail"]["timeout"] = "10m"
     return edge
 

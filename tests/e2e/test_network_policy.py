@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.e2e.live_cluster import MAIL
-from support.e2e.mail_world import SERVERS, MailWorld, proxy_pods, set_spec
+from support.e2e.mail_world import SERVERS, MailWorld, proxy_pods, set_spec, settle
 
 ADMIN_PORT = 9113
 EGRESS = [{"ports": [{"port": port, "protocol": "TCP"} for port in (1143, 1110, 1025)]}]
@@ -24,6 +24,7 @@ DENY_SERVERS = {
 @pytest.fixture(scope="module")
 def enforced(edge: MailWorld) -> MailWorld:
     """Skip the tests unless a policy that denies everything has an effect."""
+    settle(edge)
     assert edge.connects("imap.mail.svc", 143)
     edge.cluster.apply(DENY_SERVERS)
     try:

@@ -7,13 +7,12 @@ import json
 import time
 
 from support.e2e.live_cluster import MAIL
-from support.e2e.mail_world import USER, MailWorld, pod_uids, proxy_pods, set_spec
+from support.e2e.mail_world import USER, MailWorld, pod_uids, proxy_pods, set_spec, settle
 
 LOOP = [
     {"protocol": protocol, "host": "edge.mail.svc", "port": port, "tls": tls, **USER}
     for protocol, port, tls in (("imap", 993, "tls"), ("pop3", 110, "starttls"), ("smtp", 465, "tls"))
 ]
-DRAIN_SECONDS = 65
 
 
 def test_rolling_update_loses_no_login_and_no_message(edge: MailWorld) -> None:
@@ -47,14 +46,11 @@ def test_rolling_update_loses_no_login_and_no_message(edge: MailWorld) -> None:
     for number in range(4):
         [message] = [one for one in contents if one.startswith(f"Subject: rollout {number}\r\n")]
         assert message.endswith(f"first half of {number}\r\nsecond half of {number}\r\n")
-    for session in in_data:
+    for session in (*in_data, *idle):
         session.close()
-    for session in idle[1:]:
-        session.close()
-    # The last session ends with the drain; then the last old pod ends.
-    idle[0].read_to_end(DRAIN_SECONDS)
-    cluster.eventually(lambda: not old & pod_uids(cluster), "the old pods to be gone", 120)
-    cluster.wait_ready("edge")
+    # An old pod ends with its last session, long before the end of the drain.
+    cluster.eventually(lambda: not old & pod_uids(cluster), "the old pods to be gone", 60)
+    settle(edge)
 
 
 def _new_pods_ready(edge: MailWorld, old: set[str]) -> bool:
@@ -74,6 +70,19 @@ def _accepting(edge: MailWorld, old: set[str]) -> bool:
         one["metadata"]["uid"] in old and "deletionTimestamp" not in one["metadata"]
         for one in proxy_pods(edge.cluster)
     )
+
+
+def test_drain_timeout_ends_the_remaining_sessions(edge: MailWorld) -> None:
+    cluster = edge.cluster
+    set_spec(edge, drain={"timeout": "5s"})
+    settle(edge)
+    old = pod_uids(cluster)
+    sessions = [edge.open("imap", 993, "tls") for _ in range(4)]
+    set_spec(edge, pod={"annotations": {"e2e/rollout": str(time.time_ns())}})
+    cluster.eventually(lambda: not old & pod_uids(cluster), "the old pods to be gone")
+    for session in sessions:
+        session.read_to_end(5)
+    edge.open("imap", 993, "tls").close()
 
 
 def test_scaling_down_and_up_loses_no_login(edge: MailWorld) -> None:

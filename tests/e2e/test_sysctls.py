@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.e2e.live_cluster import MAIL
-from support.e2e.mail_world import MailWorld, pod_uids, proxy_pods, set_spec
+from support.e2e.mail_world import MailWorld, pod_uids, proxy_pods, set_spec, settle
 
 REFUSED = "net.core.somaxconn"
 
@@ -19,7 +19,7 @@ def usual_sysctls(edge: MailWorld) -> Iterator[MailWorld]:
     """The proxy, which has its own sysctls again after the test."""
     yield edge
     set_spec(edge, sysctls={"extra": None, "unsafe": None})
-    edge.cluster.wait_ready("edge")
+    settle(edge)
 
 
 def test_unsafe_sysctl_is_rejected_unless_allowed(edge: MailWorld) -> None:
@@ -43,7 +43,7 @@ def test_safe_sysctl_is_set_in_new_pods(usual_sysctls: MailWorld) -> None:
 
 def test_sysctl_that_the_node_refuses_is_reported_and_removed(usual_sysctls: MailWorld) -> None:
     cluster = usual_sysctls.cluster
-    cluster.wait_ready("edge")
+    settle(usual_sysctls)
     pods = pod_uids(cluster)
     set_spec(usual_sysctls, sysctls={"extra": [{"name": REFUSED, "value": "8192"}], "unsafe": "Allow"})
     cluster.eventually(

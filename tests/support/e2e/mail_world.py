@@ -231,3 +231,15 @@ def proxy_pods(cluster: LiveCluster, name: str = "edge") -> list[Object]:
 def pod_uids(cluster: LiveCluster, name: str = "edge") -> set[str]:
     """Return the identities of the pods of a MailProxy."""
     return {one["metadata"]["uid"] for one in proxy_pods(cluster, name)}
+
+
+def settle(world: MailWorld) -> None:
+    """Wait until the operator has applied the newest spec, and the pods of ``edge`` are the newest ones."""
+    cluster = world.cluster
+    cluster.wait_ready("edge")
+    cluster.kubectl("-n", MAIL, "rollout", "status", "deployment/edge", "--timeout=170s")
+    cluster.eventually(
+        lambda: not any("deletionTimestamp" in one["metadata"] for one in proxy_pods(cluster)),
+        "the old pods to be gone",
+    )
+    cluster.wait_ready("edge")
