@@ -18,11 +18,11 @@ from support.e2e.live_cluster import (
     MAIL,
     NODE,
     RELEASE,
-    REQUIRED,
     ROOT,
     SYSTEM,
     LiveCluster,
     reach,
+    skip_tests,
 )
 from support.e2e.mail_world import CLIENT, SERVERS, MailWorld, mail_objects, tls_secret
 from support.helm import Object, find_tool
@@ -58,34 +58,27 @@ def _is_here(item: pytest.Item) -> bool:
     return item.path.parent == Path(__file__).parent
 
 
-def _skip(reason: str) -> None:
-    """Skip all tests, or fail where they must run."""
-    if os.environ.get(REQUIRED) == "1":
-        pytest.fail(f"{REQUIRED}=1, and the end-to-end tests cannot run: {reason}", pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
     """A fresh cluster: that of kubectl, or one of the tests' own."""
     mode = os.environ.get(NODE, "")
     if mode not in {"cluster", "processes"}:
-        _skip("run by `make e2e`, in a throw-away cluster")
+        skip_tests("run by `make e2e`, in a throw-away cluster")
     folder = tmp_path_factory.mktemp("e2e")
     found = {name: find_tool(name, folder) for name in ("kubectl", "helm")}
     absent = [name for name, path in found.items() if path is None]
     if absent:
-        _skip(f"needs {', '.join(absent)}, on the path or in ${absent[0].upper()}")
+        skip_tests(f"needs {', '.join(absent)}, on the path or in ${absent[0].upper()}")
     kubectl, helm = str(found["kubectl"]), str(found["helm"])
     if mode == "cluster":
         reached = reach(kubectl, helm)
         if isinstance(reached, str):
-            _skip(reached)
+            skip_tests(reached)
         else:
             yield reached
         return
     if missing():
-        _skip(missing())
+        skip_tests(missing())
     with process_cluster(folder) as own:
         options = ("--kubeconfig", str(own.kubeconfig))
         yield LiveCluster((*own.enter, kubectl, *options), (*own.enter, helm, *options), is_own=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.e2e.live_cluster import MAIL
+from support.e2e.live_cluster import MAIL, skip_tests
 from support.e2e.mail_world import SERVERS, MailWorld, proxy_pods, set_spec, settle
 
 ADMIN_PORT = 9113
@@ -31,7 +31,7 @@ def enforced(edge: MailWorld) -> MailWorld:
         end = time.monotonic() + 20
         while edge.connects("imap.mail.svc", 143, 2):
             if time.monotonic() > end:
-                pytest.skip("the network plug-in of this cluster does not enforce NetworkPolicies")
+                skip_tests("the network plug-in of this cluster does not enforce NetworkPolicies")
     finally:
         edge.cluster.kubectl("-n", MAIL, "delete", "networkpolicy", "e2e-probe")
     edge.cluster.eventually(lambda: edge.connects("imap.mail.svc", 143), "the probe's policy to be gone")

@@ -8,11 +8,12 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
+import pytest
 import yaml
 
 from support.helm import CHART, Object
@@ -23,7 +24,9 @@ ROOT: Final = Path(__file__).parents[3]
 NODE: Final = "MAILPROXY_E2E_NODE"
 """Set by ``make e2e``: ``cluster`` for the cluster of kubectl, ``processes`` for the node of the tests."""
 ANY_CONTEXT: Final = "MAILPROXY_E2E"
+"""``1``: use the cluster even if its context does not have the name of a throw-away one."""
 REQUIRED: Final = "MAILPROXY_E2E_REQUIRED"
+"""``1``: fail instead of skipping."""
 THROW_AWAY: Final = ("kind-*", "k3d-*", "minikube")
 CRD: Final = "mailproxies.mailproxy.dev"
 SYSTEM: Final = "mailproxy-system"
@@ -154,7 +157,14 @@ def _checked(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def is_throw_away(context: str, environment: Iterable[str] | None = None) -> bool:
+def skip_tests(reason: str) -> NoReturn:
+    """Skip the test, or fail where the end-to-end tests must run."""
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"{REQUIRED}=1, and the end-to-end tests cannot run: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def is_throw_away(context: str) -> bool:
     """Whether tests may change the cluster of this context."""
     return any(fnmatch.fnmatchcase(context, pattern) for pattern in THROW_AWAY)
 
