@@ -9,7 +9,9 @@
 # Behind a proxy that inspects TLS, pip needs its authority: --secret id=ca,src=FILE.  It is in no layer.
 #
 # Packages are installed from lists with the hash of every file (`make locks` updates them), and only as wheels: there
-# is no compiler. Tests run these steps without a container engine.
+# is no compiler. strip.py removes what the program never imports, before the rest is compiled to bytecode: the root of
+# the images is read-only, so that Python cannot cache bytecode later. docs/images.md has the sizes. Tests run these
+# steps without a container engine.
 
 ARG PYTHON=docker.io/library/python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
 
@@ -34,13 +36,14 @@ RUN /build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --whee
 
 # ---- the proxy: neither kopf nor the Kubernetes client -----------------------------------------------------------
 FROM build AS build-proxy
-COPY deploy/images/requirements-proxy.txt /src/
+COPY deploy/images/requirements-proxy.txt deploy/images/strip.py /src/
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi \
  && python -m venv --without-pip /opt/mailproxy \
  && /build/bin/python -m pip --python /opt/mailproxy/bin/python install --quiet --require-hashes -r requirements-proxy.txt \
  && /build/bin/python -m pip --python /opt/mailproxy/bin/python install --quiet --no-deps --no-index --find-links /wheels mailproxy \
- && rm -r /opt/mailproxy/bin/mailproxy-operator /opt/mailproxy/lib/python3.*/site-packages/mailproxy_operator \
+ && rm -r /opt/mailproxy/lib/python3.*/site-packages/mailproxy_operator \
+ && /build/bin/python strip.py /opt/mailproxy mailproxy \
  && /opt/mailproxy/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/mailproxy/lib
 
 FROM ${PYTHON} AS proxy
@@ -66,13 +69,14 @@ CMD ["run", "-f", "/etc/mailproxy/mailproxy.json", "--admin", "[::]:9113"]
 
 # ---- the operator ------------------------------------------------------------------------------------------------
 FROM build AS build-operator
-COPY deploy/images/requirements-operator.txt /src/
+COPY deploy/images/requirements-operator.txt deploy/images/strip.py /src/
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi \
  && python -m venv --without-pip /opt/mailproxy \
  && /build/bin/python -m pip --python /opt/mailproxy/bin/python install --quiet --require-hashes -r requirements-operator.txt \
  && /build/bin/python -m pip --python /opt/mailproxy/bin/python install --quiet --no-deps --no-index --find-links /wheels mailproxy \
- && rm -r /opt/mailproxy/bin/mailproxy /opt/mailproxy/lib/python3.*/site-packages/mailproxy \
+ && rm -r /opt/mailproxy/lib/python3.*/site-packages/mailproxy \
+ && /build/bin/python strip.py /opt/mailproxy mailproxy-operator \
  && /opt/mailproxy/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/mailproxy/lib
 
 FROM ${PYTHON} AS operator

@@ -85,6 +85,7 @@ generate: setup  ## Update the generated pages and manifests (docs/conformance.m
 	$(BIN)/python charts/crd_page.py
 	$(BIN)/python charts/plain_manifests.py
 	PYTHONPATH=deploy/monitoring $(BIN)/python -m mailproxy_monitoring
+	PYTHONPATH=docs/diagrams $(BIN)/python -m mailproxy_diagrams
 	-cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.parity.conformance
 
 locks: setup  ## Update the pinned packages of the images

@@ -230,6 +230,26 @@ def check_cluster(tool: Tool, cluster: str, context: str) -> None:
         raise CannotGoOnError(f"The cluster '{cluster}' does not answer: {reason}\n{hints}")
 
 
+def check_release(context: str) -> None:
+    """Check that no installation or upgrade was killed halfway: Helm would refuse to continue it."""
+    helm = f"helm --kube-context {context} --namespace {NAMESPACE}"
+    done = _run(*helm.split(), "status", RELEASE, "--output", "json")
+    try:
+        status = json.loads(done.stdout)["info"]["status"] if not done.returncode else ""
+    except (ValueError, KeyError, TypeError):
+        return  # helm upgrade reports what is wrong
+    if status == "pending-install":
+        repair = f"{helm} uninstall {RELEASE}"
+    elif status.startswith("pending-"):
+        repair = f"{helm} rollback {RELEASE}"
+    else:
+        return
+    raise CannotGoOnError(
+        f"The release {RELEASE} is in the state {status}: another installation is running, or was killed.\n"
+        f"If none is running, repair the release, and run make kind again:\n  {repair}"
+    )
+
+
 # ---- steps ----------------------------------------------------------------------------------------
 
 
@@ -255,10 +275,17 @@ def install(context: str, proxy: str, operator: str) -> None:
     for key, image in (("image", operator), ("proxyImage", proxy)):
         repository, _, tag = image.rpartition(":")
         values += ["--set", f"{key}.repository={repository}", "--set", f"{key}.tag={tag}"]
-    _do(
-        *("helm", "upgrade", "--install", RELEASE, CHART, "--kube-context", context),
-        *("--namespace", NAMESPACE, "--create-namespace", *values, "--wait", "--timeout", "5m"),
-    )
+    try:
+        _do(
+            *("helm", "upgrade", "--install", RELEASE, CHART, "--kube-context", context),
+            *("--namespace", NAMESPACE, "--create-namespace", *values, "--wait", "--timeout", "5m"),
+        )
+    except CannotGoOnError as error:
+        show = f"kubectl --context {context} -n {NAMESPACE}"
+        raise CannotGoOnError(
+            f"{error}\nIf the operator did not start, this shows why, such as too little memory:\n"
+            f"  {show} describe pods\n  {show} get events"
+        ) from None
 
 
 def apply_first_proxy(context: str, mail_server: str) -> None:
@@ -345,6 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cluster = choose_cluster(tool, options.name, yes=yes)
         context = tool.prefix + cluster
         check_cluster(tool, cluster, context)
+        check_release(context)
         images = build((options.proxy_image, options.operator_image), skip=_is_on("SKIP_BUILD"))
         tool.load(cluster, images)
         install(context, *images)

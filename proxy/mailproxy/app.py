@@ -24,11 +24,13 @@ from mailproxy.session.accept import Listener, ListenTarget
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
+from mailproxy.tls import upstream_context
 from mailproxy.tls.client import ClientTls
 from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.resumption import TicketKeys
+from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
+from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ProxySsl, ResolverConfig, ServerConfig
 
 _LAG_INTERVAL: Final = 0.1
 _IDLE_LAG_INTERVAL: Final = 1.0
@@ -168,6 +170,7 @@ class App:
             template=_template(config),
             resolver=self._resolver(config),
             tls=tls,
+            upstream_tls=self._upstream_tls(config, previous),
             trusted=_trusted(config, names),
             metrics=metrics.server(config.name, config.protocol),
             protocol_metrics=metrics.protocol(config.protocol),
@@ -175,6 +178,11 @@ class App:
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
             log=self.context.log.for_server(config),
         )
+
+    def _upstream_tls(self, config: ServerConfig, previous: VirtualServer | None) -> UpstreamTls | None:
+        if config.proxy_ssl is ProxySsl.DISABLED:
+            return None
+        return upstream_context.build(config, previous=previous.upstream_tls if previous else None)
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
@@ -204,6 +212,7 @@ class App:
 
     def _report_expiry(self, servers: Sequence[VirtualServer]) -> None:
         for server in servers:
+            self.context.metrics.forget_upstream_certificates(server.config.name)
             name, not_after = server.config.name, server.tls.not_after if server.tls is not None else ()
             self.context.metrics.set_certificates(name, not_after)
             for position, expiry in enumerate(not_after):

@@ -111,6 +111,8 @@ class UpstreamStage(StrEnum):
 
     CONNECT = "connect"
     GREETING = "greeting"
+    TLS = "tls"
+    ID = "id"
     HELLO = "hello"
     XCLIENT = "xclient"
     LOGIN = "login"
@@ -151,6 +153,25 @@ class TlsFailure(StrEnum):
     VERIFY_FAILED = "verify_failed"
     ALPN_MISMATCH = "alpn_mismatch"
     OTHER = "other"
+
+
+class UpstreamTlsFailure(StrEnum):
+    """Why TLS with an upstream could not be started."""
+
+    VERIFY = "verify"
+    """Its certificate is not trusted, or revoked."""
+    NAME = "name"
+    EXPIRED = "expired"
+    """Its certificate is not valid any more, or not yet."""
+    PROTOCOL = "protocol"
+    """It does not speak TLS, or no version or cipher in common."""
+    REFUSED = "refused"
+    """It ended the handshake."""
+    STRIPPED = "stripped"
+    """It does not offer STARTTLS, or refused it."""
+    INJECTED = "injected"
+    """Bytes in clear text came after the positive reply to STARTTLS."""
+    TIMEOUT = "timeout"
 
 
 class DnsPurpose(StrEnum):
@@ -282,6 +303,13 @@ class ConnectResult(StrEnum):
 
     OK = "ok"
     ERROR = "error"
+
+
+class Resumed(StrEnum):
+    """Whether a TLS handshake resumed an earlier session."""
+
+    TRUE = "true"
+    FALSE = "false"
 
 
 class Authenticated(StrEnum):

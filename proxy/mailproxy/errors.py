@@ -7,7 +7,13 @@ from here is sent to a peer: replies to clients are in a protocol's ``replies``.
 
 from __future__ import annotations
 
-from mailproxy.enums import AuthErrorReason, CloseReason, ProtocolErrorKind, UpstreamStage
+from mailproxy.enums import (
+    AuthErrorReason,
+    CloseReason,
+    ProtocolErrorKind,
+    UpstreamStage,
+    UpstreamTlsFailure,
+)
 
 
 class SessionError(Exception):
@@ -123,9 +129,13 @@ class UpstreamError(SessionError):
         stage: The stage of the login.
         kind: The upstream's protocol violation, if it is one.
         reply: Everything that it sent since our last command, unchanged.
+        tls_failure: Why TLS could not be started, if that is the cause.
     """
 
     reason = CloseReason.UPSTREAM_ERROR
+    tls_failure: UpstreamTlsFailure | None = None
+    client_reply: bytes = b""
+    """Sent to the client instead of the internal error reply."""
 
     def __init__(
         self,
@@ -139,6 +149,24 @@ class UpstreamError(SessionError):
         self.stage = stage
         self.kind = kind
         self.reply = reply
+
+
+class UpstreamTlsError(UpstreamError):
+    """TLS with the upstream could not be started; no credentials were sent."""
+
+    def __init__(self, failure: UpstreamTlsFailure, message: str, *, reply: bytes = b"") -> None:
+        super().__init__(message, stage=UpstreamStage.TLS, reply=reply)
+        self.tls_failure = failure
+
+
+class UpstreamGuardError(UpstreamError):
+    """The upstream offers something with which the client could leave its login (``proxy_smtp_guard``)."""
+
+    def __init__(
+        self, message: str, *, stage: UpstreamStage, reply: bytes, client_reply: bytes = b""
+    ) -> None:
+        super().__init__(message, stage=stage, reply=reply)
+        self.client_reply = client_reply
 
 
 class UpstreamRefused(UpstreamError):

@@ -17,6 +17,7 @@ from mailproxy_config.model import (
     ListenConfig,
     Protocol,
     ProxyConfig,
+    ProxySsl,
     ServerConfig,
     StartTls,
 )
@@ -88,14 +89,17 @@ def with_hostname(config: ProxyConfig, hostname: str) -> ProxyConfig:
 def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
     """List every Secret and ConfigMap that a server reads, sorted.
 
-    References of TLS directives count only for servers that use TLS.
+    References of TLS directives count only for servers that use TLS: with clients, or with upstreams.
     """
     keys: dict[tuple[Any, str], set[str]] = {}
     for server in manifest.servers:
         effective = _effective(manifest, server)
         uses_tls = effective["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
+        unused: tuple[str, ...] = () if uses_tls else ("ssl_",)
+        if effective["proxy_ssl"] is ProxySsl.DISABLED:
+            unused += ("proxy_ssl_",)
         for name, value in effective.items():
-            for ref in _key_refs(value) if uses_tls or not name.startswith("ssl_") else ():
+            for ref in _key_refs(value) if not name.startswith(unused) else ():
                 keys.setdefault((ref.kind, ref.name), set()).add(ref.key)
     return tuple(sorted(Reference(kind, name, tuple(sorted(found))) for (kind, name), found in keys.items()))
 

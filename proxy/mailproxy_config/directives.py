@@ -16,7 +16,8 @@ from mailproxy_config import structured_values
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.schema import Integer, IntOrString
-from mailproxy_config.tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
+from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
+from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
     CAPABILITIES,
@@ -393,6 +394,7 @@ LEVEL_DIRECTIVES: Final = (
         meaning="Trusted addresses: the client address in a PROXY protocol header from them is used.",
     ),
     *TLS_DIRECTIVES,
+    *UPSTREAM_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 
@@ -417,6 +419,9 @@ SERVER_DIRECTIVES: Final = (
 )
 """Directives allowed in servers only."""
 
+
+FOLDED_DIRECTIVES: Final = TLS_FOLDED_DIRECTIVES + UPSTREAM_FOLDED_DIRECTIVES
+"""Directives of nginx whose value is part of another directive's field."""
 
 DIRECTIVES: Final = MAIN_DIRECTIVES + LEVEL_DIRECTIVES + SERVER_DIRECTIVES + FOLDED_DIRECTIVES
 IGNORED: Final = {"proxy": "has no effect, as in nginx"}

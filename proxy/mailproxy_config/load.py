@@ -137,15 +137,15 @@ def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Prob
         config: The configuration.
         kind: The kind of its file; the hint depends on it.
 
-    TLS files count only if the server uses TLS, and files for client certificates only if
-    ``ssl_verify_client`` is not disabled.
+    TLS files count only if the server uses TLS (with clients, or with upstreams), and files for
+    client certificates only if ``ssl_verify_client`` is not disabled.
     """
     problems = Problems()
     for index, server in enumerate(config.servers):
         headers = [
             ("auth_http_header", each.value_file) for each in server.auth_http_header if each.value_file
         ]
-        for name, path in (*headers, *server.tls_files):
+        for name, path in (*headers, *server.tls_files, *server.upstream_tls_files):
             reason = _unreadable(path)
             if reason:
                 hint = _secret_hint(path, name, kind)
@@ -220,6 +220,8 @@ def _secret_hint(path: str, directive: str, kind: FileKind | None) -> str:
         "auth_http_header": "value",
         "ssl_certificate": "certificateFile and keyFile",
         "ssl_certificate_key": "certificateFile and keyFile",
+        "proxy_ssl_certificate": "certificateFile and keyFile",
+        "proxy_ssl_certificate_key": "certificateFile and keyFile",
     }.get(directive, "file")
     return (
         f"; the {what} is mounted as a file only in a pod: elsewhere use {written}, "

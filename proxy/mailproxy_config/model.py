@@ -59,6 +59,30 @@ class VerifyClient(StrEnum):
     OPTIONAL_NO_CA = "OptionalNoCA"
 
 
+class ProxySsl(StrEnum):
+    """``proxy_ssl``: TLS to the upstream: none, from the first byte, or after the protocol's STARTTLS."""
+
+    DISABLED = "Disabled"
+    ENABLED = "Enabled"
+    STARTTLS = "Starttls"
+
+
+class SendIdentity(StrEnum):
+    """``proxy_id`` and ``proxy_pop3_xclient``: never, where the upstream offers it, or always."""
+
+    DISABLED = "Disabled"
+    AUTO = "Auto"
+    REQUIRED = "Required"
+
+
+class XclientMode(StrEnum):
+    """``xclient_mode``: as nginx, where the upstream lists it, or the same and required."""
+
+    ALWAYS = "Always"
+    AUTO = "Auto"
+    REQUIRED = "Required"
+
+
 class LogLevel(StrEnum):
     """A severity of ``error_log``, lowest first."""
 
@@ -262,6 +286,27 @@ class ServerConfig:
     ssl_crl: str | None
     ssl_conf_command: tuple[tuple[str, str], ...]
 
+    auth_http_variables: bool
+    proxy_ssl: ProxySsl
+    proxy_ssl_verify: bool
+    proxy_ssl_verify_depth: int
+    proxy_ssl_name: str
+    proxy_ssl_server_name: bool
+    proxy_ssl_trusted_certificate: str | None
+    proxy_ssl_crl: str | None
+    proxy_ssl_certificate: CertificateFiles | None
+    proxy_ssl_password_file: str | None
+    proxy_ssl_protocols: frozenset[str]
+    proxy_ssl_ciphers: str
+    proxy_ssl_session_reuse: bool
+    proxy_ssl_alpn: tuple[str, ...]
+    proxy_ssl_conf_command: tuple[tuple[str, str], ...]
+    proxy_smtp_guard: bool
+    proxy_imap_guard: bool
+    proxy_id: SendIdentity
+    proxy_pop3_xclient: SendIdentity
+    xclient_mode: XclientMode
+
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
 
@@ -296,6 +341,41 @@ class ServerConfig:
         if self.ssl_password_file is not None:
             found.append(("ssl_password_file", self.ssl_password_file))
         return (*found, *self.client_verification_files)
+
+    @property
+    def negotiates_xclient(self) -> bool:
+        """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
+        return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
+
+    @property
+    def sends_identity(self) -> bool:
+        """Whether upstreams of this protocol get the address that the client has connected to."""
+        match self.protocol:
+            case Protocol.IMAP:
+                return self.proxy_id is not SendIdentity.DISABLED
+            case Protocol.POP3:
+                return self.proxy_pop3_xclient is not SendIdentity.DISABLED
+        return self.negotiates_xclient
+
+    @property
+    def uses_connected_address(self) -> bool:
+        """Whether the address and the SNI name that a client has connected to are passed on."""
+        return self.sends_identity or self.auth_http_variables
+
+    @property
+    def upstream_tls_files(self) -> tuple[tuple[str, str], ...]:
+        """Directives and paths of all files that TLS to upstreams reads; none if it is not used."""
+        if self.proxy_ssl is ProxySsl.DISABLED:
+            return ()
+        pair = self.proxy_ssl_certificate
+        files: tuple[tuple[str, str | None], ...] = (
+            ("proxy_ssl_certificate", pair.certificate if pair else None),
+            ("proxy_ssl_certificate_key", pair.key if pair else None),
+            ("proxy_ssl_password_file", self.proxy_ssl_password_file),
+            ("proxy_ssl_trusted_certificate", self.proxy_ssl_trusted_certificate),
+            ("proxy_ssl_crl", self.proxy_ssl_crl),
+        )
+        return tuple((directive, path) for directive, path in files if path is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,37 +53,41 @@ def _certificate_is_whole(value: Mapping[str, Any]) -> bool:
     return "certificateFile" in value and "keyFile" in value
 
 
-CERTIFICATES: Final = ValueType(
-    syntax="list of {secretName} or {certificateFile, keyFile}",
-    schema=Array(
-        max_items=8,
-        items=Object(
-            example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
-            fields={"secretName": OBJECT_NAME, "certificateFile": ABSOLUTE_PATH, "keyFile": ABSOLUTE_PATH},
-            rules=(
-                Rule(
-                    expression=(
-                        "has(self.secretName) ? !has(self.certificateFile) && !has(self.keyFile)"
-                        " : has(self.certificateFile) && has(self.keyFile)"
-                    ),
-                    message="set either secretName, or certificateFile together with keyFile",
-                    predicate=_certificate_is_whole,
-                ),
+_CERTIFICATE_SHAPE: Final = Object(
+    example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
+    fields={"secretName": OBJECT_NAME, "certificateFile": ABSOLUTE_PATH, "keyFile": ABSOLUTE_PATH},
+    rules=(
+        Rule(
+            expression=(
+                "has(self.secretName) ? !has(self.certificateFile) && !has(self.keyFile)"
+                " : has(self.certificateFile) && has(self.keyFile)"
             ),
-            descriptions={
-                "secretName": "Name of a Secret of type kubernetes.io/tls in the same namespace.",
-                "certificateFile": (
-                    "Absolute path of a PEM file with the server certificate and then the intermediate "
-                    "certificates."
-                ),
-                "keyFile": "Absolute path of the PEM file with the private key.",
-            },
+            message="set either secretName, or certificateFile together with keyFile",
+            predicate=_certificate_is_whole,
         ),
     ),
+    descriptions={
+        "secretName": "Name of a Secret of type kubernetes.io/tls in the same namespace.",
+        "certificateFile": (
+            "Absolute path of a PEM file with the certificate and then the intermediate certificates."
+        ),
+        "keyFile": "Absolute path of the PEM file with the private key.",
+    },
+)
+CERTIFICATES: Final = ValueType(
+    syntax="list of {secretName} or {certificateFile, keyFile}",
+    schema=Array(max_items=8, items=_CERTIFICATE_SHAPE),
     read=lambda value, path: read_items(value, path, _read_certificate),
     write=lambda value: list(map(_format_certificate, value)),
     nginx=lambda arguments: [{"certificateFile": arguments[0]}],
     appends=True,
+)
+CERTIFICATE: Final = ValueType(
+    syntax="{secretName} or {certificateFile, keyFile}",
+    schema=_CERTIFICATE_SHAPE,
+    read=_read_certificate,
+    write=_format_certificate,
+    nginx=lambda arguments: {"certificateFile": arguments[0]},
 )
 
 
@@ -158,7 +162,7 @@ CONF_COMMANDS: Final = ValueType(
 _LIST: Final = Inheritance.LIST
 _SSL: Final = "mail_ssl"
 _STARTTLS: Final = choice({"off": "Disabled", "on": "Enabled", "only": "Only"}, StartTls)
-_TLS_VERSIONS: Final = enum_set(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
+TLS_VERSIONS: Final = enum_set(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
 
 
 _VERIFY_CLIENT: Final = choice(
@@ -193,7 +197,7 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_protocols",
         module=_SSL,
-        type=_TLS_VERSIONS,
+        type=TLS_VERSIONS,
         default=["TLSv1.2", "TLSv1.3"],
         inheritance=_LIST,
         meaning="TLS versions enabled for clients.",
@@ -312,7 +316,7 @@ TLS_DIRECTIVES: Final = (
 """Directives for TLS with clients, allowed in ``spec.mail`` and every server."""
 
 
-FOLDED_DIRECTIVES: Final = (
+TLS_FOLDED_DIRECTIVES: Final = (
     Directive(
         name="ssl_certificate_key",
         module=_SSL,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installing, upgrading, testing and uninstalling the chart on a real API server."""
+"""Installing, upgrading, testing and uninstalling the chart on a real API server, with Helm 3 and Helm 4."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,12 +41,12 @@ LEFT = (
 
 
 @pytest.fixture(scope="module")
-def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChartCluster]:
+def cluster(each_helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChartCluster]:
     """The API server."""
     found = programs()
     if found is None:
         pytest.skip(ABSENT)
-    with chart_cluster(found, tmp_path_factory.mktemp("chart"), helm) as made:
+    with chart_cluster(found, tmp_path_factory.mktemp("chart"), each_helm) as made:
         yield made
 
 
@@ -101,6 +102,21 @@ def test_one_install_creates_operator_and_proxies(empty: ChartCluster) -> None:
     assert empty.api.found("MailProxy", NAMESPACE, "edge")["metadata"]["uid"] == first[2]
     _helm(empty, "install", RELEASE, str(CHART), *PROXIES)
     assert _state(empty)[1:] == first[1:], "the kept MailProxy has changed"
+
+
+def test_killed_installation_is_repaired_by_uninstalling(empty: ChartCluster) -> None:
+    """The state that ``make kind`` reports, and the command that it prints."""
+    command = ["install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--wait", "--timeout", "60s"]
+    with empty.helm.start(*command) as installing:
+        deployment = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{OPERATOR}"
+        eventually(lambda: empty.exists(deployment), "the Deployment, which no node can run")
+        installing.kill()
+    status = json.loads(_helm(empty, "status", RELEASE, "--output", "json"))
+    assert status["info"]["status"] == "pending-install"
+    again = ["upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE]
+    assert "another operation" in empty.helm.run(*again).stderr
+    _helm(empty, "uninstall", RELEASE)
+    empty.helm.check_output(*again)
 
 
 def test_uninstall_without_keep_removes_everything(empty: ChartCluster) -> None:

@@ -22,6 +22,7 @@ from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.settings import Platform
 from support.helm import (
+    ABSENT,
     CHART,
     MONITORING,
     ROOT,
@@ -398,8 +399,19 @@ def test_versions_of_chart_project_and_images_are_equal() -> None:
 
 
 @pytest.mark.parametrize("case", MATRIX)
-def test_helm_lint_passes(helm: Helm, case: str) -> None:
-    helm.check_output("lint", "--strict", str(CHART), "--kube-version", "1.36", *value_options(MATRIX[case]))
+def test_helm_3_and_helm_4_render_the_same_objects(helms: dict[int, Helm], case: str) -> None:
+    for major in (3, 4):
+        if major not in helms:
+            pytest.skip(ABSENT[major])
+    rendered = [helms[major].objects(MATRIX[case], "--kube-version", "1.36", *MONITORING) for major in (3, 4)]
+    assert rendered[0] == rendered[1]
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_helm_lint_passes(each_helm: Helm, case: str) -> None:
+    each_helm.check_output(
+        "lint", "--strict", str(CHART), "--kube-version", "1.36", *value_options(MATRIX[case])
+    )
 
 
 @pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])

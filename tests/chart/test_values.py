@@ -14,7 +14,7 @@ import yaml
 from support.helm import CHART, ROOT, Helm, load_objects, objects_of_kind
 
 sys.path.insert(0, str(ROOT / "charts"))
-from values_page import pages, values  # type: ignore[import-not-found]
+from values_page import Section, pages, sections, values  # type: ignore[import-not-found]
 
 SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
 
@@ -85,8 +85,8 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
         ({"watchNamespaces": ["a"], "proxies": {"edge": {"spec": SERVERS}}}, "proxies.edge"),
     ],
 )
-def test_invalid_value_is_named_in_the_error(helm: Helm, given: dict[str, Any], named: str) -> None:
-    message = helm.error_of(given)
+def test_invalid_value_is_named_in_the_error(each_helm: Helm, given: dict[str, Any], named: str) -> None:
+    message = each_helm.error_of(given)
     # Helm 3 writes a path with dots.
     assert named in message or named.strip("/").replace("/", ".") in message
 
@@ -137,6 +137,33 @@ def _leaves(tree: dict[str, Any], listed: set[str], path: str = "") -> list[str]
         inside = isinstance(value, dict) and value and name not in listed
         found += _leaves(value, listed, f"{name}.") if inside else [name]
     return found
+
+
+SECTIONS: list[Section] = sections((CHART / "values.yaml").read_text())
+EXAMPLES = [
+    pytest.param(example, id=section.anchor) for section in SECTIONS for example in section.examples()
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_of_the_values_page_render_and_change_something(
+    helm: Helm, tmp_path: Path, example: str
+) -> None:
+    """An example that sets only defaults would show nothing."""
+    file = tmp_path / "values.yaml"
+    file.write_text(example)
+    monitoring = ("--api-versions", "monitoring.coreos.com/v1")
+    assert helm.objects(None, "-f", str(file), *monitoring) != helm.objects(None, *monitoring)
+
+
+def test_every_section_of_the_values_page_has_an_introduction_and_values() -> None:
+    assert len(SECTIONS) > 8
+    assert all(one.introduction and one.values for one in SECTIONS)
+    assert len(EXAMPLES) > 6
+    page = (ROOT / "docs/reference/values.md").read_text()
+    for section in SECTIONS:
+        assert f"* [{section.title}](#{section.anchor})\n" in page
+        assert f"\n## {section.title}\n" in page
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)

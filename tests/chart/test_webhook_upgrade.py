@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
+from support.helm import ABSENT as NO_HELM
 from support.helm import CHART, Helm, Object, value_options
 from support.helm_cluster import (
     NAMESPACE,
@@ -44,12 +45,14 @@ class Release:
     cluster: ChartCluster
     port: int
     certificates: Path
+    upgrade_options: tuple[str, ...]
     operators: list[Operator] = field(default_factory=list)
 
-    def helm(self, command: str, webhook: Object, *options: str) -> None:
+    def helm(self, command: str, webhook: Object) -> None:
         values = value_options(
             {"webhook": {"enabled": True, "port": self.port, "failurePolicy": "Fail", **webhook}}
         )
+        options = self.upgrade_options if command == "upgrade" else ()
         self.cluster.helm.check_output(
             command, RELEASE, str(CHART), "--namespace", NAMESPACE, *options, *values
         )
@@ -87,14 +90,21 @@ class Release:
         return [one["name"] for one in made["spec"].get("initContainers", [])]
 
 
-@pytest.fixture
-def release(helm: Helm, tmp_path: Path) -> Iterator[Release]:
+@pytest.fixture(
+    params=[(3, ()), (4, ("--server-side=true",)), (4, ("--server-side=false",))],
+    ids=["helm3", "helm4", "helm4 client-side"],
+)
+def release(helms: dict[int, Helm], request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Release]:
+    """With server-side apply, as Helm 4 does by default, and without, as Helm 3 does."""
+    major, options = request.param
+    if major not in helms:
+        pytest.skip(NO_HELM[major])
     found = programs()
     if found is None:
         pytest.skip(ABSENT)
     address, port = own_address(), Ports().take()
-    with chart_cluster(found, tmp_path, helm, reaches_services=True) as cluster:
-        made = Release(cluster, port, tmp_path / "certificates")
+    with chart_cluster(found, tmp_path, helms[major], reaches_services=True) as cluster:
+        made = Release(cluster, port, tmp_path / "certificates", options)
         made.helm("install", {})
         for manifest in serving_endpoints(cluster, SERVICE, OPERATOR, address):
             _ = cluster.api.asker.ask("POST", manifest.pop("path"), manifest).good
@@ -107,13 +117,7 @@ def release(helm: Helm, tmp_path: Path) -> Iterator[Release]:
                 operator.stop()
 
 
-@pytest.mark.parametrize(
-    "options", [("--server-side=true",), ("--server-side=false",)], ids=["server", "client"]
-)
-def test_switching_to_a_secret_and_back_keeps_sidecars(release: Release, options: tuple[str, ...]) -> None:
-    """With server-side apply, as in Helm 4, and without, as in Helm 3."""
-    if release.cluster.helm.major < 4:
-        options = ()
+def test_switching_to_a_secret_and_back_keeps_sidecars(release: Release) -> None:
     release.roll()
     body = {"apiVersion": "mailproxy.dev/v1alpha1", "kind": "MailProxy", "spec": SPEC}
     made = {**body, "metadata": {"name": "edge", "namespace": ELSEWHERE}}
@@ -126,12 +130,12 @@ def test_switching_to_a_secret_and_back_keeps_sidecars(release: Release, options
     issued.private_key_pem.write_to_path(str(release.certificates / "tls.key"))
     issued.cert_chain_pems[0].write_to_path(str(release.certificates / "tls.crt"))
     bundle = base64.b64encode(company.cert_pem.bytes()).decode()
-    release.helm("upgrade", {"certificateSecret": "webhook-tls", "caBundle": bundle}, *options)
+    release.helm("upgrade", {"certificateSecret": "webhook-tls", "caBundle": bundle})
     assert release.sidecars("between") == ["mailproxy"], "the old operator still answers"
     release.roll()
     assert release.sidecars("secret") == ["mailproxy"]
 
-    release.helm("upgrade", {}, *options)
+    release.helm("upgrade", {})
     assert release.sidecars("between-again") == ["mailproxy"]
     release.roll()
     assert release.sidecars("own-again") == ["mailproxy"]

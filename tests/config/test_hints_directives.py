@@ -58,7 +58,7 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
         ("allow 10.0.0.0/8;", "refuse clients in the authentication service"),
         ("limit_conn addr 5;", "refuse clients in the authentication service"),
         ("ssl_stapling on;", "belongs to http {} and stream {}, not to mail {}"),
-        ("proxy_ssl on;", "belongs to http {} and stream {}, not to mail {}"),
+        ("proxy_ssl_key_log x;", "belongs to http {} and stream {}, not to mail {}"),
         ("tcp_nodelay on;", "belongs to http {} and stream {}, not to mail {}"),
         ("location / { }", "belongs to http {} and stream {}, not to mail {}"),
         ("gzip on;", "belongs to http {} and stream {}, not to mail {}"),

@@ -134,6 +134,27 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "ssl_conf_command": st.sampled_from(
         ["Options PrioritizeChaCha", "VerifyCAFile ca.pem", "Ciphersuites ''"]
     ),
+    "auth_http_variables": _FLAG,
+    "proxy_smtp_guard": _FLAG,
+    "proxy_imap_guard": _FLAG,
+    "proxy_id": st.sampled_from(["off", "auto", "required"]),
+    "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
+    "xclient_mode": st.sampled_from(["always", "auto", "required"]),
+    "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
+    "proxy_ssl_verify": _FLAG,
+    "proxy_ssl_verify_depth": _NUMBER,
+    "proxy_ssl_name": st.sampled_from(["imap.example.com", "192.0.2.1", '""']),
+    "proxy_ssl_server_name": _FLAG,
+    "proxy_ssl_trusted_certificate": _PATH,
+    "proxy_ssl_crl": _PATH,
+    "proxy_ssl_certificate": _PATH,
+    "proxy_ssl_certificate_key": _PATH,
+    "proxy_ssl_password_file": _PATH,
+    "proxy_ssl_protocols": _some("TLSv1.2", "TLSv1.3"),
+    "proxy_ssl_ciphers": st.sampled_from(["HIGH", "DEFAULT"]),
+    "proxy_ssl_session_reuse": _FLAG,
+    "proxy_ssl_alpn": _some("imap", "pop3"),
+    "proxy_ssl_conf_command": st.sampled_from(["Options PrioritizeChaCha", "VerifyCAFile ca.pem"]),
     "protocol": st.sampled_from(["imap", "pop3", "smtp"]),
     "listen": st.sampled_from(
         [
@@ -150,7 +171,10 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
 _ROWS: Final = by_name(LEVEL_DIRECTIVES)
 _MANY: Final = {"auth_http", "error_log", "ssl_session_cache"}
 _LEVEL: Final = [name for name in _ROWS if name != "ssl_certificate"]
-_PAIR: Final = "ssl_certificate c.pem; ssl_certificate_key k.pem; ssl_client_certificate ca.pem;"
+_PAIR: Final = (
+    "ssl_certificate c.pem; ssl_certificate_key k.pem; ssl_client_certificate ca.pem; "
+    "proxy_ssl_certificate_key own.pem;"
+)
 
 
 def _may_repeat(name: str) -> bool:

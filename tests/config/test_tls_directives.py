@@ -7,7 +7,7 @@ import pytest
 
 from mailproxy_config.directives import by_name
 from mailproxy_config.model import StartTls, VerifyClient
-from mailproxy_config.tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
+from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,5 @@ def test_nginx_words_are_parsed(name: str, word: str, value: object) -> None:
 
 
 def test_certificate_key_is_part_of_ssl_certificate() -> None:
-    assert [row.part_of for row in FOLDED_DIRECTIVES] == ["ssl_certificate"]
-    assert FOLDED_DIRECTIVES[0].part_of in by_name(TLS_DIRECTIVES)
+    assert [row.part_of for row in TLS_FOLDED_DIRECTIVES] == ["ssl_certificate"]
+    assert TLS_FOLDED_DIRECTIVES[0].part_of in by_name(TLS_DIRECTIVES)

@@ -141,6 +141,7 @@ def _fits(path: str, pattern: str) -> bool:
         ("operator/mailproxy_operator/cli.py", True),
         ("proxy/mailproxy/session/session.py", True),
         ("deploy/images/requirements-proxy.txt", True),
+        ("deploy/images/strip.py", True),
         ("demo/mailproxy_demo/local.py", False),
         ("deploy/crd.yaml", False),
         ("proxy/mailproxy/__pycache__/cli.cpython-313.pyc", False),

@@ -27,7 +27,7 @@ OPERATOR: Final = f"ghcr.io/mailproxy/mailproxy-operator:{VERSION}"
 TAG: Final = "local-0123456789ab"
 CHANGES: Final = re.compile(
     r"^(make|docker tag|docker buildx|kind (create|load)|k3d (image|cluster create)|minikube .*(load|start)"
-    r"|helm|kubectl .*(apply|create|delete|wait))"
+    r"|helm (?!.*status)|kubectl .*(apply|create|delete|wait))"
 )
 
 _STAND_IN: Final = """#!/bin/sh
@@ -247,7 +247,30 @@ def test_a_step_that_fails_ends_it_with_its_name(path: StandIns) -> None:
     assert done.returncode == 1
     assert "Error: another operation is in progress" in done.stderr
     assert "helm failed with exit status 1" in done.stderr
+    assert "kubectl --context kind-mail -n mailproxy-system describe pods" in done.stderr
     assert not any("apply" in command for command in path.commands())
+
+
+@pytest.mark.parametrize(
+    ("status", "repair"),
+    [("pending-install", "uninstall"), ("pending-upgrade", "rollback"), ("pending-rollback", "rollback")],
+)
+def test_killed_installation_is_reported_with_its_repair(path: StandIns, status: str, repair: str) -> None:
+    path.answer("status mailproxy-operator", json.dumps({"info": {"status": status}}))
+    done = path.run()
+    assert done.returncode == 1
+    assert f"is in the state {status}" in done.stderr
+    command = f"helm --kube-context kind-mail --namespace mailproxy-system {repair} mailproxy-operator"
+    assert command in done.stderr
+    assert path.changes() == []
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"info": {"status": "deployed"}}', '{"info": {"status": "failed"}}', "?"]
+)
+def test_installed_or_failed_release_is_upgraded(path: StandIns, answer: str) -> None:
+    path.answer("status mailproxy-operator", answer)
+    assert path.run().returncode == 0
 
 
 def test_a_proxy_that_is_not_ready_leads_to_the_reason(path: StandIns) -> None:

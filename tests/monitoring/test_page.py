@@ -28,14 +28,14 @@ def test_page_lists_every_recording_rule() -> None:
 def test_pictures_show_every_panel(name: str) -> None:
     from mailproxy_monitoring.generated_files import DASHBOARDS
 
-    picture = (DOCS / f"pictures/{name}.svg").read_text()
+    picture = (DOCS / f"pictures/dashboard-{name}.svg").read_text()
     shown = set(re.findall(r"<g transform[^>]*><rect[^>]*/><text[^>]*>([^<]+)</text>", picture))
     assert shown == {panel.title for panel in DASHBOARDS[name].panels}
     assert "No data" not in picture
 
 
-def test_readme_picture_shows_the_first_row() -> None:
-    picture = (DOCS / "pictures/glance.svg").read_text()
+def test_overview_picture_shows_the_first_row() -> None:
+    picture = (DOCS / "pictures/dashboard-overview.svg").read_text()
     from mailproxy_monitoring.generated_files import DASHBOARDS
 
     first, *_ = DASHBOARDS["proxies"].rows

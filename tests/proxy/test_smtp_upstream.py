@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
-from mailproxy.protocols.smtp.upstream import SmtpUpstream, xtext
+from mailproxy.protocols.client_identity import xtext
+from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import (
     AuthAllowed,
     Client,

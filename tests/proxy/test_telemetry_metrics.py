@@ -79,6 +79,16 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         "upstream_errors_total",
         ("imap", "hello"),
     ),
+    (
+        lambda m: bump(m.protocol(Protocol.IMAP).upstream_tls_failures[enums.UpstreamTlsFailure.NAME]),
+        "upstream_tls_failures_total",
+        ("imap", "name"),
+    ),
+    (
+        lambda m: m.upstream_certificate_seen("s", 1.0),
+        "upstream_certificate_expiry_timestamp_seconds",
+        ("s",),
+    ),
     (lambda m: bump(m.protocol(Protocol.IMAP).bytes_to_client), "relayed_bytes_total", ("imap", "to_client")),
     (
         lambda m: bump(m.protocol(Protocol.IMAP).bytes_to_upstream),
@@ -143,6 +153,16 @@ SPANS: list[tuple[Callable[[WorkerMetrics], Histogram], str, tuple[str, ...]]] =
         "upstream_connect_duration_seconds",
         ("smtp", "error"),
     ),
+    (
+        lambda m: m.protocol(Protocol.POP3).upstream_tls_seconds[True],
+        "upstream_tls_handshake_seconds",
+        ("pop3", "true"),
+    ),
+    (
+        lambda m: m.protocol(Protocol.POP3).upstream_tls_seconds[False],
+        "upstream_tls_handshake_seconds",
+        ("pop3", "false"),
+    ),
     (lambda m: m.tls_seconds[enums.TlsMode.IMPLICIT], "tls_handshake_duration_seconds", ("implicit",)),
     (lambda m: m.dns_seconds[enums.DnsPurpose.AUTH], "dns_query_duration_seconds", ("auth",)),
     (lambda m: m.loop_lag, "event_loop_lag_seconds", ()),
@@ -188,6 +208,18 @@ def test_duration_changes_one_bucket_of_its_series(
     assert changes(metrics, before) == {
         (P + name, labels): bucketed(P + name, sum(bound < 0.5 for bound in bounds), 0.5)
     }
+
+
+def test_earliest_expiry_of_upstreams_is_kept_until_they_are_forgotten() -> None:
+    metrics = WorkerMetrics()
+    name = (P + "upstream_certificate_expiry_timestamp_seconds", ("s",))
+    for expiry in (5.0, 3.0, 4.0):
+        metrics.upstream_certificate_seen("s", expiry)
+    assert series(metrics)[name] == 3.0
+    metrics.forget_upstream_certificates("s")
+    assert name not in series(metrics)
+    metrics.upstream_certificate_seen("s", 9.0)
+    assert series(metrics)[name] == 9.0
 
 
 def test_every_worker_metric_is_tested_above() -> None:

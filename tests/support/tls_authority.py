@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -83,13 +85,15 @@ class Authority:
         purpose: x509.ObjectIdentifier | None = None,
         serial: int | None = None,
         passphrase: bytes | None = None,
+        names: Sequence[str] = ("localhost",),
     ) -> Issued:
-        """Issue a certificate; ``passphrase`` encrypts its key."""
+        """Issue a certificate for host names or IP addresses; ``passphrase`` encrypts its key."""
         own = private_key(key)
         builder = _identify(_builder(name(subject), own, self.name, expires=expires, serial=serial), self.key)
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
-        )
+        if names:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_general_name(each) for each in names]), critical=False
+            )
         if purpose is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         return self._issued(builder.sign(self.key, hashes.SHA256()), own, passphrase)
@@ -150,6 +154,13 @@ def _identify(builder: x509.CertificateBuilder, signer: PrivateKey) -> x509.Cert
     """Add the identifier of the signing key, which strict clients (Python 3.13, Go) require."""
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     return builder.add_extension(identifier, critical=False)
+
+
+def _general_name(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
 
 
 def _builder(

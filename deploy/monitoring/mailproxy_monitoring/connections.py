@@ -5,33 +5,38 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy_monitoring.grafana import Panel, Row
+from mailproxy_monitoring.colours import CLOSE_REASONS, LOGIN_RESULTS, METHODS, PROTOCOLS, SESSION_STATES
+from mailproxy_monitoring.grafana import CONNECTIONS_PER_SECOND, LOGINS_PER_SECOND, Panel, Row
 from mailproxy_monitoring.queries import BAD_HIGH, DENIED, FILTER, JOB, LOGIN, buckets, rate
 
 CONNECTIONS: Final = Row(
     "Connections",
     (
         Panel(
-            title="Accepted, by server",
-            unit="cps",
+            title="Accepted connections by server",
+            unit=CONNECTIONS_PER_SECOND,
             queries=((rate("mailproxy_connections_accepted_total", "server"), "{{server}}"),),
-            help="New client connections per second.",
+            description="New client connections per second, by server block.",
         ),
         Panel(
-            title="Active, by protocol",
+            title="Active connections by protocol",
             stacked=True,
             queries=((f"sum by (protocol) (mailproxy_connections_active{{{FILTER}}})", "{{protocol}}"),),
-            help="Clients connected.",
+            colours=PROTOCOLS,
+            description="Connected clients.",
         ),
         Panel(
-            title="Sessions, by what they are doing",
+            title="Sessions by state",
             stacked=True,
             queries=((f"sum by (state) (mailproxy_sessions_active{{{FILTER}}})", "{{state}}"),),
-            help="Many in auth: the authentication service is slow. Many in upstream: the mail servers are.",
+            colours=SESSION_STATES,
+            description="Many sessions in auth: the authentication service is slow. Many in upstream:"
+            " the mail servers are slow.",
         ),
         Panel(
-            title="Saturation: active against the limit",
+            title="Share of the connection limit",
             unit="percentunit",
+            maximum=1,
             steps=BAD_HIGH,
             queries=(
                 (
@@ -40,21 +45,24 @@ CONNECTIONS: Final = Row(
                     "{{pod}} {{instance}}",
                 ),
             ),
-            help="At 100 % new clients are rejected with the protocol's busy reply.",
+            description="At 100 % new clients are rejected with the protocol's busy reply.",
+            alerts=("MailProxyConnectionsNearLimit",),
         ),
         Panel(
-            title="Closed, by reason",
+            title="Closed connections by reason",
             stacked=True,
-            unit="cps",
+            unit=CONNECTIONS_PER_SECOND,
             queries=((rate("mailproxy_connections_closed_total", "reason"), "{{reason}}"),),
-            help="By the first cause of the end.",
+            colours=CLOSE_REASONS,
+            description="The first cause of the end of each connection.",
+            alerts=("MailProxyInternalErrors",),
         ),
         Panel(
-            title="How long connections lasted",
+            title="Connection duration",
             kind="heatmap",
             unit="s",
             queries=((buckets("mailproxy_session_duration_seconds"), "{{le}}"),),
-            help="Short: clients that fail or retry all the time. Long: clients that wait for mail.",
+            description="Short: clients that fail or retry all the time. Long: clients that wait for mail.",
         ),
     ),
 )
@@ -63,19 +71,23 @@ LOGINS: Final = Row(
     "Logins",
     (
         Panel(
-            title="By result",
+            title="Logins by result",
             stacked=True,
-            unit="ops",
-            queries=((rate("mailproxy_logins_total", "result"), "{{result}}"),),
-            help="Per second.",
+            unit=LOGINS_PER_SECOND,
+            queries=((rate(LOGIN, "result"), "{{result}}"),),
+            colours=LOGIN_RESULTS,
+            description="Logins per second. Green: successful. Red: the authentication service or the mail"
+            " servers failed. Orange: wrong credentials.",
             width=12,
+            alerts=("MailProxyLoginFailures", "MailProxyLoginsDenied"),
         ),
         Panel(
-            title="By method",
+            title="Logins by method",
             stacked=True,
-            unit="ops",
-            queries=((rate("mailproxy_logins_total", "method"), "{{method}}"),),
-            help="The authentication methods of clients.",
+            unit=LOGINS_PER_SECOND,
+            queries=((rate(LOGIN, "method"), "{{method}}"),),
+            colours=METHODS,
+            description="The authentication methods of clients.",
             width=12,
         ),
         Panel(
@@ -83,20 +95,24 @@ LOGINS: Final = Row(
             kind="heatmap",
             unit="s",
             queries=((buckets("mailproxy_login_duration_seconds"), "{{le}}"),),
-            help="Successful and failed ones.",
+            description="Of successful and failed logins.",
             width=12,
         ),
         Panel(
-            title="Denied share",
+            title="Share of denied logins",
             unit="percentunit",
+            maximum=1,
             queries=(
                 (
                     f"{rate(LOGIN, 'protocol', DENIED)} / {rate(LOGIN, 'protocol')}",
                     "{{protocol}}",
                 ),
             ),
-            help="Near 100 %: passwords are being guessed, or the service denies all logins.",
+            colours=PROTOCOLS,
+            description="Near 100 %: passwords are being guessed, or the authentication service denies all"
+            " logins.",
             width=12,
+            alerts=("MailProxyLoginsDenied",),
         ),
     ),
 )

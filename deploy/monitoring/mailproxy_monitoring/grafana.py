@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+from mailproxy_operator.render.prometheus_rule import RUNBOOKS
 
 SCHEMA_VERSION: Final = 42
 WIDTH: Final = 24
 SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
+COUNT: Final = "locale"
+"""Grafana's unit for whole numbers, with separators of thousands."""
+CONNECTIONS_PER_SECOND: Final = "suffix:conn/s"
+LOGINS_PER_SECOND: Final = "suffix:logins/s"
+EVENTS_PER_SECOND: Final = "suffix:/s"
+_DOCS: Final = RUNBOOKS.rpartition("/")[0]
 
 Json = dict[str, Any]
 
@@ -19,23 +27,31 @@ class Panel:
     """One panel.
 
     Attributes:
-        queries: PromQL, each with what its series are called.
-        help: What a reader should conclude, shown with the panel.
-        kind: Grafana's name for it: ``timeseries``, ``stat``, ``bargauge`` or ``heatmap``.
-        unit: Grafana's name for it: ``short``, ``ops``, ``s``, ``percentunit``, ``Bps``, ``bytes``, ``d``.
+        queries: PromQL, each with the name of its series.
+        description: What a reader should conclude, shown with the panel.
+        kind: Grafana's name of the visualization: ``timeseries``, ``stat``, ``bargauge`` or ``heatmap``.
+        unit: Grafana's name of the unit: ``locale`` (counts), ``reqps``, ``s``, ``percentunit``, ``Bps``,
+            ``bytes``, or ``suffix:`` and a text.
         steps: Where colours change: value and colour, from low to high.
+        decimals: Number of decimal places; counts have none.
+        maximum: The highest possible value, which is the end of the axis.
+        colours: Fixed colours, by the names of series.
+        alerts: The alerts about what the panel shows; the panel has links to their runbooks.
     """
 
     title: str
     queries: tuple[tuple[str, str], ...]
-    help: str
+    description: str
     kind: str = "timeseries"
-    unit: str = "short"
+    unit: str = COUNT
     stacked: bool = False
     width: int = 8
     height: int = 7
     steps: tuple[tuple[float | None, str], ...] = ((None, "green"),)
     decimals: int | None = None
+    maximum: float | None = None
+    colours: Mapping[str, str] = field(default_factory=dict)
+    alerts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +71,28 @@ class Variable:
     query: str
 
 
+@dataclass(frozen=True, slots=True)
+class DashboardLink:
+    """A link to another dashboard: its title and ``uid``."""
+
+    title: str
+    uid: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dashboard:
-    """A dashboard."""
+    """A dashboard.
+
+    Attributes:
+        others: Dashboards that it links to.
+    """
 
     uid: str
     title: str
     description: str
     variables: tuple[Variable, ...]
     rows: tuple[Row, ...]
+    others: tuple[DashboardLink, ...]
 
     @property
     def panels(self) -> tuple[Panel, ...]:
@@ -86,10 +115,45 @@ def dashboard_json(dashboard: Dashboard) -> Json:
         "timezone": "browser",
         "fiscalYearStartMonth": 0,
         "annotations": {"list": []},
-        "links": [],
+        "links": [*(_dashboard_link(one) for one in dashboard.others), *_pages()],
         "templating": {"list": [_source_variable(), *(_variable(one) for one in dashboard.variables)]},
         "panels": _placed(dashboard.rows),
     }
+
+
+def _dashboard_link(other: DashboardLink) -> Json:
+    """Return a link that keeps the time range and the data source.
+
+    The other variables are left out: the namespace and job of a proxy are not those of the operator.
+    """
+    return _link(other.title, f"/d/{other.uid}?var-datasource=${{datasource}}", "dashboard", keep_time=True)
+
+
+def _pages() -> list[Json]:
+    """Return links to the documentation."""
+    return [
+        _link("Finding the failing part", f"{_DOCS}/monitoring.md#finding-the-failing-part", "doc"),
+        _link("Runbooks", RUNBOOKS, "doc"),
+    ]
+
+
+def _link(title: str, url: str, icon: str, *, keep_time: bool = False) -> Json:
+    return {
+        "type": "link",
+        "title": title,
+        "url": url,
+        "icon": icon,
+        "tooltip": "",
+        "tags": [],
+        "asDropdown": False,
+        "includeVars": False,
+        "keepTime": keep_time,
+        "targetBlank": not keep_time,
+    }
+
+
+def _runbook(alert: str) -> Json:
+    return _link(f"Runbook of {alert}", f"{RUNBOOKS}#{alert.lower()}", "doc")
 
 
 def _source_variable() -> Json:
@@ -164,12 +228,13 @@ def _panel(panel: Panel, number: int, place: Json) -> Json:
         "id": number,
         "type": panel.kind,
         "title": panel.title,
-        "description": panel.help,
+        "description": panel.description,
         "datasource": SOURCE,
         "gridPos": place,
         "targets": [_target(panel, index) for index in range(len(panel.queries))],
-        "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
+        "fieldConfig": {"defaults": _defaults(panel), "overrides": _overrides(panel)},
         "options": _OPTIONS[panel.kind],
+        "links": [_runbook(alert) for alert in panel.alerts],
     }
 
 
@@ -198,8 +263,10 @@ def _defaults(panel: Panel) -> Json:
         "thresholds": {"mode": "absolute", "steps": steps},
         "mappings": [],
     }
-    if panel.decimals is not None:
-        defaults["decimals"] = panel.decimals
+    if panel.decimals is not None or panel.unit == COUNT:
+        defaults["decimals"] = panel.decimals or 0
+    if panel.maximum is not None:
+        defaults["max"] = panel.maximum
     if panel.kind == "timeseries":
         defaults["custom"] = {
             "drawStyle": "line",
@@ -210,6 +277,16 @@ def _defaults(panel: Panel) -> Json:
             "stacking": {"group": "A", "mode": "normal" if panel.stacked else "none"},
         }
     return defaults
+
+
+def _overrides(panel: Panel) -> list[Json]:
+    return [
+        {
+            "matcher": {"id": "byName", "options": name},
+            "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}],
+        }
+        for name, colour in panel.colours.items()
+    ]
 
 
 _REDUCED: Final = {"calcs": ["lastNotNull"], "fields": "", "values": False}

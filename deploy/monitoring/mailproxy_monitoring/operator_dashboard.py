@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy_monitoring.grafana import Dashboard, Panel, Row, Variable
-from mailproxy_monitoring.queries import JOB, quantile, rate
+from mailproxy_monitoring import colours
+from mailproxy_monitoring.grafana import EVENTS_PER_SECOND, Dashboard, DashboardLink, Panel, Row, Variable
+from mailproxy_monitoring.queries import JOB, count, quantile, rate
 
 OVERVIEW: Final = Row(
-    "At a glance",
+    "Overview",
     (
         Panel(
             title="Ready",
@@ -17,7 +18,7 @@ OVERVIEW: Final = Row(
             width=4,
             height=4,
             queries=((f'sum (mailproxy_operator_resources{{{JOB}, ready="true"}})', ""),),
-            help="MailProxy resources whose Ready condition is True.",
+            description="MailProxy resources whose condition Ready is True.",
         ),
         Panel(
             title="Not ready",
@@ -26,120 +27,133 @@ OVERVIEW: Final = Row(
             height=4,
             steps=((None, "green"), (1.0, "red")),
             queries=((f'sum (mailproxy_operator_resources{{{JOB}, ready!="true"}})', ""),),
-            help="kubectl get mailp -A -o wide names them, and the reason.",
+            description="MailProxy resources whose condition Ready is not True. kubectl get mailp -A -o wide"
+            " lists them with the reason.",
+            alerts=("MailProxyNotReady", "MailProxyStalled"),
         ),
         Panel(
-            title="Held back by a sysctl",
+            title="Forbidden sysctls",
             kind="stat",
             width=4,
             height=4,
             steps=((None, "green"), (1.0, "red")),
             queries=((f"sum (mailproxy_operator_circuit_breakers_open{{{JOB}}})", ""),),
-            help="Nodes refuse a sysctl that the resource asks for; its status names it.",
+            description="MailProxy resources with a sysctl that nodes refuse; their status names it.",
+            alerts=("MailProxySysctlForbidden",),
         ),
         Panel(
-            title="Operators that work",
+            title="Leaders",
             kind="stat",
             width=4,
             height=4,
             steps=((None, "red"), (1.0, "green"), (2.0, "red")),
             queries=((f"sum (mailproxy_operator_leader{{{JOB}}})", ""),),
-            help="One, of however many replicas; none while the Lease changes hands.",
+            description="Operator pods that hold the Lease: one, whatever the number of replicas;"
+            " none for seconds while the Lease changes.",
+            alerts=("MailProxyOperatorDown",),
         ),
         Panel(
-            title="Since the last good reconcile",
+            title="Since the last reconcile",
             kind="stat",
             unit="s",
             width=4,
             height=4,
             steps=((None, "green"), (1200.0, "orange"), (1800.0, "red")),
             queries=((f"time() - max (mailproxy_operator_last_success_timestamp_seconds{{{JOB}}})", ""),),
-            help="Every resource is reconciled every ten minutes, whether or not something changed.",
+            description="Time since a reconcile finished. Every resource is reconciled every ten minutes,"
+            " with or without a change.",
+            alerts=("MailProxyOperatorNotReconciling",),
         ),
         Panel(
-            title="Waiting",
+            title="Queue depth",
             kind="stat",
             width=4,
             height=4,
             queries=((f"sum (mailproxy_operator_queue_depth{{{JOB}}})", ""),),
-            help="Resources that wait for a reconcile.",
+            description="Resources that wait for a reconcile.",
+            alerts=("MailProxyOperatorNotReconciling",),
         ),
     ),
 )
 
-RECONCILES: Final = Row(
-    "Reconciles",
+RECONCILIATION: Final = Row(
+    "Reconciliation",
     (
         Panel(
-            title="By result",
+            title="Reconciles by result",
             stacked=True,
-            unit="ops",
+            unit=EVENTS_PER_SECOND,
             queries=((rate("mailproxy_operator_reconciles_total", "result", JOB), "{{result}}"),),
-            help="retry: it will be tried again. hopeless: the resource must be changed."
+            colours=colours.RECONCILES,
+            description="retry: it is repeated with back-off. hopeless: the resource must be changed."
             " error: a fault of the operator; its log has the traceback.",
+            alerts=("MailProxyOperatorErrors",),
         ),
         Panel(
-            title="Time",
+            title="Reconcile duration",
             unit="s",
             queries=tuple(
                 (quantile(share, "mailproxy_operator_reconcile_duration_seconds", where=JOB), name)
                 for share, name in ((0.5, "median"), (0.99, "99 %"))
             ),
-            help="One reconcile, requests to the API server and to pods included.",
+            colours=colours.QUANTILES,
+            description="Includes requests to the API server and to pods.",
         ),
         Panel(
-            title="Waiting",
-            queries=((f"sum (mailproxy_operator_queue_depth{{{JOB}}})", "waiting"),),
-            help="A queue that does not empty is an API server that is slow.",
+            title="Queue depth over time",
+            queries=((f"sum (mailproxy_operator_queue_depth{{{JOB}}})", "queue depth"),),
+            description="A queue that does not become empty: the API server is slow.",
         ),
         Panel(
-            title="Resources, by Ready",
+            title="Resources by Ready condition",
             stacked=True,
             queries=((f"sum by (ready) (mailproxy_operator_resources{{{JOB}}})", "{{ready}}"),),
-            help="",
+            colours=colours.READY,
+            description="MailProxy resources, by the status of their condition Ready.",
+            alerts=("MailProxyNotReady",),
         ),
         Panel(
-            title="Resources refused, by reason",
-            queries=(
-                (
-                    f"sum by (reason) (increase(mailproxy_operator_config_errors_total{{{JOB}}}"
-                    "[$__rate_interval]))",
-                    "{{reason}}",
-                ),
-            ),
-            help="What runs is left as it is.",
+            title="Rejected resources by reason",
+            queries=((count("mailproxy_operator_config_errors_total", "reason", JOB), "{{reason}}"),),
+            colours=colours.CONFIG_ERRORS,
+            description="Reconciles of invalid resources. Their running pods are not changed.",
+            alerts=("MailProxyStalled",),
         ),
         Panel(
-            title="Repaired and removed, by kind",
+            title="Repaired and pruned objects by kind",
             queries=(
                 (rate("mailproxy_operator_drift_repairs_total", "kind", JOB), "repaired: {{kind}}"),
-                (rate("mailproxy_operator_prunes_total", "kind", JOB), "removed: {{kind}}"),
+                (rate("mailproxy_operator_prunes_total", "kind", JOB), "pruned: {{kind}}"),
             ),
-            unit="ops",
-            help="Repairs again and again: another client writes the same fields.",
+            unit=EVENTS_PER_SECOND,
+            description="Repeated repairs: another client writes the same fields. Pruned: the object is no"
+            " longer wanted.",
         ),
     ),
 )
 
 API: Final = Row(
-    "API server",
+    "Kubernetes API",
     (
         Panel(
-            title="Requests, by verb",
+            title="Requests by verb",
             stacked=True,
             unit="reqps",
             queries=((rate("mailproxy_operator_api_requests_total", "verb", JOB), "{{verb}}"),),
-            help="Without changes nothing is written: patches then are drift.",
+            colours=colours.VERBS,
+            description="Without changes nothing is written; apply then means drift.",
         ),
         Panel(
-            title="Requests, by answer",
+            title="Requests by status code",
             stacked=True,
             unit="reqps",
             queries=((rate("mailproxy_operator_api_requests_total", "code", JOB), "{{code}}"),),
-            help="429: the API server limits our requests. 4xx: rights or quota; see a resource's status.",
+            colours=colours.STATUS_CODES,
+            description="429: the API server limits the operator's requests. 4xx: permissions or quota;"
+            " see the status of the MailProxy. error: no response.",
         ),
         Panel(
-            title="Time, 99th percentile",
+            title="Request time, 99th percentile",
             unit="s",
             queries=(
                 (
@@ -147,36 +161,27 @@ API: Final = Row(
                     "{{verb}}",
                 ),
             ),
-            help="",
+            colours=colours.VERBS,
+            description="Duration of requests to the API server, by verb.",
         ),
         Panel(
-            title="Watches begun again, by reason",
+            title="Watch restarts by reason",
             stacked=True,
-            queries=(
-                (
-                    f"sum by (reason) (increase(mailproxy_operator_watch_restarts_total{{{JOB}}}"
-                    "[$__rate_interval]))",
-                    "{{reason}}",
-                ),
-            ),
-            help="expired and closed now and then are normal. error: the API server refuses,"
-            " or cannot be reached. inactive: silent for too long; the next listing finds missed changes.",
+            queries=((count("mailproxy_operator_watch_restarts_total", "reason", JOB), "{{reason}}"),),
+            colours=colours.WATCH_RESTARTS,
+            description="A few with expired and closed are normal. error: the API server refuses,"
+            " or cannot be reached. inactive: no event for too long; the next list finds missed changes.",
         ),
         Panel(
-            title="Sidecars asked for, by what became of it",
+            title="Sidecar admissions by result",
             stacked=True,
-            queries=(
-                (
-                    f"sum by (result) (increase(mailproxy_operator_sidecar_admissions_total{{{JOB}}}"
-                    "[$__rate_interval]))",
-                    "{{result}}",
-                ),
-            ),
-            help="ignored: the pod runs without; an event gives the reason. refused: by failurePolicy Fail."
-            " error: a fault of the operator; its log has the traceback.",
+            queries=((count("mailproxy_operator_sidecar_admissions_total", "result", JOB), "{{result}}"),),
+            colours=colours.ADMISSIONS,
+            description="ignored: the pod runs without a sidecar; an event has the reason. refused: by"
+            " failurePolicy Fail. error: a fault of the operator; its log has the traceback.",
         ),
         Panel(
-            title="Operators, by version",
+            title="Operators by version",
             stacked=True,
             queries=(
                 (
@@ -184,7 +189,7 @@ API: Final = Row(
                     "{{version}} {{revision}}",
                 ),
             ),
-            help="Two for minutes: an upgrade is stuck.",
+            description="Two versions for minutes: an upgrade does not complete.",
         ),
     ),
 )
@@ -192,7 +197,7 @@ API: Final = Row(
 OPERATOR: Final = Dashboard(
     uid="mailproxy-operator",
     title="MailProxy operator",
-    description="Does what is written in MailProxy resources become true?",
+    description="Whether MailProxy resources are reconciled and ready.",
     variables=(
         Variable(
             name="namespace",
@@ -205,5 +210,6 @@ OPERATOR: Final = Dashboard(
             query='label_values(mailproxy_operator_build_info{namespace=~"$namespace"}, job)',
         ),
     ),
-    rows=(OVERVIEW, RECONCILES, API),
+    rows=(OVERVIEW, RECONCILIATION, API),
+    others=(DashboardLink("MailProxy", "mailproxy-proxies"),),
 )

@@ -5,20 +5,23 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy_monitoring.grafana import Panel, Row
+from mailproxy_monitoring.colours import AUTH_ERRORS, LOGIN_RESULTS, UPSTREAM_STAGES
+from mailproxy_monitoring.grafana import LOGINS_PER_SECOND, Panel, Row
 from mailproxy_monitoring.queries import (
     BAD_LOW,
     COMPLETED,
+    FAILED,
     FILTER,
     JOB,
     LOGIN,
     SUCCESSFUL,
     quantile,
+    ranking,
     rate,
 )
 
 OVERVIEW: Final = Row(
-    "At a glance",
+    "Overview",
     (
         Panel(
             title="Active connections",
@@ -26,16 +29,17 @@ OVERVIEW: Final = Row(
             width=4,
             height=4,
             queries=((f"sum (mailproxy_connections_active{{{FILTER}}})", ""),),
-            help="Clients connected now.",
+            description="Clients that are connected now.",
+            alerts=("MailProxyConnectionsNearLimit", "MailProxyDown"),
         ),
         Panel(
             title="Logins",
             kind="stat",
-            unit="ops",
+            unit=LOGINS_PER_SECOND,
             width=4,
             height=4,
-            queries=((rate("mailproxy_logins_total"), ""),),
-            help="Logins per second, successful or not.",
+            queries=((rate(LOGIN), ""),),
+            description="Logins per second, successful or not.",
         ),
         Panel(
             title="Successful logins",
@@ -45,8 +49,11 @@ OVERVIEW: Final = Row(
             height=4,
             steps=BAD_LOW,
             decimals=1,
+            maximum=1,
             queries=((f"{rate(LOGIN, where=SUCCESSFUL)} / {rate(LOGIN, where=COMPLETED)}", ""),),
-            help="Of all logins that clients did not abort. Wrong passwords count as failures here.",
+            description="The share of logins that succeeded, without those that clients aborted."
+            " Wrong passwords count as failures here.",
+            alerts=("MailProxyLoginFailures", "MailProxyLoginsDenied"),
         ),
         Panel(
             title="Login time, 99th percentile",
@@ -56,7 +63,8 @@ OVERVIEW: Final = Row(
             height=4,
             steps=((None, "green"), (1.0, "orange"), (5.0, "red")),
             queries=((quantile(0.99, "mailproxy_login_duration_seconds"), ""),),
-            help="From complete credentials to the reply, without pauses that the service requested.",
+            description="From complete credentials to the reply, without pauses that the authentication"
+            " service requested (Auth-Wait).",
         ),
         Panel(
             title="Pods and configurations",
@@ -70,12 +78,13 @@ OVERVIEW: Final = Row(
                     "configurations",
                 ),
             ),
-            help="More than one configuration of one proxy for minutes: a pod rejected the new one.",
+            description="More than one configuration of one proxy for minutes: a pod rejected the new one.",
+            alerts=("MailProxyConfigSkew", "MailProxyReloadFailed"),
         ),
         Panel(
-            title="Next certificate ends in",
+            title="Next certificate expiry",
             kind="stat",
-            unit="d",
+            unit="suffix:days",
             width=4,
             height=4,
             decimals=0,
@@ -86,47 +95,35 @@ OVERVIEW: Final = Row(
                     "",
                 ),
             ),
-            help="The first of all certificates that are loaded.",
+            description="Time until the first of all loaded certificates expires.",
+            alerts=("MailProxyCertificateExpires",),
         ),
         Panel(
-            title="Logins that failed, by result",
+            title="Failed logins by result",
             kind="bargauge",
-            queries=(
-                (
-                    "sort_desc (sum by (result) (increase(mailproxy_logins_total"
-                    f'{{{FILTER}, result!~"success|aborted"}}[$__range])) > 0)',
-                    "{{result}}",
-                ),
-            ),
-            steps=((None, "orange"),),
-            help="denied, upstream_denied: passwords. unavailable, timeout, invalid_response:"
-            " the authentication service. upstream_failed, upstream_refused: the mail servers.",
+            queries=((ranking(LOGIN, "result", FAILED), "{{result}}"),),
+            colours=LOGIN_RESULTS,
+            description="In the time range of the dashboard. denied, upstream_denied: passwords. unavailable,"
+            " timeout, invalid_response: the authentication service. upstream_failed, upstream_refused:"
+            " the mail servers.",
+            alerts=("MailProxyLoginFailures", "MailProxyLoginsDenied"),
         ),
         Panel(
-            title="Where it broke: authentication service",
+            title="Authentication service errors by reason",
             kind="bargauge",
-            queries=(
-                (
-                    "sort_desc (sum by (reason) (increase("
-                    f"mailproxy_auth_errors_total{{{JOB}}}[$__range])) > 0)",
-                    "{{reason}}",
-                ),
-            ),
-            steps=((None, "orange"),),
-            help="Requests without a usable response.",
+            queries=((ranking("mailproxy_auth_errors_total", "reason", JOB), "{{reason}}"),),
+            colours=AUTH_ERRORS,
+            description="Requests without a usable response, in the time range of the dashboard.",
+            alerts=("MailProxyAuthErrors",),
         ),
         Panel(
-            title="Where it broke: mail servers",
+            title="Mail server errors by stage",
             kind="bargauge",
-            queries=(
-                (
-                    "sort_desc (sum by (stage) (increase("
-                    f"mailproxy_upstream_errors_total{{{FILTER}}}[$__range])) > 0)",
-                    "{{stage}}",
-                ),
-            ),
-            steps=((None, "orange"),),
-            help="The step of the login at the mail server that failed.",
+            queries=((ranking("mailproxy_upstream_errors_total", "stage", FILTER), "{{stage}}"),),
+            colours=UPSTREAM_STAGES,
+            description="The step of the login at the mail server that failed, in the time range of the"
+            " dashboard.",
+            alerts=("MailProxyUpstreamErrors",),
         ),
     ),
 )

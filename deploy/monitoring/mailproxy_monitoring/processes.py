@@ -5,65 +5,73 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy_monitoring.grafana import Panel, Row
-from mailproxy_monitoring.queries import BAD_HIGH, JOB, quantile, rate
+from mailproxy_monitoring.colours import LIMITS, PROTOCOL_ERRORS, PROXY_HEADERS, RELOADS, WORKERS
+from mailproxy_monitoring.grafana import CONNECTIONS_PER_SECOND, EVENTS_PER_SECOND, Panel, Row
+from mailproxy_monitoring.queries import BAD_HIGH, JOB, count, quantile, rate
+
+_OF_PROXIES: Final = f"and on (job, instance) mailproxy_build_info{{{JOB}}}"
 
 PROTOCOL: Final = Row(
-    "Protocol and abuse",
+    "Protocol errors and limits",
     (
         Panel(
-            title="Protocol errors, by kind",
+            title="Protocol errors by kind",
             stacked=True,
-            unit="ops",
+            unit=EVENTS_PER_SECOND,
             queries=((rate("mailproxy_protocol_errors_total", "error"), "{{error}}"),),
-            help="foreign_protocol: web clients and scanners. no_greeting, unexpected_reply, reply_too_long:"
-            " mail servers. The rest: clients.",
+            colours=PROTOCOL_ERRORS,
+            description="foreign_protocol: web clients and scanners. no_greeting, unexpected_reply,"
+            " reply_too_long: mail servers. The rest: clients.",
         ),
         Panel(
-            title="PROXY headers, by result",
+            title="PROXY headers by result",
             stacked=True,
-            unit="ops",
+            unit=CONNECTIONS_PER_SECOND,
             queries=((rate("mailproxy_proxy_protocol_headers_total", "result", JOB), "{{result}}"),),
-            help="missing: a health check, or a load balancer that sends none."
-            " untrusted: setRealIpFrom does not name the balancer.",
+            colours=PROXY_HEADERS,
+            description="missing: a health check, or a load balancer that sends none."
+            " untrusted: setRealIpFrom does not contain the load balancer's address.",
         ),
         Panel(
-            title="Turned away by a limit",
+            title="Rejections by limit",
             stacked=True,
-            unit="ops",
+            unit=CONNECTIONS_PER_SECOND,
             queries=((rate("mailproxy_limit_rejections_total", "limit", JOB), "{{limit}}"),),
-            help="conn_total: workerConnections is reached. max_errors: too many bad commands.",
+            colours=LIMITS,
+            description="conn_total: workerConnections is reached. max_errors: too many invalid commands.",
+            alerts=("MailProxyConnectionsNearLimit",),
         ),
     ),
 )
 
 PROCESS: Final = Row(
-    "Configuration and process",
+    "Configuration and processes",
     (
         Panel(
-            title="Pods, by configuration",
+            title="Pods by configuration",
             stacked=True,
             width=6,
             queries=((f"count by (hash) (mailproxy_config_info{{{JOB}}})", "{{hash}}"),),
-            help="Two for long: drift. Compare with status.configHash of the MailProxy.",
+            description="Two configurations for minutes: a pod did not load the new one."
+            " Compare with status.configHash of the MailProxy.",
+            alerts=("MailProxyConfigSkew",),
         ),
         Panel(
-            title="Loaded, by result",
+            title="Reloads by result",
             width=6,
             queries=(
-                (
-                    f"sum by (result) (increase(mailproxy_config_reloads_total{{{JOB}}}[$__rate_interval]))",
-                    "{{result}}",
-                ),
+                (count("mailproxy_config_reloads_total", "result", JOB), "{{result}}"),
                 (
                     f"count (mailproxy_config_last_reload_successful{{{JOB}}} == 0) or vector(0)",
-                    "pods that run an old one",
+                    "pods with an old configuration",
                 ),
             ),
-            help="A failure changes nothing; the log and /config have the reason.",
+            colours=RELOADS,
+            description="After a failure the previous configuration stays; the log and /config show why.",
+            alerts=("MailProxyReloadFailed",),
         ),
         Panel(
-            title="Since the running configuration was loaded",
+            title="Time since the last reload",
             unit="s",
             width=6,
             queries=(
@@ -73,20 +81,21 @@ PROCESS: Final = Row(
                     "{{pod}} {{instance}}",
                 ),
             ),
-            help="A pod whose line does not fall with the others has missed a change.",
+            description="Age of the running configuration. A pod whose line does not fall with the others"
+            " has missed a change.",
         ),
         Panel(
             title="Workers and drains",
             width=6,
             queries=(
                 (f"sum (mailproxy_workers{{{JOB}}})", "workers"),
-                (f"sum (mailproxy_draining{{{JOB}}})", "pods that drain"),
-                (
-                    f"sum by (reason) (increase(mailproxy_worker_restarts_total{{{JOB}}}[$__rate_interval]))",
-                    "restarts: {{reason}}",
-                ),
+                (f"sum (mailproxy_draining{{{JOB}}})", "draining pods"),
+                (count("mailproxy_worker_restarts_total", "reason", JOB), "restarts: {{reason}}"),
             ),
-            help="Restarts for crash or killed are never normal; killed is often the memory limit.",
+            colours=WORKERS,
+            description="Restarts with the reason crash or killed are never normal;"
+            " the cause of killed is often the memory limit.",
+            alerts=("MailProxyWorkerCrashes",),
         ),
         Panel(
             title="Event loop lag, 99th percentile",
@@ -98,19 +107,22 @@ PROCESS: Final = Row(
                     "{{pod}} {{instance}}",
                 ),
             ),
-            help="Above 0.1 s a pod has too little CPU: every session waits.",
+            description="Above 0.1 s a pod has too little CPU, and every session waits.",
+            alerts=("MailProxyEventLoopSlow",),
         ),
         Panel(
             title="CPU",
+            unit="suffix:cores",
+            decimals=2,
             width=6,
             queries=(
                 (
-                    f"sum by (pod, instance) (rate(process_cpu_seconds_total{{{JOB}}}[$__rate_interval])"
-                    f" and on (job, instance) mailproxy_build_info{{{JOB}}})",
+                    "sum by (pod, instance) (rate(process_cpu_seconds_total"
+                    f"{{{JOB}}}[$__rate_interval]) {_OF_PROXIES})",
                     "{{pod}} {{instance}}",
                 ),
             ),
-            help="Cores in use; one worker uses at most one.",
+            description="Cores in use; one worker uses at most one.",
         ),
         Panel(
             title="Memory",
@@ -118,28 +130,27 @@ PROCESS: Final = Row(
             width=6,
             queries=(
                 (
-                    f"sum by (pod, instance) (process_resident_memory_bytes{{{JOB}}}"
-                    f" and on (job, instance) mailproxy_build_info{{{JOB}}})",
+                    f"sum by (pod, instance) (process_resident_memory_bytes{{{JOB}}} {_OF_PROXIES})",
                     "{{pod}} {{instance}}",
                 ),
             ),
-            help="Of all processes of a pod together.",
+            description="Resident memory of all processes of a pod.",
         ),
         Panel(
-            title="Open files against the limit",
+            title="Share of the open files limit",
             unit="percentunit",
+            maximum=1,
             width=6,
             steps=BAD_HIGH,
             queries=(
                 (
-                    f"sum by (pod, instance) (process_open_fds{{{JOB}}}"
-                    f" and on (job, instance) mailproxy_build_info{{{JOB}}})"
+                    f"sum by (pod, instance) (process_open_fds{{{JOB}}} {_OF_PROXIES})"
                     f" / sum by (pod, instance) (process_max_fds{{{JOB}}} * on (job, instance) group_left ()"
                     f" mailproxy_workers{{{JOB}}})",
                     "{{pod}} {{instance}}",
                 ),
             ),
-            help="A session takes two, one more while it logs in.",
+            description="A session uses two file descriptors, and one more while it logs in.",
         ),
     ),
 )

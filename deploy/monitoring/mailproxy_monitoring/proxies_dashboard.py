@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy_monitoring.connections import CONNECTIONS, LOGINS
-from mailproxy_monitoring.grafana import Dashboard, Variable
+from mailproxy_monitoring.grafana import Dashboard, DashboardLink, Variable
 from mailproxy_monitoring.overview import OVERVIEW
 from mailproxy_monitoring.processes import PROCESS, PROTOCOL
 from mailproxy_monitoring.queries import JOB
@@ -15,7 +15,7 @@ from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, TLS, UPSTREAMS
 PROXIES: Final = Dashboard(
     uid="mailproxy-proxies",
     title="MailProxy",
-    description="Is mail login working, and if not, where does it break?",
+    description="Whether logins work, and which part fails if they do not.",
     variables=(
         Variable(name="namespace", label="Namespace", query="label_values(mailproxy_build_info, namespace)"),
         Variable(
@@ -30,4 +30,5 @@ PROXIES: Final = Dashboard(
         ),
     ),
     rows=(OVERVIEW, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TLS, DNS, PROTOCOL, PROCESS),
+    others=(DashboardLink("MailProxy operator", "mailproxy-operator"),),
 )

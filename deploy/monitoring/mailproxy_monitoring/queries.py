@@ -12,6 +12,7 @@ FILTER: Final = JOB + ', protocol=~"$protocol"'
 LOGIN: Final = "mailproxy_logins_total"
 SUCCESSFUL: Final = FILTER + ', result="success"'
 COMPLETED: Final = FILTER + ', result!="aborted"'
+FAILED: Final = FILTER + ', result!~"success|aborted"'
 DENIED: Final = FILTER + ', result="denied"'
 FROM_CACHE: Final = JOB + ', result!="miss"'
 BAD_HIGH: Final = ((None, "green"), (0.7, "orange"), (0.9, "red"))
@@ -22,6 +23,19 @@ def rate(metric: str, by: str = "", where: str = FILTER) -> str:
     """Return the rate of a counter, added up by labels."""
     grouped = f"sum by ({by})" if by else "sum"
     return f"{grouped} (rate({metric}{{{where}}}[$__rate_interval]))"
+
+
+def count(metric: str, by: str, where: str = FILTER, window: str = "$__rate_interval") -> str:
+    """Return how often a counter was increased in a time window, by labels.
+
+    ``increase`` extrapolates to the whole window, so its result is rounded: events are whole numbers.
+    """
+    return f"round (sum by ({by}) (increase({metric}{{{where}}}[{window}])))"
+
+
+def ranking(metric: str, by: str, where: str) -> str:
+    """Return the counts over the dashboard's time range, the highest first, without zeros."""
+    return f"sort_desc ({count(metric, by, where, '$__range')} > 0)"
 
 
 def quantile(share: float, metric: str, by: str = "", where: str = FILTER) -> str:

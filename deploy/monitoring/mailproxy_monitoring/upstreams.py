@@ -5,43 +5,60 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy_monitoring.grafana import Panel, Row
+from mailproxy_monitoring.colours import (
+    AUTH_ERRORS,
+    AUTH_OUTCOMES,
+    DIRECTIONS,
+    DNS_PURPOSES,
+    DNS_RESULTS,
+    DNS_TIMEOUTS,
+    QUANTILES,
+    TLS_FAILURES,
+    TLS_MODES,
+    UPSTREAM_STAGES,
+)
+from mailproxy_monitoring.grafana import EVENTS_PER_SECOND, Panel, Row
 from mailproxy_monitoring.queries import FROM_CACHE, JOB, quantile, rate
 
 AUTHENTICATION: Final = Row(
     "Authentication service",
     (
         Panel(
-            title="Requests, by outcome",
+            title="Requests by outcome",
             stacked=True,
             unit="reqps",
             width=6,
             queries=((rate("mailproxy_auth_request_duration_seconds_count", "outcome"), "{{outcome}}"),),
-            help="denied and wait are responses of the service; error and timeout: there was none.",
+            colours=AUTH_OUTCOMES,
+            description="denied and wait: responses of the service. error and timeout: no usable response.",
         ),
         Panel(
-            title="Latency",
+            title="Request duration",
             unit="s",
             width=6,
             queries=tuple(
                 (quantile(share, "mailproxy_auth_request_duration_seconds"), name)
                 for share, name in ((0.5, "median"), (0.9, "90 %"), (0.99, "99 %"))
             ),
-            help="From connecting to the end of the response's header.",
+            colours=QUANTILES,
+            description="From connecting to the end of the response's header.",
+            alerts=("MailProxyAuthSlow",),
         ),
         Panel(
             title="Requests in flight",
             width=6,
             queries=((f"sum (mailproxy_auth_requests_in_flight{{{JOB}}})", "in flight"),),
-            help="A growing number: the service is too slow.",
+            description="Requests without a response yet. A growing number: the service is too slow.",
         ),
         Panel(
-            title="Errors, by reason",
+            title="Errors by reason",
             stacked=True,
             unit="reqps",
             width=6,
             queries=((rate("mailproxy_auth_errors_total", "reason", JOB), "{{reason}}"),),
-            help="Requests without a usable response.",
+            colours=AUTH_ERRORS,
+            description="Requests without a usable response.",
+            alerts=("MailProxyAuthErrors",),
         ),
     ),
 )
@@ -56,20 +73,24 @@ UPSTREAMS: Final = Row(
                 (quantile(share, "mailproxy_upstream_connect_duration_seconds"), name)
                 for share, name in ((0.5, "median"), (0.99, "99 %"))
             ),
-            help="TCP to the mail servers.",
+            colours=QUANTILES,
+            description="Duration of TCP connects to the mail servers.",
         ),
         Panel(
-            title="Errors, by stage",
+            title="Errors by stage",
             stacked=True,
-            unit="ops",
+            unit=EVENTS_PER_SECOND,
             queries=((rate("mailproxy_upstream_errors_total", "stage"), "{{stage}}"),),
-            help="The step of the login that failed; login includes wrong passwords.",
+            colours=UPSTREAM_STAGES,
+            description="The step of the login that failed; login includes wrong passwords.",
+            alerts=("MailProxyUpstreamErrors",),
         ),
         Panel(
-            title="Relayed",
+            title="Relayed bytes",
             unit="Bps",
             queries=((rate("mailproxy_relayed_bytes_total", "direction"), "{{direction}}"),),
-            help="Bytes per second after login.",
+            colours=DIRECTIONS,
+            description="Bytes per second after login.",
         ),
     ),
 )
@@ -78,24 +99,26 @@ TLS: Final = Row(
     "TLS",
     (
         Panel(
-            title="Handshakes, by version and mode",
+            title="Handshakes by version and mode",
             stacked=True,
-            unit="ops",
+            unit=EVENTS_PER_SECOND,
             width=6,
             queries=((rate("mailproxy_tls_handshakes_total", "version, mode", JOB), "{{version}} {{mode}}"),),
-            help="Completed ones.",
+            description="Completed handshakes with clients.",
         ),
         Panel(
-            title="Failures, by reason",
+            title="Handshake failures by reason",
             stacked=True,
-            unit="ops",
+            unit=EVENTS_PER_SECOND,
             width=6,
             queries=((rate("mailproxy_tls_handshake_failures_total", "reason", JOB), "{{reason}}"),),
-            help="not_tls: a client uses a TLS port without TLS.",
+            colours=TLS_FAILURES,
+            description="not_tls: a client uses a TLS port without TLS.",
         ),
         Panel(
-            title="Resumed",
+            title="Resumed handshakes",
             unit="percentunit",
+            maximum=1,
             width=6,
             queries=(
                 (
@@ -104,14 +127,15 @@ TLS: Final = Row(
                     "of all handshakes",
                 ),
             ),
-            help="Resumed handshakes cost little CPU.",
+            description="Resumed handshakes need little CPU.",
         ),
         Panel(
             title="Handshake time, 99th percentile",
             unit="s",
             width=6,
             queries=((quantile(0.99, "mailproxy_tls_handshake_duration_seconds", "mode", JOB), "{{mode}}"),),
-            help="Includes the network's round trips.",
+            colours=TLS_MODES,
+            description="Includes the round trips of the network.",
         ),
     ),
 )
@@ -120,42 +144,47 @@ DNS: Final = Row(
     "DNS",
     (
         Panel(
-            title="Questions, by result",
+            title="Queries by result",
             stacked=True,
             unit="reqps",
             width=6,
             queries=((rate("mailproxy_dns_queries_total", "result", JOB), "{{result}}"),),
-            help="To name servers: names of clients, of the authentication service.",
+            colours=DNS_RESULTS,
+            description="Queries to name servers, for names of clients and of the authentication service.",
         ),
         Panel(
-            title="Time-outs, by purpose",
+            title="Timeouts by purpose",
             stacked=True,
             unit="reqps",
             width=6,
             queries=((rate("mailproxy_dns_timeouts_total", "purpose", JOB), "{{purpose}}"),),
-            help="ptr and forward delay SMTP greetings; auth stops logins.",
+            colours=DNS_TIMEOUTS,
+            description="ptr and forward delay SMTP greetings; auth stops logins.",
+            alerts=("MailProxyDnsTimeouts",),
         ),
         Panel(
-            title="Time to an answer, 99th percentile",
+            title="Query time, 99th percentile",
             unit="s",
             width=6,
             queries=(
                 (quantile(0.99, "mailproxy_dns_query_duration_seconds", "purpose", JOB), "{{purpose}}"),
             ),
-            help="Of the queries that got a response.",
+            colours=DNS_PURPOSES,
+            description="Of the queries that got a response.",
         ),
         Panel(
-            title="Answered from the cache",
+            title="Cache hits",
             unit="percentunit",
+            maximum=1,
             width=6,
             queries=(
                 (
                     f"{rate('mailproxy_dns_cache_requests_total', where=FROM_CACHE)}"
                     f" / {rate('mailproxy_dns_cache_requests_total', where=JOB)}",
-                    "of all look-ups",
+                    "of all lookups",
                 ),
             ),
-            help="",
+            description="The share of lookups that were answered from the cache, without a query.",
         ),
     ),
 )

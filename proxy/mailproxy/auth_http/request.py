@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from mailproxy.auth_http.header_variables import Part, parse_value, render_value
 from mailproxy.enums import Method
 from mailproxy.protocols.types import (
     AuthRequest,
@@ -55,7 +56,7 @@ class RequestTemplate:
             header's name is invalid.  The message does not contain the value.
     """
 
-    __slots__ = ("_pass_certificate", "_sends_host", "_templates", "_verifies")
+    __slots__ = ("_pass_certificate", "_sends_host", "_templates", "_variable_headers", "_verifies")
 
     def __init__(
         self,
@@ -65,7 +66,10 @@ class RequestTemplate:
         keep_alive: bool,
     ) -> None:
         start = _escape_percent(_request_line(server, keep_alive=keep_alive))
-        tail = _escape_percent(_configured_headers(header_values))
+        self._variable_headers: tuple[tuple[bytes, Sequence[Part]], ...] = ()
+        if server.auth_http_variables:
+            self._variable_headers = tuple(_variable_headers(header_values, server.protocol))
+        tail = _escape_percent(_configured_headers(() if self._variable_headers else header_values))
         self._templates = {
             method: (
                 b"%bAuth-Method: %b\r\nAuth-User: %%b\r\nAuth-Pass: %%b%%b\r\nAuth-Protocol: %b"
@@ -90,7 +94,7 @@ class RequestTemplate:
         client_headers = b""
         if self._sends_host or client.proxied is not None or client.tls is not None:
             client_headers = self._client_headers(client, request.envelope)
-        return self._templates[credentials.method] % (
+        rendered = self._templates[credentials.method] % (
             user,
             password,
             b"" if challenge is None else b"\r\nAuth-Salt: " + _one_line(challenge),
@@ -98,6 +102,15 @@ class RequestTemplate:
             client.address.encode("utf-8", "surrogateescape"),
             client_headers,
         )
+        return rendered if not self._variable_headers else self._with_variables(rendered, client)
+
+    def _with_variables(self, rendered: bytes, client: Client) -> bytes:
+        """Add the configured headers behind the last header."""
+        lines = (
+            b"%b: %b\r\n" % (name, _one_line(render_value(parts, client)))
+            for name, parts in self._variable_headers
+        )
+        return rendered[:-2] + b"".join(lines) + b"\r\n"
 
     def _client_headers(self, client: Client, envelope: Envelope | None) -> bytes:
         """Return the headers about the client: host name, PROXY addresses, envelope, TLS."""
@@ -209,6 +222,21 @@ def _configured_headers(values: Sequence[tuple[bytes, Secret | bytes]]) -> bytes
         lines.append(b"%b: %b\r\n" % (name, _configured("auth_http_header " + name.decode(), data)))
     lines.append(b"\r\n")
     return b"".join(lines)
+
+
+def _variable_headers(
+    values: Sequence[tuple[bytes, Secret | bytes]], protocol: Protocol
+) -> list[tuple[bytes, Sequence[Part]]]:
+    """Return the configured headers with their variables; values from Secrets have none."""
+    _configured_headers(values)  # checks names and values
+    found: list[tuple[bytes, Sequence[Part]]] = []
+    for name, value in values:
+        try:
+            parts = [value.reveal()] if isinstance(value, Secret) else parse_value(value, protocol)
+        except ValueError as error:
+            raise ValueError(f"auth_http_header {name.decode()}: {error}") from None
+        found.append((name, parts))
+    return found
 
 
 def _configured(directive: str, value: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from contextlib import suppress
 
 from mailproxy.protocols.proxy_protocol import address_text
 from mailproxy.protocols.types import Client
@@ -84,4 +85,7 @@ def apply_real_ip(client: Client, peers: TrustedPeers) -> bool:
         return False
     client.address = address_text(source)
     client.port = proxied.source_port
+    with suppress(ValueError):
+        destination = ipaddress.ip_address(proxied.destination.decode("ascii"))
+        client.proxied_destination = address_text(destination), proxied.destination_port
     return True

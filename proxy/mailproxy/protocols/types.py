@@ -131,6 +131,15 @@ class Client:
     tls: TlsInfo | None = None
     host: bytes = UNAVAILABLE
     """SMTP: the confirmed host name, or one of the two placeholders."""
+    session_id: str = ""
+    """At most 64 letters, digits and hyphens; as in the log."""
+    proxied_destination: tuple[str, int] | None = None
+    """Address and port that the client has connected to, of a PROXY header that was believed."""
+
+    @property
+    def connected(self) -> tuple[str, int]:
+        """Address and port that the client has connected to."""
+        return self.proxied_destination or (self.local_address, self.local_port)
 
 
 @dataclass(slots=True)

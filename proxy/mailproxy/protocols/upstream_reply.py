@@ -18,9 +18,10 @@ from typing import Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
-from mailproxy.protocols.sansio import ProtocolGenerator, Receive
+from mailproxy.protocols.proxy_protocol import outbound_header
+from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, Secret, UpstreamLogin, UpstreamLoginResult
-from mailproxy_config.model import SendProxyProtocol, ServerConfig
+from mailproxy_config.model import Protocol, ProxySsl, SendProxyProtocol, ServerConfig
 
 LF: Final = 10
 """An integer: ``10 in data`` is faster than ``b"\\n" in data``."""
@@ -47,17 +48,33 @@ class UpstreamLoginBase(ABC):
     Attributes:
         limit: The longest reply in bytes (directive ``proxy_buffer``).
         receive: Receives a reply from its first byte.
-        sends_proxy_header: Whether a PROXY header is sent first (``proxy_protocol``).
+        has_preamble: Whether something comes before the greeting; see ``preamble``.
         server: The server block that the clients connect to.
+        has_prologue: Whether something comes between the greeting and the login: STARTTLS, ID, XCLIENT.
+        prologue_stage: The stage of that.
+        starts_tls: Whether STARTTLS comes after the greeting (``proxy_ssl starttls``).
     """
 
-    __slots__ = ("limit", "receive", "sends_proxy_header", "server")
+    __slots__ = ("has_preamble", "has_prologue", "limit", "prologue_stage", "receive", "server", "starts_tls")
 
     def __init__(self, server: ServerConfig) -> None:
         self.server = server
         self.limit = server.proxy_buffer
         self.receive = Receive(self.limit)
-        self.sends_proxy_header = server.proxy_protocol is not SendProxyProtocol.DISABLED
+        self.starts_tls = server.proxy_ssl is ProxySsl.STARTTLS
+        self.has_prologue = self.starts_tls or server.sends_identity
+        of_identity = UpstreamStage.ID if server.protocol is Protocol.IMAP else UpstreamStage.XCLIENT
+        self.prologue_stage = UpstreamStage.TLS if self.starts_tls else of_identity
+        self.has_preamble = (
+            server.proxy_protocol is not SendProxyProtocol.DISABLED or server.proxy_ssl is ProxySsl.ENABLED
+        )
+
+    def preamble(self, client: Client) -> ProtocolGenerator[None]:
+        """Perform what comes before the greeting: the PROXY header, in clear, and implicit TLS."""
+        if self.server.proxy_protocol is not SendProxyProtocol.DISABLED:
+            yield Send(outbound_header(self.server, client))
+        if self.server.proxy_ssl is ProxySsl.ENABLED:
+            yield UpgradeToTls()
 
     @abstractmethod
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:

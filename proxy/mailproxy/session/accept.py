@@ -80,7 +80,9 @@ class Listener:
         self._targets = targets
         self._family = int(sock.family)
         sends_proxy_header = default.server.config.proxy_protocol is not SendProxyProtocol.DISABLED
-        self._needs_local_addr = bool(targets) or sends_proxy_header
+        self._needs_local_addr = (
+            bool(targets) or sends_proxy_header or default.server.config.uses_connected_address
+        )
         first = default.listen
         self._is_tls = first.ssl and not first.proxy_protocol and not targets
         self._pause: asyncio.TimerHandle | None = None
@@ -170,6 +172,7 @@ class Listener:
             client.port,
             time.monotonic(),
         )
+        client.session_id = record.session
         session = Session(context, server, sock, client, record)
         metrics = server.metrics
         metrics.accepted.value += 1

@@ -113,6 +113,14 @@ class Relay:
             upstream.update_events()
         if client.tls is not None and client.tls.pending() and not upstream.has_unsent:
             client.on_event(READ)
+        if upstream.tls is not None:
+            self._read_upstream_tls()
+
+    def _read_upstream_tls(self) -> None:
+        """Copy what TLS has taken from the upstream's socket with the last reply of the login."""
+        tls = self.upstream.tls
+        if not self.is_closed and tls is not None and tls.pending() and not self.client.has_unsent:
+            self.upstream.on_event(READ)
 
     def copy_on(self, end: RelayEnd) -> None:
         """Copy what TLS has taken from an end's socket already, of which there will be no event."""
@@ -179,6 +187,8 @@ class Relay:
         record.bytes_to_upstream, record.bytes_to_client = client.bytes_read, upstream.bytes_read
         if upstream.pipe is not None or client.pipe is not None:
             self._discard_pipes()
+        if upstream.tls is not None and self._reason is not CloseReason.IDLE_TIMEOUT:
+            upstream.tls.unwrap()
         context.epoll.close_socket(upstream.sock, upstream.fd)
         if client.tls is not None and self._reason is not CloseReason.IDLE_TIMEOUT:
             client.tls.unwrap()

@@ -291,7 +291,9 @@ class Session(ProtocolDriver):
             self.record,
             self._state_gauge,
             client=RelayEnd(self.sock, self.fd, self._events, protocol_metrics.bytes_to_upstream, self.tls),
-            upstream=RelayEnd(upstream.sock, upstream.fd, READ, protocol_metrics.bytes_to_client),
+            upstream=RelayEnd(
+                upstream.sock, upstream.fd, READ, protocol_metrics.bytes_to_client, upstream.tls
+            ),
         )
         relay.start(to_client=self._outgoing + result.reply, to_upstream=upstream.unsent + self._login.unread)
         context.live.discard(self)
@@ -309,10 +311,7 @@ class Session(ProtocolDriver):
             self._count_login(LoginResult.UPSTREAM_FAILED)
             self._close_with(reply, CloseReason.INTERNAL_ERROR)
             return
-        protocol_metrics = self.protocol_metrics
-        protocol_metrics.upstream_errors[error.stage].value += 1
-        if error.kind is not None:
-            protocol_metrics.errors[error.kind].value += 1
+        self.protocol_metrics.upstream_failed(error.stage, error.kind, error.tls_failure)
         login_result, is_passed_on = LoginResult.UPSTREAM_FAILED, False
         if isinstance(error, UpstreamRefused):
             # A denial concerns this client, a refusal all of them.
@@ -320,7 +319,8 @@ class Session(ProtocolDriver):
             is_passed_on = self.server.config.proxy_pass_error_message
         self._count_login(login_result)
         self._log_upstream_error(error, is_passed_on=is_passed_on)
-        self._close_with(error.reply if is_passed_on else reply, CloseReason.UPSTREAM_ERROR)
+        last_reply = error.reply if is_passed_on else error.client_reply or reply
+        self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
 
     def _log_upstream_error(self, error: UpstreamError, *, is_passed_on: bool) -> None:
         """Log how far the login came; at ``info``, as in nginx, where the client gets to see a denial."""
@@ -330,6 +330,8 @@ class Session(ProtocolDriver):
         fields: dict[str, Field] = {"upstream": upstream, "stage": error.stage, "reason": str(error)}
         if error.kind is not None:
             fields["kind"] = error.kind
+        if error.tls_failure is not None:
+            fields["failure"] = error.tls_failure
         if error.reply:
             record.reply = reply_for_log(error.reply, grant.user, grant.password)
             fields["reply"] = record.reply

@@ -9,16 +9,19 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from mailproxy.enums import ProtocolErrorKind, UpstreamStage
-from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError
+from mailproxy.enums import ProtocolErrorKind, UpstreamStage, UpstreamTlsFailure
+from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError, UpstreamTlsError
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.protocols import sansio
 from mailproxy.protocols.sansio import Effect, ProtocolGenerator
 from mailproxy.protocols.types import UpstreamLogin, UpstreamLoginResult
-from mailproxy.session.driver import DriverState, ProtocolDriver
-from mailproxy_config.model import SendProxyProtocol
+from mailproxy.protocols.upstream_tls import injected
+from mailproxy.session.driver import PENDING, DriverState, ProtocolDriver
+from mailproxy.tls.connection import HandshakeStep
+from mailproxy.tls.upstream_connection import UpstreamTlsConnection
 
 if TYPE_CHECKING:
     from mailproxy.session.session import Session
@@ -51,7 +54,7 @@ class UpstreamConnection(ProtocolDriver):
         owner: The session that an internal error ends, also after the login.
     """
 
-    __slots__ = ("_is_connecting", "_session", "_started", "_target", "owner")
+    __slots__ = ("_handshake_started", "_is_connecting", "_session", "_started", "_target", "owner")
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class UpstreamConnection(ProtocolDriver):
         self._generator = generator
         self._target = target
         self._is_connecting = True
+        self._handshake_started = 0.0  # monotonic, in seconds, while TLS is started
         self._started = started = context.epoll.now
         self._deadline = started + seconds
         server.login_timeouts.arm(self)
@@ -100,8 +104,8 @@ class UpstreamConnection(ProtocolDriver):
         if code != 0 and code not in _IN_PROGRESS:
             self._on_connect_failed(session, code)
             return
-        if code != 0 and session.server.config.proxy_protocol is not SendProxyProtocol.DISABLED:
-            self._events = READ | WRITE  # the PROXY header is sent before the greeting comes
+        if code != 0 and session.server.upstream.has_preamble:
+            self._events = READ | WRITE  # the PROXY header or a ClientHello is sent before the greeting comes
         self.context.epoll.add(self.fd, self, self._events)
         if code == 0:
             self._on_connected(session, time.monotonic() - self._started)
@@ -122,7 +126,10 @@ class UpstreamConnection(ProtocolDriver):
     def _on_other_event(self, mask: int) -> None:
         session = self._session
         if not self._is_connecting:
-            super()._on_other_event(mask)
+            if self._handshake_started and session is not None:
+                self._continue_handshake(session)
+            else:
+                super()._on_other_event(mask)
             return
         if session is None:
             return
@@ -160,6 +167,44 @@ class UpstreamConnection(ProtocolDriver):
             return microseconds * 1e-6  # type: ignore[no-any-return]
         return self.context.epoll.now - self._started
 
+    # -- TLS
+
+    def _start_tls(self, _effect: sansio.UpgradeToTls) -> object:
+        session = self._session
+        if session is None:
+            return PENDING
+        server, target = session.server, self._target
+        assert server.upstream_tls is not None  # noqa: S101 - the application builds it with proxy_ssl
+        if server.upstream.starts_tls and _has_unread(self.sock):
+            raise injected("STARTTLS")
+        peer = (target, 0) if isinstance(target, str) else target
+        self.sock = self.tls = UpstreamTlsConnection.start(self.sock, server.upstream_tls, peer)
+        self._handshake_started = time.monotonic()
+        self.context.epoll.defer(partial(self._continue_handshake, session))
+        return PENDING
+
+    def _continue_handshake(self, session: Session) -> None:
+        """Perform one step of the TLS handshake."""
+        connection = self.tls
+        if not isinstance(connection, UpstreamTlsConnection) or not self._handshake_started:
+            return
+        try:
+            step = connection.handshake()
+        except UpstreamTlsError as error:
+            self._handshake_started = 0.0
+            self.throw(error)
+            return
+        if step is not HandshakeStep.DONE:
+            self.set_events(WRITE if step is HandshakeStep.WANT_WRITE else READ)
+            return
+        seconds = time.monotonic() - self._handshake_started
+        self._handshake_started = 0.0
+        session.protocol_metrics.upstream_tls_seconds[connection.is_resumed].observe(seconds)
+        if not connection.is_resumed and (expiry := connection.certificate_expiry()) is not None:
+            self.context.metrics.upstream_certificate_seen(session.server.config.name, expiry)
+        self.set_events(READ)
+        self.resume(None)
+
     # -- the login
 
     def on_timeout(self) -> None:
@@ -170,7 +215,10 @@ class UpstreamConnection(ProtocolDriver):
                 self._on_connect_failed(session, errno.ETIMEDOUT)
                 return
             self._on_connected(session, self._connect_seconds())
-        if self.state is DriverState.IDLE:
+        if self._handshake_started:
+            self._handshake_started = 0.0
+            self.throw(UpstreamTlsError(UpstreamTlsFailure.TIMEOUT, "TLS handshake timed out"))
+        elif self.state is DriverState.IDLE:
             self.release()
             self._on_error(PeerTimedOut())
         else:
@@ -180,6 +228,8 @@ class UpstreamConnection(ProtocolDriver):
         session, self._session = self._session, None
         if session is not None:
             self.context.timers.disarm(self)
+            if isinstance(self.tls, UpstreamTlsConnection):
+                self.tls.remember_session()
             session.on_upstream_login(self, result)
 
     def _on_error(self, error: Exception) -> None:
@@ -204,6 +254,7 @@ class UpstreamConnection(ProtocolDriver):
 
     def close(self) -> None:
         """Close the connection."""
+        self._handshake_started = 0.0
         if self.fd >= 0:
             self.context.epoll.close_socket(self.sock, self.fd)
             self.fd = -1
@@ -215,8 +266,17 @@ class UpstreamConnection(ProtocolDriver):
 
     _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
         sansio.SetDeadline: ProtocolDriver.set_deadline,
+        sansio.UpgradeToTls: _start_tls,
         sansio.Wait: ProtocolDriver.wait,
     }
+
+
+def _has_unread(sock: socket.SocketType) -> bool:
+    """Whether bytes in clear text wait to be read, or the connection has ended."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def _is_connected(sock: socket.SocketType) -> bool:

@@ -23,6 +23,7 @@ from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
+from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.model import ServerConfig
 
 
@@ -36,6 +37,9 @@ class VirtualServer:
     template: RequestTemplate
     resolver: Resolver | None
     tls: ServerTls | None
+    """TLS with clients."""
+    upstream_tls: UpstreamTls | None
+    """TLS with upstreams."""
     trusted: TrustedPeers
     metrics: ServerMetrics
     """The metrics of this server."""

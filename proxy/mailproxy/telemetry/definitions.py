@@ -200,6 +200,27 @@ UPSTREAM_ERRORS: Final = MetricDefinition(
     help="Failed logins at upstreams, by their stage; stage login includes wrong passwords.",
     from_start=True,
 )
+UPSTREAM_TLS_FAILURES: Final = MetricDefinition(
+    name="mailproxy_upstream_tls_failures_total",
+    type=MetricType.COUNTER,
+    labels=(_PROTOCOL, _closed("reason", enums.UpstreamTlsFailure)),
+    help="Logins that failed because TLS with the upstream could not be started.",
+    from_start=True,
+)
+UPSTREAM_TLS_DURATION: Final = MetricDefinition(
+    name="mailproxy_upstream_tls_handshake_seconds",
+    type=MetricType.HISTOGRAM,
+    labels=(_PROTOCOL, _closed("resumed", enums.Resumed)),
+    buckets=HANDSHAKE_BUCKETS,
+    help="Duration of completed TLS handshakes with upstreams, by whether they resumed a session.",
+)
+UPSTREAM_CERTIFICATE_EXPIRY: Final = MetricDefinition(
+    name="mailproxy_upstream_certificate_expiry_timestamp_seconds",
+    type=MetricType.GAUGE,
+    labels=(_SERVER,),
+    aggregation=Aggregation.MIN,
+    help="The earliest expiry of a certificate that an upstream has sent since the last reload.",
+)
 RELAYED_BYTES: Final = MetricDefinition(
     name="mailproxy_relayed_bytes_total",
     type=MetricType.COUNTER,

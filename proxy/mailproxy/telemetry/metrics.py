@@ -20,6 +20,7 @@ from mailproxy.enums import (
     Direction,
     Limit,
     LoginOutcome,
+    Resumed,
     TlsVersion,
 )
 from mailproxy.telemetry import definitions as c
@@ -209,6 +210,8 @@ class ProtocolMetrics:
         "upstream",
         "upstream_connect",
         "upstream_errors",
+        "upstream_tls_failures",
+        "upstream_tls_seconds",
     )
 
     def __init__(self, registry: Registry, protocol: Protocol) -> None:
@@ -232,6 +235,13 @@ class ProtocolMetrics:
         self.upstream_errors = {
             s: registry.counter(c.UPSTREAM_ERRORS, protocol, s) for s in enums.UpstreamStage
         }
+        self.upstream_tls_failures = {
+            f: registry.counter(c.UPSTREAM_TLS_FAILURES, protocol, f) for f in enums.UpstreamTlsFailure
+        }
+        self.upstream_tls_seconds = {
+            True: registry.histogram(c.UPSTREAM_TLS_DURATION, protocol, Resumed.TRUE),
+            False: registry.histogram(c.UPSTREAM_TLS_DURATION, protocol, Resumed.FALSE),
+        }
         self.bytes_to_upstream = registry.counter(c.RELAYED_BYTES, protocol, Direction.TO_UPSTREAM)
         self.bytes_to_client = registry.counter(c.RELAYED_BYTES, protocol, Direction.TO_CLIENT)
         self.states = states = {s: registry.gauge(c.SESSIONS_ACTIVE, protocol, s) for s in enums.SessionState}
@@ -244,6 +254,19 @@ class ProtocolMetrics:
             True: registry.histogram(c.SESSION_DURATION, protocol, Authenticated.TRUE),
             False: registry.histogram(c.SESSION_DURATION, protocol, Authenticated.FALSE),
         }
+
+    def upstream_failed(
+        self,
+        stage: enums.UpstreamStage,
+        kind: enums.ProtocolErrorKind | None,
+        tls_failure: enums.UpstreamTlsFailure | None,
+    ) -> None:
+        """Count a login that failed at the upstream."""
+        self.upstream_errors[stage].value += 1
+        if kind is not None:
+            self.errors[kind].value += 1
+        if tls_failure is not None:
+            self.upstream_tls_failures[tls_failure].value += 1
 
 
 class Handshakes(dict[tuple[enums.TlsMode, str], Counter]):
@@ -293,6 +316,7 @@ class WorkerMetrics:
         }
         self.tls_seconds = {m: registry.histogram(c.TLS_DURATION, m) for m in enums.TlsMode}
         self.certificate_expiry = Expiries(registry)
+        self._upstream_expiries: dict[str, Gauge] = {}
         self.dns_timeouts = {p: registry.counter(c.DNS_TIMEOUTS, p) for p in enums.DnsPurpose}
         self.dns_queries = {
             (p, r): registry.counter(c.DNS_QUERIES, p, r) for p in enums.DnsPurpose for r in enums.DnsResult
@@ -336,6 +360,21 @@ class WorkerMetrics:
         for position, expiry in enumerate(expiries):
             if expiry is not None:
                 self.certificate_expiry[server, position].value = expiry
+
+    def upstream_certificate_seen(self, server: str, expiry: float) -> None:
+        """Record when a certificate of an upstream expires, as a Unix time; the earliest is kept."""
+        cell = self._upstream_expiries.get(server)
+        if cell is None:
+            cell = self._upstream_expiries[server] = self._registry.gauge(
+                c.UPSTREAM_CERTIFICATE_EXPIRY, server
+            )
+            cell.value = expiry
+        cell.value = min(cell.value, expiry)
+
+    def forget_upstream_certificates(self, server: str) -> None:
+        """Forget the certificates of a server's upstreams: others may have been installed."""
+        self._registry.drop(c.UPSTREAM_CERTIFICATE_EXPIRY, server)
+        self._upstream_expiries.pop(server, None)
 
     def config_loaded(self, config_hash: str, generation: int, when: float) -> None:
         """Record the configuration that this worker runs; ``when`` is a Unix time."""

@@ -55,9 +55,9 @@ def apply(builder: ContextBuilder, native: OpenSsl) -> None:
     native.lib.SSL_CTX_set_cert_verify_callback(context, verifier.on_chain, None)
     native.lib.SSL_CTX_set_verify_depth(context, server.ssl_verify_depth)
     _send_authority_names(builder, native, context)
-    _trust(builder, native, context, "ssl_client_certificate", server.ssl_client_certificate)
-    _trust(builder, native, context, "ssl_trusted_certificate", server.ssl_trusted_certificate)
-    _set_crl(builder, native, context)
+    trust(builder, native, "ssl_client_certificate", server.ssl_client_certificate)
+    trust(builder, native, "ssl_trusted_certificate", server.ssl_trusted_certificate)
+    check_revocation(builder, native, "ssl_crl", server.ssl_crl)
 
 
 class _ChainVerifier:
@@ -104,26 +104,27 @@ def _send_authority_names(builder: ContextBuilder, native: OpenSsl, context: int
     if names:
         native.lib.SSL_CTX_set_client_CA_list(context, names)
     else:
-        native.errors()  # `_trust` reads the same file and reports the problem
+        native.errors()  # `trust` reads the same file and reports the problem
 
 
-def _trust(builder: ContextBuilder, native: OpenSsl, context: int, directive: str, path: str | None) -> None:
+def trust(builder: ContextBuilder, native: OpenSsl, directive: str, path: str | None) -> None:
+    """Trust the certificates in a file, if there is one."""
     if path is None or builder.read_file(directive, path) is None:
         return
+    context = native.context(builder.context)
     if native.lib.SSL_CTX_load_verify_file(context, path.encode()) != 1:
         builder.add_problem(directive, f'cannot load certificates "{path}": {native.errors()}')
 
 
-def _set_crl(builder: ContextBuilder, native: OpenSsl, context: int) -> None:
-    """Check the whole chain against ``ssl_crl``; certificates in that file are not trusted."""
-    path = builder.server.ssl_crl
-    if path is None or builder.read_file("ssl_crl", path) is None:
+def check_revocation(builder: ContextBuilder, native: OpenSsl, directive: str, path: str | None) -> None:
+    """Check the whole chain against the CRLs in a file; certificates in that file are not trusted."""
+    if path is None or builder.read_file(directive, path) is None:
         return
     lib = native.lib
-    store = lib.SSL_CTX_get_cert_store(context)
+    store = lib.SSL_CTX_get_cert_store(native.context(builder.context))
     lookup = lib.X509_STORE_add_lookup(store, lib.X509_LOOKUP_file())
     if lib.X509_load_crl_file(lookup, path.encode(), _PEM) == 0:
-        builder.add_problem("ssl_crl", f'cannot load CRL "{path}": {native.errors()}')
+        builder.add_problem(directive, f'cannot load CRL "{path}": {native.errors()}')
         return
     lib.X509_STORE_set_flags(store, _CRL_CHECK_ALL)
 

@@ -105,7 +105,8 @@ class TlsParams:
     """What all connections of one server share.
 
     Attributes:
-        has_proxy_v2: Whether PROXY version 2 is sent, which needs SNI and the server's certificate.
+        has_proxy_v2: Whether PROXY version 2 or another identity is sent, which needs SNI and the
+            server's certificate.
         session_context: The context in which sessions may be resumed; see ``inputs``.
         references: Python objects that OpenSSL has pointers to while a connection exists.
         algorithms: Signature and key algorithms of the server's certificates, by the address of the ``X509``.

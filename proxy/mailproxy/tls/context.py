@@ -100,7 +100,9 @@ def build(
         client_certs.apply(builder, found)
         resumption.apply(builder, found, ticket_keys)
         settings.compress_certificates(builder, found)
-        settings.run_conf_commands(builder, found)
+        settings.run_conf_commands(
+            builder, found, "ssl_conf_command", server.ssl_conf_command, settings.AS_SERVER
+        )
     else:
         _apply_without_openssl(builder, found)
     builder.problems.raise_if_any()
@@ -108,7 +110,7 @@ def build(
         context=builder.context,
         native=library,
         verify_client=server.ssl_verify_client,
-        has_proxy_v2=server.proxy_protocol is SendProxyProtocol.V2,
+        has_proxy_v2=server.proxy_protocol is SendProxyProtocol.V2 or server.uses_connected_address,
         session_context=session_context(server),
         references=tuple(builder.references),
     )

@@ -4,28 +4,52 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import fields
 from pathlib import Path
 
 from mailproxy_config.model import ServerConfig
 
 _UNREADABLE = "unreadable"
+_OF_IDENTITY = frozenset(
+    {
+        "name",
+        "protocol",
+        "proxy_protocol",
+        "proxy_id",
+        "proxy_pop3_xclient",
+        "xclient",
+        "xclient_mode",
+        "auth_http_variables",
+    }
+)
+"""Directives that decide what a connection notes about its client."""
 
 
 def tls_files(server: ServerConfig) -> tuple[str, ...]:
-    """Return every file that ``context.build`` reads for this server, each once."""
-    return tuple(dict.fromkeys(path for _, path in server.tls_files))
+    """Return every file that TLS of this server reads, with clients and with upstreams, each once."""
+    return tuple(dict.fromkeys(path for _, path in (*server.tls_files, *server.upstream_tls_files)))
 
 
 def fingerprint(server: ServerConfig) -> str:
     """Return a digest of all inputs of ``context.build``: directives, and contents of files."""
+    return _digest_inputs(server, "ssl_", _OF_IDENTITY, server.tls_files)
+
+
+def upstream_fingerprint(server: ServerConfig) -> str:
+    """Return a digest of all inputs of ``upstream_context.build``."""
+    return _digest_inputs(server, "proxy_ssl", {"name"}, server.upstream_tls_files)
+
+
+def _digest_inputs(
+    server: ServerConfig, prefix: str, others: Set[str], files: Iterable[tuple[str, str]]
+) -> str:
     directives = (
         f"{field.name}={_ordered(getattr(server, field.name))!r}"
         for field in fields(server)
-        if field.name.startswith("ssl_") or field.name in {"name", "protocol", "proxy_protocol"}
+        if field.name.startswith(prefix) or field.name in others
     )
-    contents = map(_file_digest, tls_files(server))
+    contents = (_file_digest(path) for path in dict.fromkeys(path for _, path in files))
     return _digest(("mailproxy", *directives, *contents)).hex()
 
 

@@ -32,34 +32,35 @@ def load(builder: ContextBuilder, native: OpenSsl | None) -> tuple[float | None,
             mode = "listen ... ssl"
         builder.add_problem("ssl_certificate", f'no "ssl_certificate" is defined for the "{mode}" directive')
         return ()
-    passphrases = _passphrases(builder)
+    passphrases = read_passphrases(builder, "ssl_password_file", server.ssl_password_file)
     ends = []
     for position, pair in enumerate(server.ssl_certificate):
-        loaded = _load_pair(builder, f"ssl_certificate[{position}]", pair, passphrases, native)
+        loaded = load_pair(builder, f"ssl_certificate[{position}]", pair, passphrases, native)
         if loaded and native is not None:
             ends.append(expiry(native, native.lib.SSL_CTX_get0_certificate(native.context(builder.context))))
     return tuple(ends)
 
 
-def _passphrases(builder: ContextBuilder) -> list[Secret]:
-    """Read ``ssl_password_file``: one passphrase per line, empty lines are ignored."""
-    if builder.server.ssl_password_file is None:
+def read_passphrases(builder: ContextBuilder, directive: str, path: str | None) -> list[Secret]:
+    """Read a file of passphrases: one per line, empty lines are ignored."""
+    if path is None:
         return []
-    contents = builder.read_file("ssl_password_file", builder.server.ssl_password_file) or b""
+    contents = builder.read_file(directive, path) or b""
     lines = [line.removesuffix(b"\r") for line in contents.split(b"\n")]
     if any(len(line) > _MAX_PASSPHRASE for line in lines):
-        builder.add_problem("ssl_password_file", f"a passphrase has more than {_MAX_PASSPHRASE} bytes")
+        builder.add_problem(directive, f"a passphrase has more than {_MAX_PASSPHRASE} bytes")
         return []
     return [Secret(line) for line in lines if line]
 
 
-def _load_pair(
+def load_pair(
     builder: ContextBuilder,
     place: str,
     pair: CertificateFiles,
     passphrases: list[Secret],
     native: OpenSsl | None,
 ) -> bool:
+    """Load a certificate with its key; add a problem and return ``False`` if that fails."""
     both = builder.read_file(place, pair.certificate), builder.read_file(place, pair.key)
     if None in both:
         return False
@@ -78,12 +79,18 @@ def _load_pair(
             return True
         if not asked:
             break
-    builder.add_problem(place, _explain_failure(builder, pair, native, reason, encrypted=bool(asked)))
+    builder.add_problem(place, _explain_failure(builder, place, pair, native, reason, encrypted=bool(asked)))
     return False
 
 
 def _explain_failure(
-    builder: ContextBuilder, pair: CertificateFiles, native: OpenSsl | None, reason: str, *, encrypted: bool
+    builder: ContextBuilder,
+    place: str,
+    pair: CertificateFiles,
+    native: OpenSsl | None,
+    reason: str,
+    *,
+    encrypted: bool,
 ) -> str:
     """Find out which of the two files is bad, which ``ssl`` does not report, and why.
 
@@ -94,9 +101,10 @@ def _explain_failure(
         if native.lib.SSL_CTX_use_certificate_chain_file(context, pair.certificate.encode()) != 1:
             return f'cannot load certificate "{pair.certificate}": {native.errors()}'
     if encrypted:
-        hint = "no passphrase in ssl_password_file opens it"
-        if builder.server.ssl_password_file is None:
-            hint = "it is encrypted: name a file with its passphrase in ssl_password_file"
+        directive = f"{place.partition('ssl_')[0]}ssl_password_file"
+        hint = f"no passphrase in {directive} opens it"
+        if getattr(builder.server, directive) is None:
+            hint = f"it is encrypted: name a file with its passphrase in {directive}"
         return f'cannot load certificate key "{pair.key}": {hint}'
     if native is not None and native.lib.SSL_CTX_use_PrivateKey_file(context, pair.key.encode(), _PEM) != 1:
         reason = native.errors()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import ssl
 import warnings
+from collections.abc import Sequence, Set
 from typing import Final
 
 from mailproxy.tls.context_builder import ContextBuilder
@@ -25,8 +26,10 @@ _SET_MODE: Final = 33
 _SET_READ_AHEAD: Final = 41
 _SET_GROUPS_LIST: Final = 92
 _NO_AUTO_CHAIN: Final = 0x8
-_CONF_FLAGS: Final = 0x2 | 0x8 | 0x10 | 0x20
-"""``SSL_CONF_FLAG_FILE | SERVER | SHOW_ERRORS | CERTIFICATE``, as in nginx."""
+_CONF_FLAGS: Final = 0x2 | 0x10 | 0x20
+"""``SSL_CONF_FLAG_FILE | SHOW_ERRORS | CERTIFICATE``, as in nginx."""
+AS_CLIENT, AS_SERVER = 0x4, 0x8
+"""``SSL_CONF_FLAG_CLIENT`` and ``SSL_CONF_FLAG_SERVER``."""
 _SELECTED, _FATAL = 0, 2
 _NEGOTIATED: Final = 1
 
@@ -34,7 +37,7 @@ _NEGOTIATED: Final = 1
 def apply(builder: ContextBuilder) -> None:
     """Apply what ``ssl`` offers: versions, ciphers, their order, Diffie-Hellman parameters."""
     server, context = builder.server, builder.context
-    _set_versions(builder)
+    set_versions(builder, "ssl_protocols", server.ssl_protocols)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     # Otherwise OpenSSL 3 sends a fatal alert to a client that closes without close_notify.
     context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
@@ -42,17 +45,20 @@ def apply(builder: ContextBuilder) -> None:
         context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     else:
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-    try:
-        context.set_ciphers(server.ssl_ciphers)
-    except ssl.SSLError as error:
-        builder.add_problem(
-            "ssl_ciphers", f'SSL_CTX_set_cipher_list("{server.ssl_ciphers}") failed: {_reason(error)}'
-        )
+    set_ciphers(builder, "ssl_ciphers", server.ssl_ciphers)
     if server.ssl_dhparam is not None and builder.read_file("ssl_dhparam", server.ssl_dhparam) is not None:
         try:
             context.load_dh_params(server.ssl_dhparam)
         except ssl.SSLError as error:
             builder.add_problem("ssl_dhparam", f'cannot load "{server.ssl_dhparam}": {_reason(error)}')
+
+
+def set_ciphers(builder: ContextBuilder, directive: str, ciphers: str) -> None:
+    """Set the ciphers for TLS 1.2 and earlier."""
+    try:
+        builder.context.set_ciphers(ciphers)
+    except ssl.SSLError as error:
+        builder.add_problem(directive, f'SSL_CTX_set_cipher_list("{ciphers}") failed: {_reason(error)}')
 
 
 def apply_native(builder: ContextBuilder, native: OpenSsl) -> None:
@@ -85,36 +91,45 @@ def compress_certificates(builder: ContextBuilder, native: OpenSsl | None) -> No
         builder.add_notice("ssl_certificate_compression", f"nothing was compressed: {native.errors()}")
 
 
-def run_conf_commands(builder: ContextBuilder, native: OpenSsl) -> None:
-    """Apply ``ssl_conf_command``, after everything else."""
-    if not builder.server.ssl_conf_command:
+def run_conf_commands(
+    builder: ContextBuilder, native: OpenSsl, directive: str, commands: Sequence[tuple[str, str]], role: int
+) -> None:
+    """Apply the commands of a directive such as ``ssl_conf_command``, after everything else.
+
+    Args:
+        builder: The context, and its problems.
+        native: The library.
+        directive: The directive, for problems.
+        commands: Names and values.
+        role: ``AS_CLIENT`` or ``AS_SERVER``.
+    """
+    if not commands:
         return
     lib = native.lib
     conf = lib.SSL_CONF_CTX_new()
     try:
-        lib.SSL_CONF_CTX_set_flags(conf, _CONF_FLAGS)
+        lib.SSL_CONF_CTX_set_flags(conf, _CONF_FLAGS | role)
         lib.SSL_CONF_CTX_set_ssl_ctx(conf, native.context(builder.context))
-        for position, (name, value) in enumerate(builder.server.ssl_conf_command):
+        for position, (name, value) in enumerate(commands):
             if lib.SSL_CONF_cmd(conf, name.encode(), value.encode()) <= 0:
                 builder.add_problem(
-                    f"ssl_conf_command[{position}]",
+                    f"{directive}[{position}]",
                     f'SSL_CONF_cmd("{name}", "{value}") failed: {native.errors()}',
                 )
         if lib.SSL_CONF_CTX_finish(conf) != 1:
-            builder.add_problem("ssl_conf_command", f"SSL_CONF_CTX_finish() failed: {native.errors()}")
+            builder.add_problem(directive, f"SSL_CONF_CTX_finish() failed: {native.errors()}")
     finally:
         lib.SSL_CONF_CTX_free(conf)
 
 
-def _set_versions(builder: ContextBuilder) -> None:
+def set_versions(builder: ContextBuilder, directive: str, wanted: Set[str]) -> None:
     """Disable every version that is not named; there may be gaps between them."""
-    wanted = builder.server.ssl_protocols
     if not any(available for name, (_, available) in _VERSIONS.items() if name in wanted):
-        builder.add_problem("ssl_protocols", f"{ssl.OPENSSL_VERSION} has none of {', '.join(sorted(wanted))}")
+        builder.add_problem(directive, f"{ssl.OPENSSL_VERSION} has none of {', '.join(sorted(wanted))}")
         return
     for name in sorted(wanted):
         if not _VERSIONS.get(name, (0, False))[1]:
-            builder.add_notice("ssl_protocols", f"{ssl.OPENSSL_VERSION} has no {name}: ignored")
+            builder.add_notice(directive, f"{ssl.OPENSSL_VERSION} has no {name}: ignored")
     context = builder.context
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED

@@ -35,7 +35,7 @@ from mailproxy_config.nginx.values import (
     EVENTS_DIRECTIVES,
     FIELDS,
     IGNORED_BECAUSE,
-    KEY,
+    KEYS,
     KNOWN_DIRECTIVES,
     LEVEL,
     MAIN,
@@ -44,12 +44,11 @@ from mailproxy_config.nginx.values import (
     SERVER,
     Block,
     allowed_contexts,
+    complete_blocks,
     convert_value,
     generate_server_names,
-    inherit_shared_caches,
     merge_repeated_caches,
     order_server_fields,
-    pair_certificates,
     use_nginx_names,
 )
 from mailproxy_config.schema import closest_match
@@ -192,8 +191,7 @@ class _Reader:
             self._problems.add(source, f"there is no {lacking}{self._misplaced_mail()}")
         if self._mail is not None:
             servers = self._servers[:MAX_SERVERS]
-            inherit_shared_caches(self._mail, servers)
-            for path in pair_certificates(self._mail, servers, self._problems):
+            for path in complete_blocks(self._mail, servers, self._problems):
                 self._lost.add(path, "ssl_certificate")
         self._notice_http_services()
 
@@ -299,7 +297,7 @@ class _Reader:
 
     def _read_level(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
         """Read a directive of ``mail {}`` or ``server {}``."""
-        if statement.name == KEY:
+        if statement.name in KEYS:
             self._read_key(statement, block)
             return
         row = known.get(statement.name)
@@ -323,7 +321,7 @@ class _Reader:
         elif statement.name == "ssl":
             self._problems.add(statement.location, f'unknown directive "ssl": {SSL}')
         else:
-            self._unknown(statement, (*known, KEY), block.path)
+            self._unknown(statement, (*known, *KEYS), block.path)
 
     def _secret(self, level: str) -> str:
         return f"{self._secrets}-{level}" if self._secrets else ""
@@ -393,9 +391,9 @@ class _Reader:
 
     def _read_key(self, statement: Statement, block: Block) -> None:
         """Record a key; keys and certificates are paired at the end."""
-        for pair in self._value(_FOLDED[KEY], statement, block.path, block.secret) or ():
-            block.keys.append(pair["keyFile"])
-            block.locations[pair["keyFile"]] = statement.location
+        value = self._value(_FOLDED[statement.name], statement, block.path, block.secret)
+        if value is not None and not block.add_key(statement, value):
+            self._duplicate(statement)
 
     # --- result ---
 

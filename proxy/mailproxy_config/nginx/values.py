@@ -21,7 +21,7 @@ from mailproxy_config.directives import (
 from mailproxy_config.errors import Problems
 from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 from mailproxy_config.secret_refs import FILE, FILES
-from mailproxy_config.tls_directives import CERTIFICATES, CONF_COMMANDS
+from mailproxy_config.tls_directives import CERTIFICATE, CERTIFICATES, CONF_COMMANDS
 from mailproxy_config.value_types import Raw
 
 MAIN: Final = by_name(MAIN_DIRECTIVES)
@@ -37,9 +37,11 @@ FIELDS: Final = by_field(DIRECTIVES)
 """Directives by their fields in a manifest."""
 
 KEY: Final = "ssl_certificate_key"
-"""The directive without a field of its own."""
+UPSTREAM_KEY: Final = "proxy_ssl_certificate_key"
+KEYS: Final = frozenset({KEY, UPSTREAM_KEY})
+"""The directives without a field of their own."""
 
-KNOWN_DIRECTIVES: Final = frozenset({"mail", "server", "events", "include", *MAIN, *LEVEL, *SERVER, KEY})
+KNOWN_DIRECTIVES: Final = frozenset({"mail", "server", "events", "include", *MAIN, *LEVEL, *SERVER, *KEYS})
 """All directives that are known in some context."""
 
 
@@ -77,7 +79,7 @@ def allowed_contexts(name: str) -> str:
     """The contexts in which a known directive is allowed, such as ``in server {}``."""
     if name in SERVER:
         return "in server {}"
-    if name in LEVEL or name == KEY:
+    if name in LEVEL or name in KEYS:
         return f"{_OUTSIDE}, in mail {{}} or in server {{}}" if name in MAIN else "in mail {} or server {}"
     if name == "server":
         return "in mail {}"
@@ -127,7 +129,8 @@ class Block:
     """One level while it is read: its fields, and its keys until they are paired with certificates.
 
     ``secret`` is the name of a Secret for certificates that are not in files.  ``locations`` has
-    file and line of each certificate and key.
+    file and line of each certificate and key.  ``upstream_key`` is the value of
+    ``proxy_ssl_certificate_key``.
     """
 
     path: str
@@ -135,8 +138,23 @@ class Block:
     secret: str = ""
     fields: dict[str, Raw] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+    upstream_key: str = ""
     seen: set[str] = field(default_factory=set)
     locations: dict[str, str] = field(default_factory=dict)
+
+    def add_key(self, statement: Statement, value: Raw) -> bool:
+        """Record the value of a directive in ``KEYS``; return whether it may stand here.
+
+        ``ssl_certificate_key`` may be repeated, one for each certificate.
+        """
+        if statement.name == KEY:
+            for pair in value:
+                self.keys.append(pair["keyFile"])
+                self.locations[pair["keyFile"]] = statement.location
+            return True
+        is_first = not self.upstream_key
+        self.upstream_key = value["keyFile"]
+        return is_first
 
     @property
     def starttls(self) -> str | None:
@@ -180,6 +198,8 @@ def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:
         return [{_pair_field(row): files.path(item["certificateFile"])} for item in value]
+    if row.type is CERTIFICATE:
+        return {_pair_field(row): files.path(value["certificateFile"])}
     if row.type is CONF_COMMANDS:
         return [
             item | {"value": files.path(item["value"])} if item["name"].lower() in _TAKES_PATHS else item
@@ -195,14 +215,14 @@ def _pair_field(row: Directive) -> str:
 
 def _scheme(row: Directive, arguments: Sequence[str]) -> str:
     """``data:``, ``engine:`` or ``store:`` if the argument is not a file; else nothing."""
-    of_files = any(row.type is each for each in (FILE, FILES, CERTIFICATES))
+    of_files = any(row.type is each for each in (FILE, FILES, CERTIFICATE, CERTIFICATES))
     return next((each for each in _NOT_FILES if of_files and arguments[0].startswith(each)), "")
 
 
 def _without_file(row: Directive, statement: Statement, files: ConfigFiles, secret: str, scheme: str) -> Raw:
     """The replacement for a value that is not in a file.  Messages do not contain it: it may be a key."""
     reason = f'"{row.name}" directive: {scheme} cannot be carried over'
-    if not secret:
+    if not secret or row.type is CERTIFICATE:
         files.problems.add(statement.location, f"{reason}; put it into a file")
         return None
     if row.type is CERTIFICATES:
@@ -211,6 +231,17 @@ def _without_file(row: Directive, statement: Statement, files: ConfigFiles, secr
     files.problems.notice(statement.location, f"{reason}; put it into {row.name} of the Secret {secret}")
     reference = {"secretKeyRef": {"name": secret, "key": row.name}}
     return [reference] if row.type is FILES else reference
+
+
+def complete_blocks(mail: Block, servers: Sequence[Block], problems: Problems) -> list[str]:
+    """Apply what depends on several directives: pairs of certificates and keys, inherited caches.
+
+    Returns:
+        The paths of servers with a certificate without a key, which is reported.
+    """
+    inherit_shared_caches(mail, servers)
+    pair_upstream_certificates(mail, servers, problems)
+    return pair_certificates(mail, servers, problems)
 
 
 def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems) -> list[str]:
@@ -244,6 +275,22 @@ def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems)
         mail.fields["sslCertificate"] = _replace_by_secrets(pairs, mail, problems)
     _notice_unpaired(mail, chains, used | _pair_files(pairs), problems)
     return lacking
+
+
+def pair_upstream_certificates(mail: Block, servers: Sequence[Block], problems: Problems) -> None:
+    """Pair ``proxy_ssl_certificate`` and its key; nginx inherits the two directives separately."""
+    inherited = mail.fields.pop("proxySslCertificate", None)
+    for server in servers:
+        own = server.fields.pop("proxySslCertificate", None)
+        chain, key = own or inherited, server.upstream_key or mail.upstream_key
+        uses_tls = (server.fields.get("proxySsl") or mail.fields.get("proxySsl", "Disabled")) != "Disabled"
+        if chain is not None and not key and uses_tls:
+            reason = f'no "{UPSTREAM_KEY}" is defined for certificate "{chain["certificateFile"]}"'
+            problems.add(server.location, reason)
+        elif chain is not None and key and (own or server.upstream_key):
+            server.fields["proxySslCertificate"] = chain | {"keyFile": key}
+    if inherited is not None and mail.upstream_key:
+        mail.fields["proxySslCertificate"] = inherited | {"keyFile": mail.upstream_key}
 
 
 def _pairs(chains: Sequence[dict[str, Raw]], keys: Sequence[str]) -> list[dict[str, Raw]]:

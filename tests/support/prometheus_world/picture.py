@@ -2,8 +2,8 @@
 """Draws the dashboards' pictures in ``docs/pictures``: ``python -m support.prometheus_world.picture``.
 
 For some minutes clients connect to a proxy in waves, failures begin and end,
-and a Prometheus scrapes; an operator runs at the same time, with failures of
-its own.  Then every query of both dashboards is evaluated and drawn.
+and a Prometheus scrapes.  Then every query of the dashboard is evaluated and
+drawn.  The same follows with an operator, and with failures of its own.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from support.needs import find_program, reason
 from support.prometheus_world.operating import operating
-from support.prometheus_world.places import Places, places
+from support.prometheus_world.places import places
 from support.prometheus_world.svg import Line, page
 from support.prometheus_world.traffic import (
     Visit,
@@ -37,62 +38,92 @@ from support.servers.programs import Ports
 ROOT: Final = Path(__file__).parents[3]
 DASHBOARDS: Final = ROOT / "deploy/monitoring/dashboards"
 PICTURES: Final = ROOT / "docs/pictures"
-SECONDS: Final = 600.0
+SECONDS: Final = 300.0
+"""Time that each dashboard shows."""
 INTERVAL: Final = 2.0
 NOTE: Final = (
-    "Drawn by our own script from what Prometheus {version} answered to the dashboard's queries"
+    "Drawn by a script from the responses of Prometheus {version} to the dashboard's queries"
     " ({minutes:.0f} minutes, scraped every {interval:.0f} s); not a screenshot of Grafana."
 )
-_TROUBLE: Final = {
-    guess_passwords: 0.45,
-    meet_broken_neighbours: 0.6,
-    break_the_protocol: 0.25,
-    fail_at_tls: 0.7,
+_FAULTS: Final[Mapping[Visit, tuple[float, float]]] = {
+    break_the_protocol: (0.1, 0.3),
+    guess_passwords: (0.3, 0.5),
+    meet_broken_neighbours: (0.45, 0.65),
+    fail_at_tls: (0.55, 0.75),
 }
+"""Begin and end of each kind of failure, as shares of the whole time."""
+_OPERATOR_FAULTS: Final = (0.2, 0.6)
 
 
-def rhythm(visit: Visit, elapsed: float) -> float:
-    """Vary the traffic over time, with failures at some times."""
-    if visit in _TROUBLE:
-        share = _TROUBLE[visit]
-        is_time = share - 0.15 < elapsed / SECONDS < share + 0.1
-        return 0.3 if is_time else 3.0
-    return 0.5 + 0.35 * math.sin(elapsed / SECONDS * 4 * math.pi)
+def rhythm(seconds: float) -> Callable[[Visit, float], float]:
+    """Return the pauses of clients: waves of traffic, with many failures at some times and few at the end."""
+
+    def pause(visit: Visit, elapsed: float) -> float:
+        share = elapsed / seconds
+        if visit in _FAULTS:
+            begin, end = _FAULTS[visit]
+            return 0.4 if begin < share < end else 60.0
+        return 0.5 + 0.35 * math.sin(share * 4 * math.pi)
+
+    return pause
 
 
 def draw(seconds: float, folder: Path) -> None:
-    """Run the traffic, and draw the dashboards."""
+    """Draw both dashboards, one after the other: the traffic would slow down an operator in this process."""
     path = find_program("prometheus")
     assert path is not None, reason(["prometheus"])
-    taken = Ports()
-    operator_port = taken.take()
+    for name in ("proxies", "operator"):
+        (folder / name).mkdir()
+    _draw_proxies(path, folder / "proxies", seconds)
+    _draw_operator(path, folder / "operator", seconds)
+
+
+def _draw_proxies(path: str, folder: Path, seconds: float) -> None:
     with places(folder) as found:
-        scrapes = [
-            as_pods("mail/edge", "mail", {f"edge-{n}": one.admin for n, one in enumerate(found.proxies)}),
-            as_pods("mailproxy-operator", "mailproxy-system", {"operator-0": f"127.0.0.1:{operator_port}"}),
-        ]
-        (folder / "watcher").mkdir()
-        watcher = watch(path, folder / "watcher", taken.take(), scrapes, interval=f"{INTERVAL:.0f}s")
-        try:
-            asyncio.run(_live(found, operator_port, seconds))
-            end = time.time() - INTERVAL
-            PICTURES.mkdir(exist_ok=True)
-            for name in ("proxies", "operator"):
-                dashboard = json.loads((DASHBOARDS / f"{name}.json").read_text())
-                (PICTURES / f"{name}.svg").write_text(_picture(watcher, dashboard, end, seconds))
-            glance = _first_row(json.loads((DASHBOARDS / "proxies.json").read_text()))
-            (PICTURES / "glance.svg").write_text(_picture(watcher, glance, end, seconds))
-        finally:
-            watcher.running.stop()
+        pods = {f"edge-{number}": one.admin for number, one in enumerate(found.proxies)}
+        with _watched(path, folder, as_pods("mail/edge", "mail", pods)) as watcher:
+            with traffic(found, rhythm(seconds)):
+                time.sleep(seconds)
+                end = time.time()
+            dashboard = json.loads((DASHBOARDS / "proxies.json").read_text())
+            _write("proxies", _picture(watcher, dashboard, end, seconds))
+            _write("overview", _picture(watcher, _first_row(dashboard), end, seconds))
 
 
-async def _live(found: Places, operator_port: int, seconds: float) -> None:
-    def meet_clients() -> None:
-        with traffic(found, rhythm):
-            time.sleep(seconds)
+def _draw_operator(path: str, folder: Path, seconds: float) -> None:
+    port = Ports().take()
+    pods = as_pods("mailproxy-operator", "mailproxy-system", {"operator-0": f"127.0.0.1:{port}"})
+    with _watched(path, folder, pods) as watcher:
+        end = asyncio.run(_operate(port, seconds))
+        dashboard = json.loads((DASHBOARDS / "operator.json").read_text())
+        _write("operator", _picture(watcher, dashboard, end, seconds))
 
-    async with operating(operator_port, pause=lambda count: 1.0 + 4.0 * (count % 7)):
-        await asyncio.to_thread(meet_clients)
+
+async def _operate(port: int, seconds: float) -> float:
+    """Run an operator, with faults in the middle of the time; return when it was stopped."""
+    begin, last = (time.monotonic() + share * seconds for share in _OPERATOR_FAULTS)
+    async with operating(
+        port,
+        pause=lambda count: 1.0 + 2.0 * (count % 7),
+        has_faults=lambda: begin < time.monotonic() < last,
+    ):
+        await asyncio.sleep(seconds)
+        return time.time()
+
+
+@contextmanager
+def _watched(path: str, folder: Path, scrape: dict[str, Any]) -> Iterator[Watcher]:
+    (folder / "watcher").mkdir()
+    watcher = watch(path, folder / "watcher", Ports().take(), [scrape], interval=f"{INTERVAL:.0f}s")
+    try:
+        yield watcher
+    finally:
+        watcher.running.stop()
+
+
+def _write(name: str, svg: str) -> None:
+    PICTURES.mkdir(exist_ok=True)
+    (PICTURES / f"dashboard-{name}.svg").write_text(svg)
 
 
 def _picture(watcher: Watcher, dashboard: dict[str, Any], end: float, seconds: float) -> str:

@@ -17,7 +17,16 @@ PALETTE: Final = (
     "#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#b877d9", "#e02f44", "#8ab8ff", "#37872d",
     "#ffb357", "#a352cc", "#c4162a", "#96d98d", "#1f60c4", "#fade2a", "#fa6400", "#8f3bb8",
 )  # fmt: skip
-NAMED: Final = {"green": "#73bf69", "orange": "#ff9830", "red": "#f2495c"}
+NAMED: Final = {
+    "green": "#73bf69", "dark-green": "#37872d", "light-green": "#96d98d",
+    "red": "#f2495c", "dark-red": "#c4162a", "semi-dark-red": "#e02f44", "light-red": "#ff7383",
+    "super-light-red": "#ffa6b0", "orange": "#ff9830", "dark-orange": "#fa6400", "light-orange": "#ffb357",
+    "yellow": "#fade2a", "dark-yellow": "#e0b400", "light-yellow": "#ffee52",
+    "super-light-yellow": "#fff899", "blue": "#5794f2", "dark-blue": "#1f60c4", "light-blue": "#8ab8ff",
+    "super-light-blue": "#c0d8ff", "purple": "#b877d9", "dark-purple": "#8f3bb8",
+    "light-purple": "#ca95e5", "super-light-purple": "#deb6f2",
+}  # fmt: skip
+"""Grafana's colours in its dark theme, by their names."""
 _TEXT, _DIM, _LINE, _PANEL, _PAGE = "#d8d9da", "#8e8e93", "#2c3235", "#181b1f", "#111217"
 _TIMES: Final = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3), ("µs", 1e-6))
 _SIZES: Final = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1))
@@ -36,23 +45,25 @@ class Line:
     points: Points
 
 
-def number(value: float, unit: str) -> str:
+def number(value: float, unit: str, decimals: int | None = None) -> str:
     """Format a value in Grafana's units."""
+    if unit.startswith("suffix:"):
+        return f"{_plain(value, decimals)} {unit.removeprefix('suffix:')}"
     match unit:
         case "percentunit":
             return f"{value * 100:.3g} %"
         case "s":
-            return _scaled(
-                value, (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3), ("µs", 1e-6))
-            )
+            return _scaled(value, _TIMES)
         case "bytes" | "Bps":
             text = _scaled(value, _SIZES)
             return text + ("/s" if unit == "Bps" else "")
-        case "d":
-            return f"{value:.0f} d"
-        case "ops" | "reqps" | "cps":
-            return f"{value:.3g}/s"
-    return f"{value:.4g}"
+        case "reqps":
+            return f"{_plain(value, decimals)} req/s"
+    return _plain(value, decimals)
+
+
+def _plain(value: float, decimals: int | None) -> str:
+    return f"{value:.3g}" if decimals is None else f"{value:,.{decimals}f}"
 
 
 def _scaled(value: float, units: Sequence[tuple[str, float]]) -> str:
@@ -120,8 +131,19 @@ def _area(points: str, fill: str, opacity: float) -> str:
     return f'<polygon points="{points}" fill="{fill}" opacity="{opacity}"/>'
 
 
-def _unit(panel: Json) -> str:
-    return str(panel["fieldConfig"]["defaults"]["unit"])
+def _formatted(panel: Json, value: float) -> str:
+    defaults = panel["fieldConfig"]["defaults"]
+    return number(value, str(defaults["unit"]), defaults.get("decimals"))
+
+
+def _colours(panel: Json, names: Sequence[str]) -> list[str]:
+    """Return the fixed colour of each series, or the next one of the palette."""
+    fixed = {
+        one["matcher"]["options"]: one["properties"][0]["value"]["fixedColor"]
+        for one in panel["fieldConfig"]["overrides"]
+    }
+    rest = iter(PALETTE * (1 + len(names) // len(PALETTE)))
+    return [NAMED.get(fixed[name], fixed[name]) if name in fixed else next(rest) for name in names]
 
 
 def _nothing(w: float, h: float) -> str:
@@ -145,7 +167,7 @@ def _stat(panel: Json, lines: list[Line], w: float, h: float) -> str:
         middle = w * (2 * index + 1) / (2 * len(lines))
         parts.append(_spark(line.points, index * w / len(lines), w / len(lines), h, _colour(panel, value)))
         size = 30 if len(lines) == 1 else 24
-        parts.append(_text(middle, h / 2 + 10, number(value, _unit(panel)), size=size,
+        parts.append(_text(middle, h / 2 + 10, _formatted(panel, value), size=size,
                            fill=_colour(panel, value), weight=600, anchor="middle"))  # fmt: skip
         parts.append(_text(middle, h / 2 + 28, line.name, size=10, fill=_DIM, anchor="middle"))
     return "".join(parts)
@@ -167,14 +189,13 @@ def _bars(panel: Json, lines: list[Line], w: float, h: float) -> str:
     shown = sorted(lines, key=lambda line: -line.points[-1][1])[:8]
     top, step = shown[0].points[-1][1] or 1, (h - 34) / max(len(shown), 4)
     parts = []
-    for index, line in enumerate(shown):
+    colours = _colours(panel, [line.name for line in shown])
+    for index, (line, colour) in enumerate(zip(shown, colours, strict=True)):
         value, y = line.points[-1][1], 28 + index * step
         length = max(2.0, value / top * (w - 230))
         parts.append(_text(146, y + step / 2 + 3, line.name, size=11, anchor="end"))
-        parts.append(_box(154, y + 2, length, step - 5, "#ff9830", 0.75))
-        parts.append(
-            _text(160 + length, y + step / 2 + 3, number(value, _unit(panel)), size=11, fill="#ff9830")
-        )
+        parts.append(_box(154, y + 2, length, step - 5, colour, 0.75))
+        parts.append(_text(160 + length, y + step / 2 + 3, _formatted(panel, value), size=11, fill=colour))
     return "".join(parts)
 
 
@@ -196,15 +217,15 @@ class _Axes:
     def y(self, value: float) -> float:
         return self.bottom - value / self.high * (self.bottom - self.top)
 
-    def drawn(self, unit: str) -> str:
+    def drawn(self, panel: Json) -> str:
         parts = []
-        for share in (0, 0.25, 0.5, 0.75, 1):
-            y = self.y(self.high * share)
+        for value in _marks(self.high, is_whole=panel["fieldConfig"]["defaults"].get("decimals") == 0):
+            y = self.y(value)
             parts.append(
                 f'<line x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{_LINE}"/>'
             )
             parts.append(
-                _text(self.left - 5, y + 3, number(self.high * share, unit), size=9, fill=_DIM, anchor="end")
+                _text(self.left - 5, y + 3, _formatted(panel, value), size=9, fill=_DIM, anchor="end")
             )
         return "".join(parts) + self.times()
 
@@ -222,6 +243,13 @@ class _Axes:
             )
             for mark in marks
         )
+
+
+def _marks(high: float, *, is_whole: bool) -> list[float]:
+    """Return the values of an axis that have a line: five, or fewer if only whole numbers are possible."""
+    if is_whole and high <= 4:
+        return [float(value) for value in range(math.floor(high) + 1)]
+    return [high * share for share in ((0, 0.5, 1) if is_whole and high % 4 else (0, 0.25, 0.5, 0.75, 1))]
 
 
 def _axes(lines: Sequence[Line], w: float, h: float, high: float) -> _Axes:
@@ -251,9 +279,10 @@ def _series(panel: Json, lines: list[Line], w: float, h: float) -> str:
         if stacked:
             floor.update({time: floor[time] + value for time, value in line.points})
     axes = _axes(lines, w, h, max(value for top in tops for _, value in top))
-    parts = [axes.drawn(_unit(panel))]
-    for index, (top, bottom) in enumerate(zip(tops, floors, strict=True)):
-        colour = PALETTE[index % len(PALETTE)]
+    parts = [axes.drawn(panel)]
+    names = [line.name for line in lines]
+    colours = _colours(panel, names)
+    for top, bottom, colour in zip(tops, floors, colours, strict=True):
         upper = [f"{axes.x(time):.0f},{axes.y(value):.0f}" for time, value in top]
         lower = [f"{axes.x(time):.0f},{axes.y(value):.0f}" for time, value in reversed(bottom)]
         opacity = 0.45 if stacked else 0.1
@@ -261,10 +290,10 @@ def _series(panel: Json, lines: list[Line], w: float, h: float) -> str:
         parts.append(
             f'<polyline points="{" ".join(upper)}" fill="none" stroke="{colour}" stroke-width="1.3"/>'
         )
-    return "".join(parts) + _legend([line.name for line in lines], w, h)
+    return "".join(parts) + _legend(names, colours, w, h)
 
 
-def _legend(names: Sequence[str], w: float, h: float) -> str:
+def _legend(names: Sequence[str], colours: Sequence[str], w: float, h: float) -> str:
     parts, x, y = [], 12.0, h - 22
     for index, whole in enumerate(names):
         name = whole if len(whole) <= _NAME else whole[: _NAME - 1] + "…"
@@ -274,7 +303,7 @@ def _legend(names: Sequence[str], w: float, h: float) -> str:
             if y > h - 6:
                 parts.append(_text(w - 8, h - 8, f"+{len(names) - index}", size=10, fill=_DIM, anchor="end"))
                 break
-        parts.append(_box(x, y - 6, 10, 3, PALETTE[index % len(PALETTE)]))
+        parts.append(_box(x, y - 6, 10, 3, colours[index]))
         parts.append(_text(x + 14, y, name, size=10))
         x += length
     return "".join(parts)

@@ -111,6 +111,7 @@ def planned(plan: Plan, certificates: Certificates) -> dict[str, Any]:
         "timeout": "20s",
         "proxyTimeout": "60s",
         "proxyPassErrorMessage": True,
+        "proxySmtpGuard": False,  # clients have the proxy's address, from which Postfix accepts XCLIENT
         "sslCertificate": [files(certificates.proxy)],
     }
     return manifest(plan.servers, mail, workerConnections=2048)

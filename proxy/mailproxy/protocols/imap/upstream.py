@@ -13,9 +13,9 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected
-from mailproxy.protocols.proxy_protocol import outbound_header
-from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send
+from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
+from mailproxy.protocols.client_identity import imap_id
+from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import (
     LF,
@@ -25,16 +25,26 @@ from mailproxy.protocols.upstream_reply import (
     upstream_disconnected,
     upstream_refused,
 )
+from mailproxy.protocols.upstream_tls import AFTER_TLS, injected, not_offered, refused
+from mailproxy_config.model import SendIdentity, ServerConfig
 
 _READY: Final = b"* OK"
+_PREAUTH: Final = b"* PREAUTH"
 _BYE: Final = b"* BYE"
 _RESPONSE: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
 """Untagged responses other than BYE, which are skipped, and the response."""
+_CAPABILITIES: Final = re.compile(rb"\* OK \[CAPABILITY ([^\]\n]*)\]", re.IGNORECASE)
+_UNTAGGED_CAPABILITIES: Final = re.compile(rb"^\* CAPABILITY ([^\]\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _CONTINUE: Final = b"+"
 _HAS_LITERAL_PLUS: Final = re.compile(rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERAL\+[ \]]", re.IGNORECASE)
 # Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
 _GREETING: Final = UpstreamStage.GREETING
+_TLS: Final = UpstreamStage.TLS
+_ID: Final = UpstreamStage.ID
 _LOGIN: Final = UpstreamStage.LOGIN
+_OFFERS_UNAUTHENTICATE: Final = re.compile(
+    rb"CAPABILITY [^\]\n]*(?<= )UNAUTHENTICATE[ \]\r\n]", re.IGNORECASE
+)
 _Step = tuple[bytes, bytes]
 """A command, and the expected start of the response to it."""
 
@@ -42,22 +52,28 @@ _Step = tuple[bytes, bytes]
 class ImapUpstream(UpstreamLoginBase):
     """The login at one server's IMAP upstreams."""
 
-    __slots__ = ()
+    __slots__ = ("_has_guard",)
+
+    def __init__(self, server: ServerConfig) -> None:
+        super().__init__(server)
+        self._has_guard = server.proxy_imap_guard
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the tagged response and everything that came after the password."""
         receive, stage = self.receive, _GREETING
         try:
-            if self.sends_proxy_header:
-                yield Send(outbound_header(self.server, client))
+            if self.has_preamble:
+                yield from self.preamble(client)
             received: bytes = yield receive
             if not (received.startswith(_READY) and LF in received):
                 received = yield from read_reply(received, ONE_LINE, self.limit, _GREETING)
                 if not received.startswith(_READY):
-                    is_bye = received.startswith(_BYE)
-                    raise upstream_refused(received, _GREETING, is_valid_reply=is_bye)
+                    raise self._refused_greeting(received)
+            if self.has_prologue:
+                stage = self.prologue_stage
+                received = yield from self._prologue(received, client, login.tag)
             stage = _LOGIN
-            for command, expected in _steps(received, login):
+            for command, expected in self._steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
                 yield Send(command)
                 # an incomplete line from before the command is no response to it
@@ -66,13 +82,91 @@ class ImapUpstream(UpstreamLoginBase):
                     received = yield from self._read_expected(received, expected, login.tag)
         except PeerDisconnected as gone:
             raise upstream_disconnected(stage) from gone
+        return self._result(received)
+
+    def _refused_greeting(self, received: bytes) -> UpstreamError:
+        """Make the error for another greeting than OK.  After PREAUTH there is no STARTTLS (RFC 9051)."""
+        if self.starts_tls and received.startswith(_PREAUTH):
+            return not_offered(received, "STARTTLS")
+        return upstream_refused(received, _GREETING, is_valid_reply=received.startswith(_BYE))
+
+    def _prologue(self, greeting: bytes, client: Client, tag: bytes) -> ProtocolGenerator[bytes]:
+        """Perform what comes between greeting and login: STARTTLS, and ID.
+
+        Returns:
+            A greeting with the capabilities that count now.
+        """
+        if self.starts_tls:
+            greeting = yield from self._start_tls(greeting, tag)
+        mode = self.server.proxy_id
+        if mode is SendIdentity.DISABLED:
+            return greeting
+        listed = _CAPABILITIES.match(greeting)
+        if listed is None:
+            greeting = yield from self._ask_capabilities(greeting, tag)
+            listed = _CAPABILITIES.match(greeting)
+        is_accepted = listed is not None and b"ID" in listed[1].upper().split()
+        if is_accepted:
+            own_tag = _own_tag(b"3", tag)
+            received = yield from self._command(imap_id(client, own_tag), greeting)
+            is_accepted = _tagged(received).startswith(own_tag + b" OK")
+            if b" NO [SERVERBUG]" in received:
+                raise UpstreamError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
+        if not is_accepted and mode is SendIdentity.REQUIRED:
+            raise UpstreamError("upstream does not accept ID, which proxyId requires", stage=_ID)
+        return greeting
+
+    def _ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
+        """Return a greeting with the capabilities from CAPABILITY."""
+        received = yield from self._command(_own_tag(b"2", tag) + b" CAPABILITY\r\n", greeting)
+        listed = _UNTAGGED_CAPABILITIES.search(received)
+        return b"* OK [CAPABILITY %b]\r\n" % (listed[1] if listed is not None else b"")
+
+    def _command(self, command: bytes, before: bytes) -> ProtocolGenerator[bytes]:
+        """Send a command and return the response; an incomplete line from before is no response to it."""
+        kept = before[before.rfind(b"\n") + 1 :]
+        yield Send(command)
+        received = kept + (yield Receive(self.limit - len(kept)))
+        received = yield from read_reply(received, _RESPONSE, self.limit, self.prologue_stage)
+        if _tagged(received).startswith(_BYE):
+            raise upstream_refused(received, self.prologue_stage, is_valid_reply=True, is_bye=True)
+        return received
+
+    def _start_tls(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
+        """Start TLS with STARTTLS; the capabilities of the greeting are forgotten."""
+        listed = _CAPABILITIES.match(greeting)
+        if listed is not None and b"STARTTLS" not in listed[1].upper().split():
+            raise not_offered(greeting, "STARTTLS")
+        if greeting[-1] != LF:
+            raise injected("STARTTLS")
+        own_tag = _own_tag(b"1", tag)
+        received = yield from self._command(own_tag + b" STARTTLS\r\n", greeting)
+        if not _tagged(received).startswith(own_tag + b" OK"):
+            raise refused(received, "STARTTLS")
+        if _RESPONSE.fullmatch(received) is None:
+            raise injected("STARTTLS")
+        yield UpgradeToTls()
+        return AFTER_TLS
+
+    def _result(self, received: bytes) -> UpstreamLoginResult:
+        if self._has_guard:
+            _check_offers(received)
         return UpstreamLoginResult(received)
+
+    def _steps(self, greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+        """Return the commands of the login.
+
+        Raises:
+            UpstreamGuardError: The greeting offers UNAUTHENTICATE, with ``proxy_imap_guard``.
+        """
+        if self._has_guard:
+            _check_offers(greeting)
+        return _login_steps(greeting, login)
 
     def _read_expected(self, received: bytes, expected: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Read a response and check its start."""
         received = yield from read_reply(received, _RESPONSE, self.limit, _LOGIN)
-        answer = _RESPONSE.match(received)
-        line = b"" if answer is None else answer[1]
+        line = _tagged(received)
         if line.startswith(expected):
             return received
         is_bye = line.startswith(_BYE)
@@ -80,7 +174,27 @@ class ImapUpstream(UpstreamLoginBase):
         raise upstream_refused(received, _LOGIN, is_valid_reply=is_valid_reply, is_bye=is_bye)
 
 
-def _steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+def _tagged(received: bytes) -> bytes:
+    """Return the line behind the untagged responses."""
+    found = _RESPONSE.match(received)
+    return b"" if found is None else found[1]
+
+
+def _own_tag(number: bytes, tag: bytes) -> bytes:
+    """Return a tag that the client does not use."""
+    return b"x" + number if tag != b"x" + number else b"y" + number
+
+
+def _check_offers(received: bytes) -> None:
+    """Check that the upstream does not offer UNAUTHENTICATE (RFC 8437)."""
+    if _OFFERS_UNAUTHENTICATE.search(received):
+        reason = (
+            "upstream offers UNAUTHENTICATE, with which a client can try other passwords: turn it off there"
+        )
+        raise UpstreamGuardError(reason, stage=_LOGIN, reply=received)
+
+
+def _login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
     """Return LOGIN as one command, or in steps if the upstream has to request each literal."""
     grant, tag = login.grant, login.tag
     user = grant.user

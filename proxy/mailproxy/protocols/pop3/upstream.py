@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected, UpstreamError
-from mailproxy.protocols.proxy_protocol import outbound_header
-from mailproxy.protocols.sansio import ProtocolGenerator, Send
+from mailproxy.protocols.client_identity import pop3_xclient
+from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.types import AuthAllowed, Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import (
@@ -19,11 +20,19 @@ from mailproxy.protocols.upstream_reply import (
     upstream_disconnected,
     upstream_refused,
 )
+from mailproxy.protocols.upstream_tls import injected, refused
+from mailproxy_config.model import SendIdentity
 
 # Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
 _GREETING: Final = UpstreamStage.GREETING
+_TLS: Final = UpstreamStage.TLS
+_XCLIENT: Final = UpstreamStage.XCLIENT
 _LOGIN: Final = UpstreamStage.LOGIN
 _POSITIVE: Final = b"+OK"
+_UNTRUSTED: Final = b"not from trusted ip"
+"""Dovecot's positive reply to an XCLIENT that it ignores."""
+_CAPABILITIES: Final = re.compile(rb"\+OK[^\n]*\n(?:(?!\.\r?\n)[^\n]*\n)*\.\r?\n|(?!\+OK)[^\n]*\n")
+_LISTS_XCLIENT: Final = re.compile(rb"^XCLIENT\b", re.IGNORECASE | re.MULTILINE)
 
 
 class Pop3Upstream(UpstreamLoginBase):
@@ -35,11 +44,14 @@ class Pop3Upstream(UpstreamLoginBase):
         """Log in; the client gets the reply to PASS and what came with it."""
         receive, stage = self.receive, _GREETING
         try:
-            if self.sends_proxy_header:
-                yield Send(outbound_header(self.server, client))
+            if self.has_preamble:
+                yield from self.preamble(client)
             received: bytes = yield receive
             if not (received.startswith(_POSITIVE) and LF in received):
                 received = yield from self._read_expected(received, stage)
+            if self.has_prologue:
+                stage = self.prologue_stage
+                yield from self._prologue(received, client)
             stage = _LOGIN
             for command in _commands(login.grant):
                 yield Send(command)
@@ -49,6 +61,44 @@ class Pop3Upstream(UpstreamLoginBase):
         except PeerDisconnected as gone:
             raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(received)
+
+    def _prologue(self, greeting: bytes, client: Client) -> ProtocolGenerator[None]:
+        """Perform what comes between greeting and login: STLS, and XCLIENT."""
+        if self.starts_tls:
+            yield from self._start_tls(greeting)
+        mode = self.server.proxy_pop3_xclient
+        if mode is SendIdentity.DISABLED:
+            return
+        offers_xclient = b"[XCLIENT]" in greeting
+        if self.starts_tls:  # the greeting came in clear
+            offers_xclient = yield from self._lists_xclient()
+        if not offers_xclient and mode is SendIdentity.AUTO:
+            return
+        yield Send(pop3_xclient(client))
+        received = yield from read_reply((yield self.receive), ONE_LINE, self.limit, _XCLIENT)
+        if not received.startswith(_POSITIVE):
+            raise UpstreamError("upstream refused XCLIENT", stage=_XCLIENT, reply=received)
+        if _UNTRUSTED in received.lower():
+            reason = "upstream ignores XCLIENT: put the proxy's address into login_trusted_networks"
+            raise UpstreamError(reason, stage=_XCLIENT, reply=received)
+
+    def _lists_xclient(self) -> ProtocolGenerator[bool]:
+        """Return whether the reply to CAPA lists XCLIENT."""
+        yield Send(b"CAPA\r\n")
+        received = yield from read_reply((yield self.receive), _CAPABILITIES, self.limit, _XCLIENT)
+        return _LISTS_XCLIENT.search(received) is not None
+
+    def _start_tls(self, greeting: bytes) -> ProtocolGenerator[None]:
+        """Start TLS with STLS."""
+        if greeting.find(b"\n") + 1 != len(greeting):
+            raise injected("STLS")
+        yield Send(b"STLS\r\n")
+        received = yield from read_reply((yield self.receive), ONE_LINE, self.limit, _TLS)
+        if not received.startswith(_POSITIVE):
+            raise refused(received, "STLS")
+        if received.find(b"\n") + 1 != len(received):
+            raise injected("STLS")
+        yield UpgradeToTls()
 
     def _read_expected(self, received: bytes, stage: UpstreamStage) -> ProtocolGenerator[bytes]:
         """Read a reply and check that it is positive."""

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError
-from mailproxy.protocols.proxy_protocol import outbound_header
-from mailproxy.protocols.sansio import ProtocolGenerator, Send
+from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
+from mailproxy.protocols.client_identity import smtp_xclient, xtext
+from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.smtp import replies
 from mailproxy.protocols.types import AuthAllowed, Client, UpstreamLogin, UpstreamLoginResult
@@ -21,10 +21,12 @@ from mailproxy.protocols.upstream_reply import (
     upstream_disconnected,
     upstream_refused,
 )
-from mailproxy_config.model import ServerConfig
+from mailproxy.protocols.upstream_tls import injected, not_offered, refused
+from mailproxy_config.model import ServerConfig, XclientMode
 
 # Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
 _GREETING: Final = UpstreamStage.GREETING
+_TLS: Final = UpstreamStage.TLS
 _HELLO: Final = UpstreamStage.HELLO
 _XCLIENT: Final = UpstreamStage.XCLIENT
 _LOGIN: Final = UpstreamStage.LOGIN
@@ -35,11 +37,18 @@ _COMPLETE: Final = re.compile(_LINES)
 # Complete replies with the expected code in their first line:
 _REPLY_220: Final = re.compile(rb"(?=220)" + _LINES)
 _REPLY_250: Final = re.compile(rb"(?=250)" + _LINES)
+_GUARDED_REPLY_250: Final = re.compile(rb"(?=250)(?!(?:250-[^\n]*\n)*250[- ](?i:XCLIENT)[ \r\n])" + _LINES)
+"""A reply to EHLO without XCLIENT."""
 _REPLY_220_OR_250: Final = re.compile(rb"(?=220|250)" + _LINES)
 _REPLY_235: Final = re.compile(rb"(?=235)" + _LINES)
 _REFUSAL: Final = re.compile(rb"[45](?:[0-9]{2}|[0-9]?\r?\n)")
 """A refusal; its code may be incomplete."""
-_NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
+_OFFERS_TLS: Final = re.compile(rb"^250[- ]STARTTLS[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_MISTRUST: Final = (
+    "upstream accepts XCLIENT from this client: take the client's network out of the hosts that may send it, "
+    "or set xclient to true"
+)
+_XCLIENT_ATTRIBUTES: Final = re.compile(rb"^250[- ]XCLIENT ([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 """A command, its stage of the login, and the expected reply."""
 
@@ -47,11 +56,13 @@ _Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 class SmtpUpstream(UpstreamLoginBase):
     """The login at one server's SMTP upstreams."""
 
-    __slots__ = ("_ehlo", "_helo")
+    __slots__ = ("_ehlo", "_helo", "_last_reply")
 
     def __init__(self, server: ServerConfig) -> None:
         super().__init__(server)
-        self._ehlo = Send(f"EHLO {server.server_name}\r\n".encode()), _HELLO, _REPLY_250
+        self._last_reply = _GUARDED_REPLY_250 if server.proxy_smtp_guard else _REPLY_250
+        last_reply = _REPLY_250 if server.xclient else self._last_reply
+        self._ehlo = Send(f"EHLO {server.server_name}\r\n".encode()), _HELLO, last_reply
         self._helo = Send(f"HELO {server.server_name}\r\n".encode()), _HELLO, _REPLY_250
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
@@ -62,11 +73,14 @@ class SmtpUpstream(UpstreamLoginBase):
         """
         receive, stage = self.receive, _GREETING
         try:
-            if self.sends_proxy_header:
-                yield Send(outbound_header(self.server, client))
+            if self.has_preamble:
+                yield from self.preamble(client)
             received: bytes = yield receive
             if _REPLY_220.match(received) is None:
                 received = yield from self._read_expected(received, _REPLY_220, stage)
+            if self.has_prologue:
+                stage = self.prologue_stage
+                yield from self._prologue(received, client, login)
             for command, stage, expected in self._steps(client, login):
                 yield command
                 received = yield receive
@@ -76,6 +90,62 @@ class SmtpUpstream(UpstreamLoginBase):
             raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(replies.AUTHENTICATED if login.envelope is None else received)
 
+    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
+        """Perform what comes between greeting and login: STARTTLS, and the XCLIENT attributes on offer."""
+        if self.starts_tls:
+            yield from self._start_tls(greeting)
+        if self.server.negotiates_xclient:
+            yield from self._negotiate_xclient(client, login)
+
+    def _negotiate_xclient(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
+        """Send EHLO, the XCLIENT attributes that the reply lists, and EHLO again."""
+        yield self._ehlo[0]
+        received = yield from self._expect(_REPLY_250, _HELLO)
+        listed = _XCLIENT_ATTRIBUTES.search(received)
+        if listed is None:
+            if self.server.xclient_mode is XclientMode.REQUIRED:
+                reason = "upstream does not offer XCLIENT, which xclientMode requires"
+                raise UpstreamError(reason, stage=_XCLIENT, reply=received)
+            return
+        has_login = bool(login.grant.user) and not self.server.proxy_smtp_auth
+        offered = frozenset(listed[1].upper().split())
+        for command in smtp_xclient(client, login, offered, has_login=has_login):
+            yield Send(command)
+            yield from self._expect(_REPLY_220, _XCLIENT)
+        word = b"EHLO " if login.esmtp or login.helo is None else b"HELO "
+        yield Send(word + (login.helo or self.server.server_name.encode()) + b"\r\n")
+        yield from self._expect(self._last_reply, _HELLO)
+
+    def _expect(self, expected: re.Pattern[bytes], stage: UpstreamStage) -> ProtocolGenerator[bytes]:
+        """Read the reply to the last command, and check it."""
+        received: bytes = yield self.receive
+        if expected.match(received) is None:
+            received = yield from self._read_expected(received, expected, stage)
+        return received
+
+    def _start_tls(self, greeting: bytes) -> ProtocolGenerator[None]:
+        """Start TLS with EHLO and STARTTLS; the reply to that EHLO is forgotten."""
+        _check_is_whole(greeting)
+        yield self._ehlo[0]
+        extensions = yield from self._read_reply()
+        if extensions.startswith(b"250") and _OFFERS_TLS.search(extensions) is None:
+            raise not_offered(extensions, "STARTTLS")
+        if not extensions.startswith(b"250"):
+            raise refused(extensions, "EHLO, and so STARTTLS")
+        yield Send(b"STARTTLS\r\n")
+        reply = yield from self._read_reply()
+        if not reply.startswith(b"220"):
+            raise refused(reply, "STARTTLS")
+        yield UpgradeToTls()
+
+    def _read_reply(self) -> ProtocolGenerator[bytes]:
+        """Read one reply, and nothing behind it, before TLS."""
+        received = yield from read_reply((yield self.receive), _COMPLETE, self.limit, _TLS)
+        if received.startswith(b"421"):
+            raise upstream_refused(received, _TLS, is_valid_reply=True, is_bye=True)
+        _check_is_whole(received)
+        return received
+
     def _read_expected(
         self, received: bytes, expected: re.Pattern[bytes], stage: UpstreamStage
     ) -> ProtocolGenerator[bytes]:
@@ -83,6 +153,10 @@ class SmtpUpstream(UpstreamLoginBase):
         received = yield from read_reply(received, _COMPLETE, self.limit, stage)
         if expected.match(received):
             return received
+        if expected is _GUARDED_REPLY_250 and _REPLY_250.match(received):
+            raise UpstreamGuardError(
+                _MISTRUST, stage=stage, reply=received, client_reply=replies.TEMPORARY_FAILURE
+            )
         is_bye = received.startswith(b"421")  # RFC 5321 section 3.8
         raise upstream_refused(
             received, stage, is_valid_reply=_REFUSAL.match(received) is not None, is_bye=is_bye
@@ -95,12 +169,13 @@ class SmtpUpstream(UpstreamLoginBase):
             UpstreamError: There is no password, or the credentials contain CR, LF or NUL.
         """
         server = self.server
-        yield self._ehlo if login.esmtp or server.xclient else self._helo
-        if server.xclient:
+        if not server.negotiates_xclient:
+            yield self._ehlo if login.esmtp or server.xclient else self._helo
+        if server.xclient and not server.negotiates_xclient:
             yield Send(self._xclient(client, login.grant)), _XCLIENT, _REPLY_220_OR_250
             if login.helo is not None:
                 word = b"EHLO " if login.esmtp else b"HELO "
-                yield Send(word + login.helo + b"\r\n"), _HELLO, _REPLY_250
+                yield Send(word + login.helo + b"\r\n"), _HELLO, self._last_reply
         envelope = login.envelope
         if envelope is not None:
             yield Send(envelope.mail + b"\r\n"), _ENVELOPE, _REPLY_250
@@ -118,9 +193,10 @@ class SmtpUpstream(UpstreamLoginBase):
         return b"XCLIENT" + attribute + address.encode() + login + b" NAME=" + client.host + b"\r\n"
 
 
-def xtext(data: bytes) -> bytes:
-    """Encode an XCLIENT attribute as xtext (RFC 1891 section 5)."""
-    return _NOT_XTEXT.sub(lambda match: b"+%02X" % ord(match[0]), data)
+def _check_is_whole(received: bytes) -> None:
+    """Check that nothing was received behind a reply."""
+    if _COMPLETE.fullmatch(received) is None:
+        raise injected("STARTTLS")
 
 
 def _authentication(grant: AuthAllowed) -> bytes:
