@@ -23,10 +23,10 @@ VERSIONED := pyproject.toml Dockerfile charts/mailproxy-operator/Chart.yaml depl
              operator/mailproxy_operator/settings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check lint types imports fix interop generate locks pictures images push kind sbom version chart bench clean
+.PHONY: help setup demo test fuzz check lint types imports fix interop e2e generate locks pictures images push kind sbom version chart bench clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): pyproject.toml .ci/venv $(STALE)
 	@.ci/venv '$(PYTHON)' '$(VENV)' operator,demo,dev 'make $(firstword $(MAKECMDGOALS) setup)'
@@ -70,6 +70,9 @@ fix: setup  ## Format, sort imports, apply safe fixes, add licence lines
 
 interop: setup  ## Run only the tests with real mail servers, nginx and Prometheus
 	$(BIN)/python -m pytest -m interop $(ARGS)
+
+e2e: setup  ## Run the end-to-end tests in the cluster of kubectl, which must be a throw-away one (NODE=processes: without a cluster)
+	MAILPROXY_E2E_NODE=$(or $(NODE),cluster) $(BIN)/python -m pytest tests/e2e -n 0 $(ARGS)
 
 bench: setup  ## Compare with nginx, which must be installed (about eight minutes); writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --write $(ARGS)

@@ -31,7 +31,7 @@ PAGES: Final = [
     *sorted(DOCS.rglob("*.md")),
     *sorted((ROOT / "charts").rglob("*.md")),
 ]
-TARGETS: Final = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS: Final = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 LEAST: Final[dict[str, Any]] = {
     "apiVersion": "mailproxy.dev/v1alpha1",
     "kind": "MailProxy",

@@ -22,7 +22,7 @@ WORKFLOWS: Final[dict[str, dict[Any, Any]]] = {
     path.name: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yml"))
 }
 VERSION: Final[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-TARGETS: Final = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS: Final = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def _steps(name: str) -> list[dict[str, Any]]:

@@ -34,14 +34,18 @@ class PlainAuthority:
         made = _builder(self._name, self._name, self._key).add_extension(constraints, critical=True)
         self.certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
 
-    def issue(self) -> tuple[bytes, bytes]:
-        """Create a certificate for this machine's loopback addresses, and its key, as PEM."""
+    def issue(self, *hosts: str) -> tuple[bytes, bytes]:
+        """Create a certificate for this machine's loopback addresses, and its key, as PEM.
+
+        Args:
+            hosts: Further addresses and DNS names of the certificate.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        hosts = x509.SubjectAlternativeName(
-            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names = x509.SubjectAlternativeName(
+            [_general_name(one) for one in ("localhost", "127.0.0.1", *hosts)]
         )
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
-        made = _builder(subject, self._name, key).add_extension(hosts, critical=False)
+        made = _builder(subject, self._name, key).add_extension(names, critical=False)
         certificate = made.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
         private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return certificate, private
@@ -57,6 +61,13 @@ class PlainAuthority:
         path = folder / "server.pem"
         path.write_bytes(b"".join(self.issue()))
         context.load_cert_chain(path)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _builder(

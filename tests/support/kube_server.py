@@ -12,7 +12,7 @@ import base64
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -184,18 +184,27 @@ def _request(event: dict[str, Any]) -> Request:
 
 
 @contextmanager
-def kube_server(found: Programs, folder: Path) -> Iterator[KubeServer]:
-    """Run both programs until the context ends."""
+def kube_server(found: Programs, folder: Path, hosts: Sequence[str] = ()) -> Iterator[KubeServer]:
+    """Run both programs until the context ends.
+
+    Args:
+        found: The programs.
+        folder: The folder for their files.
+        hosts: Further addresses and names of the certificate. With them, the API server listens on all
+            addresses of the machine, and advertises the first one to pods.
+    """
     ports = Ports()
     etcd_port, peer_port, port = ports.take(), ports.take(), ports.take()
     etcd_url = f"http://127.0.0.1:{etcd_port}"
-    server = KubeServer(folder, f"https://127.0.0.1:{port}", _identity(folder))
+    server = KubeServer(folder, f"https://127.0.0.1:{port}", _identity(folder, hosts))
     with ExitStack() as stack:
         etcd = Running(_etcd(found.etcd, folder, etcd_url, peer_port), output=folder / "etcd.log")
         stack.callback(etcd.stop)
         etcd.wait_for_ports(etcd_port)
         stack.callback(server.stop)  # the API server first: without etcd it would not exit
         server.arguments = _apiserver(found.apiserver, folder, etcd_url, port)
+        if hosts:
+            server.arguments += ["--bind-address=0.0.0.0", f"--advertise-address={hosts[0]}"]
         server.start()
         yield server
 
@@ -243,10 +252,10 @@ def _apiserver(program: Path, folder: Path, etcd: str, port: int) -> list[str]:
     ]
 
 
-def _identity(folder: Path) -> rsa.RSAPrivateKey:
+def _identity(folder: Path, hosts: Sequence[str]) -> rsa.RSAPrivateKey:
     """Write its certificate, the key that signs tokens, its users and its audit policy."""
     authority = PlainAuthority()  # as in many clusters: no key usage, no key identifiers
-    certificate, private_key = authority.issue()
+    certificate, private_key = authority.issue(*hosts)
     (folder / "ca.crt").write_bytes(authority.certificate)
     (folder / "server.crt").write_bytes(certificate)
     (folder / "server.key").write_bytes(private_key)
