@@ -28,7 +28,7 @@ def test_ci_installs_every_needed_package() -> None:
 
 def test_contributing_page_names_every_package() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    [command] = re.findall(r"apt install ((?:[a-z0-9-]+(?:\s|\\)+)+)", page)
+    [command] = re.findall(r"apt install ((?:[a-z0-9.-]+(?:\s|\\)+)+)", page)
     assert sorted(command.replace("\\", " ").split()) == DEBIAN
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
         "dovecot/pop3": "dovecot-pop3d",
         "dovecot/submission": "dovecot-submissiond",
         "ip": "iproute2",
+        "lua5.1": "lua5.1",
+        "sasl2/libplain.so": "libsasl2-modules",
         "nginx": "nginx-core",
         MAIL_MODULE: "libnginx-mod-mail",
         "openssl": "openssl",
@@ -53,6 +56,7 @@ _LIBRARIES: Final = (
     "/usr/libexec",
     "/usr/lib",
     "/usr/lib64",
+    f"/usr/lib/{platform.machine()}-linux-gnu",
     "/usr/share",
     "/etc",
 )

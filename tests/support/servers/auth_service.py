@@ -23,16 +23,18 @@ class AuthRule:
     """The upstream for one path, and how the service responds to requests for it.
 
     Attributes:
-        port: The port on 127.0.0.1.
+        port: The port of the upstream.
         delay: Seconds before each response.
         wait: ``Auth-Wait`` of a response that denies the login, if any.
         extra: Additional headers of a response that allows the login.
+        address: The address of the upstream.
     """
 
     port: int
     delay: float = 0.0
     wait: int = 0
     extra: tuple[tuple[str, str], ...] = ()
+    address: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class AuthService:
         if user is None:
             wait = [("Auth-Wait", str(rule.wait))] if rule.wait else []
             return [("Auth-Status", "Invalid login or password"), *wait]
-        allowed = [("Auth-Status", "OK"), ("Auth-Server", "127.0.0.1"), ("Auth-Port", str(rule.port))]
+        allowed = [("Auth-Status", "OK"), ("Auth-Server", rule.address), ("Auth-Port", str(rule.port))]
         if request["auth-method"] not in {"plain", "none"}:
             allowed += [("Auth-User", user), ("Auth-Pass", self.passwords[user])]
         return [*allowed, *rule.extra]
@@ -157,10 +159,14 @@ def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler
 
 @contextlib.contextmanager
 def auth_service(
-    passwords: dict[str, str], *, port: int = 0, protocol: str = "HTTP/1.1"
+    passwords: dict[str, str],
+    *,
+    port: int = 0,
+    protocol: str = "HTTP/1.1",
+    kind: type[AuthService] = AuthService,
 ) -> Iterator[AuthService]:
     """Serve on a port of 127.0.0.1, in threads; with ``HTTP/1.0`` it closes after each response."""
-    service = AuthService(passwords)
+    service = kind(passwords)
     with _Server(("127.0.0.1", port), _handler(service, protocol)) as server:
         service.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

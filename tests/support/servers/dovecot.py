@@ -159,13 +159,13 @@ def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], rela
         relay_port: The SMTP server on loopback to which submission relays its messages.
     """
     dovecot = Dovecot(folder, ports.take_all(*LISTENERS), passwords)
-    identities = _identities()
+    ids = identities()
     mail = folder / "mail"
     mail.mkdir()
-    os.chown(mail, int(identities["mail_uid"]), int(identities["mail_gid"]))
+    os.chown(mail, int(ids["mail_uid"]), int(ids["mail_gid"]))
     lines = [f"{user}:{password}" for user, password in passwords.items()]
     (folder / "passwords").write_text("\n".join(lines) + "\n")
-    configuration = _CONFIGURATION.format(folder=folder, relay_port=relay_port, **identities, **dovecot.ports)
+    configuration = _CONFIGURATION.format(folder=folder, relay_port=relay_port, **ids, **dovecot.ports)
     (folder / "dovecot.conf").write_text(configuration)
     command = [path, "-F", "-c", str(folder / "dovecot.conf")]
     dovecot.running = Running(command, output=folder / "output")
@@ -177,7 +177,7 @@ def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], rela
     return dovecot
 
 
-def _identities() -> dict[str, str]:
+def identities() -> dict[str, str]:
     """Return the users of its processes: the users of the package for root, else the current user."""
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
