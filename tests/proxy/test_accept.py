@@ -58,6 +58,7 @@ class Scene:
             template=RequestTemplate(config, (), keep_alive=True),
             resolver=None,
             tls=None,
+            upstream_tls=None,
             trusted=TrustedPeers(()),
             metrics=context.metrics.server(config.name, protocol),
             protocol_metrics=context.metrics.protocol(protocol),

@@ -12,7 +12,7 @@ import pytest
 from mailproxy.enums import CloseReason, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import PeerClosed, ShuttingDown, UpstreamError
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
-from mailproxy.protocols.types import Secret
+from mailproxy.protocols.types import Client, Secret
 from mailproxy.protocols.upstream_reply import (
     MAX_LOGGED,
     ONE_LINE,
@@ -80,7 +80,8 @@ def test_refused_reply_has_complete_lines_only() -> None:
 @pytest.mark.parametrize("version", SendProxyProtocol)
 def test_proxy_header_is_sent_if_configured(version: SendProxyProtocol) -> None:
     login = Pop3Upstream(configs.server(Protocol.POP3, proxy_protocol=version, proxy_buffer=ByteCount(8)))
-    assert login.sends_proxy_header is (version is not SendProxyProtocol.DISABLED)
+    driven = drive(login.preamble(Client("192.0.2.1", 4711, "198.51.100.1", 110)))
+    assert bool(driven.sent) is (version is not SendProxyProtocol.DISABLED)
     assert login.receive.limit == login.limit == 8
 
 

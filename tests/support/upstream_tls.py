@@ -48,7 +48,7 @@ class Connection:
         (self.secure if self.is_secure else self.clear).extend(data)
         return data
 
-    def line(self) -> bytes:
+    def read_line(self) -> bytes:
         """Receive a line, without its end."""
         line = b""
         while not line.endswith(b"\r\n"):
@@ -60,7 +60,7 @@ class Connection:
 
     def answer(self, reply: bytes) -> bytes:
         """Receive a line, and reply."""
-        line = self.line()
+        line = self.read_line()
         self.send(reply)
         return line
 
