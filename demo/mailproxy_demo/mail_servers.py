@@ -122,19 +122,22 @@ class SmtpServer(smtp.ESMTP):
         super().__init__({b"PLAIN": imap4.PLAINCredentials, b"LOGIN": imap4.LOGINCredentials})
         self.host = b"demo.invalid"
         self._delivery = delivery
+        self._accepts_xclient = True
 
     def extensions(self) -> dict[bytes, list[bytes] | None]:
         """Return what EHLO lists."""
         found: dict[bytes, list[bytes] | None] = super().extensions()
-        return found | {
-            b"8BITMIME": None,
-            b"PIPELINING": None,
-            b"SIZE": [b"%d" % MAX_BYTES],
-            b"XCLIENT": [b"ADDR", b"NAME", b"LOGIN", b"PROTO", b"HELO", b"PORT"],
-        }
+        found |= {b"8BITMIME": None, b"PIPELINING": None, b"SIZE": [b"%d" % MAX_BYTES]}
+        if self._accepts_xclient:
+            found[b"XCLIENT"] = [b"ADDR", b"NAME", b"LOGIN", b"PROTO", b"HELO", b"PORT"]
+        return found
 
     def ext_XCLIENT(self, rest: bytes) -> None:
-        """Accept the login name that the proxy passes on."""
+        """Accept the login name that the proxy passes on, once: the client must not send its own."""
+        if not self._accepts_xclient:
+            self.sendCode(550, b"5.7.0 Not authorized")
+            return
+        self._accepts_xclient = False
         attributes = dict(word.partition(b"=")[::2] for word in rest.split())
         if attributes.get(b"LOGIN", b"[UNAVAILABLE]") != b"[UNAVAILABLE]":
             self.delivery = self._delivery

@@ -59,7 +59,7 @@ class Upgrade:
         metadata = {"name": "own", "namespace": ELSEWHERE}
         _ = self.api.create(
             {"apiVersion": "mailproxy.dev/v1alpha1", "kind": "MailProxy", "metadata": metadata, "spec": SPEC}
-        ).good
+        ).checked_body
 
     def start_operator(self) -> None:
         """Start an operator as the Deployment describes it, in place of the one before."""
@@ -80,7 +80,7 @@ class Upgrade:
     def wait_until_settled(self) -> None:
         """Wait until this operator has accepted and applied every MailProxy, and is ready."""
         admin = self._operators[-1].admin
-        eventually(lambda: admin.ask("GET", "/readyz").status == 200, "the operator to be ready")
+        eventually(lambda: admin.request("GET", "/readyz").status == 200, "the operator to be ready")
         for namespace, name in PROXIES:
             eventually(lambda at=namespace, name=name: self._is_settled(at, name), f"{namespace}/{name}")
 
@@ -117,7 +117,7 @@ class Upgrade:
             if one["metadata"].get("ownerReferences")
         }
         found = {place: self.api.get(path_of(*place)) for place in places if place[0] in PLURALS}
-        return {place: one.good["metadata"]["uid"] for place, one in found.items()}
+        return {place: one.checked_body["metadata"]["uid"] for place, one in found.items()}
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_upgrade_from_the_previous_chart_recreates_nothing(upgrade: Upgrade) -> 
 
     upgrade.helm("upgrade", str(CHART), "--reset-then-reuse-values")
     [crd] = [one for one in load_objects((CHART / "files/crd.yaml").read_text())]
-    live = upgrade.api.get(CRD).good
+    live = upgrade.api.get(CRD).checked_body
     assert yaml.safe_dump(_schema(live)) == yaml.safe_dump(_schema(crd)), "the CRD was not upgraded"
     container = upgrade.api.found("Deployment", NAMESPACE, OPERATOR)["spec"]["template"]["spec"][
         "containers"
@@ -170,9 +170,9 @@ def test_upgrade_from_the_previous_chart_recreates_nothing(upgrade: Upgrade) -> 
 
 def test_rollback_to_the_previous_chart_recreates_nothing(upgrade: Upgrade) -> None:
     upgrade.install_previous()
-    before, crd = upgrade.identities(), _schema(upgrade.api.get(CRD).good)
+    before, crd = upgrade.identities(), _schema(upgrade.api.get(CRD).checked_body)
     upgrade.helm("upgrade", str(CHART), "--reset-then-reuse-values")
-    assert _schema(upgrade.api.get(CRD).good) != crd, "both charts have the same CRD"
+    assert _schema(upgrade.api.get(CRD).checked_body) != crd, "both charts have the same CRD"
     upgrade.helm("rollback", "1")
-    assert _schema(upgrade.api.get(CRD).good) == crd
+    assert _schema(upgrade.api.get(CRD).checked_body) == crd
     assert upgrade.identities() == before

@@ -111,8 +111,9 @@ def test_proxy_starts_unprivileged_with_read_only_root(replay: Replay, dockerfil
     command = [*stage.last("ENTRYPOINT").words(), *stage.last("CMD").words()]
     check = stage.last("HEALTHCHECK").rest.partition(" CMD ")[2]
     environment = {**replay.environments["proxy"], "CHECK": json.loads(check)[2]}
+    watched = ["sh", "-c", WATCH_THE_PROXY, "sh", *command]
     done = subprocess.run(
-        replay.inside("proxy", ["sh", "-c", WATCH_THE_PROXY, "sh", *command], read_only=True, alone=True),
+        replay.inside("proxy", watched, read_only=True, without_network=True),
         env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout.split("\n") == ["65532", "65532", "healthy", "ended 0", ""], done.stderr

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from mailproxy_config.model import ListenConfig
-from mailproxy_operator.api.api_errors import Answer, error_from
+from mailproxy_operator.api.api_errors import ApiResponse, error_from
 from mailproxy_operator.api.cluster import Key, RunningConfig
 from mailproxy_operator.api.kinds import DEPLOYMENT
 from mailproxy_operator.api.kube_version import KubeVersion
@@ -87,7 +87,7 @@ async def reconciled(cluster: MemoryCluster | None = None, **spec: Any) -> Condi
 
 async def refused(status: int, message: str) -> Conditions:
     cluster = MemoryCluster()
-    answer = Answer(status, {"kind": "Status", "message": message})
+    answer = ApiResponse(status, {"kind": "Status", "message": message})
     cluster.failures["Deployment"] = error_from(answer, DEPLOYMENT, "Deployment mail/edge")
     return await reconciled(cluster)
 

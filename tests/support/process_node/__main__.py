@@ -58,11 +58,11 @@ def main() -> int:
     found = Programs(assets / "etcd", assets / "kube-apiserver")
     network = Network()
     with kube_server(found, folder, [NODE_ADDRESS, API_SERVICE, *API_NAMES]) as server:
-        kubeconfig = _write_kubeconfig(folder, server.url, server.admin.asker.token)
+        kubeconfig = _write_kubeconfig(folder, server.url, server.admin.user.token)
         programs = _controllers(folder, assets, kubeconfig)
         api: Api = server.admin
         eventually(lambda: api.find("Namespace", "", "kube-node-lease"), "the namespace of leases")
-        version = str(api.get("/version").good["gitVersion"])
+        version = str(api.get("/version").checked_body["gitVersion"])
         try:
             node = Node(api, folder, network, version)
             shutil.copy(kubeconfig, folder / KUBECONFIG)  # what start.py waits for

@@ -59,7 +59,7 @@ class Node:
     def _register(self) -> None:
         labels = {"kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux"}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": labels}}
-        _ = self._api.post("/api/v1/nodes", node).good
+        _ = self._api.post("/api/v1/nodes", node).checked_body
         resources = {"cpu": "64", "memory": "64Gi", "pods": "250", "ephemeral-storage": "64Gi"}
         status = {
             "capacity": resources,
@@ -87,12 +87,13 @@ class Node:
             },
         }
         content = "application/merge-patch+json"
-        _ = self._api.asker.ask("PATCH", f"/api/v1/nodes/{NODE}/status", {"status": status}, content).good
+        path = f"/api/v1/nodes/{NODE}/status"
+        _ = self._api.user.request("PATCH", path, {"status": status}, content).checked_body
 
     def _step(self) -> None:
         self._renew_lease()
         services = self._api.list("Service")
-        slices = self._api.get("/apis/discovery.k8s.io/v1/endpointslices").good["items"]
+        slices = self._api.get("/apis/discovery.k8s.io/v1/endpointslices").checked_body["items"]
         self._rules.update(services, slices)
         self._names.addresses = addresses_by_name(services, slices)
         listed = self._api.list("Pod", fieldSelector=f"spec.nodeName={NODE}")
@@ -141,6 +142,6 @@ class Node:
             "metadata": {"name": NODE, "namespace": "kube-node-lease"},
             "spec": spec,
         }
-        self._api.asker.ask(
+        self._api.user.request(
             "PATCH", f"{_LEASES}/{NODE}?fieldManager=node&force=true", lease, "application/apply-patch+yaml"
         )

@@ -340,7 +340,7 @@ class PodWorker:
         metadata = self.pod["metadata"]
         body = {"gracePeriodSeconds": 0, "preconditions": {"uid": metadata["uid"]}}
         path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
-        self._api.asker.ask("DELETE", path, body)
+        self._api.user.request("DELETE", path, body)
         shutil.rmtree(self._folder / "volumes", ignore_errors=True)
 
     # -- status -----------------------------------------------------------------

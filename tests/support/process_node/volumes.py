@@ -73,7 +73,7 @@ class Sources:
                 spec["audiences"] = [audience]
             path = f"/api/v1/namespaces/{self._namespace}/serviceaccounts/{account}/token"
             asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-            self._tokens[audience] = self._api.post(path, asked).good["status"]["token"].encode()
+            self._tokens[audience] = self._api.post(path, asked).checked_body["status"]["token"].encode()
         return self._tokens[audience]
 
 
