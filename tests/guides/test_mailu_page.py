@@ -33,7 +33,7 @@ from support.guides.postfix import GuidePostfix
 from support.helm_schemas import VERSIONS, schema_errors
 from support.needs import Needs
 from support.network_policies import Peer, allows_connection
-from support.servers.auth_service import Asked, AuthService, Headers
+from support.servers.auth_service import AuthRequest, AuthService, Headers
 from support.servers.tiny_mail import tiny_mail
 
 pytestmark = pytest.mark.interop
@@ -48,7 +48,7 @@ SERVERS: Final = ("smtp", "submission", "submissions", "imap", "imaps", "pop3", 
 class MailuAdmin(AuthService):
     """The rules of Mailu's ``/internal/auth/email``, as read from its source."""
 
-    def decide(self, asked: Asked) -> Headers:
+    def decide(self, asked: AuthRequest) -> Headers:
         port, _ = asked["auth-port"], asked["client-port"]  # without them, Mailu's service fails
         is_mx = asked["auth-method"] == "none"
         if (port == "25") != is_mx:
