@@ -144,14 +144,20 @@ class StubServers:
         os.write(fd, b"+OK\r\n")
 
     def _serve_smtp(self, fd: int) -> None:
-        """Accept every command; EHLO lists XCLIENT."""
+        """Accept every command; EHLO lists XCLIENT until it was sent, as Postfix."""
         received = os.read(fd, _LINES)
         if received.startswith(b"XCLIENT"):
             os.write(fd, READY)
+            self._handlers[fd] = self._serve_smtp_client
         elif received.startswith(b"EHLO"):
             os.write(fd, EHLO)
         else:
             os.write(fd, b"250 OK\r\n")
+
+    def _serve_smtp_client(self, fd: int) -> None:
+        """Accept every command of a client that XCLIENT has named."""
+        os.read(fd, _LINES)
+        os.write(fd, b"250 OK\r\n")
 
     def _discard(self, fd: int) -> None:
         if not os.readv(fd, [self._sink]):

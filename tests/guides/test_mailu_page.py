@@ -48,18 +48,18 @@ SERVERS: Final = ("smtp", "submission", "submissions", "imap", "imaps", "pop3", 
 class MailuAdmin(AuthService):
     """The rules of Mailu's ``/internal/auth/email``, as read from its source."""
 
-    def decide(self, asked: AuthRequest) -> Headers:
-        port, _ = asked["auth-port"], asked["client-port"]  # without them, Mailu's service fails
-        is_mx = asked["auth-method"] == "none"
+    def response_headers(self, request: AuthRequest) -> Headers:
+        port, _ = request["auth-port"], request["client-port"]  # without them, Mailu's service fails
+        is_mx = request["auth-method"] == "none"
         if (port == "25") != is_mx:
             return [("Auth-Status", "AUTH not supported"), ("Auth-Error-Code", "502 5.5.1")]
-        if not is_mx and self._authenticated(asked) is None:
-            code = {"imap": "AUTHENTICATIONFAILED", "smtp": "535 5.7.8"}.get(asked["auth-protocol"], "-ERR")
+        if not is_mx and self.authenticated_user(request) is None:
+            code = {"imap": "AUTHENTICATIONFAILED", "smtp": "535 5.7.8"}.get(request["auth-protocol"], "-ERR")
             wait = ("Auth-Wait", "0")
-            return [("Auth-Status", DENIED), ("Auth-Error-Code", code), ("Auth-User", asked.user), wait]
-        backend = self.rules[asked.path]
-        where = [("Auth-Server", backend.address), ("Auth-Port", str(backend.port))]
-        return [("Auth-Status", "OK"), *where, *([] if is_mx else [("Auth-User", asked.user)])]
+            return [("Auth-Status", DENIED), ("Auth-Error-Code", code), ("Auth-User", request.user), wait]
+        rule = self.rules[request.path]
+        where = [("Auth-Server", rule.address), ("Auth-Port", str(rule.port))]
+        return [("Auth-Status", "OK"), *where, *([] if is_mx else [("Auth-User", request.user)])]
 
 
 @dataclass
@@ -108,8 +108,8 @@ def test_imap_and_pop3_log_in_at_mailus_dovecot(world: World) -> None:
         ("pop3s", 995, pop3s_login),
     ]:
         login(world.front.ports[port], context, USER, PASSWORDS[USER])
-        asked = world.fronts.service.latest_request(f"/{name}")
-        assert (asked["auth-port"], asked["client-ip"]) == (str(port), CLIENT)
+        request = world.fronts.service.latest_request(f"/{name}")
+        assert (request["auth-port"], request["client-ip"]) == (str(port), CLIENT)
         world.dovecot.logged(f"{name.removesuffix('s')}-login: Info: Log", f"user=<{USER}>", f"rip={PROXY}")
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mailproxy.enums import Method, UpstreamStage
@@ -52,7 +54,8 @@ class Outcome:
 def smtp(*replies: bytes, helo: bytes | None = b"client", **directives: object) -> Outcome:
     grant = AuthAllowed("192.0.2.10", 25, b"alice", Secret(b"secret"))
     login = UpstreamLogin(grant, Method.PLAIN, helo=helo, esmtp=True)
-    upstream = SmtpUpstream(configs.server(Protocol.SMTP, proxy_smtp_auth=True, **directives))
+    values: dict[str, Any] = {"proxy_smtp_auth": True, **directives}
+    upstream = SmtpUpstream(configs.server(Protocol.SMTP, **values))
     return Outcome(upstream.log_in(Client("192.0.2.1"), login), replies)
 
 
@@ -87,6 +90,22 @@ def test_other_replies_to_ehlo_do_not_end_the_login(reply: bytes) -> None:
 def test_xclient_in_the_first_ehlo_is_expected_with_xclient() -> None:
     driven = smtp(b"220 mx\r\n", LISTS_XCLIENT, b"220 mx\r\n", PLAIN, b"235 ok\r\n", xclient=True)
     assert driven.finished
+
+
+DOVECOT = (
+    b"250-mx\r\n250-AUTH PLAIN\r\n250 XCLIENT ADDR PORT PROTO HELO LOGIN SESSION TTL TIMEOUT FORWARD\r\n"
+)
+
+
+def test_xclient_of_dovecot_may_be_listed_before_auth() -> None:
+    """Dovecot 2.3 lists XCLIENT until AUTH, also after XCLIENT, and refuses it then."""
+    replies = (b"220 mx\r\n", DOVECOT, b"220 mx\r\n", DOVECOT, b"235 ok\r\n")
+    assert smtp(*replies, xclient=True).finished
+
+
+def test_xclient_of_dovecot_ends_a_login_without_auth() -> None:
+    replies = (b"220 mx\r\n", DOVECOT, b"220 mx\r\n", DOVECOT)
+    assert smtp(*replies, xclient=True, proxy_smtp_auth=False).error is not None
 
 
 def test_xclient_may_be_listed_with_proxy_smtp_guard_off() -> None:

@@ -74,7 +74,7 @@ class AuthService:
         """Return the headers of the response."""
         rule = self.rules[request.path]
         time.sleep(rule.delay)
-        user = self._authenticated(request)
+        user = self.authenticated_user(request)
         if user is None:
             wait = [("Auth-Wait", str(rule.wait))] if rule.wait else []
             return [("Auth-Status", "Invalid login or password"), *wait]
@@ -83,7 +83,7 @@ class AuthService:
             allowed += [("Auth-User", user), ("Auth-Pass", self.passwords[user])]
         return [*allowed, *rule.extra]
 
-    def _authenticated(self, request: AuthRequest) -> str | None:
+    def authenticated_user(self, request: AuthRequest) -> str | None:
         """Return the authenticated user, by the rules of each method; an empty string for ``none``."""
         method = request["auth-method"]
         if method == "none":

@@ -39,6 +39,11 @@ _REPLY_220: Final = re.compile(rb"(?=220)" + _LINES)
 _REPLY_250: Final = re.compile(rb"(?=250)" + _LINES)
 _GUARDED_REPLY_250: Final = re.compile(rb"(?=250)(?!(?:250-[^\n]*\n)*250[- ](?i:XCLIENT)[ \r\n])" + _LINES)
 """A reply to EHLO without XCLIENT."""
+_GUARDED_REPLY_250_BEFORE_AUTH: Final = re.compile(
+    rb"(?=250)(?!(?:250-[^\n]*\n)*250[- ](?i:XCLIENT)(?![^\n]* (?i:TTL|FORWARD)\b)[ \r\n])" + _LINES
+)
+"""A reply to EHLO without XCLIENT, or with Dovecot's, which lists it until AUTH and refuses it then."""
+_GUARDED: Final = frozenset({_GUARDED_REPLY_250, _GUARDED_REPLY_250_BEFORE_AUTH})
 _REPLY_220_OR_250: Final = re.compile(rb"(?=220|250)" + _LINES)
 _REPLY_235: Final = re.compile(rb"(?=235)" + _LINES)
 _REFUSAL: Final = re.compile(rb"[45](?:[0-9]{2}|[0-9]?\r?\n)")
@@ -60,7 +65,8 @@ class SmtpUpstream(UpstreamLoginBase):
 
     def __init__(self, server: ServerConfig) -> None:
         super().__init__(server)
-        self._last_reply = _GUARDED_REPLY_250 if server.proxy_smtp_guard else _REPLY_250
+        guarded = _GUARDED_REPLY_250_BEFORE_AUTH if server.proxy_smtp_auth else _GUARDED_REPLY_250
+        self._last_reply = guarded if server.proxy_smtp_guard else _REPLY_250
         last_reply = _REPLY_250 if server.xclient else self._last_reply
         self._ehlo = Send(f"EHLO {server.server_name}\r\n".encode()), _HELLO, last_reply
         self._helo = Send(f"HELO {server.server_name}\r\n".encode()), _HELLO, _REPLY_250
@@ -153,7 +159,7 @@ class SmtpUpstream(UpstreamLoginBase):
         received = yield from read_reply(received, _COMPLETE, self.limit, stage)
         if expected.match(received):
             return received
-        if expected is _GUARDED_REPLY_250 and _REPLY_250.match(received):
+        if expected in _GUARDED and _REPLY_250.match(received):
             raise UpstreamGuardError(
                 _MISTRUST, stage=stage, reply=received, client_reply=replies.TEMPORARY_FAILURE
             )
