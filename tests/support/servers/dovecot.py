@@ -148,7 +148,9 @@ class Dovecot:
         return [line for line in self.log().splitlines() if all(word in line for word in words)]
 
 
-def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], relay_port: int) -> Dovecot:
+def start(
+    path: str, folder: Path, ports: Ports, passwords: dict[str, str], relay_port: int, *, extra: str = ""
+) -> Dovecot:
     """Start Dovecot.
 
     Args:
@@ -157,6 +159,7 @@ def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], rela
         ports: The allocator of ports.
         passwords: Users and their passwords.
         relay_port: The SMTP server on loopback to which submission relays its messages.
+        extra: Lines of the configuration behind all others.
     """
     dovecot = Dovecot(folder, ports.take_all(*LISTENERS), passwords)
     ids = identities()
@@ -166,7 +169,7 @@ def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], rela
     lines = [f"{user}:{password}" for user, password in passwords.items()]
     (folder / "passwords").write_text("\n".join(lines) + "\n")
     configuration = _CONFIGURATION.format(folder=folder, relay_port=relay_port, **ids, **dovecot.ports)
-    (folder / "dovecot.conf").write_text(configuration)
+    (folder / "dovecot.conf").write_text(configuration + extra)
     command = [path, "-F", "-c", str(folder / "dovecot.conf")]
     dovecot.running = Running(command, output=folder / "output")
     try:

@@ -120,7 +120,12 @@ class DovecotPorts:
 
 
 def start(
-    path: str, folder: Path, ports: dict[str, int], dovecot_ports: DovecotPorts, users: Iterable[str]
+    path: str,
+    folder: Path,
+    ports: dict[str, int],
+    dovecot_ports: DovecotPorts,
+    users: Iterable[str],
+    extra: str = "",
 ) -> Postfix:
     """Start Postfix, as root, with a mailbox for each user.
 
@@ -130,6 +135,7 @@ def start(
         ports: The ports ``smtp`` and ``smtp_haproxy``.
         dovecot_ports: The ports of Dovecot for delivery and authentication.
         users: Local parts at ``DOMAIN``.
+        extra: Lines of ``main.cf`` behind all others.
     """
     postfix = Postfix(folder, ports)
     for name in ("etc", "queue", "data", "log"):
@@ -144,7 +150,7 @@ def start(
         lmtp_port=dovecot_ports.lmtp_port,
         sasl_port=dovecot_ports.sasl_port,
     )
-    (folder / "etc/main.cf").write_text(main)
+    (folder / "etc/main.cf").write_text(main + extra)
     (folder / "etc/master.cf").write_text(_MASTER.format(**ports))
     postfix.running = Running([path, "-c", str(folder / "etc"), "start-fg"], output=folder / "output")
     try:

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS to a real Dovecot and Postfix that require it, and the client's address in their logs."""
+
+from __future__ import annotations
+
+import imaplib
+import poplib
+import smtplib
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from support.needs import Needs
+from support.servers import dovecot as dovecots
+from support.servers import postfix as postfixes
+from support.servers.auth_service import AuthRule, AuthService
+from support.servers.certificates import Certificates
+from support.servers.dovecot import Dovecot
+from support.servers.postfix import DovecotPorts, Postfix
+from support.servers.programs import TIMEOUT_SECONDS, Ports, eventually
+from support.servers.proxy import Proxy, manifest
+
+pytestmark = pytest.mark.interop
+
+PASSWORDS: Final = {"alice": "wonder land%21", "bob": 'buil"der\\'}
+CLIENT: Final = "127.0.0.9"
+"""The address that the clients bind: another one than the proxy's."""
+_IMPLICIT: Final = ("imaps", "pop3s", "submissions")
+
+
+@pytest.fixture(scope="module")
+def service_rules(service: AuthService) -> AuthService:
+    service.passwords.update(PASSWORDS)
+    return service
+
+
+@pytest.fixture(scope="module")
+def tls_dovecot(
+    needs: Needs, new_folder: Callable[[str], Path], ports: Ports, tls: Certificates
+) -> Iterator[tuple[Dovecot, dict[str, int]]]:
+    """Dovecot that refuses passwords in clear, and believes ID and XCLIENT from the proxy."""
+    implicit = ports.take_all(*_IMPLICIT)
+    lines = [
+        "ssl = required",
+        "disable_plaintext_auth = yes",
+        f"ssl_cert = <{tls.proxy.certificate}",
+        f"ssl_key = <{tls.proxy.key}",
+        "login_trusted_networks = 127.0.0.1",
+    ]
+    for name, port in implicit.items():
+        protocol = name.removesuffix("s")
+        listener = f"  inet_listener {name} {{\n    port = {port}\n    ssl = yes\n  }}"
+        lines.append(f"service {protocol}-login {{\n{listener}\n}}")
+    running = dovecots.start(
+        needs("dovecot"),
+        new_folder("dovecot-tls"),
+        ports,
+        PASSWORDS,
+        ports.take(),
+        extra="\n".join(lines) + "\n",
+    )
+    running.running.wait_for_ports(*implicit.values())
+    yield running, implicit
+    running.running.stop()
+
+
+@pytest.fixture(scope="module")
+def tls_postfix(
+    needs: Needs,
+    new_folder: Callable[[str], Path],
+    ports: Ports,
+    tls: Certificates,
+    tls_dovecot: tuple[Dovecot, dict[str, int]],
+) -> Iterator[Postfix]:
+    """Postfix that accepts nothing before STARTTLS, and XCLIENT from the proxy."""
+    dovecot, _ = tls_dovecot
+    extra = (
+        "smtpd_tls_security_level = encrypt\n"
+        f"smtpd_tls_cert_file = {tls.proxy.certificate}\nsmtpd_tls_key_file = {tls.proxy.key}\n"
+    )
+    running = postfixes.start(
+        needs("postfix", by_root=True),
+        new_folder("postfix-tls"),
+        postfixes.take_ports(ports),
+        DovecotPorts(dovecot.ports["lmtp"], dovecot.ports["sasl"]),
+        PASSWORDS,
+        extra=extra,
+    )
+    yield running
+    running.stop()
+
+
+StartProxy = Callable[..., tuple[Proxy, int]]
+
+
+@pytest.fixture
+def started(
+    new_proxy: Callable[..., Proxy], service_rules: AuthService, tls: Certificates, ports: Ports
+) -> StartProxy:
+    """Start a proxy with one server in front of a port."""
+
+    def start(protocol: str, upstream: int, **directives: Any) -> tuple[Proxy, int]:
+        port = ports.take()
+        path = f"/tls-{port}"
+        service_rules.rules[path] = AuthRule(upstream)
+        server = {
+            "name": protocol,
+            "protocol": protocol,
+            "listen": [{"address": "127.0.0.1", "port": port}],
+            "authHttp": service_rules.url(path),
+            "proxySslName": "localhost",
+            "proxySslTrustedCertificate": {"file": tls.authority},
+            **directives,
+        }
+        return new_proxy(manifest([server], {"timeout": "20s"})), port
+
+    return start
+
+
+class ImapClient(imaplib.IMAP4):
+    """An IMAP client with the address ``CLIENT``."""
+
+    def _create_socket(self, timeout: float | None) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout, source_address=(CLIENT, 0))
+
+
+def imap_login(port: int) -> imaplib.IMAP4:
+    client = ImapClient("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    client.login("alice", PASSWORDS["alice"])
+    return client
+
+
+@pytest.mark.parametrize("mode", ["Enabled", "Starttls"])
+def test_imap_with_tls_to_dovecot(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy, mode: str
+) -> None:
+    dovecot, implicit = tls_dovecot
+    upstream = implicit["imaps"] if mode == "Enabled" else dovecot.ports["imap"]
+    proxy, port = started("imap", upstream, proxySsl=mode, proxyId="Required")
+    client = imap_login(port)
+    assert client.select()[0] == "OK"
+    assert client.logout()[0] == "BYE"
+    eventually(
+        lambda: dovecot.log_lines("imap-login: Info: Login", "user=<alice>", f"rip={CLIENT}", "TLS"),
+        "the client's address in Dovecot's log",
+    )
+    for _ in range(3):
+        imap_login(port).logout()
+    assert proxy.value("mailproxy_upstream_tls_handshake_seconds_count", resumed="true") >= 2
+
+
+@pytest.mark.parametrize("mode", ["Enabled", "Starttls"])
+def test_pop3_with_tls_to_dovecot(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy, mode: str
+) -> None:
+    dovecot, implicit = tls_dovecot
+    upstream = implicit["pop3s"] if mode == "Enabled" else dovecot.ports["pop3"]
+    _, port = started("pop3", upstream, proxySsl=mode, proxyXclient="Auto")
+    client = poplib.POP3("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    client.user("bob")
+    assert client.pass_(PASSWORDS["bob"]).startswith(b"+OK")
+    assert len(client.stat()) == 2
+    assert client.quit().startswith(b"+OK")
+    eventually(
+        lambda: dovecot.log_lines("pop3-login: Info: Login", "user=<bob>", "TLS"), "TLS in Dovecot's log"
+    )
+
+
+@pytest.mark.parametrize("mode", ["Enabled", "Starttls"])
+def test_submission_with_tls_to_dovecot(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy, mode: str
+) -> None:
+    dovecot, implicit = tls_dovecot
+    upstream = implicit["submissions"] if mode == "Enabled" else dovecot.ports["submission"]
+    _, port = started("smtp", upstream, proxySsl=mode, proxySmtpAuth=True, xclientMode="Auto")
+    with smtplib.SMTP("127.0.0.1", port, timeout=TIMEOUT_SECONDS, source_address=(CLIENT, 0)) as client:
+        client.login("alice", PASSWORDS["alice"])
+    eventually(
+        lambda: dovecot.log_lines("submission-login: Info: Login", "user=<alice>", f"rip={CLIENT}"),
+        "the client's address in Dovecot's log",
+    )
+
+
+def test_smtp_with_starttls_to_postfix(tls_postfix: Postfix, started: StartProxy) -> None:
+    _, port = started(
+        "smtp",
+        tls_postfix.ports["smtp"],
+        proxySsl="Starttls",
+        xclientMode="Required",
+        serverName="front.example",
+    )
+    with smtplib.SMTP("127.0.0.1", port, timeout=TIMEOUT_SECONDS, source_address=(CLIENT, 0)) as client:
+        client.login("alice", PASSWORDS["alice"])
+        assert (
+            client.sendmail("alice@example.org", ["bob@example.org"], b"Subject: TLS\r\n\r\nHello\r\n") == {}
+        )
+    eventually(lambda: tls_postfix.log_lines("client=", CLIENT, "sasl_username=alice"), "Postfix's log")
+
+
+def test_postfix_refuses_what_comes_without_tls(tls_postfix: Postfix, started: StartProxy) -> None:
+    proxy, port = started("smtp", tls_postfix.ports["smtp"])
+    with (
+        smtplib.SMTP("127.0.0.1", port, timeout=TIMEOUT_SECONDS) as client,
+        pytest.raises(smtplib.SMTPException),
+    ):
+        client.login("alice", PASSWORDS["alice"])
+    assert "STARTTLS" in proxy.event("upstream_failed")["reply"]
+
+
+@pytest.mark.parametrize("mode", ["Enabled", "Starttls"])
+def test_certificate_of_dovecot_with_another_name_is_rejected(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy, mode: str
+) -> None:
+    dovecot, implicit = tls_dovecot
+    upstream = implicit["imaps"] if mode == "Enabled" else dovecot.ports["imap"]
+    proxy, port = started("imap", upstream, proxySsl=mode, proxySslName="mail.example.org")
+    client = ImapClient("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    with pytest.raises(imaplib.IMAP4.error):
+        client.login("alice", PASSWORDS["alice"])
+    client.shutdown()
+    event = proxy.event("upstream_failed", failure="name")
+    assert '"mail.example.org" is not among its names (DNS:localhost)' in event["reason"]
