@@ -31,6 +31,12 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
             "0+60x90",
         ),
     ],
+    "MailProxyUpstreamTlsFails": [
+        (f'mailproxy_upstream_tls_failures_total{{{JOB}, protocol="imap", reason="name"}}', "0+60x90")
+    ],
+    "MailProxyUpstreamCertificateExpires": [
+        (f'mailproxy_upstream_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
+    ],
     "MailProxyCertificateExpires": [
         (f'mailproxy_tls_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
     ],

@@ -16,6 +16,7 @@ from mailproxy_monitoring.colours import (
     TLS_FAILURES,
     TLS_MODES,
     UPSTREAM_STAGES,
+    UPSTREAM_TLS_FAILURES,
 )
 from mailproxy_monitoring.grafana import EVENTS_PER_SECOND, Panel, Row
 from mailproxy_monitoring.queries import FROM_CACHE, JOB, quantile, rate
@@ -69,6 +70,7 @@ UPSTREAMS: Final = Row(
         Panel(
             title="Time to connect",
             unit="s",
+            width=6,
             queries=tuple(
                 (quantile(share, "mailproxy_upstream_connect_duration_seconds"), name)
                 for share, name in ((0.5, "median"), (0.99, "99 %"))
@@ -80,14 +82,26 @@ UPSTREAMS: Final = Row(
             title="Errors by stage",
             stacked=True,
             unit=EVENTS_PER_SECOND,
+            width=6,
             queries=((rate("mailproxy_upstream_errors_total", "stage"), "{{stage}}"),),
             colours=UPSTREAM_STAGES,
             description="The step of the login that failed; login includes wrong passwords.",
             alerts=("MailProxyUpstreamErrors",),
         ),
         Panel(
+            title="TLS failures by reason",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=6,
+            queries=((rate("mailproxy_upstream_tls_failures_total", "reason"), "{{reason}}"),),
+            colours=UPSTREAM_TLS_FAILURES,
+            description="Logins that failed because TLS with the mail server could not be started.",
+            alerts=("MailProxyUpstreamTlsFails", "MailProxyUpstreamCertificateExpires"),
+        ),
+        Panel(
             title="Relayed bytes",
             unit="Bps",
+            width=6,
             queries=((rate("mailproxy_relayed_bytes_total", "direction"), "{{direction}}"),),
             colours=DIRECTIONS,
             description="Bytes per second after login.",

@@ -129,6 +129,25 @@ ALERTS = (
         " connect, greeting, or login.",
     ),
     Alert(
+        "MailProxyUpstreamTlsFails",
+        "sum by (PROXY, protocol, reason) (rate(mailproxy_upstream_tls_failures_total{JOB}[5m])) > 0",
+        "5m",
+        "critical",
+        "WHO: {{ $labels.protocol }} logins fail because TLS with the mail server cannot be started"
+        " ({{ $labels.reason }})",
+        "No credentials were sent. The log of the pods has the mail server and the cause in upstream_failed.",
+    ),
+    Alert(
+        "MailProxyUpstreamCertificateExpires",
+        "min by (PROXY, server) (mailproxy_upstream_certificate_expiry_timestamp_seconds{JOB}) - time()"
+        " < 7 * 86400",
+        "1h",
+        "warning",
+        "WHO: a certificate of the mail servers behind server {{ $labels.server }} expires in"
+        " {{ $value | humanizeDuration }}",
+        "Logins fail when it has expired. It must be renewed at the mail server.",
+    ),
+    Alert(
         "MailProxyCertificateExpires",
         "min by (PROXY, server) (mailproxy_tls_certificate_expiry_timestamp_seconds{JOB}) - time()"
         " < 14 * 86400",
