@@ -98,7 +98,7 @@ UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
     _failures("connect", "login", "greeting", "tls", "xclient", "hello", "envelope", "relay", "id")
 )
 UPSTREAM_TLS_FAILURES: Final[Colours] = MappingProxyType(
-    _failures("refused", "name", "timeout", "verify", "expired", "stripped", "protocol", "injected")
+    _failures("expired", "name", "timeout", "verify", "refused", "stripped", "protocol", "injected")
 )
 DIRECTIONS: Final[Colours] = MappingProxyType({"to_client": "blue", "to_upstream": "purple"})
 TLS_MODES: Final[Colours] = MappingProxyType({"implicit": "blue", "starttls": "purple"})
