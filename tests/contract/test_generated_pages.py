@@ -50,5 +50,5 @@ def test_skipped_test_names_where_the_program_is_from(program: str, text: str) -
 
 def test_failed_comparison_prints_how_to_declare_a_difference() -> None:
     """Each test that compares both proxies, and can find a new difference."""
-    for name in ("test_dialogues.py", "test_generated.py"):
+    for name in ("test_written_dialogues.py", "test_generated_dialogues.py"):
         assert "HOW_TO_DECLARE" in (ROOT / "tests/parity" / name).read_text(), name

@@ -382,6 +382,14 @@ BAD_CERTIFICATES: Final[dict[str, tuple[Certificates, UpstreamTlsFailure, str]]]
 }
 
 
+def test_names_of_a_certificate_in_the_log_are_limited(authority: Authority) -> None:
+    many = authority.issue(names=tuple(f"host-{number}.example" for number in range(100)))
+    step = refuses_login(Protocol.IMAP, ProxySsl.ENABLED)
+    with mail_server(step, server_context(many)) as upstream:
+        made = proxy(Protocol.IMAP, ProxySsl.ENABLED, authority)
+        login_fails(made, Protocol.IMAP, upstream, UpstreamTlsFailure.NAME, "...): set proxySslName")
+
+
 def refuses_login(protocol: Protocol, mode: ProxySsl) -> Step:
     """A session up to the handshake, which is expected to fail."""
 
