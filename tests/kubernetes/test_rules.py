@@ -189,6 +189,11 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         "spec.mail.imapCapabilities[0]",
         "a capability must not contain control characters such as CR or LF",
     ),
+    (
+        mail(proxySslAlpn=["imap\r\n"]),
+        "spec.mail.proxySslAlpn[0]",
+        "an application protocol must not contain control characters such as CR or LF",
+    ),
     (mail(proxyBuffer="4 k"), "spec.mail.proxyBuffer", SIZE),
     (mail(imapClientBuffer="4g"), "spec.mail.imapClientBuffer", SIZE),
     (listen(rcvbuf="much"), "spec.servers[0].listen[0].rcvbuf", SIZE),

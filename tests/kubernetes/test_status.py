@@ -301,7 +301,7 @@ def test_deployment_failures_are_reported(world: World, failure: Object, reason:
     }
     world.report(workload, 0, conditions=[condition])
     wait_for_condition(world, "Available", ("False", reason))
-    assert world.message("Available") == "exceeded quota"
+    assert world.message("Available").startswith("exceeded quota; ")
 
 
 def test_refused_sysctl_is_removed_and_running_pods_are_kept(world: World) -> None:

@@ -14,6 +14,7 @@ from mailproxy_monitoring.proxies_dashboard import PROXIES
 from mailproxy_monitoring.rules import RECORDS
 
 from mailproxy.telemetry.definitions import ALL_METRICS
+from mailproxy_operator.render.prometheus_rule import ALERTS
 from support.prometheus_world.watcher import Watcher, substituted
 from support.servers.programs import eventually
 
@@ -64,11 +65,13 @@ def test_dashboard_variables_have_values(watcher: Watcher, label: str, value: st
 
 def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
     """The exceptions are for queries by hand."""
-    shown = " ".join(query for panel in PROXIES.panels for query, _ in panel.queries)
+    queries = [query for panel in PROXIES.panels for query, _ in panel.queries]
+    shown = " ".join((*queries, *(alert.expression for alert in ALERTS)))
     unshown = {one.name for one in ALL_METRICS if one.name not in shown}
     assert unshown == {
         "mailproxy_config_generation",
         "mailproxy_dns_cache_entries",
+        "mailproxy_upstream_tls_handshake_seconds",
         "process_start_time_seconds",
     }
 

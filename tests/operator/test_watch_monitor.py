@@ -85,8 +85,8 @@ async def test_changes_during_restart_of_watch_are_noticed(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison of objects ignores the status: the list's resource versions show the change."""
-    monkeypatch.setattr("mailproxy_operator.controller.reconciler.LOOK_AGAIN_SECONDS", 3600.0)
-    monkeypatch.setattr("mailproxy_operator.controller.work_queue.LONGEST_LOOK", 3600.0)
+    monkeypatch.setattr("mailproxy_operator.controller.reconciler.ROLLOUT_REQUEUE_SECONDS", 3600.0)
+    monkeypatch.setattr("mailproxy_operator.controller.work_queue.MAX_REQUEUE_SECONDS", 3600.0)
     kube.put(body())
     async with running_with_metrics(kube, resync_seconds=3600.0) as operator:
         await until(kube.open_watches)

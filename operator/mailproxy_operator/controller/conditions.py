@@ -146,7 +146,7 @@ def _accepted(facts: Facts) -> ConditionState:
         return ConditionState(_FALSE, facts.refused.reason, facts.refused.message)
     parts = ["the configuration is valid and every object was applied"]
     parts += [f"note: {notice}" for notice in facts.notices]
-    parts += [f"the API server warns: {warning}" for warning in facts.warnings]
+    parts += [f"warning of the API server: {warning}" for warning in facts.warnings]
     return ConditionState(_TRUE, Reason.ACCEPTED, "; ".join(parts))
 
 
@@ -264,7 +264,7 @@ def _missing_sidecars(without: Sequence[str]) -> str:
     requesting = (
         "1 pod requests the sidecar and runs" if count == 1 else f"{count} pods request the sidecar and run"
     )
-    advice = "a pod gets it only when it is created: read the events, then delete them to create them again"
+    advice = "it is injected only when a pod is created: read the events, then delete the pods"
     return f"{requesting} without it: {named}; {advice}"
 
 
@@ -336,7 +336,7 @@ def _rejected_config(pods: Sequence[Pod]) -> ConditionCause | None:
         if pod.running and pod.running.last_error:
             return ConditionCause(
                 Reason.CONFIG_REJECTED,
-                f"pod {pod.name} kept its previous configuration: {pod.running.last_error}; "
+                f"pod {pod.name} keeps its previous configuration: {pod.running.last_error}; "
                 "correct this, and the pod loads the new configuration without a restart",
             )
     return None

@@ -153,7 +153,7 @@ INJECTION: tuple[OtherRow, ...] = (
         reason=InjectionReason.PORT_CONFLICT,
         meaning="A container of the pod has a port that the proxy needs.",
         action="Change one of the two ports.",
-        example="port 143 is taken by container cyrus; change one of them",
+        example="port 143 is used by container cyrus; change one of them",
     ),
     OtherRow(
         reason=InjectionReason.HOST_NETWORK,
@@ -168,7 +168,7 @@ INJECTION: tuple[OtherRow, ...] = (
             "Remove the sysctl from the pod template, or set `spec.portStrategy: HighPort` of the MailProxy."
         ),
         example=(
-            "the pod's own sysctl net.ipv4.ip_unprivileged_port_start=1024 closes port 143; use "
+            "the pod's own sysctl net.ipv4.ip_unprivileged_port_start=1024 does not permit port 143; use "
             "portStrategy: HighPort"
         ),
     ),

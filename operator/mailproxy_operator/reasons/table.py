@@ -365,9 +365,8 @@ REASONS = (
             "the cause, then delete the pods, so that their workload creates them again."
         ),
         example=(
-            "1 pod requests the sidecar and runs without it: dovecot-1; a pod gets it only when it is "
-            "created: read the events, then delete them to create them again; pods with the sidecar: 1, "
-            "ready: 1"
+            "1 pod requests the sidecar and runs without it: dovecot-1; it is injected only when a pod is "
+            "created: read the events, then delete the pods; pods with the sidecar: 1, ready: 1"
         ),
     ),
     ReasonRow(
@@ -425,7 +424,7 @@ REASONS = (
             "`configuration_refused`."
         ),
         example=(
-            "pod edge-6d9c7-8hk kept its previous configuration: *:143: address in use; correct this, and"
+            "pod edge-6d9c7-8hk keeps its previous configuration: *:143: address in use; correct this, and"
             " the pod loads the new configuration without a restart"
         ),
     ),

@@ -103,7 +103,7 @@ class Admission:
         if self._namespaces and request.key.namespace not in self._namespaces:
             return AdmissionDecision(
                 result="ignored",
-                warnings=(_message(request, "this namespace is not served by the operator"),),
+                warnings=(_message(request, "the operator does not watch this namespace"),),
             )
         body = await self._cluster.get(MAIL_PROXY, request.key)
         found = await self._inject(request, body)

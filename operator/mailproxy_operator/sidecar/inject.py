@@ -144,7 +144,7 @@ def _port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> InjectionRefusa
     for one in _containers(spec):
         for port in one.get("ports") or []:
             if port.get("containerPort") in wanted and port.get("protocol", "TCP") == "TCP":
-                taken = f"port {port['containerPort']} is taken by container {one.get('name')}"
+                taken = f"port {port['containerPort']} is used by container {one.get('name')}"
                 return InjectionRefusal(InjectionReason.PORT_CONFLICT, f"{taken}; change one of them")
     return None
 
@@ -158,7 +158,7 @@ def _privileged_port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> Inje
         return InjectionRefusal(InjectionReason.HOST_NETWORK, f"{why}; use portStrategy: HighPort")
     start = _own_sysctls(spec).get(PORT_START, "0")
     if start.isdecimal() and int(start) > lowest:
-        why = f"the pod's own sysctl {PORT_START}={start} closes port {lowest}"
+        why = f"the pod's own sysctl {PORT_START}={start} does not permit port {lowest}"
         return InjectionRefusal(InjectionReason.SYSCTL_CONFLICT, f"{why}; use portStrategy: HighPort")
     return None
 

@@ -271,7 +271,7 @@ DNS_QUERIES: Final = MetricDefinition(
     name="mailproxy_dns_queries_total",
     type=MetricType.COUNTER,
     labels=(_PURPOSE, _closed("result", enums.DnsResult)),
-    help="DNS queries sent.",
+    help="DNS queries sent, by purpose and result.",
 )
 DNS_DURATION: Final = MetricDefinition(
     name="mailproxy_dns_query_duration_seconds",

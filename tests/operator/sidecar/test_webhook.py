@@ -142,7 +142,7 @@ async def test_pod_that_requests_missing_proxy_is_admitted_with_warning() -> Non
         response = await caller.request_review(review())
         assert response["allowed"]
         assert "patch" not in response
-        assert "MailProxy edge does not exist" in response["warnings"][0]
+        assert "there is no MailProxy edge" in response["warnings"][0]
         assert len(caller.kube.names(EVENT)) == 1
         await caller.request_review(review(dryRun=True, namespace="elsewhere"))
         assert len(caller.kube.names(EVENT)) == 1
