@@ -138,7 +138,7 @@ def test_postscreen_and_smtpd_take_the_address_from_the_header(world: World) -> 
 
 def _without_xclient() -> Object:
     body = PAGE.object("manifest")
-    body["spec"]["mail"]["xclient"] = False
+    body["spec"]["mail"] |= {"xclient": False, "proxySmtpGuard": False}
     return body
 
 
@@ -188,15 +188,27 @@ def test_no_sasl_mechanism(world: World) -> None:
 
 
 def test_proxy_in_mynetworks_without_xclient_is_an_open_relay(world: World) -> None:
-    assert _row("the proxy in `mynetworks`, `xclient: false`")
+    assert _row("the proxy in `mynetworks`, `xclient: false`, `proxySmtpGuard: false`")
     postfix = world.postfix(PAGE.block("master"), f"mynetworks = {PROXY_NETWORK}\n")
     front = world.proxy(_without_xclient(), BY_XCLIENT)
     world.deliver(front, FOREIGN)
     postfix.logged("postfix/mx/smtpd", f"client=unknown[{PROXY}]")
 
 
+def test_guard_ends_login_without_xclient(world: World) -> None:
+    row = _row("the proxy in `smtpd_authorized_xclient_hosts`, `xclient: false`")
+    world.postfix(PAGE.block("master"))
+    body = _without_xclient()
+    body["spec"]["mail"]["proxySmtpGuard"] = True
+    front = world.proxy(body, BY_XCLIENT)
+    with pytest.raises(smtplib.SMTPException):  # smtplib tries another mechanism after 454, and is closed
+        world.submit(front, FOREIGN)
+    result, stage = re.findall(r"`(\w+)`", row[1])
+    front.proxy.event("session", client=CLIENT, result=result, stage=stage)
+
+
 def test_proxy_without_xclient_may_not_relay(world: World) -> None:
-    assert _row("no XCLIENT, the proxy not in `mynetworks`")
+    assert _row("no XCLIENT, `proxySmtpGuard: false`, the proxy not in `mynetworks`")
     postfix = world.postfix(PAGE.block("master"))
     front = world.proxy(_without_xclient(), {"mx": "10025", "submission": "10025"})
     with pytest.raises(smtplib.SMTPRecipientsRefused, match="Relay access denied"):

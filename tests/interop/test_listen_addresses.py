@@ -34,6 +34,7 @@ def test_clients_of_unix_sockets_log_in(
             "listen": [{"address": f"unix:{folder / protocol}"}],
             "authHttp": service.url(f"/unix-{protocol}"),
             "xclient": False,
+            "proxySmtpGuard": False,  # Postfix lists XCLIENT to the proxy's address
         }
         for protocol in ("imap", "smtp")
     ]

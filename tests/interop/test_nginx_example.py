@@ -79,6 +79,7 @@ def manifest_on_free_ports(new_ports: dict[int, int], service: AuthService) -> d
     spec = body["spec"]
     assert spec["mail"]["authHttp"] == "localhost:9000/cgi-bin/nginxauth.cgi"
     spec["mail"]["authHttp"] = f"localhost:{service.port}/cgi-bin/nginxauth.cgi"
+    spec["mail"]["proxySmtpGuard"] = False  # clients have the proxy's address, which may send XCLIENT
     spec["drain"] = {"delay": "0s"}
     for server in spec["servers"]:
         for listen in server["listen"]:
@@ -89,6 +90,7 @@ def manifest_on_free_ports(new_ports: dict[int, int], service: AuthService) -> d
 def conf_on_free_ports(new_ports: dict[int, int], service: AuthService) -> str:
     """Return nginx's configuration with the same changes."""
     text = CONF.read_text().replace("localhost:9000", f"localhost:{service.port}")
+    text = text.replace("mail {", "mail { proxy_smtp_guard off;", 1)
     return re.sub(
         r"(listen\s+)(\d+);", lambda match: f"{match[1]}127.0.0.1:{new_ports[int(match[2])]};", text
     )
