@@ -9,7 +9,7 @@ import pytest
 
 from mailproxy.enums import Method, UpstreamStage
 from mailproxy.errors import UpstreamGuardError
-from mailproxy.protocols.imap.upstream import ImapUpstream
+from mailproxy.protocols.imap.upstream import imap_upstream
 from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
@@ -137,7 +137,7 @@ def test_client_gets_a_temporary_failure() -> None:
 
 def imap(*replies: bytes, **directives: object) -> Outcome:
     grant = AuthAllowed("192.0.2.10", 143, b"alice", Secret(b"secret"))
-    upstream = ImapUpstream(configs.server(Protocol.IMAP, **directives))
+    upstream = imap_upstream(configs.server(Protocol.IMAP, **directives))
     login = UpstreamLogin(grant, Method.PASSWORD, tag=b"a")
     return Outcome(upstream.log_in(Client("192.0.2.1"), login), replies)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from mailproxy.protocols.frontend import Frontend, FrontendConfig
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
-from mailproxy.protocols.imap.upstream import ImapUpstream
+from mailproxy.protocols.imap.upstream import imap_upstream
 from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
@@ -53,7 +53,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
             name=Protocol.IMAP,
             frontend=ImapFrontend,
             frontend_config=ImapFrontendConfig,
-            upstream=ImapUpstream,
+            upstream=imap_upstream,
             internal_error=imap_replies.INTERNAL_ERROR,
             shutdown=imap_replies.SHUTDOWN,
             busy=imap_replies.BUSY,

@@ -205,6 +205,10 @@ class UpstreamConnection(ProtocolDriver):
         self.set_events(READ)
         self.resume(None)
 
+    def _remember_tls_session(self) -> None:
+        if isinstance(self.tls, UpstreamTlsConnection):
+            self.tls.remember_session()
+
     # -- the login
 
     def on_timeout(self) -> None:
@@ -228,8 +232,8 @@ class UpstreamConnection(ProtocolDriver):
         session, self._session = self._session, None
         if session is not None:
             self.context.timers.disarm(self)
-            if isinstance(self.tls, UpstreamTlsConnection):
-                self.tls.remember_session()
+            if self.tls is not None:
+                self._remember_tls_session()
             session.on_upstream_login(self, result)
 
     def _on_error(self, error: Exception) -> None:

@@ -52,11 +52,7 @@ _Step = tuple[bytes, bytes]
 class ImapUpstream(UpstreamLoginBase):
     """The login at one server's IMAP upstreams."""
 
-    __slots__ = ("_has_guard",)
-
-    def __init__(self, server: ServerConfig) -> None:
-        super().__init__(server)
-        self._has_guard = server.proxy_imap_guard
+    __slots__ = ()
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the tagged response and everything that came after the password."""
@@ -73,7 +69,7 @@ class ImapUpstream(UpstreamLoginBase):
                 stage = self.prologue_stage
                 received = yield from self._prologue(received, client, login.tag)
             stage = _LOGIN
-            for command, expected in self._steps(received, login):
+            for command, expected in _login_steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
                 yield Send(command)
                 # an incomplete line from before the command is no response to it
@@ -82,7 +78,7 @@ class ImapUpstream(UpstreamLoginBase):
                     received = yield from self._read_expected(received, expected, login.tag)
         except PeerDisconnected as gone:
             raise upstream_disconnected(stage) from gone
-        return self._result(received)
+        return UpstreamLoginResult(received)
 
     def _refused_greeting(self, received: bytes) -> UpstreamError:
         """Make the error for another greeting than OK.  After PREAUTH there is no STARTTLS (RFC 9051)."""
@@ -148,21 +144,6 @@ class ImapUpstream(UpstreamLoginBase):
         yield UpgradeToTls()
         return AFTER_TLS
 
-    def _result(self, received: bytes) -> UpstreamLoginResult:
-        if self._has_guard:
-            _check_offers(received)
-        return UpstreamLoginResult(received)
-
-    def _steps(self, greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
-        """Return the commands of the login.
-
-        Raises:
-            UpstreamGuardError: The greeting offers UNAUTHENTICATE, with ``proxy_imap_guard``.
-        """
-        if self._has_guard:
-            _check_offers(greeting)
-        return _login_steps(greeting, login)
-
     def _read_expected(self, received: bytes, expected: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Read a response and check its start."""
         received = yield from read_reply(received, _RESPONSE, self.limit, _LOGIN)
@@ -172,6 +153,32 @@ class ImapUpstream(UpstreamLoginBase):
         is_bye = line.startswith(_BYE)
         is_valid_reply = is_bye or line.startswith((tag + b" NO", tag + b" BAD"))
         raise upstream_refused(received, _LOGIN, is_valid_reply=is_valid_reply, is_bye=is_bye)
+
+
+class GuardedImapUpstream(ImapUpstream):
+    """The same with ``proxy_imap_guard``; apart, so that a login without it costs no more."""
+
+    __slots__ = ()
+
+    def __init__(self, server: ServerConfig) -> None:
+        super().__init__(server)
+        self.has_prologue = True
+
+    def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
+        """Log in, unless greeting or response offer UNAUTHENTICATE."""
+        result = yield from super().log_in(client, login)
+        _check_offers(result.reply)
+        return result
+
+    def _prologue(self, greeting: bytes, client: Client, tag: bytes) -> ProtocolGenerator[bytes]:
+        greeting = yield from super()._prologue(greeting, client, tag)
+        _check_offers(greeting)
+        return greeting
+
+
+def imap_upstream(server: ServerConfig) -> ImapUpstream:
+    """Return the login at a server's upstreams."""
+    return GuardedImapUpstream(server) if server.proxy_imap_guard else ImapUpstream(server)
 
 
 def _tagged(received: bytes) -> bytes:
