@@ -163,7 +163,7 @@ def test_other_pods_are_not_changed(place: World) -> None:
 @pytest.mark.parametrize(
     ("label", "spec", "expected"),
     [
-        ("nobody", {}, "MailProxy nobody does not exist"),
+        ("nobody", {}, "there is no MailProxy nobody"),
         ("edge", {"mode": "Deployment"}, "MailProxy edge has mode Deployment"),
         ("edge", {"sidecar": {"selector": {"matchLabels": {"app": "cyrus"}}}}, "is for other pods"),
         ("edge", {"servers": [server("imap", "imap", 31143)]}, "port 31143 is used by container dovecot"),
@@ -190,7 +190,7 @@ def test_failure_policy_fail_denies_pods(place: World) -> None:
 
 def test_dry_run_request_creates_no_event(place: World) -> None:
     response = created(place, pod(place, "dovecot-0", "nobody"), dryRun="All")
-    assert any("MailProxy nobody does not exist" in warning for warning in response.warnings)
+    assert any("there is no MailProxy nobody" in warning for warning in response.warnings)
     assert place.api.list("Event", place.namespace) == []
 
 
