@@ -33,7 +33,7 @@ def documented_words() -> frozenset[str]:
 
 
 def check_status(status: Mapping[str, Any]) -> None:
-    """Fail if a status has a reason that is not on the page; other managers may add conditions of other types."""
+    """Fail if a status has a reason that is not on the page; other managers may add other conditions."""
     documented = documented_conditions()
     types = {kind for kind, _, _ in documented}
     found = {(one["type"], one["status"], one["reason"]) for one in status.get("conditions") or []}
