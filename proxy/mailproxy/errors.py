@@ -7,6 +7,8 @@ from here is sent to a peer: replies to clients are in a protocol's ``replies``.
 
 from __future__ import annotations
 
+from typing import Final
+
 from mailproxy.enums import (
     AuthErrorReason,
     CloseReason,
@@ -136,6 +138,8 @@ class UpstreamError(SessionError):
     tls_failure: UpstreamTlsFailure | None = None
     client_reply: bytes = b""
     """Sent to the client instead of the internal error reply."""
+    is_misconfigured: bool = False
+    """Whether an administrator has to change the proxy's or the upstream's configuration: no retry helps."""
 
     def __init__(
         self,
@@ -151,16 +155,29 @@ class UpstreamError(SessionError):
         self.reply = reply
 
 
+_PASSING_TLS_FAILURES: Final = frozenset(
+    {
+        UpstreamTlsFailure.PROTOCOL,
+        UpstreamTlsFailure.REFUSED,
+        UpstreamTlsFailure.TIMEOUT,
+        UpstreamTlsFailure.INJECTED,
+    }
+)
+
+
 class UpstreamTlsError(UpstreamError):
     """TLS with the upstream could not be started; no credentials were sent."""
 
     def __init__(self, failure: UpstreamTlsFailure, message: str, *, reply: bytes = b"") -> None:
         super().__init__(message, stage=UpstreamStage.TLS, reply=reply)
         self.tls_failure = failure
+        self.is_misconfigured = failure not in _PASSING_TLS_FAILURES
 
 
 class UpstreamGuardError(UpstreamError):
     """The upstream offers something with which the client could leave its login (``proxy_smtp_guard``)."""
+
+    is_misconfigured = True
 
     def __init__(
         self, message: str, *, stage: UpstreamStage, reply: bytes, client_reply: bytes = b""

@@ -180,19 +180,45 @@ class AuthRequest:
     envelope: Envelope | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamServer:
+    """One item of ``Auth-Server``, where names and lists are allowed (``auth_http_server_names``).
+
+    ``host`` is a host name, an IP address without brackets, or ``unix:`` and a path, with port 0.
+    """
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAddress:
+    """An address to connect to: one candidate for a login.
+
+    ``address`` and ``port`` are as in ``AuthAllowed``.  ``name`` is the host name that was
+    resolved to it, which its certificate must have; empty for an address from the service.
+    """
+
+    address: str
+    port: int
+    name: str = ""
+
+
 @dataclass(slots=True)
 class AuthAllowed:
     """The client may log in at this upstream.
 
     ``address`` is an IP address without brackets, or ``unix:`` and a path, with port 0.
     ``user`` and ``password`` are the credentials for the upstream: those from the
-    service where it sent some.
+    service where it sent some.  ``servers`` has all items of a response with names or several
+    addresses; it is empty for one address, and ``address`` and ``port`` are those of the first item.
     """
 
     address: str
     port: int
     user: bytes
     password: Secret | None = None
+    servers: tuple[UpstreamServer, ...] = ()
 
 
 @dataclass(slots=True)
