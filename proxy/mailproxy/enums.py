@@ -21,6 +21,8 @@ class Method(StrEnum):
     APOP = "apop"
     EXTERNAL = "external"
     NONE = "none"
+    XOAUTH2 = "xoauth2"
+    OAUTHBEARER = "oauthbearer"
 
 
 class LoginResult(StrEnum):

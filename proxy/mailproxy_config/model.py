@@ -32,6 +32,8 @@ class AuthMethod(StrEnum):
     APOP = "apop"
     EXTERNAL = "external"
     NONE = "none"
+    XOAUTH2 = "xoauth2"
+    OAUTHBEARER = "oauthbearer"
 
 
 class StartTls(StrEnum):
@@ -303,6 +305,7 @@ class ServerConfig:
     proxy_ssl_conf_command: tuple[tuple[str, str], ...]
     proxy_smtp_guard: bool
     proxy_imap_guard: bool
+    oauth_strict: bool
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode

@@ -231,6 +231,8 @@ class AuthDenied:
     """``Auth-Error-Code``, SMTP only."""
     user: bytes | None = None
     """``Auth-User``, which is also used after a denial."""
+    sasl_error: bytes | None = None
+    """``Auth-Error-SASL``: the challenge of XOAUTH2 or OAUTHBEARER with an error, in base64."""
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from mailproxy.protocols.frontend import (
     Frontend,
     FrontendConfig,
     classify_bad_line,
+    line_limit,
 )
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.commands import (
@@ -53,7 +54,8 @@ class ImapFrontendConfig(FrontendConfig):
     __slots__ = ("capabilities", "capabilities_in_clear")
 
     def __init__(self, server: ServerConfig) -> None:
-        super().__init__(server, server.imap_client_buffer, _GREETING)
+        limit = line_limit(server.imap_client_buffer, server.imap_auth)
+        super().__init__(server, limit, _GREETING)
         self.capabilities = replies.capabilities(server)
         self.capabilities_in_clear = replies.capabilities(server, server.starttls)
 

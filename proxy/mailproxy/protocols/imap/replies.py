@@ -22,6 +22,8 @@ _MECHANISMS: Final = (
     (AuthMethod.LOGIN, b" AUTH=LOGIN"),
     (AuthMethod.CRAM_MD5, b" AUTH=CRAM-MD5"),
     (AuthMethod.EXTERNAL, b" AUTH=EXTERNAL"),
+    (AuthMethod.XOAUTH2, b" AUTH=XOAUTH2"),
+    (AuthMethod.OAUTHBEARER, b" AUTH=OAUTHBEARER"),
 )
 
 

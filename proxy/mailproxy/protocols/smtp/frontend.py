@@ -12,6 +12,7 @@ from mailproxy.protocols.frontend import (
     Frontend,
     FrontendConfig,
     has_control_chars,
+    line_limit,
 )
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, note, peek, resolve_client, send
 from mailproxy.protocols.sasl import Framing, parse_plain
@@ -39,7 +40,8 @@ class SmtpFrontendConfig(FrontendConfig):
     def __init__(self, server: ServerConfig) -> None:
         greeting = Send(replies.greeting(server))
         is_static = server.resolver is None and server.smtp_greeting_delay <= 0
-        super().__init__(server, server.smtp_client_buffer, greeting, is_greeting_static=is_static)
+        limit = line_limit(server.smtp_client_buffer, server.smtp_auth)
+        super().__init__(server, limit, greeting, is_greeting_static=is_static)
         self.hello = Send(replies.hello(server))
         self.capabilities = Send(replies.capabilities(server))
         self.capabilities_in_clear = Send(replies.capabilities(server, server.starttls))

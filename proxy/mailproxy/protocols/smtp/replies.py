@@ -31,6 +31,8 @@ _MECHANISMS: Final = (
     (AuthMethod.LOGIN, "LOGIN"),
     (AuthMethod.CRAM_MD5, "CRAM-MD5"),
     (AuthMethod.EXTERNAL, "EXTERNAL"),
+    (AuthMethod.XOAUTH2, "XOAUTH2"),
+    (AuthMethod.OAUTHBEARER, "OAUTHBEARER"),
 )
 """In the order of the reply, whatever the directive's."""
 
