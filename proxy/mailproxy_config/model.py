@@ -36,6 +36,13 @@ class AuthMethod(StrEnum):
     OAUTHBEARER = "oauthbearer"
 
 
+class ImapId(StrEnum):
+    """``imap_id``: the response to ID before login."""
+
+    IGNORE = "Ignore"
+    ANSWER = "Answer"
+
+
 class StartTls(StrEnum):
     """``starttls``: not offered, offered, or required before login."""
 
@@ -306,6 +313,7 @@ class ServerConfig:
     proxy_smtp_guard: bool
     proxy_imap_guard: bool
     oauth_strict: bool
+    imap_id: ImapId | None
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode
@@ -349,6 +357,13 @@ class ServerConfig:
     def negotiates_xclient(self) -> bool:
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
         return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
+
+    @property
+    def answers_id(self) -> bool:
+        """Whether IMAP ID before login is allowed; without ``imap_id`` where ``proxy_id`` needs it."""
+        if self.imap_id is None:
+            return self.proxy_id is not SendIdentity.DISABLED
+        return self.imap_id is ImapId.ANSWER
 
     @property
     def sends_identity(self) -> bool:

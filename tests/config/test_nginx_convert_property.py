@@ -138,6 +138,7 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_smtp_guard": _FLAG,
     "proxy_imap_guard": _FLAG,
     "oauth_strict": _FLAG,
+    "imap_id": st.sampled_from(["ignore", "answer"]),
     "proxy_id": st.sampled_from(["off", "auto", "required"]),
     "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
     "xclient_mode": st.sampled_from(["always", "auto", "required"]),

@@ -116,6 +116,7 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxySmtpGuard": (False,),
     "proxyImapGuard": (True,),
     "oauthStrict": (True,),
+    "imapId": ("Answer", "Ignore"),
     "proxyId": ("Auto", "Required"),
     "proxyXclient": ("Auto", "Required"),
     "xclientMode": ("Auto", "Required"),

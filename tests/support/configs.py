@@ -33,7 +33,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
-        "oauth_strict",
+        *("oauth_strict", "imap_id"),
         *("proxy_pop3_xclient", "xclient_mode"),
     }
 )
@@ -107,6 +107,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_smtp_guard": True,
     "proxy_imap_guard": False,
     "oauth_strict": False,
+    "imap_id": None,
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
