@@ -314,6 +314,10 @@ class ServerConfig:
     proxy_imap_guard: bool
     oauth_strict: bool
     imap_id: ImapId | None
+    smtp_auth_command: bool
+    max_commands: int
+    limit_rate: ByteCount
+    limit_rate_after: ByteCount
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode

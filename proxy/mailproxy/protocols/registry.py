@@ -9,6 +9,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
+from mailproxy.protocols.command_limit import with_command_limit
 from mailproxy.protocols.frontend import Frontend, FrontendConfig
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
@@ -18,7 +19,7 @@ from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.protocols.smtp import replies as smtp_replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
+from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, SmtpWithoutAuthFrontend
 from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import Client
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
@@ -45,11 +46,18 @@ class MailProtocol:
 
     def frontend_for(self, server: ServerConfig) -> Callable[[Client], Frontend[Any]]:
         """Return what makes the frontends of one server."""
-        return partial(self.frontend(server), self.frontend_config(server))
+        frontend = self.frontend(server)
+        if server.max_commands:
+            frontend = with_command_limit(frontend)
+        return partial(frontend, self.frontend_config(server))
 
 
 def _imap_frontend(server: ServerConfig) -> type[ImapFrontend]:
     return ImapIdFrontend if server.answers_id else ImapFrontend
+
+
+def _smtp_frontend(server: ServerConfig) -> type[SmtpFrontend]:
+    return SmtpFrontend if server.smtp_auth_command else SmtpWithoutAuthFrontend
 
 
 PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
@@ -74,7 +82,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         ),
         Protocol.SMTP: MailProtocol(
             name=Protocol.SMTP,
-            frontend=lambda _: SmtpFrontend,
+            frontend=_smtp_frontend,
             frontend_config=SmtpFrontendConfig,
             upstream=SmtpUpstream,
             internal_error=smtp_replies.INTERNAL_ERROR,
