@@ -10,8 +10,9 @@ from mailproxy_config.value_types import FLAG, NUMBER, SIZE, Directive, choice
 
 CLIENT_DIRECTIVES: Final = (
     Directive(
-        name="imap_id",
-        module="mail_client",
+        name="imap_id_command",
+        field="imapId",
+        module="mail_imap",
         type=choice({"ignore": "Ignore", "answer": "Answer"}, ImapId),
         is_ours=True,
         meaning=(
@@ -21,7 +22,7 @@ CLIENT_DIRECTIVES: Final = (
     ),
     Directive(
         name="smtp_auth_command",
-        module="mail_client",
+        module="mail_smtp",
         type=FLAG,
         default=True,
         is_ours=True,
@@ -32,7 +33,7 @@ CLIENT_DIRECTIVES: Final = (
     ),
     Directive(
         name="max_commands",
-        module="mail_client",
+        module="mail_core",
         type=NUMBER,
         default=0,
         is_ours=True,
@@ -40,7 +41,7 @@ CLIENT_DIRECTIVES: Final = (
     ),
     Directive(
         name="limit_rate",
-        module="mail_client",
+        module="mail_proxy",
         type=SIZE,
         default="0",
         is_ours=True,
@@ -48,7 +49,7 @@ CLIENT_DIRECTIVES: Final = (
     ),
     Directive(
         name="limit_rate_after",
-        module="mail_client",
+        module="mail_proxy",
         type=SIZE,
         default="0",
         is_ours=True,

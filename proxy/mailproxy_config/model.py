@@ -37,7 +37,7 @@ class AuthMethod(StrEnum):
 
 
 class ImapId(StrEnum):
-    """``imap_id``: the response to ID before login."""
+    """``imap_id_command``: the response to ID before login."""
 
     IGNORE = "Ignore"
     ANSWER = "Answer"
@@ -313,7 +313,7 @@ class ServerConfig:
     proxy_smtp_guard: bool
     proxy_imap_guard: bool
     oauth_strict: bool
-    imap_id: ImapId | None
+    imap_id_command: ImapId | None
     smtp_auth_command: bool
     max_commands: int
     limit_rate: ByteCount
@@ -364,10 +364,10 @@ class ServerConfig:
 
     @property
     def answers_id(self) -> bool:
-        """Whether IMAP ID before login is allowed; without ``imap_id`` where ``proxy_id`` needs it."""
-        if self.imap_id is None:
+        """Whether IMAP ID is allowed before login; by default where ``proxy_id`` needs it."""
+        if self.imap_id_command is None:
             return self.proxy_id is not SendIdentity.DISABLED
-        return self.imap_id is ImapId.ANSWER
+        return self.imap_id_command is ImapId.ANSWER
 
     @property
     def sends_identity(self) -> bool:

@@ -13,7 +13,7 @@ TOKEN_METHODS: Final = ("xoauth2", "oauthbearer")
 OAUTH_DIRECTIVES: Final = (
     Directive(
         name="oauth_strict",
-        module="mail_oauth",
+        module="mail_core",
         type=FLAG,
         default=False,
         is_ours=True,

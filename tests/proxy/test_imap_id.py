@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from mailproxy.protocols.client_identity import imap_id
 from mailproxy.protocols.imap_id import ID_LINE, MAX_PAIRS, IdParser, InvalidId, Pair, own_pairs, quoted
 from mailproxy.protocols.types import Client
+from mailproxy_config.model import ImapId, Protocol, SendIdentity
+from support.configs import server
 
 
 def parsed(*pieces: bytes) -> list[Pair]:
@@ -140,6 +142,13 @@ def test_quoted_pairs_are_parsed_again(texts: list[tuple[str, str]]) -> None:
     pairs: list[Pair] = [(key.encode(), value.encode()) for key, value in texts]
     line = b" ".join(quoted(key) + b" " + quoted(value or b"") for key, value in pairs)
     assert parsed(b"(" + line + b")") == pairs
+
+
+def test_default_answers_id_where_proxy_id_needs_it() -> None:
+    assert not server(Protocol.IMAP).answers_id
+    assert server(Protocol.IMAP, proxy_id=SendIdentity.AUTO).answers_id
+    assert not server(Protocol.IMAP, proxy_id=SendIdentity.AUTO, imap_id_command=ImapId.IGNORE).answers_id
+    assert server(Protocol.IMAP, imap_id_command=ImapId.ANSWER).answers_id
 
 
 @given(st.binary(max_size=60))

@@ -198,7 +198,7 @@ def _value(name: str, text: str) -> Any:
     """Parse a directive's value according to the type of its default."""
     if name == "resolver":
         return ResolverConfig(addresses=(text,))
-    if name == "imap_id":
+    if name == "imap_id_command":
         return ImapId(text)
     default = getattr(configs.server(Protocol.SMTP), name)
     if isinstance(default, Enum):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The IMAP server side that responds to ID and ENABLE before login (``imap_id answer``)."""
+"""The IMAP server side that responds to ID and ENABLE before login (``imap_id_command answer``)."""
 
 from __future__ import annotations
 
