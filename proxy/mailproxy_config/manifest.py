@@ -31,6 +31,7 @@ from mailproxy_config.hints import advice_for_field, capability_hints
 from mailproxy_config.kubernetes import DeploymentSpec, read_deployment
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 from mailproxy_config.model import ProxyConfig
+from mailproxy_config.presets import PRESETS, with_presets
 from mailproxy_config.schema import (
     Array,
     Object,
@@ -87,7 +88,8 @@ SERVER_NAME: Final = String(
 
 PROTOCOL_RULE: Final = Rule(
     expression=(
-        "has(self.protocol) || self.listen.all(l, has(l.port) && l.port in [143, 993]) || "
+        "has(self.protocol) || !has(self.listen) || "
+        "self.listen.all(l, has(l.port) && l.port in [143, 993]) || "
         "self.listen.all(l, has(l.port) && l.port in [110, 995]) || "
         "self.listen.all(l, has(l.port) && l.port in [25, 465, 587])"
     ),
@@ -101,13 +103,31 @@ PROTOCOL_RULE: Final = Rule(
 )
 
 
+LISTEN_RULE: Final = Rule(
+    expression="has(self.listen) || has(self.preset)",
+    message="listen is required, unless there is a preset",
+    reason="FieldValueRequired",
+    field_path=".listen",
+    predicate=None,
+)
+
+
 SERVER: Final = Object(
-    fields={"name": SERVER_NAME, **_rows(SERVER_DIRECTIVES), **MAIL.fields},
-    required=("name", "listen"),
-    rules=(PROTOCOL_RULE,),
+    fields={
+        "name": SERVER_NAME,
+        "preset": String(max_length=16, enum=tuple(PRESETS)),
+        **_rows(SERVER_DIRECTIVES),
+        **MAIL.fields,
+    },
+    required=("name",),
+    rules=(LISTEN_RULE, PROTOCOL_RULE),
     advice=advice_for_field,
     descriptions={
         "name": "Name of this server in metrics, logs and the status.",
+        "preset": (
+            "Fields of a usual SMTP server, which it need not have itself: Mx (port 25 without logins), "
+            "Submission (587, STARTTLS and login required) or Submissions (465, TLS and login)."
+        ),
         **_descriptions(SERVER_DIRECTIVES),
         **MAIL.descriptions,
     },
@@ -209,7 +229,7 @@ def read_manifest(body: Mapping[str, Any], problems: Problems) -> MailProxyManif
     if not isinstance(spec, Mapping):
         problems.add("spec", "is required" if spec is None else f"must be an object, not {type_of(spec)}")
         return None
-    return _examined(body, metadata, _without_nulls(spec), problems)
+    return _examined(body, metadata, with_presets(_without_nulls(spec)), problems)
 
 
 def _examined(
@@ -274,6 +294,8 @@ def _server(value: object, path: ErrorPath) -> ServerBlock | None:
     valid = _valid_fields(SERVER, value, path.text, path.problems)
     if not isinstance(value, Mapping):
         return None
+    if "listen" not in value and "preset" not in value:
+        path.problems.add(path.field("listen").text, "is required")
     own = _level(valid, value, SERVER_DIRECTIVES, path, SERVER)
     return ServerBlock(
         name=str(valid.get("name", "")),
