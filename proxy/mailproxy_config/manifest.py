@@ -294,7 +294,7 @@ def _server(value: object, path: ErrorPath) -> ServerBlock | None:
     valid = _valid_fields(SERVER, value, path.text, path.problems)
     if not isinstance(value, Mapping):
         return None
-    if "listen" not in value and "preset" not in value:
+    if {"listen", "preset"}.isdisjoint((*value, *SERVER.meant(value).values())):
         path.problems.add(path.field("listen").text, "is required")
     own = _level(valid, value, SERVER_DIRECTIVES, path, SERVER)
     return ServerBlock(
