@@ -88,7 +88,7 @@ SERVER_NAME: Final = String(
 
 PROTOCOL_RULE: Final = Rule(
     expression=(
-        "has(self.protocol) || !has(self.listen) || "
+        "has(self.protocol) || has(self.preset) || "
         "self.listen.all(l, has(l.port) && l.port in [143, 993]) || "
         "self.listen.all(l, has(l.port) && l.port in [110, 995]) || "
         "self.listen.all(l, has(l.port) && l.port in [25, 465, 587])"
@@ -103,15 +103,6 @@ PROTOCOL_RULE: Final = Rule(
 )
 
 
-LISTEN_RULE: Final = Rule(
-    expression="has(self.listen) || has(self.preset)",
-    message="listen is required, unless there is a preset",
-    reason="FieldValueRequired",
-    field_path=".listen",
-    predicate=None,
-)
-
-
 SERVER: Final = Object(
     fields={
         "name": SERVER_NAME,
@@ -119,14 +110,14 @@ SERVER: Final = Object(
         **_rows(SERVER_DIRECTIVES),
         **MAIL.fields,
     },
-    required=("name",),
-    rules=(LISTEN_RULE, PROTOCOL_RULE),
+    required=("name", "listen"),
+    rules=(PROTOCOL_RULE,),
     advice=advice_for_field,
     descriptions={
         "name": "Name of this server in metrics, logs and the status.",
         "preset": (
-            "Fields of a usual SMTP server, which it need not have itself: Mx (port 25 without logins), "
-            "Submission (587, STARTTLS and login required) or Submissions (465, TLS and login)."
+            "Fields of a usual SMTP server, which it need not have itself: Mx (no logins, for port 25), "
+            "Submission (STARTTLS and login required, for port 587) or Submissions (login, for port 465)."
         ),
         **_descriptions(SERVER_DIRECTIVES),
         **MAIL.descriptions,
@@ -294,8 +285,6 @@ def _server(value: object, path: ErrorPath) -> ServerBlock | None:
     valid = _valid_fields(SERVER, value, path.text, path.problems)
     if not isinstance(value, Mapping):
         return None
-    if {"listen", "preset"}.isdisjoint((*value, *SERVER.meant(value).values())):
-        path.problems.add(path.field("listen").text, "is required")
     own = _level(valid, value, SERVER_DIRECTIVES, path, SERVER)
     return ServerBlock(
         name=str(valid.get("name", "")),

@@ -9,20 +9,17 @@ from typing import Any, Final
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "Mx": {
         "protocol": "smtp",
-        "listen": [{"port": 25}],
         "smtpAuth": ["none"],
         "smtpAuthCommand": False,
         "starttls": "Enabled",
     },
     "Submission": {
         "protocol": "smtp",
-        "listen": [{"port": 587}],
         "smtpAuth": ["plain", "login"],
         "starttls": "Only",
     },
     "Submissions": {
         "protocol": "smtp",
-        "listen": [{"port": 465, "ssl": True}],
         "smtpAuth": ["plain", "login"],
     },
 }

@@ -208,11 +208,6 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
     (mail(sslCrl={**SECRET, "file": "/a"}), "spec.mail.sslCrl", ONE_FILE),
     (mail(sslClientCertificate={**SECRET, **CONFIG_MAP}), "spec.mail.sslClientCertificate", ONE_FILE),
     (mail(sslSessionTicketKey=[{}]), "spec.mail.sslSessionTicketKey[0]", ONE_FILE),
-    (
-        servers({"name": "a", "protocol": "imap"}),
-        "spec.servers[0].listen",
-        "listen is required, unless there is a preset",
-    ),
     (servers({"name": "a", "listen": [{"port": 1143}]}), "spec.servers[0].protocol", PORTS),
     (servers({"name": "a", "listen": [{"port": 143}, {"port": 110}]}), "spec.servers[0].protocol", PORTS),
     (servers({"name": "a", "listen": [{"address": "unix:/a"}]}), "spec.servers[0].protocol", PORTS),
