@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailproxy_config import structured_values
+from mailproxy_config.failover_directives import FAILOVER_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.schema import Integer, IntOrString
@@ -395,6 +396,7 @@ LEVEL_DIRECTIVES: Final = (
     ),
     *TLS_DIRECTIVES,
     *UPSTREAM_DIRECTIVES,
+    *FAILOVER_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

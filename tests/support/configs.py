@@ -34,6 +34,8 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
         *("proxy_pop3_xclient", "xclient_mode"),
+        *("proxy_connect_timeout", "proxy_next_upstream", "proxy_next_upstream_tries"),
+        "proxy_next_upstream_timeout",
     }
 )
 """Directives that nginx does not have."""
@@ -108,6 +110,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
+    "proxy_connect_timeout": None,
+    "proxy_next_upstream": frozenset(),
+    "proxy_next_upstream_tries": 3,
+    "proxy_next_upstream_timeout": Seconds(30.0),
 }
 
 
