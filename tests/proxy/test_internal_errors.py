@@ -321,7 +321,7 @@ CASES = [
         service="none",
         auth_http_timeout=Seconds(0.3),
     ),
-    case("upstream: connecting", (UpstreamConnection, "connect"), logs_in),
+    case("upstream: connecting", (UpstreamConnection, "__init__"), logs_in),
     case("upstream: deferred", (UpstreamConnection, "_connect"), logs_in),
     case(
         "upstream: connected", (UpstreamConnection, "_on_connected"), logs_in_at_an_upstream(INTERNAL_ERROR)

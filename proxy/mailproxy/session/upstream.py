@@ -246,6 +246,10 @@ class UpstreamConnection(ProtocolDriver):
         elif isinstance(error, PeerDisconnected):
             reason, kind = "upstream closed the connection", ProtocolErrorKind.OTHER
             error = UpstreamError(reason, stage=UpstreamStage.LOGIN, kind=kind)
+        self._on_failed(session, error)
+
+    def _on_failed(self, session: Session, error: Exception) -> None:
+        """The login failed; the connection is closed."""
         session.on_upstream_error(error)
 
     # -- the end

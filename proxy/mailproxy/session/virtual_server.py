@@ -19,6 +19,7 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.types import Client
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.session.upstream_candidates import Connect, connector
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
@@ -55,8 +56,11 @@ class VirtualServer:
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
+    connect: Connect = field(init=False)
+    """Connects a login to its upstream."""
 
     def __post_init__(self) -> None:
+        self.connect = connector(self.config)
         self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
 
