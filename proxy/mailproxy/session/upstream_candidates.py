@@ -411,7 +411,7 @@ class UpstreamAttempts:
             if error.reply:
                 fields["reply"] = reply_for_log(error.reply, grant.user, grant.password)
         fields["next"] = format_host_port(following.address, following.port)
-        self.session.log_event(LogLevel.WARN, "upstream_try_failed", **fields)
+        self.session.log_event(LogLevel.ERROR, "upstream_try_failed", **fields)
 
 
 Connect = Callable[["Session", UpstreamLogin], UpstreamConnection | UpstreamAttempts]
