@@ -63,9 +63,13 @@ class UpstreamHealth:
         return slot >= 0 and self._failures[slot] >= FAILURES and self._age(slot) < LAST_SECONDS
 
     def begin(self, address: UpstreamAddress) -> None:
-        """A try at this address begins; if it failed before, it is last in order for other logins."""
+        """A try at this address begins: if it is a trial, the address is last in order for other logins."""
         slot = self._find(_key(address))
-        if slot >= 0 and self._failures[slot] >= FAILURES:
+        if slot < 0:
+            return
+        if self._age(slot) >= FORGET_SECONDS:
+            self._keys[slot] = 0
+        elif self._failures[slot] >= FAILURES:
             self._times[slot] = time.monotonic()
 
     def failed(self, address: UpstreamAddress) -> None:
@@ -76,8 +80,6 @@ class UpstreamHealth:
             slot = self._free(key)
             self._failures[slot] = 0
             self._keys[slot] = key
-        elif self._age(slot) >= FORGET_SECONDS:
-            self._failures[slot] = 0
         self._times[slot] = time.monotonic()
         self._failures[slot] += 1
 
