@@ -40,9 +40,9 @@ def _parse_failures(arguments: Sequence[str]) -> list[str]:
 
 
 _NEXT_UPSTREAM: Final = ValueType(
-    syntax="list of " + ", ".join(NextUpstream),
+    syntax="list of " + ", ".join(_FAILURES.values()),
     schema=Array(
-        items=String(max_length=64, enum=tuple(NextUpstream), spellings=_FAILURES),
+        items=String(max_length=64, enum=tuple(_FAILURES.values()), spellings=_FAILURES),
         max_items=len(NextUpstream),
     ),
     read=lambda value, _: frozenset(map(NextUpstream, value)),

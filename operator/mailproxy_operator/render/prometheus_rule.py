@@ -149,7 +149,7 @@ ALERTS = (
     ),
     Alert(
         "MailProxyUpstreamFailsOver",
-        'sum by (PROXY, protocol)'
+        "sum by (PROXY, protocol)"
         ' (rate(mailproxy_upstream_tries_total{JOB, result=~"next|exhausted|timeout"}[5m]))\n'
         "  / sum by (PROXY, protocol)"
         ' (rate(mailproxy_upstream_tries_total{JOB, result!="abandoned"}[5m])) > 0.05',
