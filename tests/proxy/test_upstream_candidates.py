@@ -7,11 +7,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
 
-from mailproxy.protocols.types import UpstreamAddress
+from mailproxy.protocols.types import UpstreamAddress, UpstreamLogin
+from mailproxy.session.session import Session
+from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.upstream_candidates import UpstreamAttempts, connector
 from mailproxy_config.model import NextUpstream, Protocol, ProxySsl, Seconds, SendProxyProtocol
 from support.candidates import (
     BEFORE_LOGIN,
@@ -654,6 +658,45 @@ def test_proxy_header_is_sent_in_each_try(issued: Issued) -> None:
         run(play)
     assert len(headers) == 2
     assert all(header.startswith(b"PROXY TCP4 127.0.0.1 ") for header in headers)
+
+
+# --- an upstream that resets the connection at once -------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [frozenset(), BEFORE_LOGIN])
+def test_connection_that_is_reset_before_the_proxy_header_fails_once(
+    words: frozenset[NextUpstream], authority: Authority
+) -> None:
+    """The PROXY header cannot be sent any more when the connection is noticed."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    where = UpstreamAddress("127.0.0.1", listening.getsockname()[1])
+
+    async def play() -> None:
+        made = proxy(
+            Protocol.IMAP,
+            proxy_next_upstream=words,
+            proxy_next_upstream_tries=1,
+            proxy_protocol=SendProxyProtocol.V1,
+            **tls_directives(ProxySsl.ENABLED, authority),
+        )
+        async with loopback_worker(made, GRANT) as w:
+
+            def connect(virtual: Session, login: UpstreamLogin) -> UpstreamAttempts | UpstreamConnection:
+                grant = replace(login.grant, address=where.address, port=where.port)
+                begun = connector(virtual.server.config)(virtual, replace(login, grant=grant))
+                virtual.context.epoll.defer(listening.close)  # resets what was not accepted
+                return begun
+
+            for virtual_server in w.app._servers.values():
+                virtual_server.connect = connect
+            assert (await log_in(w, Protocol.IMAP))[1] == INTERNAL_ERROR[Protocol.IMAP]
+            await w.wait_for_sessions()
+            log = w.read_log()
+            assert log.count(" upstream_failed ") == 1
+            assert " internal_error " not in log
+            assert ("stage=greeting" in log) is bool(words)
+
+    run(play)
 
 
 # --- health -----------------------------------------------------------------------------------------

@@ -266,6 +266,7 @@ class UpstreamConnection(ProtocolDriver):
         if self.fd >= 0:
             self.context.epoll.close_socket(self.sock, self.fd)
             self.fd = -1
+            self._events = READ  # so that ``set_events(READ)`` of a caller has no effect
 
     @property
     def unsent(self) -> bytes:
