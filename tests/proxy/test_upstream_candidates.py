@@ -36,6 +36,7 @@ from support.candidates import (
     tries,
     use_addresses,
 )
+from support.configs import server
 from support.dead_peers import stop_acknowledging
 from support.loopback_worker import http_response, loopback_worker, run
 from support.tls_authority import Authority, Issued
@@ -81,6 +82,18 @@ def tls_directives(mode: ProxySsl, authority: Authority) -> dict[str, Any]:
 
 def accepted(protocol: Protocol, mode: ProxySsl) -> Step:
     return plain_session(protocol) if mode is ProxySsl.DISABLED else session(protocol, mode)
+
+
+# --- what is chosen -----------------------------------------------------------------------------------
+
+
+@every_protocol
+def test_server_without_these_directives_connects_once(protocol: Protocol) -> None:
+    assert connector(server(protocol)) == UpstreamConnection.connect
+    words = frozenset({NextUpstream.CONNECT})
+    assert connector(server(protocol, proxy_next_upstream=words)) == UpstreamAttempts.connect
+    limited = server(protocol, proxy_connect_timeout=Seconds(1.0))
+    assert connector(limited) == UpstreamAttempts.connect
 
 
 # --- the line in the sand ---------------------------------------------------------------------------

@@ -8,7 +8,8 @@ memory pages until one of them writes to them.
 It has no event loop, no thread, no log, no listening socket and no
 configuration, so a worker inherits none of these: configuration, sockets and
 secrets reach a worker through its own ``Channel``.  Descriptors other than 0
-to 2, the supervisor's socket and the worker's end of its channel are closed.
+to 2, the supervisor's socket, the worker's end of its channel and the memory
+that workers share (``net.upstream_health``) are closed.
 
 A worker is forked twice.  The process in between exits at once, and the
 supervisor, a subreaper (prctl(2)), becomes the worker's parent: it receives
