@@ -883,3 +883,35 @@ def test_many_logins_with_three_dead_of_four_never_get_an_error(protocol: Protoc
                 assert w.app.context.upstream_health.unhealthy() == 3
 
         run(play)
+
+
+async def accept_pop3(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(GREETINGS[Protocol.POP3])
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        for reply in (b"+OK\r\n", SUCCESS[Protocol.POP3]):
+            await reader.readuntil(b"\r\n")
+            writer.write(reply)
+        await reader.read()
+    writer.close()
+
+
+def test_logins_survive_a_restart_of_the_only_upstream() -> None:
+    """100 logins while it is down for two seconds: each is tried until it is up again."""
+
+    async def play() -> None:
+        upstream = await asyncio.start_server(accept_pop3, "127.0.0.1", 0)
+        port = upstream.sockets[0].getsockname()[1]
+        grant = http_response(f"Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: {port}\r\n")
+        async with loopback_worker(proxy(Protocol.POP3, proxy_next_upstream_tries=16), grant) as w:
+            assert (await log_in(w, Protocol.POP3))[1] == SUCCESS[Protocol.POP3]
+            upstream.close()
+            async with asyncio.TaskGroup() as tasks:
+                logins = [tasks.create_task(log_in(w, Protocol.POP3)) for _ in range(100)]
+                while tries(w, Protocol.POP3).get("next", 0) < 200:
+                    await asyncio.sleep(0.01)
+                upstream = await asyncio.start_server(accept_pop3, "127.0.0.1", port)
+            assert [task.result()[1] for task in logins] == [SUCCESS[Protocol.POP3]] * 100
+            assert tries(w, Protocol.POP3).keys() == {"next", "success"}
+        upstream.close()
+
+    run(play)
