@@ -47,6 +47,9 @@ _BY_STAGE: Final = {
 }
 _OUTAGES: Final = frozenset({None, ProtocolErrorKind.NO_GREETING})
 """Violations of the protocol that a stopped upstream causes; the others are no outage."""
+_CREDENTIALS: Final = frozenset({UpstreamStage.LOGIN, UpstreamStage.ENVELOPE})
+_REVEALING: Final = _CREDENTIALS | {UpstreamStage.ID, UpstreamStage.XCLIENT}
+"""Stages in which something about the client may have been sent, whether the login is marked or not."""
 _TEMPORARY: Final = {
     Protocol.IMAP: b"NO [UNAVAILABLE]",
     Protocol.POP3: b"-ERR [SYS/TEMP]",
@@ -65,7 +68,7 @@ def failure_of(error: Exception, login: UpstreamLogin, protocol: Protocol) -> Ne
     """
     if not isinstance(error, UpstreamError) or error.is_misconfigured:
         return None
-    if login.is_committed:
+    if login.is_committed or error.stage in _REVEALING:
         return NextUpstream.UNAVAILABLE if _is_temporary(error, login, protocol) else None
     if error.kind not in _OUTAGES:
         return None
@@ -251,7 +254,7 @@ class UpstreamAttempts:
         address = connection.address
         failure = failure_of(error, connection.login, self.session.server.config.protocol)
         self._ended[address] = now = time.monotonic()
-        self._note_health(address, error, failure, connection.login)
+        self._note_health(address, error, failure)
         self._record(address)
         if failure is None or not self._may_follow(failure, address):
             self._end(error, UpstreamTry.FINAL)
@@ -283,14 +286,12 @@ class UpstreamAttempts:
             each not in self._ended and _is_same_host(each, address) for each in self._order
         )
 
-    def _note_health(
-        self, address: UpstreamAddress, error: Exception, failure: NextUpstream | None, login: UpstreamLogin
-    ) -> None:
+    def _note_health(self, address: UpstreamAddress, error: Exception, failure: NextUpstream | None) -> None:
         """Record a failure that no client can cause, or a reply to credentials."""
         health = self.session.context.upstream_health
         if failure is not None and failure is not NextUpstream.UNAVAILABLE:
             health.failed(address)
-        elif login.is_committed and isinstance(error, UpstreamRefused):
+        elif isinstance(error, UpstreamRefused) and error.stage in _CREDENTIALS:
             health.succeeded(address)
 
     def _wait_or_end(self, connection: UpstreamTryConnection, error: Exception, result: UpstreamTry) -> None:
