@@ -43,7 +43,7 @@ _TICKS_PER_FLUSH: Final = 10
 """Measurements between two writes of the log's buffer."""
 _DRAIN_POLL_SECONDS: Final = 0.05
 
-AuthKey = tuple[AuthHttp, float, bool, int | None]
+AuthKey = tuple[AuthHttp, float, bool, int | None, bool]
 ResolverKey = tuple[ResolverConfig, float]
 
 
@@ -186,14 +186,21 @@ class App:
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
-        key = (where, config.auth_http_timeout, keeps, maximum)
+        names = config.auth_http_server_names
+        key = (where, config.auth_http_timeout, keeps, maximum, names)
         if key not in self.auth_clients:
             addresses = HostAddresses(
                 where, metrics=self.context.metrics, on_failure=self.context.log_lookup_failure
             )
             tls = ClientTls(where.host) if where.tls else None
             self.auth_clients[key] = AuthHttpClient(
-                self.context, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
+                self.context,
+                addresses,
+                config.auth_http_timeout,
+                tls,
+                keeps=keeps,
+                maximum=maximum,
+                accepts_names=names,
             )
         return self.auth_clients[key]
 
