@@ -109,6 +109,7 @@ class AuthErrorReason(StrEnum):
 class UpstreamStage(StrEnum):
     """The step of a login at the upstream."""
 
+    RESOLVE = "resolve"
     CONNECT = "connect"
     GREETING = "greeting"
     TLS = "tls"
@@ -180,6 +181,7 @@ class DnsPurpose(StrEnum):
     PTR = "ptr"
     FORWARD = "forward"
     AUTH = "auth"
+    UPSTREAM = "upstream"
 
 
 class DnsResult(StrEnum):

@@ -298,7 +298,7 @@ def _decision(
     method: Method,
     user: bytes,
     password: Secret | None,
-    accepts_names: bool,  # noqa: FBT001 - of one caller
+    accepts_names: bool,
 ) -> Decision:
     """Make the decision as nginx does, denials first."""
     new_user = headers.get(b"auth-user")
