@@ -201,8 +201,7 @@ PIECES = st.sampled_from(
 def test_any_value_is_a_valid_list_or_invalid(value: bytes, port: bytes | None) -> None:
     try:
         found = servers(value, port)
-    except InvalidAuthResponse as error:
-        assert error.failure in {AuthErrorReason.BAD_ADDRESS, AuthErrorReason.NO_SERVER}
+    except InvalidAuthResponse:
         return
     assert 1 <= len(found) <= 8
     for host, number in found:

@@ -306,12 +306,13 @@ async def test_lookup_goes_on_while_somebody_waits(dns: DnsServer) -> None:
     async with Harness(dns.address) as harness:
         cancelled: list[Resolved] = []
         cancel = harness.names.resolve([UpstreamServer(NAME, 143)], cancelled.append)
-        waiting = asyncio.ensure_future(harness.resolve(NAME))
-        await dns.wait_for_queries(2)
-        cancel()
-        cancel()
-        dns.zone[NAME, "A"] = dns.zone[NAME, "AAAA"] = reply_with(address_record(V4))
-        assert isinstance(await waiting, tuple)
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(harness.resolve(NAME))
+            await dns.wait_for_queries(2)
+            cancel()
+            cancel()
+            dns.zone[NAME, "A"] = dns.zone[NAME, "AAAA"] = reply_with(address_record(V4))
+            assert isinstance(await waiting, tuple)
         assert cancelled == []
 
 
@@ -381,10 +382,11 @@ async def test_one_family_is_used_where_the_other_fails(
 async def test_closing_fails_lookups_in_progress(dns: DnsServer) -> None:
     dns.default_reply = SILENT
     harness = Harness(dns.address)
-    waiting = asyncio.ensure_future(harness.error("hangs.example"))
-    await dns.wait_for_queries(2)
-    await harness.names.close()
-    assert not (await waiting).is_misconfigured
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(harness.error("hangs.example"))
+        await dns.wait_for_queries(2)
+        await harness.names.close()
+        assert not (await waiting).is_misconfigured
 
 
 # --- refused addresses ------------------------------------------------------------------------------
