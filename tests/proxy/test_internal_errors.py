@@ -23,6 +23,7 @@ from mailproxy.dns.client_name import Confirmation
 from mailproxy.dns.lookup import Waiter
 from mailproxy.loop.epoll import Epoll
 from mailproxy.protocols import proxy_protocol, real_ip
+from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.session import accept, lingering_close, session
 from mailproxy.session.accept import Listener
 from mailproxy.session.driver import ProtocolDriver
@@ -321,7 +322,7 @@ CASES = [
         service="none",
         auth_http_timeout=Seconds(0.3),
     ),
-    case("upstream: connecting", (UpstreamConnection, "connect"), logs_in),
+    case("upstream: connecting", (Pop3Upstream, "log_in"), logs_in),
     case("upstream: deferred", (UpstreamConnection, "_connect"), logs_in),
     case(
         "upstream: connected", (UpstreamConnection, "_on_connected"), logs_in_at_an_upstream(INTERNAL_ERROR)
