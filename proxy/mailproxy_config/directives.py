@@ -177,7 +177,7 @@ LEVEL_DIRECTIVES: Final = (
         module=_CORE,
         type=structured_values.RESOLVER,
         default={"mode": "Disabled"},
-        meaning="DNS servers for looking up the host names of SMTP clients.",
+        meaning="DNS servers for looking up the host names of SMTP clients, and host names in Auth-Server.",
     ),
     Directive(
         name="resolver_timeout",

@@ -30,7 +30,10 @@ UPSTREAM_NAMES_DIRECTIVES: Final = (
         type=FLAG,
         default=False,
         is_ours=True,
-        meaning="Accepts host names, ports and lists in Auth-Server. Names are looked up with resolver.",
+        meaning=(
+            "Accepts host names, ports and lists in Auth-Server. Names are looked up with resolver, or else "
+            "with the DNS servers and search list of the pod."
+        ),
     ),
     Directive(
         name="auth_http_server_networks",
