@@ -15,7 +15,7 @@ def _network(value: str, path: ErrorPath) -> str:
     """Parse an address or a CIDR range; a range without its low bits is the canonical text."""
     bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
     try:
-        network = ip_network(bare, strict=False)
+        network = ip_network("" if "%" in bare else bare, strict=False)  # a zone is no part of a network
     except ValueError:
         raise ValueError(f"{value!r} is neither an address nor a CIDR range such as 127.0.0.0/8") from None
     if str(network.network_address) != str(ip_network(bare.partition("/")[0]).network_address):
@@ -31,8 +31,8 @@ UPSTREAM_NAMES_DIRECTIVES: Final = (
         default=False,
         is_ours=True,
         meaning=(
-            "Accepts host names, ports and lists in Auth-Server. Names are looked up with resolver, or else "
-            "with the DNS servers and search list of the pod."
+            "Accepts host names, ports and lists in Auth-Server. Names are looked up with resolver, or with "
+            "the DNS servers of the pod."
         ),
     ),
     Directive(
