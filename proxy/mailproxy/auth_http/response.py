@@ -47,6 +47,8 @@ _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _PASSWORD_LINE: Final = re.compile(rb"\nauth-pass:([^\x00-\x1f]*)\r?\n", re.IGNORECASE)
 _STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
+_SASL_ERROR: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==|[A-Za-z0-9+/]=))?")
+_MAX_SASL_ERROR: Final = 4096
 
 _SMTP: Final = Protocol.SMTP
 _DIGESTS: Final = frozenset({Method.APOP, Method.CRAM_MD5})
@@ -59,7 +61,15 @@ _REPEATABLE: Final = {
 }
 """Headers of which each occurrence counts, and the separator between their values."""
 _MEANINGFUL: Final = frozenset(
-    (*_REPEATABLE, b"auth-server", b"auth-port", b"auth-user", b"auth-pass", b"auth-error-code")
+    (
+        *_REPEATABLE,
+        b"auth-server",
+        b"auth-port",
+        b"auth-user",
+        b"auth-pass",
+        b"auth-error-code",
+        b"auth-error-sasl",
+    )
 )
 _IGNORED: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """Other headers that services send often; their names need no check."""
@@ -357,7 +367,15 @@ def _denial(headers: Mapping[bytes, bytes], text: bytes, wait: int, protocol: Pr
     if code is not None and len(_checked("Auth-Error-Code", code)) > MAX_CODE:
         raise InvalidAuthResponse(f"Auth-Error-Code of {len(code)} bytes, at most {MAX_CODE} accepted")
     shown = _checked("Auth-Status", text)[: MAX_TEXT[protocol]]
-    return AuthDenied(shown, wait, code or None, headers.get(b"auth-user"))
+    return AuthDenied(shown, wait, code or None, headers.get(b"auth-user"), _sasl_error(headers))
+
+
+def _sasl_error(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """Return the challenge with the error of a token; ``None`` also for text that is not base64."""
+    error = headers.get(b"auth-error-sasl")
+    if not error or len(error) > _MAX_SASL_ERROR or _SASL_ERROR.fullmatch(error) is None:
+        return None
+    return error
 
 
 def _upstream_password(

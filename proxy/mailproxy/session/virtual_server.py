@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
@@ -20,6 +20,8 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.types import Client, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.session.rate_limit import relay_end_for
+from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_lookup import UpstreamLookup
 from mailproxy.telemetry.log_format import SessionRecord
@@ -28,6 +30,11 @@ from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.model import ServerConfig
+
+_LIMITS: Final = {
+    CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
+    CloseReason.MAX_COMMANDS: Limit.MAX_COMMANDS,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -62,12 +69,15 @@ class VirtualServer:
     upstream: UpstreamLoginBase = field(init=False)
     connect: Callable[[Any, UpstreamLogin], UpstreamConnection | UpstreamLookup] = field(init=False)
     """Connects a login of a session to its upstream."""
+    upstream_end: Callable[..., RelayEnd] = field(init=False)
+    """Makes the upstream's end of a relay."""
 
     def __post_init__(self) -> None:
         names = self.config.auth_http_server_names
         self.connect = UpstreamLookup.connect if names else UpstreamConnection.connect
         self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
+        self.upstream_end = relay_end_for(self.config)
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason
@@ -87,8 +97,8 @@ class VirtualServer:
         metrics = self.metrics
         metrics.active.value -= 1
         metrics.closed[reason].value += 1
-        if reason is CloseReason.MAX_ERRORS:
-            metrics.limit_rejections[Limit.MAX_ERRORS].value += 1
+        if (limit := _LIMITS.get(reason)) is not None:
+            metrics.limit_rejections[limit].value += 1
         is_authenticated = record.result is LoginResult.SUCCESS
         self.protocol_metrics.session_seconds[is_authenticated].observe(duration)
         self.log.session(record)
