@@ -29,8 +29,8 @@ BUFFER_BYTES: Final = 256 * 1024
 """Size of the buffer for bulk transfers in which one side uses TLS; all relays of a worker share it."""
 _LINKS: Final = ("owner", "__self__", "func", "_callback")
 """Of an object: its owner; of a method: its object; of a partial: its function; of a handle: its callback."""
-_MAX_LINKS: Final = 8
-"""Links that are followed; a chain has at most five."""
+_MAX_LINKS: Final = 10
+"""Links that are followed; a chain has at most eight."""
 
 
 class Drainable(Protocol):
@@ -104,6 +104,10 @@ class WorkerContext:
     def log_lookup_failure(self, purpose: DnsPurpose, name: str, result: DnsResult) -> None:
         """Log that a name server did not answer, or not usably; at ``error``, as nginx does."""
         self.log.event(LogLevel.ERROR, "name_lookup_failed", purpose=purpose, name=name, result=result)
+
+    def log_refused_address(self, name: str, address: str, reason: str) -> None:
+        """Log that a name in ``Auth-Server`` resolves to an address that it must not resolve to."""
+        self.log.event(LogLevel.ERROR, "upstream_address_refused", name=name, address=address, reason=reason)
 
     def handle_error(self, source: object, error: Exception) -> None:
         """Log an internal error, and end what it belongs to; never raises.

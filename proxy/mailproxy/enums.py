@@ -112,6 +112,7 @@ class AuthErrorReason(StrEnum):
 class UpstreamStage(StrEnum):
     """The step of a login at the upstream."""
 
+    RESOLVE = "resolve"
     CONNECT = "connect"
     GREETING = "greeting"
     TLS = "tls"
@@ -200,6 +201,7 @@ class DnsPurpose(StrEnum):
     PTR = "ptr"
     FORWARD = "forward"
     AUTH = "auth"
+    UPSTREAM = "upstream"
 
 
 class DnsResult(StrEnum):

@@ -306,6 +306,8 @@ class ServerConfig:
     ssl_crl: str | None
     ssl_conf_command: tuple[tuple[str, str], ...]
 
+    auth_http_server_names: bool
+    auth_http_server_networks: tuple[str, ...]
     auth_http_variables: bool
     proxy_ssl: ProxySsl
     proxy_ssl_verify: bool

@@ -134,6 +134,8 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "ssl_conf_command": st.sampled_from(
         ["Options PrioritizeChaCha", "VerifyCAFile ca.pem", "Ciphersuites ''"]
     ),
+    "auth_http_server_names": _FLAG,
+    "auth_http_server_networks": _some("127.0.0.0/8", "::1", "10.1.2.3"),
     "auth_http_variables": _FLAG,
     "proxy_smtp_guard": _FLAG,
     "proxy_imap_guard": _FLAG,

@@ -59,6 +59,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "authHttpPassClientCert": (True, False),
     "authHttpKeepalive": (False, True),
     "authHttpMaxConnections": (1, 4096),
+    "authHttpServerNames": (True,),
+    "authHttpServerNetworks": (["127.0.0.0/8", "[::1]"], ["10.1.2.3/8", "fe80::/64"]),
     "imapAuth": (["plain", "login"], ["cram-md5", "external", "xoauth2"]),
     "imapCapabilities": ([], ["IMAP4rev1", "QUOTA"]),
     "imapClientBuffer": ("8k", 4096),

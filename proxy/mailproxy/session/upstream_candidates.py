@@ -113,7 +113,7 @@ class UpstreamTryConnection(UpstreamConnection):
         """
         session, login = tries.session, tries.login
         login = replace(login, grant=replace(login.grant, address=address.address, port=address.port))
-        self = cls.connect(session, login)
+        self = cls.connect(session, login, address.name)
         assert isinstance(self, cls)  # noqa: S101 - for the type
         self.address, self.login, self._tries = address, login, tries
         self._events = READ | WRITE  # a connection is noticed before the greeting comes
@@ -204,14 +204,12 @@ class UpstreamAttempts:
 
     @classmethod
     def connect(cls, session: Session, login: UpstreamLogin) -> UpstreamAttempts:
-        """Begin with the addresses from the authentication service, none of which is a name.
+        """Begin with the one address from the authentication service.
 
         Raises:
             UpstreamError: No socket can be made.
         """
-        grant = login.grant
-        addresses = [UpstreamAddress(server.host, server.port) for server in grant.servers]
-        return cls.start(session, login, addresses or [UpstreamAddress(grant.address, grant.port)])
+        return cls.start(session, login, [UpstreamAddress(login.grant.address, login.grant.port)])
 
     @classmethod
     def start(
