@@ -15,8 +15,10 @@ from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import Drainable, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
+from mailproxy.dns.upstream_names import UpstreamNames
 from mailproxy.loop.worker_loop import WorkerLoop
-from mailproxy.net.listen_plan import plan_sockets
+from mailproxy.net.listen_plan import listening_addresses, plan_sockets
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
@@ -43,8 +45,9 @@ _TICKS_PER_FLUSH: Final = 10
 """Measurements between two writes of the log's buffer."""
 _DRAIN_POLL_SECONDS: Final = 0.05
 
-AuthKey = tuple[AuthHttp, float, bool, int | None]
+AuthKey = tuple[AuthHttp, float, bool, int | None, bool]
 ResolverKey = tuple[ResolverConfig, float]
+NamesKey = tuple[ResolverConfig | None, float, tuple[str, ...]]
 
 
 class App:
@@ -53,6 +56,7 @@ class App:
     Args:
         log: The log of sessions and events.
         metrics: The metrics.
+        upstream_health: Shared by all workers; ``None`` for a worker without others.
 
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
@@ -60,19 +64,24 @@ class App:
         listeners: The listening sockets of the current configuration.
     """
 
-    def __init__(self, *, log: Log, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, *, log: Log, metrics: WorkerMetrics, upstream_health: UpstreamHealth | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, WorkerLoop):
             message = "an App runs on the event loop that make_loop() makes"
             raise TypeError(message)
-        self.context = WorkerContext(loop, loop.epoll, log=log, metrics=metrics)
+        self.context = WorkerContext(
+            loop, loop.epoll, log=log, metrics=metrics, upstream_health=upstream_health
+        )
         loop.epoll.on_error = self.context.handle_error
         loop.set_exception_handler(self.context.handle_loop_exception)
         self.listeners: list[Listener] = []
         self._servers: dict[str, VirtualServer] = {}
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self._resolvers: dict[ResolverKey, Resolver] = {}
-        self._retired: list[Resolver] = []
+        self._upstream_names: dict[NamesKey, UpstreamNames] = {}
+        self._retired: list[Resolver | UpstreamNames] = []
         self._ticket_keys: dict[int, TicketKeys] = {}
         self._ticks = 0
         self._iterations = 0
@@ -177,6 +186,7 @@ class App:
             login_timeouts=self.context.timers.queue(config.timeout),
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
             log=self.context.log.for_server(config),
+            upstream_names=self._names(config) if config.auth_http_server_names else None,
         )
 
     def _upstream_tls(self, config: ServerConfig, previous: VirtualServer | None) -> UpstreamTls | None:
@@ -186,14 +196,21 @@ class App:
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
-        key = (where, config.auth_http_timeout, keeps, maximum)
+        names = config.auth_http_server_names
+        key = (where, config.auth_http_timeout, keeps, maximum, names)
         if key not in self.auth_clients:
             addresses = HostAddresses(
                 where, metrics=self.context.metrics, on_failure=self.context.log_lookup_failure
             )
             tls = ClientTls(where.host) if where.tls else None
             self.auth_clients[key] = AuthHttpClient(
-                self.context, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
+                self.context,
+                addresses,
+                config.auth_http_timeout,
+                tls,
+                keeps=keeps,
+                maximum=maximum,
+                accepts_names=names,
             )
         return self.auth_clients[key]
 
@@ -209,6 +226,19 @@ class App:
                 on_failure=self.context.log_lookup_failure,
             )
         return self._resolvers[key]
+
+    def _names(self, config: ServerConfig) -> UpstreamNames:
+        key = (config.resolver, config.resolver_timeout, config.auth_http_server_networks)
+        if key not in self._upstream_names:
+            self._upstream_names[key] = UpstreamNames(
+                config.resolver,
+                timeout=config.resolver_timeout,
+                networks=config.auth_http_server_networks,
+                metrics=self.context.metrics,
+                on_failure=self.context.log_lookup_failure,
+                on_refused=self.context.log_refused_address,
+            )
+        return self._upstream_names[key]
 
     def _report_expiry(self, servers: Sequence[VirtualServer]) -> None:
         for server in servers:
@@ -233,7 +263,10 @@ class App:
         old, self.listeners = self.listeners, []
         for listener in old:
             listener.close()
-        for planned in plan_sockets(config, names):
+        plans = plan_sockets(config, names)
+        for upstream_names in self._upstream_names.values():
+            upstream_names.listeners = listening_addresses(plans)
+        for planned in plans:
             targets = {
                 address: ListenTarget(
                     servers[route.server], config.servers[route.server].listen[route.listen]
@@ -260,6 +293,9 @@ class App:
         resolvers = {id(server.resolver) for server in servers}
         for key in [key for key, resolver in self._resolvers.items() if id(resolver) not in resolvers]:
             self._retired.append(self._resolvers.pop(key))
+        used = {id(server.upstream_names) for server in servers}
+        for names_key in [key for key, names in self._upstream_names.items() if id(names) not in used]:
+            self._retired.append(self._upstream_names.pop(names_key))
 
     async def _close_retired(self) -> None:
         """Close resolvers that an earlier reload left to the sessions that used them."""
@@ -321,8 +357,11 @@ class App:
             await service.addresses.close()
         for resolver in self._resolvers.values():
             await resolver.close()
+        for names in self._upstream_names.values():
+            await names.close()
         self.auth_clients.clear()
         self._resolvers.clear()
+        self._upstream_names.clear()
 
     # -- the event loop's lag
 

@@ -59,6 +59,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "authHttpPassClientCert": (True, False),
     "authHttpKeepalive": (False, True),
     "authHttpMaxConnections": (1, 4096),
+    "authHttpServerNames": (True,),
+    "authHttpServerNetworks": (["127.0.0.0/8", "[::1]"], ["10.1.2.3/8", "fe80::/64"]),
     "imapAuth": (["plain", "login"], ["cram-md5", "external", "xoauth2"]),
     "imapCapabilities": ([], ["IMAP4rev1", "QUOTA"]),
     "imapClientBuffer": ("8k", 4096),
@@ -124,6 +126,10 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyId": ("Auto", "Required"),
     "proxyXclient": ("Auto", "Required"),
     "xclientMode": ("Auto", "Required"),
+    "proxyConnectTimeout": ("500ms", 5),
+    "proxyNextUpstream": ([], ["Connect", "Unavailable"], ["Greeting", "Tls", "Starttls", "Hello"]),
+    "proxyNextUpstreamTries": (1, 16),
+    "proxyNextUpstreamTimeout": ("1m30s",),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

@@ -28,6 +28,7 @@ from mailproxy_config.model import (
 NOT_OF_NGINX: Final = frozenset(
     {
         *("auth_http_keepalive", "auth_http_max_connections", "pop3_client_buffer"),
+        *("auth_http_server_names", "auth_http_server_networks"),
         *("auth_http_variables", "proxy_ssl", "proxy_ssl_verify", "proxy_ssl_verify_depth", "proxy_ssl_name"),
         *("proxy_ssl_server_name", "proxy_ssl_trusted_certificate", "proxy_ssl_crl"),
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
@@ -36,6 +37,8 @@ NOT_OF_NGINX: Final = frozenset(
         *("oauth_strict", "imap_id_command", "smtp_auth_command", "max_commands"),
         *("limit_rate", "limit_rate_after"),
         *("proxy_pop3_xclient", "xclient_mode"),
+        *("proxy_connect_timeout", "proxy_next_upstream", "proxy_next_upstream_tries"),
+        "proxy_next_upstream_timeout",
     }
 )
 """Directives that nginx does not have."""
@@ -54,6 +57,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "auth_http_pass_client_cert": False,
     "auth_http_keepalive": True,
     "auth_http_max_connections": None,
+    "auth_http_server_names": False,
+    "auth_http_server_networks": (),
     "imap_auth": frozenset({AuthMethod.PLAIN}),
     "imap_capabilities": ("IMAP4", "IMAP4rev1", "UIDPLUS"),
     "imap_client_buffer": ByteCount(4096),
@@ -116,6 +121,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
+    "proxy_connect_timeout": None,
+    "proxy_next_upstream": frozenset(),
+    "proxy_next_upstream_tries": 3,
+    "proxy_next_upstream_timeout": Seconds(30.0),
 }
 
 

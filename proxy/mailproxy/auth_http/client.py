@@ -101,6 +101,7 @@ class AuthHttpClient:
         tls: How to verify the service, where its URL is ``https``.
         keeps: ``auth_http_keepalive``: whether connections are used again.
         maximum: ``auth_http_max_connections``; ``None`` is ``worker_connections``.
+        accepts_names: ``auth_http_server_names``.
 
     Attributes:
         body_timeouts: Timeouts of the length ``BODY_SECONDS``.
@@ -118,6 +119,7 @@ class AuthHttpClient:
         "_in_flight",
         "_maximum",
         "_timeout",
+        "accepts_names",
         "addresses",
         "body_timeouts",
         "connections",
@@ -141,11 +143,13 @@ class AuthHttpClient:
         *,
         keeps: bool = True,
         maximum: int | None = None,
+        accepts_names: bool = False,
     ) -> None:
         self.context = context
         self.tls = tls
         self.addresses = addresses
         self.keeps_alive = keeps
+        self.accepts_names = accepts_names
         self.body_timeouts: TimeoutQueue = context.timers.queue(BODY_SECONDS)
         self.seconds = seconds
         self._in_flight = context.metrics.auth_in_flight

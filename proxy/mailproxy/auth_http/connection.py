@@ -293,6 +293,7 @@ class AuthConnection:
                 method=credentials.method,
                 user=credentials.user,
                 password=credentials.password,
+                accepts_names=self.http_client.accepts_names,
             )
         except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):

@@ -46,7 +46,7 @@ class UpstreamTlsConnection(TlsConnection):
         Args:
             sock: The socket.
             tls: The TLS of its server.
-            peer: Address and port of the upstream.
+            peer: The upstream.
 
         Raises:
             UpstreamTlsError: There is no name to verify.
@@ -75,7 +75,7 @@ class UpstreamTlsConnection(TlsConnection):
             self, False, name, session=tls.session_for(self._peer)
         )
         self._pointer = native.connection(self._sslobj)
-        if tls.hides_name:
+        if tls.hides_name(self._peer):
             native.lib.SSL_ctrl(self._pointer, _SET_HOST_NAME, 0, None)
 
     def handshake(self) -> HandshakeStep:

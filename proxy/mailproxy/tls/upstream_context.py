@@ -2,10 +2,10 @@
 """TLS with the upstreams of a server: one ``SSL_CTX`` per ``server`` block with ``proxy_ssl``.
 
 Certificates are verified against ``proxy_ssl_trusted_certificate``, or the system's authorities, and
-for a name (RFC 9525): ``proxy_ssl_name``, or the address of the upstream.  The common name of a
-certificate is no name.
+for a name (RFC 9525): ``proxy_ssl_name``, or the host name or address in ``Auth-Server``.  The common
+name of a certificate is no name.
 
-Sessions are resumed per address.  A resumed session is not verified again, so they belong to one
+Sessions are resumed per address and name.  A resumed session is not verified again, so they belong to one
 object of ``UpstreamTls``: after a reload with other directives or files there is a new one without sessions.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 from mailproxy.enums import UpstreamTlsFailure
 from mailproxy.tls import settings
@@ -40,8 +40,13 @@ _FAILURES: Final = {
     64: UpstreamTlsFailure.NAME,
 }
 
-Peer = tuple[str, int]
-"""Address and port of an upstream; a UNIX socket has the port 0."""
+
+class Peer(NamedTuple):
+    """An upstream: address, port (0 for a UNIX socket), and its host name in ``Auth-Server``, if any."""
+
+    address: str
+    port: int
+    name: str = ""
 
 
 class Verifier:
@@ -107,18 +112,18 @@ class UpstreamTls:
         self._sessions: OrderedDict[Peer, ssl.SSLSession] = OrderedDict()
 
     def name_for(self, peer: Peer) -> str | None:
-        """Return the name or address that the certificate must have.
+        """Return the name or address that the certificate must have; a name is also that of SNI.
 
         ``None`` for a UNIX socket without ``proxy_ssl_name``, and for an address that is not verified.
         """
-        if self._name:
-            return self._name
-        return peer[0] if self.verifier is not None and peer[1] else None
+        name = self._name or peer.name
+        if name:
+            return name
+        return peer.address if self.verifier is not None and peer.port else None
 
-    @property
-    def hides_name(self) -> bool:
+    def hides_name(self, peer: Peer) -> bool:
         """Whether SNI is not sent although there is a name."""
-        return bool(self._name) and not self._sends_name
+        return not self._sends_name and bool(self._name or peer.name)
 
     def session_for(self, peer: Peer) -> ssl.SSLSession | None:
         """Return the session to resume, if there is one."""
