@@ -118,6 +118,10 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyId": ("Auto", "Required"),
     "proxyXclient": ("Auto", "Required"),
     "xclientMode": ("Auto", "Required"),
+    "proxyProtocolUniqueId": (True,),
+    "proxyForward": ([{"name": "site", "value": "a-$protocol"}, {"name": "id", "value": "${session_id}"}],),
+    "authHttpFacts": (True,),
+    "authHttpOverrides": (True,),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

@@ -34,6 +34,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
         *("proxy_pop3_xclient", "xclient_mode"),
+        *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
     }
 )
 """Directives that nginx does not have."""
@@ -108,6 +109,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
+    "proxy_protocol_unique_id": False,
+    "proxy_forward": (),
+    "auth_http_facts": False,
+    "auth_http_overrides": False,
 }
 
 

@@ -18,6 +18,8 @@ UNAVAILABLE: Final = b"[UNAVAILABLE]"
 """Instead of a host name: the client has none, it is not confirmed, or there is no resolver."""
 TEMPUNAVAIL: Final = b"[TEMPUNAVAIL]"
 """Instead of a host name: name servers failed or timed out."""
+PROXY_TTL: Final = 6
+"""How many proxies may follow the first one; each takes one off, so that a loop ends."""
 
 
 class Secret:
@@ -135,6 +137,8 @@ class Client:
     """At most 64 letters, digits and hyphens; as in the log."""
     proxied_destination: tuple[str, int] | None = None
     """Address and port that the client has connected to, of a PROXY header that was believed."""
+    proxy_ttl: int = PROXY_TTL
+    """How many proxies may follow: the number that was received, less one."""
 
     @property
     def connected(self) -> tuple[str, int]:
