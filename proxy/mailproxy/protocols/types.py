@@ -208,6 +208,10 @@ class UpstreamAddress:
     name: str = ""
 
 
+Overrides = tuple[tuple[str, object], ...]
+"""Directives of ``ServerConfig`` with the values that they have for one login, sorted by name."""
+
+
 @dataclass(slots=True)
 class AuthAllowed:
     """The client may log in at this upstream.
@@ -216,6 +220,7 @@ class AuthAllowed:
     ``user`` and ``password`` are the credentials for the upstream: those from the
     service where it sent some.  ``servers`` has all items of a response with names or several
     addresses; it is empty for one address, and ``address`` and ``port`` are those of the first item.
+    ``overrides`` are from the service, too (``auth_http_overrides``).
     """
 
     address: str
@@ -223,6 +228,7 @@ class AuthAllowed:
     user: bytes
     password: Secret | None = None
     servers: tuple[UpstreamServer, ...] = ()
+    overrides: Overrides = ()
 
 
 @dataclass(slots=True)

@@ -84,7 +84,10 @@ class UpstreamConnection(ProtocolDriver):
         Raises:
             UpstreamError: No socket can be made, for lack of descriptors perhaps.
         """
-        address, port = login.grant.address, login.grant.port
+        grant = login.grant
+        if grant.overrides:
+            session.server = session.server.for_login(session.context, grant.overrides)
+        address, port = grant.address, grant.port
         path = address.removeprefix("unix:") if port == 0 else ""
         family = _UNIX if path else _IPV6 if ":" in address else _IPV4
         generator = session.server.upstream.log_in(session.client, login)

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
@@ -17,7 +18,7 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import Client
+from mailproxy.protocols.types import Client, Overrides
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
@@ -25,6 +26,9 @@ from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.model import ServerConfig
+
+MAX_VARIANTS: Final = 64
+"""Combinations of overrides for single logins that are kept, per server."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,10 +59,37 @@ class VirtualServer:
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
+    variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
+    """This server with other directives, for logins with overrides; the one unused for longest is first."""
 
     def __post_init__(self) -> None:
         self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
+
+    def for_login(self, context: WorkerContext, overrides: Overrides) -> VirtualServer:
+        """Return this server with other directives for one login; the last ``MAX_VARIANTS`` are kept."""
+        variants = self.variants
+        variant = variants.get(overrides)
+        if variant is None:
+            variant = variants[overrides] = self._with(context, overrides)
+            if len(variants) > MAX_VARIANTS:
+                variants.popitem(last=False)
+        else:
+            variants.move_to_end(overrides)
+        return variant
+
+    def _with(self, context: WorkerContext, overrides: Overrides) -> VirtualServer:
+        changes: dict[str, Any] = dict(overrides)
+        config = replace(self.config, **changes)
+        upstream_tls = self.upstream_tls
+        if upstream_tls is not None and config.proxy_ssl_name != self.config.proxy_ssl_name:
+            upstream_tls = upstream_tls.for_login(config)
+        return replace(
+            self,
+            config=config,
+            upstream_tls=upstream_tls,
+            login_timeouts=context.timers.queue(config.timeout),
+        )
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason

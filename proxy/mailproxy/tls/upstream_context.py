@@ -115,6 +115,13 @@ class UpstreamTls:
             return self._name
         return peer[0] if self.verifier is not None and peer[1] else None
 
+    def for_login(self, server: ServerConfig) -> UpstreamTls:
+        """Return the same TLS with another ``proxy_ssl_name``; nothing else may differ.
+
+        It has sessions of its own: a resumed one is not verified for the name.
+        """
+        return UpstreamTls(server, self.params, self.verifier, self.fingerprint_of_inputs)
+
     @property
     def hides_name(self) -> bool:
         """Whether SNI is not sent although there is a name."""
