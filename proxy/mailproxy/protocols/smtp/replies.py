@@ -56,8 +56,12 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
     Args:
         server: The server.
         starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
+
+    REQUIRETLS is a promise about TLS: it is not listed before.
     """
     lines = [server.server_name, *server.smtp_capabilities]
+    if starttls is not StartTls.DISABLED:
+        lines = [line for line in lines if line.upper() != "REQUIRETLS"]
     mechanisms = [word for method, word in _MECHANISMS if method in server.smtp_auth]
     if mechanisms and starttls is not StartTls.ONLY:
         lines.append(" ".join(("AUTH", *mechanisms)))
