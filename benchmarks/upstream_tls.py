@@ -53,7 +53,7 @@ _METHOD: Final = """\
 The proxy runs on processor 0; clients, mail servers and authentication services on processor 1. All variants
 are measured in turns in every round; the tables have medians. CPU is the worker's own, from
 `/proc/PID/task/*/schedstat`. Certificates have ECDSA keys (P-256), TLS is 1.3, and certificates of mail
-servers are verified. Clients resume nothing. *The sum of either side alone* is the cost of a login with TLS
+servers are verified. Clients resume nothing. *Sum of either side* is the cost of a login with TLS
 with clients only, plus that with TLS with mail servers only, minus that of a plain login.
 The share of resumed handshakes is from the proxy's own metrics."""
 
@@ -161,7 +161,7 @@ def logins(run: Run) -> Iterator[Row]:
     for both, one in ((BOTH_FULL, FULL), (BOTH_RESUMED, RESUMED)):
         parts = zip(*(found[each.name] for each in (both, CLIENT, one, PLAIN)), strict=True)
         ratios = [whole / (client + upstream - plain) for whole, client, upstream, plain in parts]
-        yield Row(f"{both.name}: of the sum of either side alone", "", ratios, "<= 1.05")
+        yield Row(f"{both.name} / sum of either side", "", ratios, "<= 1.05")
 
 
 def resumption(run: Run) -> Iterator[Row]:
