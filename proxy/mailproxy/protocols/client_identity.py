@@ -16,13 +16,12 @@ from typing import Final
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import ProxyLoopError
 from mailproxy.protocols.client_variables import Part, parse_value, render_value
+from mailproxy.protocols.imap_id import MAX_PAIRS, MAX_VALUE, quoted
 from mailproxy.protocols.types import Client, UpstreamLogin
 from mailproxy_config.model import ServerConfig
 
 MAX_ID_LINE: Final = 8192
 """Bytes of an IMAP ID command with its line end: what Dovecot accepts before a login."""
-MAX_ID_VALUE: Final = 1024
-"""Bytes of a value in an ID (RFC 2971 section 3.3)."""
 MAX_POP3_LINE: Final = 1024
 """Bytes of a POP3 XCLIENT command with its line end: what Dovecot accepts before a login."""
 MAX_LINE: Final = 512
@@ -32,7 +31,6 @@ _MAX_ATTRIBUTE: Final = 255
 _HOST_NAME: Final = re.compile(rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
 _PRINTABLE: Final = re.compile(rb"[ -~]*")
-_QUOTED_SPECIALS: Final = re.compile(rb'["\\]')
 
 Fact = tuple[bytes, Sequence[Part]]
 """Name and value of a fact of ``proxy_forward``."""
@@ -57,12 +55,20 @@ def imap_id(client: Client, tag: bytes, facts: Sequence[Fact] = ()) -> bytes:
         ProxyLoopError: The client's ``proxy_ttl`` is used up.
     """
     _check_ttl(client, UpstreamStage.ID)
-    command = b"%b ID (%b" % (tag, b" ".join(b'"%b" "%b"' % pair for pair in _imap_pairs(client)))
+    pairs = [b'"%b" "%b"' % pair for pair in _imap_pairs(client)]
+    room = MAX_ID_LINE - len(tag + b" ID ()\r\n") - len(b" ".join(pairs))
     for name, value in _printable_facts(client, facts):
-        pair = b' "x-forward-%b" "%b"' % (name, _QUOTED_SPECIALS.sub(rb"\\\g<0>", value))
-        if len(value) <= MAX_ID_VALUE and len(command) + len(pair) + 3 <= MAX_ID_LINE:
-            command += pair
-    return command + b")\r\n"
+        pair = b'"x-forward-%b" %b' % (name, quoted(value))
+        if len(value) <= MAX_VALUE and len(pair) < room:
+            pairs.append(pair)
+            room -= len(pair) + 1
+    own: list[bytes] = []
+    for key, own_value in client.id_pairs[: MAX_PAIRS - len(pairs)]:
+        pair = quoted(key) + b" " + quoted(own_value)
+        if len(pair) < room:
+            own.append(pair)
+            room -= len(pair) + 1
+    return b"%b ID (%b)\r\n" % (tag, b" ".join((*own, *pairs)))
 
 
 def _check_ttl(client: Client, stage: UpstreamStage) -> None:

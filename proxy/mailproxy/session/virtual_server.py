@@ -20,6 +20,8 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.types import Client, Overrides
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.session.rate_limit import relay_end_for
+from mailproxy.session.relay_end import RelayEnd
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
@@ -29,6 +31,10 @@ from mailproxy_config.model import ServerConfig
 
 MAX_VARIANTS: Final = 64
 """Combinations of overrides for single logins that are kept, per server."""
+_LIMITS: Final = {
+    CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
+    CloseReason.MAX_COMMANDS: Limit.MAX_COMMANDS,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -59,12 +65,15 @@ class VirtualServer:
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
+    upstream_end: Callable[..., RelayEnd] = field(init=False)
+    """Makes the upstream's end of a relay."""
     variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
     """This server with other directives, for logins with overrides; the one unused for longest is first."""
 
     def __post_init__(self) -> None:
         self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
+        self.upstream_end = relay_end_for(self.config)
 
     def for_login(self, context: WorkerContext, overrides: Overrides) -> VirtualServer:
         """Return this server with other directives for one login; the last ``MAX_VARIANTS`` are kept."""
@@ -109,8 +118,8 @@ class VirtualServer:
         metrics = self.metrics
         metrics.active.value -= 1
         metrics.closed[reason].value += 1
-        if reason is CloseReason.MAX_ERRORS:
-            metrics.limit_rejections[Limit.MAX_ERRORS].value += 1
+        if (limit := _LIMITS.get(reason)) is not None:
+            metrics.limit_rejections[limit].value += 1
         is_authenticated = record.result is LoginResult.SUCCESS
         self.protocol_metrics.session_seconds[is_authenticated].observe(duration)
         self.log.session(record)
