@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -12,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.auth_http.overrides import HEADERS, MAX_TIMEOUT, read_overrides
-from mailproxy.enums import AuthErrorReason, UpstreamTlsFailure
+from mailproxy.enums import AuthErrorReason, Method, UpstreamTlsFailure
 from mailproxy.errors import InvalidAuthResponse
-from mailproxy.protocols.types import Overrides, Secret
-from mailproxy.session.virtual_server import MAX_VARIANTS
+from mailproxy.protocols.types import AuthAllowed, Overrides, Secret, UpstreamLogin
+from mailproxy.session.login_overrides import MAX_VARIANTS, connect_for_login, variant_of
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,
@@ -367,10 +368,35 @@ def test_number_of_kept_overrides_is_limited() -> None:
             [listener] = w.app.listeners
             server, context = listener.default.server, w.app.context
             for seconds in range(1, MAX_VARIANTS + 10):
-                server.for_login(context, (("timeout", Seconds(float(seconds))),))
+                variant_of(server, context, (("timeout", Seconds(float(seconds))),))
             assert len(server.variants) == MAX_VARIANTS
             latest = (("timeout", Seconds(float(MAX_VARIANTS + 9))),)
-            assert server.for_login(context, latest) is server.for_login(context, latest)
+            assert variant_of(server, context, latest) is variant_of(server, context, latest)
             assert len(server.variants) == MAX_VARIANTS
+
+    run(play)
+
+
+def test_next_login_of_a_session_has_only_its_own_overrides() -> None:
+    """A session may log in again after an outage, with another response."""
+
+    async def play() -> None:
+        async with loopback_worker(proxy(), allow("{port}")) as w:
+            [listener] = w.app.listeners
+            server = listener.default.server
+            session: Any = SimpleNamespace(context=w.app.context, server=server)
+            seen: list[Seconds] = []
+
+            def connect(of: Any, _: UpstreamLogin) -> None:
+                seen.append(of.server.upstream.server.timeout)
+
+            for timeout in (5.0, 7.0, 5.0, 0.0):
+                overrides = (("timeout", Seconds(timeout)),) if timeout else ()
+                grant = AuthAllowed("192.0.2.1", 143, b"alice", overrides=overrides)
+                connect_for_login(session.server, connect, session, UpstreamLogin(grant, Method.PLAIN))
+            assert seen == [5.0, 7.0, 5.0, 60.0]
+            assert session.server is server
+            assert [dict(each)["timeout"] for each in server.variants] == [7.0, 5.0]
+            assert all(not variant.variants for variant in server.variants.values())
 
     run(play)

@@ -64,7 +64,7 @@ class UpstreamConnection(ProtocolDriver):
         generator: ProtocolGenerator[UpstreamLoginResult],
     ) -> None:
         context, server = session.context, session.server
-        seconds = server.config.timeout
+        seconds = server.upstream.server.timeout
         super().__init__(context, sock, sock.fileno(), seconds)
         self.owner = session
         self._session: Session | None = session
@@ -84,10 +84,7 @@ class UpstreamConnection(ProtocolDriver):
         Raises:
             UpstreamError: No socket can be made, for lack of descriptors perhaps.
         """
-        grant = login.grant
-        if grant.overrides:
-            session.server = session.server.for_login(session.context, grant.overrides)
-        address, port = grant.address, grant.port
+        address, port = login.grant.address, login.grant.port
         path = address.removeprefix("unix:") if port == 0 else ""
         family = _UNIX if path else _IPV6 if ":" in address else _IPV4
         generator = session.server.upstream.log_in(session.client, login)

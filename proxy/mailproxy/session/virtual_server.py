@@ -6,7 +6,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
@@ -18,10 +19,12 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import Client, Overrides
+from mailproxy.protocols.types import Client, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.rate_limit import relay_end_for
 from mailproxy.session.relay_end import RelayEnd
+from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
@@ -29,8 +32,6 @@ from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.model import ServerConfig
 
-MAX_VARIANTS: Final = 64
-"""Combinations of overrides for single logins that are kept, per server."""
 _LIMITS: Final = {
     CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
     CloseReason.MAX_COMMANDS: Limit.MAX_COMMANDS,
@@ -63,42 +64,28 @@ class VirtualServer:
     """The log of its sessions."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
+    base: VirtualServer | None = None
+    """Of a variant for logins with overrides: the server of the configuration."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
     variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
-    """This server with other directives, for logins with overrides; the one unused for longest is first."""
+    """For logins with overrides; the one unused for longest is first."""
+    connect: Callable[[Any, UpstreamLogin], UpstreamConnection] = field(init=False)
+    """Connects a login of a session to its upstream."""
 
     def __post_init__(self) -> None:
+        self.connect = UpstreamConnection.connect
+        if self.config.auth_http_overrides:
+            self.connect = partial(connect_for_login, self, self.connect)
         self.frontend = self.protocol.frontend_for(self.config)
-        self.upstream = self.protocol.upstream(self.config)
+        self.upstream = self.login_at_upstreams(self.config)
         self.upstream_end = relay_end_for(self.config)
 
-    def for_login(self, context: WorkerContext, overrides: Overrides) -> VirtualServer:
-        """Return this server with other directives for one login; the last ``MAX_VARIANTS`` are kept."""
-        variants = self.variants
-        variant = variants.get(overrides)
-        if variant is None:
-            variant = variants[overrides] = self._with(context, overrides)
-            if len(variants) > MAX_VARIANTS:
-                variants.popitem(last=False)
-        else:
-            variants.move_to_end(overrides)
-        return variant
-
-    def _with(self, context: WorkerContext, overrides: Overrides) -> VirtualServer:
-        changes: dict[str, Any] = dict(overrides)
-        config = replace(self.config, **changes)
-        upstream_tls = self.upstream_tls
-        if upstream_tls is not None and config.proxy_ssl_name != self.config.proxy_ssl_name:
-            upstream_tls = upstream_tls.for_login(config)
-        return replace(
-            self,
-            config=config,
-            upstream_tls=upstream_tls,
-            login_timeouts=context.timers.queue(config.timeout),
-        )
+    def login_at_upstreams(self, config: ServerConfig) -> UpstreamLoginBase:
+        """Prepare the login at upstreams, with the directives of this server or others for single logins."""
+        return self.protocol.upstream(config)
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason
