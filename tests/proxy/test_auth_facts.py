@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +28,9 @@ from mailproxy.protocols.types import (
     Secret,
     TlsInfo,
 )
-from mailproxy_config.model import Protocol, VerifyClient
+from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig, VerifyClient
 from support import configs
+from support.loopback_worker import http_response, loopback_worker, run
 from support.tls_authority import Authority
 
 SESSION: Final = "0f3a-1c"
@@ -114,3 +118,47 @@ def test_trace_context_is_the_same_for_all_requests_of_a_session() -> None:
 def test_no_byte_of_a_client_ends_a_header(name: bytes) -> None:
     lines = facts_headers(client(tls=TlsInfo("TLSv1.3", "c", server_name=name)))
     assert re.fullmatch(rb"(?:\r\n[A-Za-z0-9-]+: [!-~]+)+", lines)
+
+
+def test_facts_of_a_tls_client_reach_the_service(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    own, of_client = authority.issue(names=("mail.example",)), authority.issue(names=("client.example",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(authority.file)
+    context.load_cert_chain(of_client.files.certificate, of_client.files.key)
+
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return configs.server(
+            Protocol.IMAP,
+            auth_http=auth,
+            auth_http_facts=True,
+            listen=(replace(listen, ssl=True),),
+            ssl_certificate=(own.files,),
+            ssl_verify_client=VerifyClient.OPTIONAL,
+            ssl_client_certificate=authority.file,
+        )
+
+    async def play() -> None:
+        async with loopback_worker(build, http_response("Auth-Status: No\r\n")) as w:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", w.port, ssl=context, server_hostname="mail.example"
+            )
+            await reader.readline()
+            port = writer.get_extra_info("sockname")[1]
+            writer.write(b"a LOGIN alice secret\r\n")
+            assert await reader.readline() == b"a NO No\r\n"
+            writer.close()
+            [sent] = w.auth.requests
+            fingerprint = of_client.certificate.fingerprint(hashes.SHA256()).hex().encode()
+            for line in (
+                b"Client-Port: %d" % port,
+                b"Server-Addr: 127.0.0.1",
+                b"Server-Port: %d" % w.port,
+                b"Auth-SSL-Server-Name: mail.example",
+                b"Auth-SSL-Fingerprint-SHA256: " + fingerprint,
+            ):
+                assert b"\r\n" + line + b"\r\n" in sent
+            [session] = re.findall(rb"X-Session-ID: ([0-9a-f-]+)", sent)
+            assert f"session {session.decode()} imap" in w.read_log()
+
+    run(play)
