@@ -32,7 +32,7 @@ from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.resumption import TicketKeys
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ProxySsl, ResolverConfig, ServerConfig
+from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
 
 _LAG_INTERVAL: Final = 0.1
 _IDLE_LAG_INTERVAL: Final = 1.0
@@ -190,7 +190,7 @@ class App:
         )
 
     def _upstream_tls(self, config: ServerConfig, previous: VirtualServer | None) -> UpstreamTls | None:
-        if config.proxy_ssl is ProxySsl.DISABLED:
+        if not config.may_use_upstream_tls:
             return None
         return upstream_context.build(config, previous=previous.upstream_tls if previous else None)
 

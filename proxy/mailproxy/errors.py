@@ -186,6 +186,12 @@ class UpstreamGuardError(UpstreamError):
         self.client_reply = client_reply
 
 
+class ProxyLoopError(UpstreamError):
+    """The client has come through so many proxies that they are probably a loop."""
+
+    is_misconfigured = True
+
+
 class UpstreamRefused(UpstreamError):
     """The upstream sent another reply than the expected one.
 

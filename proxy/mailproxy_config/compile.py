@@ -96,7 +96,7 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
         effective = _effective(manifest, server)
         uses_tls = effective["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
         unused: tuple[str, ...] = () if uses_tls else ("ssl_",)
-        if effective["proxy_ssl"] is ProxySsl.DISABLED:
+        if effective["proxy_ssl"] is ProxySsl.DISABLED and not effective["auth_http_overrides"]:
             unused += ("proxy_ssl_",)
         for name, value in effective.items():
             for ref in _key_refs(value) if not name.startswith(unused) else ():

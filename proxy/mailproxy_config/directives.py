@@ -22,6 +22,7 @@ from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
 from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
+from mailproxy_config.upstream_facts_directives import UPSTREAM_FACTS_DIRECTIVES
 from mailproxy_config.upstream_names_directives import UPSTREAM_NAMES_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
@@ -404,6 +405,7 @@ LEVEL_DIRECTIVES: Final = (
     *FAILOVER_DIRECTIVES,
     *OAUTH_DIRECTIVES,
     *CLIENT_DIRECTIVES,
+    *UPSTREAM_FACTS_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

@@ -338,6 +338,10 @@ class ServerConfig:
     proxy_next_upstream: frozenset[NextUpstream]
     proxy_next_upstream_tries: int
     proxy_next_upstream_timeout: Seconds
+    proxy_protocol_unique_id: bool
+    proxy_forward: tuple[tuple[str, str], ...]
+    auth_http_facts: bool
+    auth_http_overrides: bool
 
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
@@ -398,13 +402,23 @@ class ServerConfig:
 
     @property
     def uses_connected_address(self) -> bool:
-        """Whether the address and the SNI name that a client has connected to are passed on."""
-        return self.sends_identity or self.auth_http_variables
+        """Whether the address and the SNI name that a client has connected to may be passed on."""
+        return (
+            self.sends_identity
+            or self.auth_http_variables
+            or self.auth_http_facts
+            or self.auth_http_overrides
+        )
+
+    @property
+    def may_use_upstream_tls(self) -> bool:
+        """Whether some logins at upstreams use TLS."""
+        return self.proxy_ssl is not ProxySsl.DISABLED or self.auth_http_overrides
 
     @property
     def upstream_tls_files(self) -> tuple[tuple[str, str], ...]:
         """Directives and paths of all files that TLS to upstreams reads; none if it is not used."""
-        if self.proxy_ssl is ProxySsl.DISABLED:
+        if not self.may_use_upstream_tls:
             return ()
         pair = self.proxy_ssl_certificate
         files: tuple[tuple[str, str | None], ...] = (

@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mailproxy_config.addresses import listen_key
+from mailproxy_config.cross_checks import lists_require_tls, require_tls_problems
 from mailproxy_config.directives import (
     IGNORED,
     LEVEL_DIRECTIVES,
@@ -30,6 +31,7 @@ from mailproxy_config.model import (
     AuthHttpHeader,
     CertificateFiles,
     ListenConfig,
+    Protocol,
     ProxyConfig,
     ServerConfig,
     VerifyClient,
@@ -273,6 +275,7 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
     for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES:
         if row.field not in IGNORED:
             _check_value(row, getattr(server, row.name), f"{path}.{row.name}", problems)
+    _check_require_tls(server, f"{path}.smtp_capabilities", problems)
     if not server.tls_is_used:
         return
     if not server.ssl_certificate:
@@ -281,6 +284,17 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
         server.ssl_client_certificate or server.ssl_trusted_certificate
     ):
         problems.add(f"{path}.ssl_verify_client", "needs ssl_client_certificate or ssl_trusted_certificate")
+
+
+def _check_require_tls(server: ServerConfig, path: str, problems: Problems) -> None:
+    if server.protocol is Protocol.SMTP and lists_require_tls(server.smtp_capabilities):
+        for reason in require_tls_problems(
+            listen=server.listen,
+            starttls=server.starttls,
+            proxy_ssl=server.proxy_ssl,
+            verifies=server.proxy_ssl_verify,
+        ):
+            problems.add(path, reason)
 
 
 def _check_value(row: Directive, value: Any, here: str, problems: Problems) -> None:  # noqa: ANN401 -- of any directive

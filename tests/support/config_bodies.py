@@ -130,6 +130,10 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyNextUpstream": ([], ["Connect", "Unavailable"], ["Greeting", "Tls", "Starttls", "Hello"]),
     "proxyNextUpstreamTries": (1, 16),
     "proxyNextUpstreamTimeout": ("1m30s",),
+    "proxyProtocolUniqueId": (True,),
+    "proxyForward": ([{"name": "site", "value": "a-$protocol"}, {"name": "id", "value": "${session_id}"}],),
+    "authHttpFacts": (True,),
+    "authHttpOverrides": (True,),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

@@ -39,6 +39,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_pop3_xclient", "xclient_mode"),
         *("proxy_connect_timeout", "proxy_next_upstream", "proxy_next_upstream_tries"),
         "proxy_next_upstream_timeout",
+        *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
     }
 )
 """Directives that nginx does not have."""
@@ -125,6 +126,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_next_upstream": frozenset(),
     "proxy_next_upstream_tries": 3,
     "proxy_next_upstream_timeout": Seconds(30.0),
+    "proxy_protocol_unique_id": False,
+    "proxy_forward": (),
+    "auth_http_facts": False,
+    "auth_http_overrides": False,
 }
 
 

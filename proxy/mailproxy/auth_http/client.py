@@ -24,7 +24,7 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
 from mailproxy.telemetry.metrics import Histogram
 from mailproxy.tls.client import ClientTls
-from mailproxy_config.model import LogLevel, Protocol
+from mailproxy_config.model import LogLevel, ServerConfig
 
 MAX_IDLE: Final = 32
 """Connections kept open between requests."""
@@ -54,7 +54,7 @@ class PendingRequest:
         data: The HTTP request.
         durations: Histograms of the time until the response, by its outcome.
         is_repeated: Whether it was sent twice.
-        protocol: That of the client; the rules for a response depend on it.
+        server: The server of the client; the rules for a response depend on it.
         started: Time of the request, as in ``Epoll.now``.
         tried: The service's addresses that did not work for it.
     """
@@ -66,7 +66,7 @@ class PendingRequest:
         "data",
         "durations",
         "is_repeated",
-        "protocol",
+        "server",
         "started",
         "tried",
     )
@@ -76,14 +76,14 @@ class PendingRequest:
         callback: AuthCallback,
         data: bytes,
         auth_request: AuthRequest,
-        protocol: Protocol,
+        server: ServerConfig,
         durations: Mapping[AuthOutcome, Histogram],
         started: float,
     ) -> None:
         self.callback: AuthCallback | None = callback
         self.data = data
         self.auth_request = auth_request
-        self.protocol = protocol
+        self.server = server
         self.durations = durations
         self.started = started
         self.connection: AuthConnection | None = None

@@ -173,7 +173,7 @@ def parse(
             address, port = where
             decision = AuthAllowed(address, port, user, _upstream_password(protocol, method, password, sent))
     except InvalidAuthResponse as error:
-        raise _with_status(_with_value(error, password, sent), headers, status) from None
+        raise _with_status(quote_value(error, password, sent), headers, status) from None
     return AuthResponse(decision, framing, keep_alive, status)
 
 
@@ -275,7 +275,7 @@ def _contains_secret(value: bytes, secret: bytes) -> bool:
     return secret in value or value in secret
 
 
-def _with_value(
+def quote_value(
     error: InvalidAuthResponse, password: Secret | None, sent: bytes | None
 ) -> InvalidAuthResponse:
     """Add the invalid value to an error, unless it contains a password; the log escapes it."""

@@ -18,6 +18,8 @@ UNAVAILABLE: Final = b"[UNAVAILABLE]"
 """Instead of a host name: the client has none, it is not confirmed, or there is no resolver."""
 TEMPUNAVAIL: Final = b"[TEMPUNAVAIL]"
 """Instead of a host name: name servers failed or timed out."""
+PROXY_TTL: Final = 6
+"""How many proxies may follow the first one; each takes one off, so that a loop ends."""
 
 
 class Secret:
@@ -137,6 +139,8 @@ class Client:
     """IMAP: what the client wrote about itself with ID, in printable ASCII."""
     proxied_destination: tuple[str, int] | None = None
     """Address and port that the client has connected to, of a PROXY header that was believed."""
+    proxy_ttl: int = PROXY_TTL
+    """How many proxies may follow: the number that was received, less one."""
 
     @property
     def connected(self) -> tuple[str, int]:
@@ -206,6 +210,10 @@ class UpstreamAddress:
     name: str = ""
 
 
+Overrides = tuple[tuple[str, object], ...]
+"""Directives of ``ServerConfig`` with the values that they have for one login, sorted by name."""
+
+
 @dataclass(slots=True)
 class AuthAllowed:
     """The client may log in at this upstream.
@@ -214,6 +222,7 @@ class AuthAllowed:
     ``user`` and ``password`` are the credentials for the upstream: those from the
     service where it sent some.  ``servers`` has all items of a response with names or several
     addresses; it is empty for one address, and ``address`` and ``port`` are those of the first item.
+    ``overrides`` are from the service, too (``auth_http_overrides``).
     """
 
     address: str
@@ -221,6 +230,7 @@ class AuthAllowed:
     user: bytes
     password: Secret | None = None
     servers: tuple[UpstreamServer, ...] = ()
+    overrides: Overrides = ()
 
 
 @dataclass(slots=True)

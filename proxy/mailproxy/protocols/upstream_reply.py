@@ -18,6 +18,7 @@ from typing import Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
+from mailproxy.protocols.client_identity import forwarded_facts
 from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, Secret, UpstreamLogin, UpstreamLoginResult
@@ -46,6 +47,7 @@ class UpstreamLoginBase(ABC):
     """The login at one server's upstreams, prepared once per server.
 
     Attributes:
+        facts: The facts of ``proxy_forward``.
         limit: The longest reply in bytes (directive ``proxy_buffer``).
         receive: Receives a reply from its first byte.
         has_preamble: Whether something comes before the greeting; see ``preamble``.
@@ -55,10 +57,20 @@ class UpstreamLoginBase(ABC):
         starts_tls: Whether STARTTLS comes after the greeting (``proxy_ssl starttls``).
     """
 
-    __slots__ = ("has_preamble", "has_prologue", "limit", "prologue_stage", "receive", "server", "starts_tls")
+    __slots__ = (
+        "facts",
+        "has_preamble",
+        "has_prologue",
+        "limit",
+        "prologue_stage",
+        "receive",
+        "server",
+        "starts_tls",
+    )
 
     def __init__(self, server: ServerConfig) -> None:
         self.server = server
+        self.facts = forwarded_facts(server)
         self.limit = server.proxy_buffer
         self.receive = Receive(self.limit)
         self.starts_tls = server.proxy_ssl is ProxySsl.STARTTLS

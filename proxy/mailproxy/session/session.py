@@ -234,7 +234,7 @@ class Session(ProtocolDriver):
             self.on_auth_result,
             server.template.render(request),
             request,
-            server.config.protocol,
+            server.config,
             self.protocol_metrics.auth_seconds,
             self.context.epoll.now,
         )

@@ -65,7 +65,7 @@ class UpstreamConnection(ProtocolDriver):
         generator: ProtocolGenerator[UpstreamLoginResult],
     ) -> None:
         context, server = session.context, session.server
-        seconds = server.config.timeout
+        seconds = server.upstream.server.timeout
         super().__init__(context, sock, sock.fileno(), seconds)
         self.owner = session
         self._session: Session | None = session

@@ -117,7 +117,7 @@ class UpstreamTryConnection(UpstreamConnection):
         assert isinstance(self, cls)  # noqa: S101 - for the type
         self.address, self.login, self._tries = address, login, tries
         self._events = READ | WRITE  # a connection is noticed before the greeting comes
-        config = session.server.config
+        config = session.server.upstream.server  # with the directives that the login overrides
         self._deadline = min(self._started + config.timeout, tries.deadline)
         limit = config.timeout if config.proxy_connect_timeout is None else config.proxy_connect_timeout
         seconds = min(limit, self._deadline - self._started)
@@ -185,7 +185,7 @@ class UpstreamAttempts:
     )
 
     def __init__(self, session: Session, login: UpstreamLogin, addresses: Sequence[UpstreamAddress]) -> None:
-        config, context = session.server.config, session.context
+        config, context = session.server.upstream.server, session.context
         self.session = self.owner = session
         self.login = login
         wanted = list(dict.fromkeys(addresses))

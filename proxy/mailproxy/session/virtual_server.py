@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
@@ -18,8 +20,9 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import Client, UpstreamLogin
+from mailproxy.protocols.types import Client, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.rate_limit import relay_end_for
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream_candidates import connector
@@ -65,19 +68,29 @@ class VirtualServer:
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     upstream_names: UpstreamNames | None = None
     """Resolves host names in ``Auth-Server``."""
+    base: VirtualServer | None = None
+    """Of a variant for logins with overrides: the server of the configuration."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
     connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
     """Connects a login of a session to its upstream."""
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
+    variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
+    """For logins with overrides; the one unused for longest is first."""
 
     def __post_init__(self) -> None:
         names = self.config.auth_http_server_names
         self.connect = UpstreamLookup.connect if names else connector(self.config)
+        if self.config.auth_http_overrides:
+            self.connect = partial(connect_for_login, self, self.connect)
         self.frontend = self.protocol.frontend_for(self.config)
-        self.upstream = self.protocol.upstream(self.config)
+        self.upstream = self.login_at_upstreams(self.config)
         self.upstream_end = relay_end_for(self.config)
+
+    def login_at_upstreams(self, config: ServerConfig) -> UpstreamLoginBase:
+        """Prepare the login at upstreams, with the directives of this server or others for single logins."""
+        return self.protocol.upstream(config)
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason

@@ -23,6 +23,7 @@ from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.inputs import upstream_fingerprint
 from mailproxy.tls.key_pairs import load_pair, read_passphrases
 from mailproxy.tls.openssl import CHAIN_CALLBACK, OpenSsl, OpenSslUnavailable, load_openssl
+from mailproxy.tls.upstream_session import UpstreamSession
 from mailproxy_config.model import ServerConfig, VerifyClient
 
 MAX_SESSIONS: Final = 1024
@@ -109,7 +110,7 @@ class UpstreamTls:
         self.reuses_sessions = server.proxy_ssl_session_reuse
         self._name = server.proxy_ssl_name
         self._sends_name = server.proxy_ssl_server_name
-        self._sessions: OrderedDict[Peer, ssl.SSLSession] = OrderedDict()
+        self._sessions: OrderedDict[Peer, UpstreamSession] = OrderedDict()
 
     def name_for(self, peer: Peer) -> str | None:
         """Return the name or address that the certificate must have; a name is also that of SNI.
@@ -121,17 +122,24 @@ class UpstreamTls:
             return name
         return peer.address if self.verifier is not None and peer.port else None
 
+    def for_login(self, server: ServerConfig) -> UpstreamTls:
+        """Return the same TLS with another ``proxy_ssl_name``; nothing else may differ.
+
+        It has sessions of its own: a resumed one is not verified for the name.
+        """
+        return UpstreamTls(server, self.params, self.verifier, self.fingerprint_of_inputs)
+
     def hides_name(self, peer: Peer) -> bool:
         """Whether SNI is not sent although there is a name."""
         return not self._sends_name and bool(self._name or peer.name)
 
-    def session_for(self, peer: Peer) -> ssl.SSLSession | None:
+    def session_for(self, peer: Peer) -> UpstreamSession | None:
         """Return the session to resume, if there is one."""
         return self._sessions.get(peer) if self.reuses_sessions else None
 
-    def remember(self, peer: Peer, session: ssl.SSLSession | None) -> None:
+    def remember(self, peer: Peer, session: UpstreamSession) -> None:
         """Keep the newest session of an upstream."""
-        if session is None or not self.reuses_sessions:
+        if not self.reuses_sessions:
             return
         self._sessions[peer] = session
         self._sessions.move_to_end(peer)

@@ -75,7 +75,7 @@ class Pop3Upstream(UpstreamLoginBase):
         if not offers_xclient and mode is SendIdentity.AUTO:
             return
         login.is_committed = True
-        yield Send(pop3_xclient(client))
+        yield Send(pop3_xclient(client, self.facts))
         received = yield from read_reply((yield self.receive), ONE_LINE, self.limit, _XCLIENT)
         if not received.startswith(_POSITIVE):
             raise UpstreamError("upstream refused XCLIENT", stage=_XCLIENT, reply=received)

@@ -59,8 +59,12 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
     Args:
         server: The server.
         starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
+
+    REQUIRETLS is a promise about TLS: it is not listed before.
     """
     lines = [server.server_name, *server.smtp_capabilities]
+    if starttls is not StartTls.DISABLED:
+        lines = [line for line in lines if line.upper() != "REQUIRETLS"]
     mechanisms = [word for method, word in _MECHANISMS if method in server.smtp_auth]
     if mechanisms and starttls is not StartTls.ONLY and server.smtp_auth_command:
         lines.append(" ".join(("AUTH", *mechanisms)))

@@ -116,7 +116,8 @@ class SmtpUpstream(UpstreamLoginBase):
         has_login = bool(login.grant.user) and not self.server.proxy_smtp_auth
         login.is_committed = True
         offered = frozenset(listed[1].upper().split())
-        for command in smtp_xclient(client, login, offered, has_login=has_login):
+        facts = self.facts
+        for command in smtp_xclient(client, login, offered, has_login=has_login, facts=facts):
             yield Send(command)
             yield from self._expect(_REPLY_220, _XCLIENT)
         word = b"EHLO " if login.esmtp or login.helo is None else b"HELO "
