@@ -16,6 +16,7 @@ from mailproxy_config import structured_values
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.schema import Integer, IntOrString
+from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
 from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
 from mailproxy_config.value_types import (
@@ -395,6 +396,7 @@ LEVEL_DIRECTIVES: Final = (
     ),
     *TLS_DIRECTIVES,
     *UPSTREAM_DIRECTIVES,
+    *TEMPFAIL_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

@@ -83,6 +83,20 @@ class XclientMode(StrEnum):
     REQUIRED = "Required"
 
 
+class Tempfail(StrEnum):
+    """``proxy_tempfail``: replies to a login that an outage made fail; nginx's, or temporary failures."""
+
+    NGINX = "Nginx"
+    RFC5530 = "Rfc5530"
+
+
+class SmtpHelo(StrEnum):
+    """``proxy_smtp_helo``: whose name an SMTP upstream gets in EHLO."""
+
+    SERVER = "Server"
+    CLIENT = "Client"
+
+
 class LogLevel(StrEnum):
     """A severity of ``error_log``, lowest first."""
 
@@ -306,6 +320,8 @@ class ServerConfig:
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode
+    proxy_tempfail: Tempfail
+    proxy_smtp_helo: SmtpHelo
 
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""

@@ -140,6 +140,8 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_id": st.sampled_from(["off", "auto", "required"]),
     "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
     "xclient_mode": st.sampled_from(["always", "auto", "required"]),
+    "proxy_tempfail": st.sampled_from(["nginx", "rfc5530", "RFC5530"]),
+    "proxy_smtp_helo": st.sampled_from(["server", "client"]),
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

@@ -118,6 +118,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyId": ("Auto", "Required"),
     "proxyXclient": ("Auto", "Required"),
     "xclientMode": ("Auto", "Required"),
+    "proxyTempfail": ("Rfc5530",),
+    "proxySmtpHelo": ("Client",),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

@@ -20,7 +20,9 @@ from mailproxy_config.model import (
     SendProxyProtocol,
     ServerConfig,
     SessionCache,
+    SmtpHelo,
     StartTls,
+    Tempfail,
     VerifyClient,
     XclientMode,
 )
@@ -34,6 +36,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
         *("proxy_pop3_xclient", "xclient_mode"),
+        *("proxy_tempfail", "proxy_smtp_helo"),
     }
 )
 """Directives that nginx does not have."""
@@ -108,6 +111,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
+    "proxy_tempfail": Tempfail.NGINX,
+    "proxy_smtp_helo": SmtpHelo.SERVER,
 }
 
 

@@ -62,10 +62,14 @@ _REPEATABLE: Final = {
 }
 """Headers of which each occurrence counts, and the separator between their values."""
 _MEANINGFUL: Final = frozenset(
-    (*_REPEATABLE, b"auth-server", b"auth-port", b"auth-user", b"auth-pass", b"auth-error-code")
+    (
+        *_REPEATABLE,
+        *(b"auth-server", b"auth-port", b"auth-user", b"auth-pass", b"auth-error-code", b"auth-smtp"),
+    )
 )
 _IGNORED: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """Other headers that services send often; their names need no check."""
+_YES_OR_NO: Final = frozenset((b"yes", b"no"))
 _SWITCHING_PROTOCOLS: Final = 101
 _CR: Final = 13
 _UNIX: Final = b"unix:"
@@ -293,7 +297,7 @@ def _with_value(
 
 def _simple_address(headers: Mapping[bytes, bytes]) -> tuple[str, int] | None:
     """Return the upstream's address, if the response contains nothing else that matters."""
-    if headers.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in headers:
+    if headers.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in headers or b"auth-smtp" in headers:
         return None
     try:
         return _upstream_address(headers)
@@ -325,7 +329,19 @@ def _decision(
             # Without Auth-Wait nginx sends the request again at once, and for ever.
             return AuthDeferred(wait or 1, new_user, None if new_password is None else Secret(new_password))
     address, port = _upstream_address(headers)
-    return AuthAllowed(address, port, user, _upstream_password(protocol, method, password, new_password))
+    smtp_auth = protocol is not _SMTP or _uses_smtp_auth(headers.get(b"auth-smtp", b"yes"))
+    upstream_password = _upstream_password(protocol, method, password, new_password)
+    return AuthAllowed(address, port, user, upstream_password, smtp_auth=smtp_auth)
+
+
+def _uses_smtp_auth(value: bytes) -> bool:
+    """Parse ``Auth-SMTP``: whether ``proxy_smtp_auth`` applies to this login."""
+    word = value.lower()
+    if word in _YES_OR_NO:
+        return word == b"yes"
+    error = InvalidAuthResponse("Auth-SMTP {} is neither yes nor no")
+    error.value = value
+    raise error
 
 
 def _last_status(verdicts: list[bytes], protocol: Protocol) -> tuple[bytes | None, bool]:

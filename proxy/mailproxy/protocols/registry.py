@@ -12,16 +12,19 @@ from typing import Any, Final
 from mailproxy.protocols.frontend import Frontend, FrontendConfig
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
+from mailproxy.protocols.imap.tempfail import ImapTempfailFrontend
 from mailproxy.protocols.imap.upstream import imap_upstream
 from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
+from mailproxy.protocols.pop3.tempfail import Pop3TempfailFrontend
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.protocols.smtp import replies as smtp_replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
-from mailproxy.protocols.smtp.upstream import SmtpUpstream
+from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
+from mailproxy.protocols.smtp.upstream_choice import smtp_upstream
 from mailproxy.protocols.types import Client
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
-from mailproxy_config.model import Protocol, ServerConfig
+from mailproxy_config.model import Protocol, ServerConfig, Tempfail
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class MailProtocol:
     name: Protocol
     frontend: type[Frontend[Any]]
     """The server side of one client's session."""
+    tempfail_frontend: type[Frontend[Any]]
+    """The same with ``proxy_tempfail rfc5530``."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
     upstream: Callable[[ServerConfig], UpstreamLoginBase]
@@ -44,7 +49,9 @@ class MailProtocol:
 
     def frontend_for(self, server: ServerConfig) -> Callable[[Client], Frontend[Any]]:
         """Return what makes the frontends of one server."""
-        return partial(self.frontend, self.frontend_config(server))
+        is_nginx = server.proxy_tempfail is Tempfail.NGINX
+        frontend = self.frontend if is_nginx else self.tempfail_frontend
+        return partial(frontend, self.frontend_config(server))
 
 
 PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
@@ -52,6 +59,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.IMAP: MailProtocol(
             name=Protocol.IMAP,
             frontend=ImapFrontend,
+            tempfail_frontend=ImapTempfailFrontend,
             frontend_config=ImapFrontendConfig,
             upstream=imap_upstream,
             internal_error=imap_replies.INTERNAL_ERROR,
@@ -61,6 +69,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.POP3: MailProtocol(
             name=Protocol.POP3,
             frontend=Pop3Frontend,
+            tempfail_frontend=Pop3TempfailFrontend,
             frontend_config=Pop3FrontendConfig,
             upstream=Pop3Upstream,
             internal_error=pop3_replies.INTERNAL_ERROR,
@@ -70,8 +79,9 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.SMTP: MailProtocol(
             name=Protocol.SMTP,
             frontend=SmtpFrontend,
+            tempfail_frontend=SmtpTempfailFrontend,
             frontend_config=SmtpFrontendConfig,
-            upstream=SmtpUpstream,
+            upstream=smtp_upstream,
             internal_error=smtp_replies.INTERNAL_ERROR,
             shutdown=smtp_replies.SHUTDOWN,
             busy=smtp_replies.BUSY,

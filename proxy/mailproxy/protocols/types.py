@@ -219,6 +219,8 @@ class AuthAllowed:
     user: bytes
     password: Secret | None = None
     servers: tuple[UpstreamServer, ...] = ()
+    smtp_auth: bool = True
+    """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
 
 
 @dataclass(slots=True)

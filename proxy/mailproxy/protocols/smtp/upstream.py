@@ -54,7 +54,7 @@ _MISTRUST: Final = (
     "or set xclient to true"
 )
 _XCLIENT_ATTRIBUTES: Final = re.compile(rb"^250[- ]XCLIENT ([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
-_Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
+Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 """A command, its stage of the login, and the expected reply."""
 
 
@@ -103,8 +103,12 @@ class SmtpUpstream(UpstreamLoginBase):
         if self.server.negotiates_xclient:
             yield from self._negotiate_xclient(client, login)
 
-    def _negotiate_xclient(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
-        """Send EHLO, the XCLIENT attributes that the reply lists, and EHLO again."""
+    def _negotiate_xclient(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bool]:
+        """Send EHLO, the XCLIENT attributes that the reply lists, and EHLO again.
+
+        Returns:
+            Whether the reply lists XCLIENT; otherwise there is no second EHLO.
+        """
         yield self._ehlo[0]
         received = yield from self._expect(_REPLY_250, _HELLO)
         listed = _XCLIENT_ATTRIBUTES.search(received)
@@ -112,7 +116,7 @@ class SmtpUpstream(UpstreamLoginBase):
             if self.server.xclient_mode is XclientMode.REQUIRED:
                 reason = "upstream does not offer XCLIENT, which xclientMode requires"
                 raise UpstreamError(reason, stage=_XCLIENT, reply=received)
-            return
+            return False
         has_login = bool(login.grant.user) and not self.server.proxy_smtp_auth
         offered = frozenset(listed[1].upper().split())
         for command in smtp_xclient(client, login, offered, has_login=has_login):
@@ -121,6 +125,7 @@ class SmtpUpstream(UpstreamLoginBase):
         word = b"EHLO " if login.esmtp or login.helo is None else b"HELO "
         yield Send(word + (login.helo or self.server.server_name.encode()) + b"\r\n")
         yield from self._expect(self._last_reply, _HELLO)
+        return True
 
     def _expect(self, expected: re.Pattern[bytes], stage: UpstreamStage) -> ProtocolGenerator[bytes]:
         """Read the reply to the last command, and check it."""
@@ -168,7 +173,7 @@ class SmtpUpstream(UpstreamLoginBase):
             received, stage, is_valid_reply=_REFUSAL.match(received) is not None, is_bye=is_bye
         )
 
-    def _steps(self, client: Client, login: UpstreamLogin) -> Iterator[_Step]:
+    def _steps(self, client: Client, login: UpstreamLogin) -> Iterator[Step]:
         """Yield the commands: EHLO or HELO, XCLIENT, the client's EHLO or HELO, then AUTH, or MAIL and RCPT.
 
         Raises:
