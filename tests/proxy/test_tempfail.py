@@ -29,9 +29,11 @@ from mailproxy_config.model import (
     Protocol,
     ProxySsl,
     Seconds,
+    SendIdentity,
     ServerConfig,
     StartTls,
     Tempfail,
+    XclientMode,
 )
 from support import invariants
 from support.configs import server
@@ -569,6 +571,31 @@ def test_internal_error_ends_the_session(protocol: Protocol, monkeypatch: pytest
             await upstream.send(REPLIES[protocol][0])
             assert await client.read_to_eof() == INTERNAL_ERROR[protocol]
             assert "internal_error" in w.read_log()
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "directives", "replies"),
+    [
+        (IMAP, {"proxy_id": SendIdentity.REQUIRED}, (b"* OK [CAPABILITY IMAP4rev1] hi\r\n",)),
+        (POP3, {"proxy_pop3_xclient": SendIdentity.REQUIRED}, (b"+OK hi\r\n", b"-ERR what\r\n")),
+        (SMTP, {"xclient": True, "xclient_mode": XclientMode.REQUIRED}, (b"220 mx\r\n", b"250 mx\r\n")),
+    ],
+)
+def test_upstream_without_what_is_required_is_a_fault_of_the_configuration(
+    protocol: Protocol, directives: dict[str, Any], replies: tuple[bytes, ...]
+) -> None:
+    async def play() -> None:
+        async with loopback_worker(proxy(protocol, **directives), GRANTED) as w:
+            client = await connect(w, protocol)
+            await send_login(client, protocol)
+            upstream = await w.upstream.accept()
+            for reply in replies[:-1]:
+                await upstream.exchange(reply)
+            await upstream.send(replies[-1])
+            assert await client.read_line() == MISCONFIGURED[protocol]
+            assert await client.exchange(NOOP[protocol][0]) == NOOP[protocol][1]
 
     run(play)
 

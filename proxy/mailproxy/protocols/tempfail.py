@@ -67,16 +67,16 @@ class TempfailFrontend(Frontend[ConfigT]):
                 return ended
 
     def run_after(
-        self, login: UpstreamLogin, error: UpstreamError
+        self, unread: bytes, *, is_misconfigured: bool
     ) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
         """Go on after a login that failed at the upstream.
 
         Args:
-            login: The login; what the client sent ahead is read again.
-            error: The failure, which must be an outage.
+            unread: What the client sent ahead; it is read again.
+            is_misconfigured: See ``outage_reply``.
         """
-        self.reader.put_back(login.unread)
-        ended = yield from self._reply_outage(is_misconfigured=error.is_misconfigured)
+        self.reader.put_back(unread)
+        ended = yield from self._reply_outage(is_misconfigured=is_misconfigured)
         return ended or (yield from self.run())
 
     def is_outage(self, error: UpstreamError) -> bool:
@@ -103,4 +103,6 @@ class ResumableLogin(UpstreamLogin):
     def resume(self, error: UpstreamError) -> ProtocolGenerator[UpstreamLogin | SessionEnd] | None:
         """Return the generator that goes on after an outage, ``None`` after a refusal."""
         frontend = self.frontend
-        return None if frontend is None or not frontend.is_outage(error) else frontend.run_after(self, error)
+        if frontend is None or not frontend.is_outage(error):
+            return None
+        return frontend.run_after(self.unread, is_misconfigured=error.is_misconfigured)

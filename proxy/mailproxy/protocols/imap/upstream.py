@@ -13,7 +13,7 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
+from mailproxy.errors import PeerDisconnected, UpstreamConfigError, UpstreamError, UpstreamGuardError
 from mailproxy.protocols.client_identity import imap_id
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
@@ -107,9 +107,9 @@ class ImapUpstream(UpstreamLoginBase):
             received = yield from self._command(imap_id(client, own_tag), greeting)
             is_accepted = _tagged(received).startswith(own_tag + b" OK")
             if b" NO [SERVERBUG]" in received:
-                raise UpstreamError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
+                raise UpstreamConfigError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
         if not is_accepted and mode is SendIdentity.REQUIRED:
-            raise UpstreamError("upstream does not accept ID, which proxyId requires", stage=_ID)
+            raise UpstreamConfigError("upstream does not accept ID, which proxyId requires", stage=_ID)
         return greeting
 
     def _ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
+from mailproxy.errors import PeerDisconnected, UpstreamConfigError, UpstreamError, UpstreamGuardError
 from mailproxy.protocols.client_identity import smtp_xclient, xtext
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
@@ -115,7 +115,7 @@ class SmtpUpstream(UpstreamLoginBase):
         if listed is None:
             if self.server.xclient_mode is XclientMode.REQUIRED:
                 reason = "upstream does not offer XCLIENT, which xclientMode requires"
-                raise UpstreamError(reason, stage=_XCLIENT, reply=received)
+                raise UpstreamConfigError(reason, stage=_XCLIENT, reply=received)
             return False
         has_login = bool(login.grant.user) and not self.server.proxy_smtp_auth
         offered = frozenset(listed[1].upper().split())
@@ -213,7 +213,7 @@ def _check_is_whole(received: bytes) -> None:
 def _authentication(grant: AuthAllowed) -> bytes:
     """Return AUTH PLAIN with an initial response, whatever the client used."""
     if grant.password is None:
-        raise UpstreamError("no password available", stage=_LOGIN)
+        raise UpstreamConfigError("no password available", stage=_LOGIN)
     password = grant.password.reveal()
     if is_unsafe(grant.user + password):
         raise UpstreamError("control characters in the credentials for the upstream", stage=_LOGIN)
