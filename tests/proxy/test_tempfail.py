@@ -39,6 +39,7 @@ from support import invariants
 from support.configs import server
 from support.fuzz import examples
 from support.loopback_worker import GRANT, Builder, LoopbackWorker, Peer, http_response, loopback_worker, run
+from support.streams import abort
 from support.tls_authority import DAY, NOW, Authority
 from support.tls_identities import Identities
 from support.upstream_tls import mail_server, server_context, session
@@ -1062,15 +1063,18 @@ class Restarting:
         self.clients = clients
         self.replies: Counter[bytes] = Counter()
         self._places = asyncio.Semaphore(50)
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         replies = REPLIES[self.protocol]
+        self._writers.add(writer)
         with contextlib.suppress(ConnectionError):
             for reply in replies[:-1]:
                 writer.write(reply)
                 await reader.readline()
             writer.write(replies[-1])
             await reader.read()
+        self._writers.discard(writer)
         writer.close()
 
     async def log_in(self, w: LoopbackWorker) -> None:
@@ -1092,6 +1096,8 @@ class Restarting:
         while self.replies[SUCCESS[self.protocol]] < self.clients // 3:
             await asyncio.sleep(0.002)
         first.close()
+        for writer in self._writers:
+            abort(writer)
         while self.replies[OUTAGE[self.protocol]] < 100:
             await asyncio.sleep(0.002)
         self.second = await asyncio.start_server(self.serve, "127.0.0.1", port)
