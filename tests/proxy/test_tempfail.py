@@ -551,7 +551,7 @@ def test_outage_ends_the_session_with_nginx_words(protocol: Protocol) -> None:
 @every_protocol
 def test_class_without_it_is_used_with_nginx_words(protocol: Protocol) -> None:
     nginx = PROTOCOLS[protocol].frontend_for(server(protocol))(Client("192.0.2.1"))
-    assert type(nginx) is PROTOCOLS[protocol].frontend
+    assert type(nginx) is PROTOCOLS[protocol].frontend(nginx.server)
     build = PROTOCOLS[protocol].frontend_for(server(protocol, proxy_tempfail=Tempfail.RFC5530))
     assert isinstance(build(Client("192.0.2.1")), TempfailFrontend)
 

@@ -9,9 +9,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
+from mailproxy.protocols.command_limit import with_command_limit
 from mailproxy.protocols.frontend import Frontend, FrontendConfig
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
+from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
 from mailproxy.protocols.imap.tempfail import ImapTempfailFrontend
 from mailproxy.protocols.imap.upstream import imap_upstream
 from mailproxy.protocols.pop3 import replies as pop3_replies
@@ -19,9 +21,10 @@ from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.pop3.tempfail import Pop3TempfailFrontend
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.protocols.smtp import replies as smtp_replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
+from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, SmtpWithoutAuthFrontend
 from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
 from mailproxy.protocols.smtp.upstream_choice import smtp_upstream
+from mailproxy.protocols.tempfail import TempfailFrontend, with_tempfail
 from mailproxy.protocols.types import Client
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy_config.model import Protocol, ServerConfig, Tempfail
@@ -32,10 +35,10 @@ class MailProtocol:
     """A mail protocol."""
 
     name: Protocol
-    frontend: type[Frontend[Any]]
-    """The server side of one client's session."""
-    tempfail_frontend: type[Frontend[Any]]
-    """The same with ``proxy_tempfail rfc5530``."""
+    frontend: Callable[[ServerConfig], type[Frontend[Any]]]
+    """Returns the class of the server side of a client's session."""
+    tempfail_frontend: type[TempfailFrontend[Any]]
+    """What is added to it with ``proxy_tempfail rfc5530``."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
     upstream: Callable[[ServerConfig], UpstreamLoginBase]
@@ -49,16 +52,27 @@ class MailProtocol:
 
     def frontend_for(self, server: ServerConfig) -> Callable[[Client], Frontend[Any]]:
         """Return what makes the frontends of one server."""
-        is_nginx = server.proxy_tempfail is Tempfail.NGINX
-        frontend = self.frontend if is_nginx else self.tempfail_frontend
+        frontend = self.frontend(server)
+        if server.proxy_tempfail is Tempfail.RFC5530:
+            frontend = with_tempfail(self.tempfail_frontend, frontend)
+        if server.max_commands:
+            frontend = with_command_limit(frontend)
         return partial(frontend, self.frontend_config(server))
+
+
+def _imap_frontend(server: ServerConfig) -> type[ImapFrontend]:
+    return ImapIdFrontend if server.answers_id else ImapFrontend
+
+
+def _smtp_frontend(server: ServerConfig) -> type[SmtpFrontend]:
+    return SmtpFrontend if server.smtp_auth_command else SmtpWithoutAuthFrontend
 
 
 PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
     {
         Protocol.IMAP: MailProtocol(
             name=Protocol.IMAP,
-            frontend=ImapFrontend,
+            frontend=_imap_frontend,
             tempfail_frontend=ImapTempfailFrontend,
             frontend_config=ImapFrontendConfig,
             upstream=imap_upstream,
@@ -68,7 +82,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         ),
         Protocol.POP3: MailProtocol(
             name=Protocol.POP3,
-            frontend=Pop3Frontend,
+            frontend=lambda _: Pop3Frontend,
             tempfail_frontend=Pop3TempfailFrontend,
             frontend_config=Pop3FrontendConfig,
             upstream=Pop3Upstream,
@@ -78,7 +92,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         ),
         Protocol.SMTP: MailProtocol(
             name=Protocol.SMTP,
-            frontend=SmtpFrontend,
+            frontend=_smtp_frontend,
             tempfail_frontend=SmtpTempfailFrontend,
             frontend_config=SmtpFrontendConfig,
             upstream=smtp_upstream,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar
 
 from mailproxy.enums import CloseReason, LogNote
@@ -106,3 +107,13 @@ class ResumableLogin(UpstreamLogin):
         if frontend is None or not frontend.is_outage(error):
             return None
         return frontend.run_after(self.unread, is_misconfigured=error.is_misconfigured)
+
+
+@cache
+def with_tempfail(
+    tempfail: type[TempfailFrontend[Any]], frontend: type[Frontend[Any]]
+) -> type[TempfailFrontend[Any]]:
+    """Return a protocol's frontend class, or one derived from it, that goes on after an outage."""
+    if issubclass(tempfail, frontend):
+        return tempfail
+    return type(f"Tempfail{frontend.__name__}", (tempfail, frontend), {"__slots__": ()})
