@@ -24,6 +24,7 @@ from mailproxy.session.session import Session
 from mailproxy_config.model import (
     AuthHttp,
     AuthMethod,
+    ImapId,
     ListenConfig,
     LogLevel,
     Protocol,
@@ -1034,6 +1035,74 @@ def resumable(protocol: Protocol) -> ResumableLogin:
     login = frontend.upstream_login(request, AuthAllowed("192.0.2.2", 1, b"alice", Secret(b"secret")))
     assert isinstance(login, ResumableLogin)
     return login
+
+
+VARIANTS: Final[dict[str, tuple[Protocol, dict[str, Any]]]] = {
+    "imap_id_command": (IMAP, {"imap_id_command": ImapId.ANSWER}),
+    "smtp_auth_command": (SMTP, {"smtp_auth_command": False, "smtp_auth": frozenset({AuthMethod.NONE})}),
+    "max_commands": (POP3, {"max_commands": 5}),
+}
+
+
+@pytest.mark.parametrize(("protocol", "directives"), VARIANTS.values(), ids=VARIANTS)
+def test_class_of_another_directive_is_kept(protocol: Protocol, directives: dict[str, Any]) -> None:
+    tempfail = server(protocol, proxy_tempfail=Tempfail.RFC5530, **directives)
+    frontend = PROTOCOLS[protocol].frontend_for(tempfail)(Client("192.0.2.1"))
+    assert isinstance(frontend, PROTOCOLS[protocol].tempfail_frontend)
+    assert isinstance(frontend, PROTOCOLS[protocol].frontend(tempfail))
+    again = PROTOCOLS[protocol].frontend_for(tempfail)(Client("192.0.2.1"))
+    assert type(again) is type(frontend)
+    assert not hasattr(frontend, "__dict__")
+
+
+def test_client_that_has_sent_id_logs_in_after_an_outage() -> None:
+    async def play() -> None:
+        async with loopback_worker(proxy(IMAP, imap_id_command=ImapId.ANSWER), GRANTED) as w:
+            client = await connect(w, IMAP)
+            await client.send(b'i ID ("name" "x")\r\n')
+            assert await client.read_lines(2) == [b"* ID NIL\r\n", b"i OK ID completed.\r\n"]
+            await send_login(client, IMAP)
+            await dies_after(0)(w, IMAP)
+            assert await client.read_line() == OUTAGE[IMAP]
+            await finish(w, client, await log_in_again(w, client, IMAP))
+
+    run(play)
+
+
+def test_commands_before_and_after_an_outage_count_towards_max_commands() -> None:
+    async def play() -> None:
+        async with loopback_worker(proxy(IMAP, max_commands=3), GRANTED) as w:
+            client = await connect(w, IMAP)
+            assert await client.exchange(NOOP[IMAP][0]) == NOOP[IMAP][1]
+            await send_login(client, IMAP)
+            await dies_after(0)(w, IMAP)
+            assert await client.read_line() == OUTAGE[IMAP]
+            assert await client.exchange(NOOP[IMAP][0]) == NOOP[IMAP][1]
+            assert await client.exchange(NOOP[IMAP][0]) == b"n BAD invalid command\r\n"
+            assert await client.read_to_eof() == b""
+
+    run(play)
+
+
+@every_protocol
+def test_client_with_a_token_logs_in_after_an_outage_of_the_service(protocol: Protocol) -> None:
+    tokens = {
+        f"{protocol}_auth": frozenset({AuthMethod.XOAUTH2}),
+        "proxy_smtp_auth": False,
+    }
+    message = b64encode(b"user=alice\x01auth=Bearer token\x01\x01") + b"\r\n"
+    login = {IMAP: b"a AUTHENTICATE XOAUTH2 ", POP3: b"AUTH XOAUTH2 ", SMTP: b"AUTH XOAUTH2 "}[protocol]
+    denied = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\nAuth-Error-SASL: e30=\r\n")
+
+    async def play() -> None:
+        async with loopback_worker(proxy(protocol, **tokens), NO_HTTP, denied) as w:
+            client = await connect(w, protocol)
+            assert await client.exchange(login + message) == OUTAGE[protocol]
+            assert (await client.exchange(login + message)).endswith(b" e30=\r\n")
+            assert b" no\r\n" in await client.exchange(b"\r\n")
+            assert await client.exchange(NOOP[protocol][0]) == NOOP[protocol][1]
+
+    run(play)
 
 
 @every_protocol
