@@ -174,6 +174,12 @@ class UpstreamTlsError(UpstreamError):
         self.is_misconfigured = failure not in _PASSING_TLS_FAILURES
 
 
+class UpstreamConfigError(UpstreamError):
+    """The proxy and the upstream, or the authentication service, are not configured for each other."""
+
+    is_misconfigured = True
+
+
 class UpstreamGuardError(UpstreamError):
     """The upstream offers something with which the client could leave its login (``proxy_smtp_guard``)."""
 

@@ -20,6 +20,7 @@ from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxy
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
 from mailproxy_config.schema import Integer, IntOrString
+from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
 from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_facts_directives import UPSTREAM_FACTS_DIRECTIVES
@@ -403,6 +404,7 @@ LEVEL_DIRECTIVES: Final = (
     *UPSTREAM_DIRECTIVES,
     *UPSTREAM_NAMES_DIRECTIVES,
     *FAILOVER_DIRECTIVES,
+    *TEMPFAIL_DIRECTIVES,
     *OAUTH_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,

@@ -103,6 +103,20 @@ class NextUpstream(StrEnum):
     UNAVAILABLE = "Unavailable"
 
 
+class Tempfail(StrEnum):
+    """``proxy_tempfail``: replies to a login that an outage made fail; nginx's, or temporary failures."""
+
+    NGINX = "Nginx"
+    RFC5530 = "Rfc5530"
+
+
+class SmtpHelo(StrEnum):
+    """``proxy_smtp_helo``: whose name an SMTP upstream gets in EHLO."""
+
+    SERVER = "Server"
+    CLIENT = "Client"
+
+
 class LogLevel(StrEnum):
     """A severity of ``error_log``, lowest first."""
 
@@ -342,6 +356,8 @@ class ServerConfig:
     proxy_forward: tuple[tuple[str, str], ...]
     auth_http_facts: bool
     auth_http_overrides: bool
+    proxy_tempfail: Tempfail
+    proxy_smtp_helo: SmtpHelo
 
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""

@@ -158,6 +158,8 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_forward": st.sampled_from(["site 'a b'", "port $remote_port", "id ${session_id}"]),
     "auth_http_facts": _FLAG,
     "auth_http_overrides": _FLAG,
+    "proxy_tempfail": st.sampled_from(["nginx", "rfc5530", "RFC5530"]),
+    "proxy_smtp_helo": st.sampled_from(["server", "client"]),
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

@@ -134,6 +134,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyForward": ([{"name": "site", "value": "a-$protocol"}, {"name": "id", "value": "${session_id}"}],),
     "authHttpFacts": (True,),
     "authHttpOverrides": (True,),
+    "proxyTempfail": ("Rfc5530",),
+    "proxySmtpHelo": ("Client",),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

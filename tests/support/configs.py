@@ -20,7 +20,9 @@ from mailproxy_config.model import (
     SendProxyProtocol,
     ServerConfig,
     SessionCache,
+    SmtpHelo,
     StartTls,
+    Tempfail,
     VerifyClient,
     XclientMode,
 )
@@ -40,6 +42,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_connect_timeout", "proxy_next_upstream", "proxy_next_upstream_tries"),
         "proxy_next_upstream_timeout",
         *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
+        *("proxy_tempfail", "proxy_smtp_helo"),
     }
 )
 """Directives that nginx does not have."""
@@ -130,6 +133,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_forward": (),
     "auth_http_facts": False,
     "auth_http_overrides": False,
+    "proxy_tempfail": Tempfail.NGINX,
+    "proxy_smtp_helo": SmtpHelo.SERVER,
 }
 
 

@@ -69,10 +69,12 @@ _MEANINGFUL: Final = frozenset(
         b"auth-pass",
         b"auth-error-code",
         b"auth-error-sasl",
+        b"auth-smtp",
     )
 )
 _IGNORED: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """Other headers that services send often; their names need no check."""
+_YES_OR_NO: Final = frozenset((b"yes", b"no"))
 _SWITCHING_PROTOCOLS: Final = 101
 _CR: Final = 13
 _MAX_CACHED: Final = 1024
@@ -293,7 +295,7 @@ def quote_value(
 
 def _simple_address(headers: Mapping[bytes, bytes]) -> tuple[str, int] | None:
     """Return the upstream's address, if the response contains nothing else that matters."""
-    if headers.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in headers:
+    if headers.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in headers or b"auth-smtp" in headers:
         return None
     try:
         return upstream_address(headers)
@@ -325,18 +327,26 @@ def _decision(
         if waits:
             # Without Auth-Wait nginx sends the request again at once, and for ever.
             return AuthDeferred(wait or 1, new_user, None if new_password is None else Secret(new_password))
+    smtp_auth = protocol is not _SMTP or _uses_smtp_auth(headers.get(b"auth-smtp", b"yes"))
     if not accepts_names:
         address, port = upstream_address(headers)
-        return AuthAllowed(address, port, user, _upstream_password(protocol, method, password, new_password))
+        upstream_password = _upstream_password(protocol, method, password, new_password)
+        return AuthAllowed(address, port, user, upstream_password, smtp_auth=smtp_auth)
     servers = upstream_servers(headers)
     first = servers[0]
-    return AuthAllowed(
-        first.host,
-        first.port,
-        user,
-        _upstream_password(protocol, method, password, new_password),
-        servers if len(servers) > 1 or is_name(first.host) else (),
-    )
+    upstream_password = _upstream_password(protocol, method, password, new_password)
+    several = servers if len(servers) > 1 or is_name(first.host) else ()
+    return AuthAllowed(first.host, first.port, user, upstream_password, several, smtp_auth=smtp_auth)
+
+
+def _uses_smtp_auth(value: bytes) -> bool:
+    """Parse ``Auth-SMTP``: whether ``proxy_smtp_auth`` applies to this login."""
+    word = value.lower()
+    if word in _YES_OR_NO:
+        return word == b"yes"
+    error = InvalidAuthResponse("Auth-SMTP {} is neither yes nor no")
+    error.value = value
+    raise error
 
 
 def _last_status(verdicts: list[bytes], protocol: Protocol) -> tuple[bytes | None, bool]:

@@ -231,6 +231,8 @@ class AuthAllowed:
     password: Secret | None = None
     servers: tuple[UpstreamServer, ...] = ()
     overrides: Overrides = ()
+    smtp_auth: bool = True
+    """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
 
 
 @dataclass(slots=True)

@@ -13,7 +13,13 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, ProxyLoopError, UpstreamError, UpstreamGuardError
+from mailproxy.errors import (
+    PeerDisconnected,
+    ProxyLoopError,
+    UpstreamConfigError,
+    UpstreamError,
+    UpstreamGuardError,
+)
 from mailproxy.protocols.client_identity import imap_id
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
@@ -111,7 +117,7 @@ class ImapUpstream(UpstreamLoginBase):
             if b" NO [SERVERBUG]" in received:
                 raise ProxyLoopError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
         if not is_accepted and mode is SendIdentity.REQUIRED:
-            raise UpstreamError("upstream does not accept ID, which proxyId requires", stage=_ID)
+            raise UpstreamConfigError("upstream does not accept ID, which proxyId requires", stage=_ID)
         return greeting
 
     def _ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:

@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError
+from mailproxy.errors import PeerDisconnected, UpstreamConfigError, UpstreamError
 from mailproxy.protocols.client_identity import pop3_xclient
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
@@ -78,10 +78,10 @@ class Pop3Upstream(UpstreamLoginBase):
         yield Send(pop3_xclient(client, self.facts))
         received = yield from read_reply((yield self.receive), ONE_LINE, self.limit, _XCLIENT)
         if not received.startswith(_POSITIVE):
-            raise UpstreamError("upstream refused XCLIENT", stage=_XCLIENT, reply=received)
+            raise UpstreamConfigError("upstream refused XCLIENT", stage=_XCLIENT, reply=received)
         if _UNTRUSTED in received.lower():
             reason = "upstream ignores XCLIENT: put the proxy's address into login_trusted_networks"
-            raise UpstreamError(reason, stage=_XCLIENT, reply=received)
+            raise UpstreamConfigError(reason, stage=_XCLIENT, reply=received)
 
     def _lists_xclient(self) -> ProtocolGenerator[bool]:
         """Return whether the reply to CAPA lists XCLIENT."""
@@ -117,7 +117,7 @@ def _commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
     """
     user, password = grant.user, grant.password
     if password is None:
-        raise UpstreamError("no password available", stage=_LOGIN)
+        raise UpstreamConfigError("no password available", stage=_LOGIN)
     secret = password.reveal()
     if is_unsafe(user + secret):
         raise UpstreamError("control characters in the credentials for the upstream", stage=_LOGIN)

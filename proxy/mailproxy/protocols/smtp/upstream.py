@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
+from mailproxy.errors import PeerDisconnected, UpstreamConfigError, UpstreamError, UpstreamGuardError
 from mailproxy.protocols.client_identity import smtp_xclient, xtext
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
@@ -54,7 +54,7 @@ _MISTRUST: Final = (
     "or set xclient to true"
 )
 _XCLIENT_ATTRIBUTES: Final = re.compile(rb"^250[- ]XCLIENT ([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
-_Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
+Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 """A command, its stage of the login, and the expected reply."""
 
 
@@ -103,16 +103,20 @@ class SmtpUpstream(UpstreamLoginBase):
         if self.server.negotiates_xclient:
             yield from self._negotiate_xclient(client, login)
 
-    def _negotiate_xclient(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
-        """Send EHLO, the XCLIENT attributes that the reply lists, and EHLO again."""
+    def _negotiate_xclient(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bool]:
+        """Send EHLO, the XCLIENT attributes that the reply lists, and EHLO again.
+
+        Returns:
+            Whether the reply lists XCLIENT; otherwise there is no second EHLO.
+        """
         yield self._ehlo[0]
         received = yield from self._expect(_REPLY_250, _HELLO)
         listed = _XCLIENT_ATTRIBUTES.search(received)
         if listed is None:
             if self.server.xclient_mode is XclientMode.REQUIRED:
                 reason = "upstream does not offer XCLIENT, which xclientMode requires"
-                raise UpstreamError(reason, stage=_XCLIENT, reply=received)
-            return
+                raise UpstreamConfigError(reason, stage=_XCLIENT, reply=received)
+            return False
         has_login = bool(login.grant.user) and not self.server.proxy_smtp_auth
         login.is_committed = True
         offered = frozenset(listed[1].upper().split())
@@ -123,6 +127,7 @@ class SmtpUpstream(UpstreamLoginBase):
         word = b"EHLO " if login.esmtp or login.helo is None else b"HELO "
         yield Send(word + (login.helo or self.server.server_name.encode()) + b"\r\n")
         yield from self._expect(self._last_reply, _HELLO)
+        return True
 
     def _expect(self, expected: re.Pattern[bytes], stage: UpstreamStage) -> ProtocolGenerator[bytes]:
         """Read the reply to the last command, and check it."""
@@ -170,7 +175,7 @@ class SmtpUpstream(UpstreamLoginBase):
             received, stage, is_valid_reply=_REFUSAL.match(received) is not None, is_bye=is_bye
         )
 
-    def _steps(self, client: Client, login: UpstreamLogin) -> Iterator[_Step]:
+    def _steps(self, client: Client, login: UpstreamLogin) -> Iterator[Step]:
         """Yield the commands: EHLO or HELO, XCLIENT, the client's EHLO or HELO, then AUTH, or MAIL and RCPT.
 
         Raises:
@@ -211,7 +216,7 @@ def _check_is_whole(received: bytes) -> None:
 def _authentication(grant: AuthAllowed) -> bytes:
     """Return AUTH PLAIN with an initial response, whatever the client used."""
     if grant.password is None:
-        raise UpstreamError("no password available", stage=_LOGIN)
+        raise UpstreamConfigError("no password available", stage=_LOGIN)
     password = grant.password.reveal()
     if is_unsafe(grant.user + password):
         raise UpstreamError("control characters in the credentials for the upstream", stage=_LOGIN)
