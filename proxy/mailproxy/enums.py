@@ -110,6 +110,7 @@ class UpstreamStage(StrEnum):
     """The step of a login at the upstream."""
 
     CONNECT = "connect"
+    TOKEN = "token"  # noqa: S105 - a label
     GREETING = "greeting"
     TLS = "tls"
     ID = "id"

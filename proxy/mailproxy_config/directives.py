@@ -18,6 +18,7 @@ from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxy
 from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
+from mailproxy_config.upstream_login_directives import UPSTREAM_LOGIN_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
     CAPABILITIES,
@@ -395,6 +396,7 @@ LEVEL_DIRECTIVES: Final = (
     ),
     *TLS_DIRECTIVES,
     *UPSTREAM_DIRECTIVES,
+    *UPSTREAM_LOGIN_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

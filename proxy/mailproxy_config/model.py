@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
+from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
+
 Seconds = NewType("Seconds", float)
 ByteCount = NewType("ByteCount", int)
 
@@ -306,6 +308,10 @@ class ServerConfig:
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode
+    proxy_auth: tuple[ProxyAuth, ...]
+    proxy_auth_require_tls: bool | None
+    proxy_master_user: ProxyMasterUser | None
+    proxy_auth_token: ProxyAuthToken | None
 
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
@@ -361,6 +367,16 @@ class ServerConfig:
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to are passed on."""
         return self.sends_identity or self.auth_http_variables
+
+    @property
+    def upstream_login_files(self) -> tuple[tuple[str, str], ...]:
+        """Directives and paths of the files with secrets for the login at upstreams."""
+        found: list[tuple[str, str]] = []
+        if self.proxy_master_user is not None:
+            found.append(("proxy_master_user", self.proxy_master_user.password_file))
+        if self.proxy_auth_token is not None:
+            found += [("proxy_auth_token", path) for path in self.proxy_auth_token.files]
+        return tuple(found)
 
     @property
     def upstream_tls_files(self) -> tuple[tuple[str, str], ...]:

@@ -140,6 +140,15 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_id": st.sampled_from(["off", "auto", "required"]),
     "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
     "xclient_mode": st.sampled_from(["always", "auto", "required"]),
+    "proxy_auth": st.sampled_from(["plain login", "XOAUTH2 native", "external oauthbearer plain"]),
+    "proxy_auth_require_tls": _FLAG,
+    "proxy_master_user": st.sampled_from(["proxy master.txt", "proxy /m separator=%"]),
+    "proxy_auth_token": st.sampled_from(
+        [
+            'https://login.example/token client_id=app client_secret_file=s.txt "scope=a b"',
+            "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
+        ]
+    ),
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

@@ -24,6 +24,7 @@ from mailproxy_config.model import (
     VerifyClient,
     XclientMode,
 )
+from mailproxy_config.upstream_login import ProxyAuth
 
 NOT_OF_NGINX: Final = frozenset(
     {
@@ -34,6 +35,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
         *("proxy_pop3_xclient", "xclient_mode"),
+        *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
     }
 )
 """Directives that nginx does not have."""
@@ -108,6 +110,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
+    "proxy_auth": (ProxyAuth.NATIVE,),
+    "proxy_auth_require_tls": None,
+    "proxy_master_user": None,
+    "proxy_auth_token": None,
 }
 
 
