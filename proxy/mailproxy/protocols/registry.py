@@ -8,20 +8,29 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
+from typing import Protocol as TypingProtocol
 
 from mailproxy.protocols.frontend import Frontend, FrontendConfig
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
-from mailproxy.protocols.imap.upstream import imap_upstream
+from mailproxy.protocols.imap.upstream_auth import imap_upstream
 from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
-from mailproxy.protocols.pop3.upstream import Pop3Upstream
+from mailproxy.protocols.pop3.upstream_auth import pop3_upstream
 from mailproxy.protocols.smtp import replies as smtp_replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
-from mailproxy.protocols.smtp.upstream import SmtpUpstream
-from mailproxy.protocols.types import Client
+from mailproxy.protocols.smtp.upstream_auth import smtp_upstream
+from mailproxy.protocols.types import Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy_config.model import Protocol, ServerConfig
+
+
+class UpstreamFactory(TypingProtocol):
+    """Makes the login at the upstreams of one server."""
+
+    def __call__(self, server: ServerConfig, secrets: LoginSecrets = ...) -> UpstreamLoginBase:
+        """Make it, of the class that the directives need."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,7 @@ class MailProtocol:
     """The server side of one client's session."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
-    upstream: Callable[[ServerConfig], UpstreamLoginBase]
+    upstream: UpstreamFactory
     """The login at the upstreams of one server."""
     internal_error: bytes
     """The reply to a client after an error of the proxy, an upstream or the authentication service."""
@@ -62,7 +71,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
             name=Protocol.POP3,
             frontend=Pop3Frontend,
             frontend_config=Pop3FrontendConfig,
-            upstream=Pop3Upstream,
+            upstream=pop3_upstream,
             internal_error=pop3_replies.INTERNAL_ERROR,
             shutdown=pop3_replies.SHUTDOWN,
             busy=pop3_replies.BUSY,
@@ -71,7 +80,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
             name=Protocol.SMTP,
             frontend=SmtpFrontend,
             frontend_config=SmtpFrontendConfig,
-            upstream=SmtpUpstream,
+            upstream=smtp_upstream,
             internal_error=smtp_replies.INTERNAL_ERROR,
             shutdown=smtp_replies.SHUTDOWN,
             busy=smtp_replies.BUSY,

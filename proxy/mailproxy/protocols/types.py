@@ -50,6 +50,9 @@ class LoginSecrets:
     """The password of ``proxy_master_user``."""
 
 
+NO_SECRETS: Final = LoginSecrets()
+
+
 @dataclass(slots=True)
 class ClientCertificate:
     """A client's certificate, as ``auth_http`` and PROXY version 2 describe it."""

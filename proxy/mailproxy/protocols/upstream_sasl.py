@@ -52,7 +52,7 @@ class Mechanism:
         kind: The mechanism.
         grant: User and password for ``Native``; user and secret of the others.
         responses: The responses, before base64; none for ``Native``.
-        is_own: Whether the credentials are those of the proxy: then a refusal is not about the client's password.
+        is_own: Whether the credentials are those of the proxy, so that a refusal is not about the client's.
     """
 
     kind: ProxyAuth
@@ -123,15 +123,17 @@ class UpstreamSasl:
         needs_list: Whether the upstream's list of mechanisms decides.
     """
 
-    __slots__ = ("_lacks_tls", "_master", "_master_suffix", "_mechanisms", "_secret", "needs_list")
+    __slots__ = ("_has_token", "_master", "_master_suffix", "_mechanisms", "_secret", "needs_list")
 
     def __init__(self, server: ServerConfig, secrets: LoginSecrets) -> None:
         listed = server.proxy_auth
         if server.proxy_auth_token is not None:
             listed = tuple(each for each in listed if each in TOKEN_MECHANISMS) or _ALL_TOKENS
-        self._mechanisms = listed
         self.needs_list = listed != (ProxyAuth.NATIVE,)
-        self._lacks_tls = _lacks_tls(server)
+        if _lacks_tls(server):
+            listed = tuple(each for each in listed if each is ProxyAuth.EXTERNAL)
+        self._mechanisms = listed
+        self._has_token = server.proxy_auth_token is not None
         master = server.proxy_master_user
         self._master = b"" if master is None else master.user.encode()
         self._master_suffix = b"" if master is None else (master.separator + master.user).encode()
@@ -147,18 +149,15 @@ class UpstreamSasl:
             UpstreamError: There are none, they may not be sent without TLS, they contain control
                 characters, or the token service provides no token.
         """
-        grant = login.grant
+        if not self._mechanisms:
+            raise Fault("proxyAuthRequireTls is true, and proxySsl is Disabled: set proxySsl")
         token: Secret | None = None
-        if self._mechanisms[0] in TOKEN_MECHANISMS and not self._lacks_tls:
+        if self._has_token:
             token = yield GetToken()
-        prepared = [self._mechanism(kind, grant, token) for kind in self._mechanisms]
+        prepared = [self._mechanism(kind, login.grant, token) for kind in self._mechanisms]
         found = tuple(each for each in prepared if each is not None)
         if not found:
             raise UpstreamError("no password available", stage=_LOGIN)
-        if self._lacks_tls:
-            found = tuple(each for each in found if each.kind is ProxyAuth.EXTERNAL)
-            if not found:
-                raise Fault("proxyAuthRequireTls is true, and proxySsl is Disabled: set proxySsl")
         return found
 
     def _mechanism(self, kind: ProxyAuth, grant: AuthAllowed, token: Secret | None) -> Mechanism | None:
@@ -277,9 +276,13 @@ def exchange(
     if reply.verdict is not Verdict.CHALLENGE:
         raise refusal(mechanism, reply)
     challenge = reply.received
-    yield Send(_TOKEN_ERROR_ANSWERS.get(mechanism.kind, b"*") + b"\r\n")
+    answer = _TOKEN_ERROR_ANSWERS.get(mechanism.kind)
+    yield Send((b"*" if answer is None else answer) + b"\r\n")
     reply = yield from read(reply.received)
-    reply.received = challenge + reply.received
+    if answer is None:  # no mechanism but those with tokens has a challenge here
+        reply.verdict = Verdict.INVALID
+    else:
+        reply.received = challenge + reply.received
     raise refusal(mechanism, reply)
 
 
@@ -293,16 +296,16 @@ def refusal(mechanism: Mechanism, reply: Reply) -> UpstreamError:
     received = mechanism.conceal(reply.received)
     if verdict in {Verdict.OK, Verdict.INVALID}:
         reason = "upstream sent an unexpected reply to its login"
-        return UpstreamError(
-            reason, stage=_LOGIN, kind=ProtocolErrorKind.UNEXPECTED_REPLY, reply=received
-        )
+        return UpstreamError(reason, stage=_LOGIN, kind=ProtocolErrorKind.UNEXPECTED_REPLY, reply=received)
     if verdict is Verdict.GOODBYE or not mechanism.is_own:
         is_bye = verdict is Verdict.GOODBYE
         return upstream_refused(_whole(received), _LOGIN, is_valid_reply=True, is_bye=is_bye)
     if verdict is Verdict.REFUSED and mechanism.kind in TOKEN_MECHANISMS:
         assert mechanism.grant.password is not None  # noqa: S101 - it has a token
         return UpstreamTokenRefused(received, mechanism.grant.password)
-    return UpstreamError(f"upstream refused the proxy's own login ({mechanism.kind})", stage=_LOGIN, reply=received)
+    return UpstreamError(
+        f"upstream refused the proxy's own login ({mechanism.kind})", stage=_LOGIN, reply=received
+    )
 
 
 def _whole(received: bytes) -> bytes:

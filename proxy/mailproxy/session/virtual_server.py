@@ -17,7 +17,7 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import Client
+from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
@@ -51,6 +51,8 @@ class VirtualServer:
     """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
     """The log of its sessions."""
+    login_secrets: LoginSecrets = NO_SECRETS
+    """Secrets for logins at upstreams."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
@@ -58,7 +60,7 @@ class VirtualServer:
 
     def __post_init__(self) -> None:
         self.frontend = self.protocol.frontend_for(self.config)
-        self.upstream = self.protocol.upstream(self.config)
+        self.upstream = self.protocol.upstream(self.config, self.login_secrets)
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason
