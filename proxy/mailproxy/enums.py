@@ -175,6 +175,19 @@ class UpstreamTlsFailure(StrEnum):
     TIMEOUT = "timeout"
 
 
+class TokenResult(StrEnum):
+    """How a request for an access token ended."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    """The service does not know the client, its secret, the scope or the refresh token."""
+    UNAVAILABLE = "unavailable"
+    """No connection, or an error of the service."""
+    TIMEOUT = "timeout"
+    INVALID = "invalid"
+    """The answer has no usable token."""
+
+
 class DnsPurpose(StrEnum):
     """The purpose of a name lookup."""
 

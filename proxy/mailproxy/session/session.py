@@ -273,7 +273,7 @@ class Session(ProtocolDriver):
             record.user = grant.user
         self._step_started = time.monotonic()
         try:
-            self._upstream = UpstreamConnection.connect(self, login)
+            self._upstream = self.server.connection.connect(self, login)
         except UpstreamError as error:
             self.on_upstream_error(error)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
@@ -19,12 +19,17 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.upstream_token import TokenUpstreamConnection
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.model import ServerConfig
+
+if TYPE_CHECKING:
+    from mailproxy.oauth.token_source import TokenSource
 
 
 @dataclass(slots=True, eq=False)
@@ -51,15 +56,20 @@ class VirtualServer:
     """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
     """The log of its sessions."""
+    tokens: TokenSource | None = None
+    """The access tokens for logins at upstreams."""
     login_secrets: LoginSecrets = NO_SECRETS
     """Secrets for logins at upstreams."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
+    connection: type[UpstreamConnection] = field(init=False)
+    """The class of connections to upstreams."""
 
     def __post_init__(self) -> None:
         self.frontend = self.protocol.frontend_for(self.config)
+        self.connection = UpstreamConnection if self.tokens is None else TokenUpstreamConnection
         self.upstream = self.protocol.upstream(self.config, self.login_secrets)
 
     def record_end(
