@@ -120,10 +120,11 @@ class UpstreamSasl:
         secrets: The secrets that are not in its configuration.
 
     Attributes:
+        has_token: Whether a token is needed, which is requested before the greeting comes.
         needs_list: Whether the upstream's list of mechanisms decides.
     """
 
-    __slots__ = ("_has_token", "_master", "_master_suffix", "_mechanisms", "_secret", "needs_list")
+    __slots__ = ("_master", "_master_suffix", "_mechanisms", "_secret", "has_token", "needs_list")
 
     def __init__(self, server: ServerConfig, secrets: LoginSecrets) -> None:
         listed = server.proxy_auth
@@ -133,7 +134,7 @@ class UpstreamSasl:
         if _lacks_tls(server):
             listed = tuple(each for each in listed if each is ProxyAuth.EXTERNAL)
         self._mechanisms = listed
-        self._has_token = server.proxy_auth_token is not None
+        self.has_token = server.proxy_auth_token is not None
         master = server.proxy_master_user
         self._master = b"" if master is None else master.user.encode()
         self._master_suffix = b"" if master is None else (master.separator + master.user).encode()
@@ -152,7 +153,7 @@ class UpstreamSasl:
         if not self._mechanisms:
             raise Fault("proxyAuthRequireTls is true, and proxySsl is Disabled: set proxySsl")
         token: Secret | None = None
-        if self._has_token:
+        if self.has_token:
             token = yield GetToken()
         prepared = [self._mechanism(kind, login.grant, token) for kind in self._mechanisms]
         found = tuple(each for each in prepared if each is not None)

@@ -57,6 +57,7 @@ class ImapAuthUpstream(ImapUpstream):
         if not self.has_prologue:
             self.prologue_stage = _LOGIN
         self._sasl = UpstreamSasl(server, secrets)
+        self.has_preamble = self.has_preamble or self._sasl.has_token
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the tagged response and everything that came after the last command."""

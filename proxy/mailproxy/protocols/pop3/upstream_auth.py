@@ -46,6 +46,7 @@ class Pop3AuthUpstream(Pop3Upstream):
         if not self.has_prologue:
             self.prologue_stage = _LOGIN
         self._sasl = UpstreamSasl(server, secrets)
+        self.has_preamble = self.has_preamble or self._sasl.has_token
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the last reply and what came with it."""

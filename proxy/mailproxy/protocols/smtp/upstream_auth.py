@@ -58,6 +58,7 @@ class SmtpAuthUpstream(SmtpUpstream):
     def __init__(self, server: ServerConfig, secrets: LoginSecrets) -> None:
         super().__init__(server, sends_auth=True)
         self._sasl = UpstreamSasl(server, secrets)
+        self.has_preamble = self.has_preamble or self._sasl.has_token
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets ``235``, or the reply to RCPT if it did not log in."""
