@@ -16,7 +16,6 @@ from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
 from mailproxy_config.model import ListenConfig, Protocol, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
-from mailproxy_config.upstream_login_directives import lacks_token
 
 ADMIN_PORT: Final = 9113
 _HIGHEST_PORT: Final = 65535
@@ -46,8 +45,6 @@ def check_consistency(
             problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
         if not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
-        if lacks_token(_value("proxy_auth", server, mail), _value("proxy_auth_token", server, mail)):
-            problems.add(f"{server.path}.proxyAuth", "Xoauth2 and Oauthbearer need proxyAuthToken")
         _check_tls(server, mail, problems)
         _check_ports(server, spec, problems)
     _check_names(servers, problems)
@@ -144,11 +141,6 @@ def _effective(field: str) -> str:
 
 _TLS_IS_USED: Final = f"(s.listen.exists(l, has(l.ssl) && l.ssl) || {_effective('starttls')} != 'Disabled')"
 _WANTS_A_CLIENT: Final = f"{_effective('sslVerifyClient')} in ['Required', 'Optional']"
-_PROXY_AUTH: Final = (
-    "(has(s.proxyAuth) ? s.proxyAuth : "
-    "has(self.mail) && has(self.mail.proxyAuth) ? self.mail.proxyAuth : ['Native'])"
-)
-_TOKENS: Final = "['Xoauth2', 'Oauthbearer']"
 _EVERY_IPV4: Final = "(!has({0}.address) || {0}.address == '*' || {0}.address == '0.0.0.0')"
 _ON_HOST: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNetwork"
 
@@ -161,11 +153,6 @@ SPEC_RULES: Final = (
     _rule(
         f"self.servers.all(s, {_either('authHttp')})",
         "no authHttp: set it in spec.mail or in every server",
-        "FieldValueRequired",
-    ),
-    _rule(
-        f"self.servers.all(s, {_either('proxyAuthToken')} || {_PROXY_AUTH}.exists(m, !(m in {_TOKENS})))",
-        "servers: proxyAuth with only Xoauth2 and Oauthbearer needs proxyAuthToken",
         "FieldValueRequired",
     ),
     _rule(

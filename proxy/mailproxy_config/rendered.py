@@ -38,7 +38,7 @@ from mailproxy_config.schema import is_encodable, join_path, type_of
 from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
 from mailproxy_config.units import MAX_SECONDS
 from mailproxy_config.upstream_login import ProxyAuthToken, ProxyMasterUser
-from mailproxy_config.upstream_login_directives import auth_token_ref, lacks_token, master_user_ref
+from mailproxy_config.upstream_login_directives import auth_token_ref, master_user_ref
 from mailproxy_config.value_types import ErrorPath
 
 FORMAT: Final = "mailproxy.dev/proxy-configuration"
@@ -275,8 +275,6 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
     for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES:
         if row.field not in IGNORED:
             _check_value(row, getattr(server, row.name), f"{path}.{row.name}", problems)
-    if lacks_token(server.proxy_auth, server.proxy_auth_token):
-        problems.add(f"{path}.proxy_auth", "needs proxy_auth_token")
     if not server.tls_is_used:
         return
     if not server.ssl_certificate:

@@ -21,7 +21,6 @@ from mailproxy_config.secret_refs import (
     read_key_ref,
 )
 from mailproxy_config.upstream_login import (
-    TOKEN_MECHANISMS,
     ProxyAuth,
     ProxyAuthToken,
     ProxyMasterUser,
@@ -47,11 +46,7 @@ _LOOPBACK_URL: Final = r"^http://(localhost|127\\.[0-9.]+|\\[::1\\])(:[0-9]+)?(/
 _SECRET_SOURCES: Final = ("secretKeyRef", "file")
 _SECRET_SHAPE: Final = Object(
     example="{secretKeyRef: {name: NAME, key: KEY}} or {file: /PATH}",
-    fields={"secretKeyRef": KEY_REF, "file": ABSOLUTE_PATH},
-    descriptions={
-        "secretKeyRef": "Key of a Secret. The operator mounts the Secret and does not read it.",
-        "file": "Absolute path of a file.",
-    },
+    fields={"secretKeyRef": Object(fields=KEY_REF.fields, required=("name", "key")), "file": ABSOLUTE_PATH},
     rules=(
         Rule(
             expression="has(self.secretKeyRef) != has(self.file)",
@@ -118,11 +113,6 @@ MECHANISMS: Final = ValueType(
     nginx=_nginx_mechanisms,
     arity=(1, None),
 )
-
-
-def lacks_token(mechanisms: object, token: object) -> bool:
-    """Whether only mechanisms with tokens are listed, and nothing provides a token."""
-    return isinstance(mechanisms, tuple) and token is None and set(mechanisms) <= TOKEN_MECHANISMS
 
 
 def map_files(value: Raw, change: Callable[[str], str]) -> Raw:

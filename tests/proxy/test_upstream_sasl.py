@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.enums import ProtocolErrorKind, UpstreamStage
+from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import (
     TokenUnavailable,
     UpstreamError,
@@ -582,8 +582,47 @@ def test_class_of_nginx_is_used_without_the_directives() -> None:
             assert "AuthUpstream" in type(upstream).__name__
 
 
+@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize(("method", "kind"), [(Method.XOAUTH2, TOKENS[0]), (Method.OAUTHBEARER, TOKENS[1])])
+def test_token_of_the_client_is_sent_with_its_mechanism(
+    protocol: Protocol, method: Method, kind: ProxyAuth
+) -> None:
+    success = {IMAP: b"a OK\r\n", POP3: b"+OK\r\n", SMTP: b"235\r\n"}[protocol]
+    opening = OPENINGS[protocol]("PLAIN")
+    lists = [reply.replace(b"PLAIN", b"PLAIN XOAUTH2 OAUTHBEARER") for reply in opening]
+    if protocol is IMAP:
+        lists = [imap_greeting("SASL-IR", "AUTH=PLAIN", "AUTH=XOAUTH2", "AUTH=OAUTHBEARER")]
+    order = (ProxyAuth.PLAIN, *TOKENS)
+    played = play(protocol, *lists, success, proxy_auth=order, method=method, password=TOKEN)
+    assert (played.tokens, played.error) == (0, None)
+    assert played.sent[-2].endswith(kind.upper().encode() + b" " + RESPONSES[kind][0] + b"\r\n")
+
+
+@pytest.mark.parametrize("protocol", list(Protocol))
+def test_refused_token_of_the_client_is_a_denial(protocol: Protocol) -> None:
+    """The client gets the last reply without the challenge."""
+    refused = REFUSALS[protocol][0]
+    replies = (*OPENINGS[protocol]("XOAUTH2"), CHALLENGES[protocol], refused)
+    options = {"proxy_auth": TOKENS, "method": Method.XOAUTH2, "password": TOKEN}
+    played = play(protocol, *replies, **options)
+    assert isinstance(played.error, UpstreamRefused)
+    assert (played.error.is_denial, played.error.reply) == (True, refused)
+
+
+def test_token_of_the_client_is_a_password_where_no_mechanism_has_tokens() -> None:
+    greeting = imap_greeting("SASL-IR", "AUTH=PLAIN")
+    options = {"proxy_auth": (ProxyAuth.XOAUTH2, ProxyAuth.PLAIN), "method": Method.XOAUTH2}
+    played = play(IMAP, greeting, b"a OK\r\n", password=TOKEN, **options)
+    assert b64decode(played.sent[1].split()[3]) == b"\0" + USER + b"\0" + TOKEN
+
+
+def test_password_without_a_mechanism_for_passwords() -> None:
+    played = play(IMAP, proxy_auth=TOKENS)
+    assert played.error is not None
+    assert (played.error.is_misconfigured, played.all_sent) == (True, b"")
+
+
 def test_mechanism_with_tokens_needs_a_token() -> None:
-    """Tokens of clients are not supported yet."""
     greeting = imap_greeting("SASL-IR", "AUTH=XOAUTH2", "AUTH=PLAIN")
     played = play(IMAP, greeting, b"a OK\r\n", proxy_auth=(ProxyAuth.XOAUTH2, ProxyAuth.PLAIN))
     assert (played.tokens, b"AUTHENTICATE PLAIN" in played.all_sent) == (0, True)

@@ -52,6 +52,7 @@ def play(
     password: bytes | None = PASSWORD,
     token: bytes | Exception = TOKEN,
     master: bytes | None = None,
+    method: Method = Method.PLAIN,
     envelope: Envelope | None = None,
     helo: bytes | None = b"client",
     **directives: Any,
@@ -60,7 +61,7 @@ def play(
     server = configs.server(protocol, **{"xclient": False, **directives})
     secrets = LoginSecrets(Secret(master) if master is not None else None)
     grant = AuthAllowed("192.0.2.10", 143, user, None if password is None else Secret(password))
-    login = UpstreamLogin(grant, Method.PLAIN, tag=b"a", envelope=envelope, helo=helo, esmtp=helo is not None)
+    login = UpstreamLogin(grant, method, tag=b"a", envelope=envelope, helo=helo, esmtp=helo is not None)
     generator = PROTOCOLS[protocol].upstream(server, secrets).log_in(Client("192.0.2.1"), login)
     played, waiting = Played(), list(replies)
     result: Any = None

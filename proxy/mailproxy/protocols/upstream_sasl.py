@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
-from mailproxy.enums import ProtocolErrorKind, UpstreamStage
+from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamTokenRefused
 from mailproxy.protocols.sansio import GetToken, ProtocolGenerator, Send
 from mailproxy.protocols.sasl import is_unsafe
@@ -31,6 +31,7 @@ _ALL_TOKENS: Final = (ProxyAuth.XOAUTH2, ProxyAuth.OAUTHBEARER)
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 _TOKEN_ERROR_ANSWERS: Final = {ProxyAuth.XOAUTH2: b"", ProxyAuth.OAUTHBEARER: b"AQ=="}
 """The responses to a challenge with an error (RFC 7628 section 3.2.3; ``AQ==`` is one octet 1)."""
+_CLIENT_TOKENS: Final = {Method.XOAUTH2: ProxyAuth.XOAUTH2, Method.OAUTHBEARER: ProxyAuth.OAUTHBEARER}
 _WITHOUT_INITIAL: Final = frozenset({ProxyAuth.LOGIN})
 """LOGIN has no initial response: some servers refuse one."""
 
@@ -71,8 +72,9 @@ class Mechanism:
         return self.kind not in _WITHOUT_INITIAL
 
     def conceal(self, reply: bytes) -> bytes:
-        """Return a reply, or ``***`` if it repeats a secret of the proxy."""
-        if not self.is_own or self.grant.password is None:
+        """Return a reply, or ``***`` if it repeats a secret of the proxy, or a token."""
+        is_logged_as_password = not self.is_own and self.kind not in TOKEN_MECHANISMS
+        if is_logged_as_password or self.grant.password is None:
             return reply
         secret = self.grant.password.reveal()
         encoded = (encode(each) for each in self.responses)
@@ -143,8 +145,8 @@ class UpstreamSasl:
     def prepare(self, login: UpstreamLogin) -> ProtocolGenerator[tuple[Mechanism, ...]]:
         """Return the mechanisms that there are credentials for, in the order of ``proxy_auth``.
 
-        Access tokens of clients (XOAUTH2 and OAUTHBEARER towards the proxy) would be found here, by
-        ``login.method``.
+        For a client that has logged in with a token, those with tokens come first, beginning with
+        the client's.  The others send the token as a password, as nginx does.
 
         Raises:
             UpstreamError: There are none, they may not be sent without TLS, they contain control
@@ -152,19 +154,26 @@ class UpstreamSasl:
         """
         if not self._mechanisms:
             raise Fault("proxyAuthRequireTls is true, and proxySsl is Disabled: set proxySsl")
+        order = self._mechanisms
         token: Secret | None = None
         if self.has_token:
             token = yield GetToken()
-        prepared = [self._mechanism(kind, login.grant, token) for kind in self._mechanisms]
+        elif login.method in _CLIENT_TOKENS and self._secret is None:
+            token = login.grant.password
+            clients = _CLIENT_TOKENS[login.method]
+            order = tuple(sorted(order, key=lambda kind: (kind not in TOKEN_MECHANISMS, kind is not clients)))
+        prepared = [self._mechanism(kind, login.grant, token) for kind in order]
         found = tuple(each for each in prepared if each is not None)
-        if not found:
-            raise UpstreamError("no password available", stage=_LOGIN)
-        return found
+        if found:
+            return found
+        if login.grant.password is not None:
+            raise Fault("proxyAuth lists no mechanism for passwords: add one, or set proxyAuthToken")
+        raise UpstreamError("no password available", stage=_LOGIN)
 
     def _mechanism(self, kind: ProxyAuth, grant: AuthAllowed, token: Secret | None) -> Mechanism | None:
         """Return a mechanism, or ``None`` without credentials for it."""
         if kind in TOKEN_MECHANISMS:
-            return None if token is None else _token_mechanism(kind, grant, token)
+            return None if token is None else _token_mechanism(kind, grant, token, is_own=self.has_token)
         if kind is ProxyAuth.EXTERNAL:
             _check_name(grant.user)
             return Mechanism(kind, grant, (grant.user,), is_own=True)
@@ -207,11 +216,13 @@ def choose(
     raise Fault(f"upstream offers no login of proxyAuth that can be used ({names})", reply)
 
 
-def _token_mechanism(kind: ProxyAuth, grant: AuthAllowed, token: Secret) -> Mechanism:
+def _token_mechanism(kind: ProxyAuth, grant: AuthAllowed, token: Secret, *, is_own: bool) -> Mechanism:
     _check_name(grant.user)
+    if _CONTROL.search(token.reveal()):
+        raise UpstreamError("control characters in the token for the upstream", stage=_LOGIN)
     message = xoauth2 if kind is ProxyAuth.XOAUTH2 else oauthbearer
     responses = (message(grant.user, token.reveal()),)
-    return Mechanism(kind, replace(grant, password=token), responses, is_own=True)
+    return Mechanism(kind, replace(grant, password=token), responses, is_own)
 
 
 def _check_name(user: bytes) -> None:
@@ -282,7 +293,7 @@ def exchange(
     reply = yield from read(reply.received)
     if answer is None:  # no mechanism but those with tokens has a challenge here
         reply.verdict = Verdict.INVALID
-    else:
+    elif mechanism.is_own:
         reply.received = challenge + reply.received
     raise refusal(mechanism, reply)
 
