@@ -157,7 +157,7 @@ WITH_UPSTREAM_TLS = {
     "mailproxy_token_request_duration_seconds",
     "mailproxy_token_expiry_timestamp_seconds",
 }
-"""Metrics without a series until there was TLS with a mail server, or a token: the busy proxy uses neither."""
+"""Metrics without a series until there was TLS with a mail server, or a token; the busy proxy has neither."""
 
 
 @pytest.mark.interop

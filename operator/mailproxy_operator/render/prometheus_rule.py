@@ -153,8 +153,8 @@ ALERTS = (
         "10m",
         "critical",
         "WHO: the token service provides no access tokens ({{ $labels.result }})",
-        "Logins at mail servers fail when the last token has expired, at most an hour later. The log of the pods"
-        " has the cause in token_request_failed.",
+        "Logins at mail servers fail when the last token has expired, at most an hour later. The log of the"
+        " pods has the cause in token_request_failed.",
     ),
     Alert(
         "MailProxyCertificateExpires",
