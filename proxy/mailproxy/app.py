@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
@@ -23,6 +23,7 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener, ListenTarget
+from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
@@ -33,6 +34,10 @@ from mailproxy.tls.resumption import TicketKeys
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
+from mailproxy_config.upstream_login import ProxyAuthToken
+
+if TYPE_CHECKING:
+    from mailproxy.oauth.token_source import TokenSource
 
 _LAG_INTERVAL: Final = 0.1
 _IDLE_LAG_INTERVAL: Final = 1.0
@@ -48,6 +53,7 @@ _DRAIN_POLL_SECONDS: Final = 0.05
 AuthKey = tuple[AuthHttp, float, bool, int | None, bool]
 ResolverKey = tuple[ResolverConfig, float]
 NamesKey = tuple[ResolverConfig | None, float, tuple[str, ...]]
+TokenKey = tuple[ProxyAuthToken, Secret | None, Secret | None]
 
 
 class App:
@@ -82,6 +88,7 @@ class App:
         self._resolvers: dict[ResolverKey, Resolver] = {}
         self._upstream_names: dict[NamesKey, UpstreamNames] = {}
         self._retired: list[Resolver | UpstreamNames] = []
+        self._tokens: dict[TokenKey, TokenSource] = {}
         self._ticket_keys: dict[int, TicketKeys] = {}
         self._ticks = 0
         self._iterations = 0
@@ -180,6 +187,8 @@ class App:
             resolver=self._resolver(config),
             tls=tls,
             upstream_tls=self._upstream_tls(config, previous),
+            tokens=self._token_source(config),
+            login_secrets=read_login_secrets(config),
             trusted=_trusted(config, names),
             metrics=metrics.server(config.name, config.protocol),
             protocol_metrics=metrics.protocol(config.protocol),
@@ -193,6 +202,22 @@ class App:
         if not config.may_use_upstream_tls:
             return None
         return upstream_context.build(config, previous=previous.upstream_tls if previous else None)
+
+    def _token_source(self, config: ServerConfig) -> TokenSource | None:
+        """Return the source of access tokens; it and its token survive a reload that does not change it."""
+        token = config.proxy_auth_token
+        if token is None:
+            return None
+        from mailproxy.oauth.token_source import TokenSource  # noqa: PLC0415 - aiohttp is needed for it only
+
+        secret, refresh = (
+            None if path is None else read_secret(config.name, "proxy_auth_token", path)
+            for path in (token.client_secret_file, token.refresh_token_file)
+        )
+        key = (token, secret, refresh)
+        if key not in self._tokens:
+            self._tokens[key] = TokenSource(self.context, token, secret, refresh)
+        return self._tokens[key]
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
@@ -290,6 +315,10 @@ class App:
         services = {id(server.auth) for server in servers}
         for auth_key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(auth_key).close()  # for its sessions: a connection per request
+        for source in self._tokens.values():
+            source.servers = frozenset(each.config.name for each in servers if each.tokens is source)
+        # Sessions may still wait for one that is dropped here.
+        self._tokens = {key: source for key, source in self._tokens.items() if source.servers}
         resolvers = {id(server.resolver) for server in servers}
         for key in [key for key, resolver in self._resolvers.items() if id(resolver) not in resolvers]:
             self._retired.append(self._resolvers.pop(key))
@@ -359,6 +388,8 @@ class App:
             await resolver.close()
         for names in self._upstream_names.values():
             await names.close()
+        for source in self._tokens.values():
+            await source.close()
         self.auth_clients.clear()
         self._resolvers.clear()
         self._upstream_names.clear()

@@ -114,6 +114,7 @@ class UpstreamStage(StrEnum):
 
     RESOLVE = "resolve"
     CONNECT = "connect"
+    TOKEN = "token"  # noqa: S105 - a label
     GREETING = "greeting"
     TLS = "tls"
     ID = "id"
@@ -193,6 +194,19 @@ class UpstreamTlsFailure(StrEnum):
     INJECTED = "injected"
     """Bytes in clear text came after the positive reply to STARTTLS."""
     TIMEOUT = "timeout"
+
+
+class TokenResult(StrEnum):
+    """How a request for an access token ended."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    """The service does not know the client, its secret, the scope or the refresh token."""
+    UNAVAILABLE = "unavailable"
+    """No connection, or an error of the service."""
+    TIMEOUT = "timeout"
+    INVALID = "invalid"
+    """The answer has no usable token."""
 
 
 class DnsPurpose(StrEnum):

@@ -198,6 +198,26 @@ class ProxyLoopError(UpstreamError):
     is_misconfigured = True
 
 
+class TokenUnavailable(UpstreamError):
+    """The token service provides no access token; nothing was sent to the upstream."""
+
+    def __init__(self, message: str, *, is_misconfigured: bool = False) -> None:
+        super().__init__(message, stage=UpstreamStage.TOKEN)
+        self.is_misconfigured = is_misconfigured
+
+
+class UpstreamTokenRefused(UpstreamError):
+    """The upstream refused the proxy's access token.
+
+    Attributes:
+        token: The token, of a type that prints as ``***``.
+    """
+
+    def __init__(self, reply: bytes, token: object) -> None:
+        super().__init__("upstream refused the access token", stage=UpstreamStage.LOGIN, reply=reply)
+        self.token = token
+
+
 class UpstreamRefused(UpstreamError):
     """The upstream sent another reply than the expected one.
 

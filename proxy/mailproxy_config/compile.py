@@ -22,6 +22,7 @@ from mailproxy_config.model import (
     StartTls,
 )
 from mailproxy_config.secret_refs import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
+from mailproxy_config.upstream_login_directives import AuthTokenRef, MasterUserRef
 
 _ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
 _BUILT_IN: Final = {row.name: row.builtin() for row in _ROWS}
@@ -154,6 +155,8 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
             return CertificateFiles(certificate=mounts.path(value.certificate), key=mounts.path(value.key))
         case HeaderRef():
             return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
+        case MasterUserRef() | AuthTokenRef():
+            return value.with_paths(mounts)
         case tuple():
             return tuple(_with_paths(item, mounts) for item in value)
     return value
@@ -169,6 +172,8 @@ def _key_refs(value: object) -> Iterator[KeyRef]:
             yield from _key_refs(value.key)
         case HeaderRef():
             yield value.source
+        case MasterUserRef() | AuthTokenRef():
+            yield from value.references
         case tuple():
             for item in value:
                 yield from _key_refs(item)

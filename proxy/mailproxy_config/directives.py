@@ -24,6 +24,7 @@ from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
 from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_facts_directives import UPSTREAM_FACTS_DIRECTIVES
+from mailproxy_config.upstream_login_directives import UPSTREAM_LOGIN_DIRECTIVES
 from mailproxy_config.upstream_names_directives import UPSTREAM_NAMES_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
@@ -405,6 +406,7 @@ LEVEL_DIRECTIVES: Final = (
     *UPSTREAM_NAMES_DIRECTIVES,
     *FAILOVER_DIRECTIVES,
     *TEMPFAIL_DIRECTIVES,
+    *UPSTREAM_LOGIN_DIRECTIVES,
     *OAUTH_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,

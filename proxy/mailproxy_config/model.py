@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
+from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
+
 Seconds = NewType("Seconds", float)
 ByteCount = NewType("ByteCount", int)
 
@@ -358,6 +360,10 @@ class ServerConfig:
     auth_http_overrides: bool
     proxy_tempfail: Tempfail
     proxy_smtp_helo: SmtpHelo
+    proxy_auth: tuple[ProxyAuth, ...]
+    proxy_auth_require_tls: bool | None
+    proxy_master_user: ProxyMasterUser | None
+    proxy_auth_token: ProxyAuthToken | None
 
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
@@ -430,6 +436,16 @@ class ServerConfig:
     def may_use_upstream_tls(self) -> bool:
         """Whether some logins at upstreams use TLS."""
         return self.proxy_ssl is not ProxySsl.DISABLED or self.auth_http_overrides
+
+    @property
+    def upstream_login_files(self) -> tuple[tuple[str, str], ...]:
+        """Directives and paths of the files with secrets for the login at upstreams."""
+        found: list[tuple[str, str]] = []
+        if self.proxy_master_user is not None:
+            found.append(("proxy_master_user", self.proxy_master_user.password_file))
+        if self.proxy_auth_token is not None:
+            found += [("proxy_auth_token", path) for path in self.proxy_auth_token.files]
+        return tuple(found)
 
     @property
     def upstream_tls_files(self) -> tuple[tuple[str, str], ...]:

@@ -39,6 +39,8 @@ from mailproxy_config.model import (
 from mailproxy_config.schema import is_encodable, join_path, type_of
 from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
 from mailproxy_config.units import MAX_SECONDS
+from mailproxy_config.upstream_login import ProxyAuthToken, ProxyMasterUser
+from mailproxy_config.upstream_login_directives import auth_token_ref, master_user_ref
 from mailproxy_config.value_types import ErrorPath
 
 FORMAT: Final = "mailproxy.dev/proxy-configuration"
@@ -334,6 +336,10 @@ def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any dir
             return HeaderRef(value.name, _STAND_IN)
         case CertificateFiles():
             return CertificateRef(value.certificate, value.key)
+        case ProxyMasterUser():
+            return master_user_ref(value)
+        case ProxyAuthToken():
+            return auth_token_ref(value)
         case tuple():
             return tuple(map(_with_references, value))
     return value

@@ -160,6 +160,15 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "auth_http_overrides": _FLAG,
     "proxy_tempfail": st.sampled_from(["nginx", "rfc5530", "RFC5530"]),
     "proxy_smtp_helo": st.sampled_from(["server", "client"]),
+    "proxy_auth": st.sampled_from(["plain login", "XOAUTH2 native", "external oauthbearer plain"]),
+    "proxy_auth_require_tls": _FLAG,
+    "proxy_master_user": st.sampled_from(["proxy master.txt", "proxy /m separator=%"]),
+    "proxy_auth_token": st.sampled_from(
+        [
+            'https://login.example/token client_id=app client_secret_file=s.txt "scope=a b"',
+            "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
+        ]
+    ),
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

@@ -154,8 +154,10 @@ def _pod_labels(resource: Any, objects: Any) -> dict[str, str]:
 WITH_UPSTREAM_TLS = {
     "mailproxy_upstream_tls_handshake_seconds",
     "mailproxy_upstream_certificate_expiry_timestamp_seconds",
+    "mailproxy_token_request_duration_seconds",
+    "mailproxy_token_expiry_timestamp_seconds",
 }
-"""Metrics without a series until there was TLS with a mail server, which the busy proxy does not use."""
+"""Metrics without a series until there was TLS with a mail server, or a token; the busy proxy has neither."""
 
 
 @pytest.mark.interop

@@ -94,6 +94,12 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         "upstream_certificate_expiry_timestamp_seconds",
         ("s",),
     ),
+    (
+        lambda m: bump(m.token_requests[enums.TokenResult.TIMEOUT]),
+        "token_requests_total",
+        ("timeout",),
+    ),
+    (lambda m: m.token_received("s", 1.0), "token_expiry_timestamp_seconds", ("s",)),
     (lambda m: bump(m.protocol(Protocol.IMAP).bytes_to_client), "relayed_bytes_total", ("imap", "to_client")),
     (
         lambda m: bump(m.protocol(Protocol.IMAP).bytes_to_upstream),
@@ -135,6 +141,7 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
 ]
 
 SPANS: list[tuple[Callable[[WorkerMetrics], Histogram], str, tuple[str, ...]]] = [
+    (lambda m: m.token_seconds, "token_request_duration_seconds", ()),
     (lambda m: m.protocol(Protocol.IMAP).session_seconds[True], "session_duration_seconds", ("imap", "true")),
     (
         lambda m: m.protocol(Protocol.IMAP).session_seconds[False],

@@ -136,6 +136,26 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "authHttpOverrides": (True,),
     "proxyTempfail": ("Rfc5530",),
     "proxySmtpHelo": ("Client",),
+    "proxyAuth": (["Plain", "Login"], ["Xoauth2", "Native"], ["External", "Oauthbearer", "Plain"]),
+    "proxyAuthRequireTls": (True, False),
+    "proxyMasterUser": (
+        {"user": "proxy", "passwordFrom": SECRET_KEY},
+        {"user": "proxy", "passwordFrom": {"file": "/m"}, "separator": "%"},
+    ),
+    "proxyAuthToken": (
+        {
+            "tokenUrl": "https://login.example/token",
+            "clientId": "app",
+            "clientSecretFrom": SECRET_KEY,
+            "scope": "a b",
+        },
+        {
+            "tokenUrl": "http://[::1]:8000/token",
+            "clientId": "app",
+            "grant": "RefreshToken",
+            "refreshTokenFrom": {"file": "/r"},
+        },
+    ),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

@@ -26,6 +26,7 @@ from mailproxy_config.model import (
     VerifyClient,
     XclientMode,
 )
+from mailproxy_config.upstream_login import ProxyAuth
 
 NOT_OF_NGINX: Final = frozenset(
     {
@@ -43,6 +44,7 @@ NOT_OF_NGINX: Final = frozenset(
         "proxy_next_upstream_timeout",
         *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
         *("proxy_tempfail", "proxy_smtp_helo"),
+        *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
     }
 )
 """Directives that nginx does not have."""
@@ -135,6 +137,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "auth_http_overrides": False,
     "proxy_tempfail": Tempfail.NGINX,
     "proxy_smtp_helo": SmtpHelo.SERVER,
+    "proxy_auth": (ProxyAuth.NATIVE,),
+    "proxy_auth_require_tls": None,
+    "proxy_master_user": None,
+    "proxy_auth_token": None,
 }
 
 

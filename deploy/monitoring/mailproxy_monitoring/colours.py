@@ -95,7 +95,16 @@ AUTH_ERRORS: Final[Colours] = MappingProxyType(
     _failures("connect", "timeout", "http_5xx", "dns", "invalid_response", "no_server", "bad_address", "tls")
 )
 UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
-    _failures("connect", "login", "greeting", "tls", "xclient", "hello", "envelope", "relay", "id")
+    _failures("connect", "login", "greeting", "tls", "xclient", "hello", "envelope", "relay", "id", "token")
+)
+TOKEN_RESULTS: Final[Colours] = MappingProxyType(
+    {
+        "ok": SUCCESS,
+        "refused": FAILURE,
+        "unavailable": "dark-red",
+        "timeout": "light-red",
+        "invalid": "semi-dark-red",
+    }
 )
 UPSTREAM_TLS_FAILURES: Final[Colours] = MappingProxyType(
     _failures("expired", "name", "timeout", "verify", "refused", "stripped", "protocol", "injected")

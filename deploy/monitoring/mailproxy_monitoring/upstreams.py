@@ -15,6 +15,7 @@ from mailproxy_monitoring.colours import (
     QUANTILES,
     TLS_FAILURES,
     TLS_MODES,
+    TOKEN_RESULTS,
     UPSTREAM_STAGES,
     UPSTREAM_TLS_FAILURES,
     UPSTREAM_TRIES,
@@ -123,6 +124,21 @@ UPSTREAMS: Final = Row(
             queries=((rate("mailproxy_relayed_bytes_total", "direction"), "{{direction}}"),),
             colours=DIRECTIONS,
             description="Bytes per second after login.",
+        ),
+    ),
+)
+
+TOKENS: Final = Row(
+    "Access tokens",
+    (
+        Panel(
+            title="Token requests",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            queries=((rate("mailproxy_token_requests_total", "result"), "{{result}}"),),
+            colours=TOKEN_RESULTS,
+            description="Requests to token services (proxyAuthToken), by their result.",
+            alerts=("MailProxyTokenRequestsFail",),
         ),
     ),
 )

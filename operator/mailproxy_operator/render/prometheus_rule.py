@@ -160,6 +160,15 @@ ALERTS = (
         " of the pods has the address and the cause in upstream_try_failed.",
     ),
     Alert(
+        "MailProxyTokenRequestsFail",
+        'sum by (PROXY, result) (rate(mailproxy_token_requests_total{JOB, result!="ok"}[5m])) > 0',
+        "10m",
+        "critical",
+        "WHO: the token service provides no access tokens ({{ $labels.result }})",
+        "Logins at mail servers fail when the last token has expired, at most an hour later. The log of the"
+        " pods has the cause in token_request_failed.",
+    ),
+    Alert(
         "MailProxyCertificateExpires",
         "min by (PROXY, server) (mailproxy_tls_certificate_expiry_timestamp_seconds{JOB}) - time()"
         " < 14 * 86400",

@@ -319,7 +319,7 @@ class LookupCache(Generic[K, V]):
 class TaskSet:
     """Owns tasks until they end, and cancels them when it is closed.
 
-    Lookups are started by sessions, which are no tasks and cannot keep a task group open.  An
+    Sessions start lookups and token requests; they are no tasks and cannot keep a task group open.  An
     exception that escapes from a task is a bug and goes to the loop's exception handler.
     """
 
@@ -344,5 +344,5 @@ class TaskSet:
         self._running.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            context = {"message": "a name lookup failed with a bug", "exception": error, "task": task}
+            context = {"message": "a task failed with a bug", "exception": error, "task": task}
             task.get_loop().call_exception_handler(context)

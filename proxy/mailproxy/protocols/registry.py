@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
+from typing import Protocol as TypingProtocol
 
 from mailproxy.protocols.command_limit import with_command_limit
 from mailproxy.protocols.frontend import Frontend, FrontendConfig
@@ -15,19 +16,27 @@ from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
 from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
 from mailproxy.protocols.imap.tempfail import ImapTempfailFrontend
-from mailproxy.protocols.imap.upstream import imap_upstream
+from mailproxy.protocols.imap.upstream_auth import imap_upstream
 from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.pop3.tempfail import Pop3TempfailFrontend
-from mailproxy.protocols.pop3.upstream import Pop3Upstream
+from mailproxy.protocols.pop3.upstream_auth import pop3_upstream
 from mailproxy.protocols.smtp import replies as smtp_replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, SmtpWithoutAuthFrontend
 from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
 from mailproxy.protocols.smtp.upstream_choice import smtp_upstream
 from mailproxy.protocols.tempfail import TempfailFrontend, with_tempfail
-from mailproxy.protocols.types import Client
+from mailproxy.protocols.types import Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy_config.model import Protocol, ServerConfig, Tempfail
+
+
+class UpstreamFactory(TypingProtocol):
+    """Makes the login at the upstreams of one server."""
+
+    def __call__(self, server: ServerConfig, secrets: LoginSecrets = ...) -> UpstreamLoginBase:
+        """Make it, of the class that the directives need."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class MailProtocol:
     """What is added to it with ``proxy_tempfail rfc5530``."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
-    upstream: Callable[[ServerConfig], UpstreamLoginBase]
+    upstream: UpstreamFactory
     """The login at the upstreams of one server."""
     internal_error: bytes
     """The reply to a client after an error of the proxy, an upstream or the authentication service."""
@@ -85,7 +94,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
             frontend=lambda _: Pop3Frontend,
             tempfail_frontend=Pop3TempfailFrontend,
             frontend_config=Pop3FrontendConfig,
-            upstream=Pop3Upstream,
+            upstream=pop3_upstream,
             internal_error=pop3_replies.INTERNAL_ERROR,
             shutdown=pop3_replies.SHUTDOWN,
             busy=pop3_replies.BUSY,

@@ -90,6 +90,14 @@ class MakeChallenge:
 
 
 @dataclass(slots=True)
+class GetToken:
+    """Get an access token (``proxy_auth_token``); the result is a ``Secret``.
+
+    ``UpstreamError`` is raised if the token service provides none.
+    """
+
+
+@dataclass(slots=True)
 class Wait:
     """Pause.  Nothing is read meanwhile."""
 
@@ -119,6 +127,7 @@ Effect = (
     | Authenticate
     | ResolveClient
     | MakeChallenge
+    | GetToken
     | Wait
     | Note
     | ReportAuthFailure

@@ -44,6 +44,17 @@ class Secret:
         return hash(self._data)
 
 
+@dataclass(frozen=True, slots=True)
+class LoginSecrets:
+    """Secrets of the proxy for logins at upstreams, read from files."""
+
+    master_password: Secret | None = None
+    """The password of ``proxy_master_user``."""
+
+
+NO_SECRETS: Final = LoginSecrets()
+
+
 @dataclass(slots=True)
 class ClientCertificate:
     """A client's certificate, as ``auth_http`` and PROXY version 2 describe it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from binascii import b2a_base64
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from typing import Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
@@ -163,6 +163,13 @@ def reply_for_log(reply: bytes, user: bytes, password: Secret | None) -> bytes:
     if password is not None and _contains_password(text[:_SEARCHED].lower(), user, password.reveal()):
         return WITHHELD
     return text[:MAX_LOGGED] + (b"..." if len(text) > MAX_LOGGED else b"")
+
+
+def contains_secret(reply: bytes, secrets: Iterable[bytes]) -> bool:
+    """Whether the part of a reply that is logged contains one of these secrets, or a part of one."""
+    text = reply[:_SEARCHED].lower()
+    words = set(text.split())
+    return any(_contains(text, words, secret.lower()) for secret in secrets if secret)
 
 
 def _contains_password(text: bytes, user: bytes, password: bytes) -> bool:

@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage, UpstreamTlsFailure
 from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError, UpstreamTlsError
@@ -80,7 +80,7 @@ class UpstreamConnection(ProtocolDriver):
         context.epoll.defer(self._connect)
 
     @classmethod
-    def connect(cls, session: Session, login: UpstreamLogin, name: str = "") -> UpstreamConnection:
+    def connect(cls, session: Session, login: UpstreamLogin, name: str = "") -> Self:
         """Connect at the end of this event loop iteration.
 
         Args:
@@ -92,14 +92,9 @@ class UpstreamConnection(ProtocolDriver):
             UpstreamError: No socket can be made, for lack of descriptors perhaps.
         """
         address, port = login.grant.address, login.grant.port
-        path = address.removeprefix("unix:") if port == 0 else ""
-        family = _UNIX if path else _IPV6 if ":" in address else _IPV4
+        target = address.removeprefix("unix:") if port == 0 else (address, port)
         generator = session.server.upstream.log_in(session.client, login)
-        try:
-            sock = socket.SocketType(family, _TYPE)
-        except OSError as error:
-            raise _connect_error(error.errno) from error
-        self = cls(session, sock, path or (address, port), generator)
+        self = cls(session, open_socket(target), target, generator)
         self._name = name
         return self
 
@@ -287,6 +282,19 @@ class UpstreamConnection(ProtocolDriver):
         sansio.UpgradeToTls: _start_tls,
         sansio.Wait: ProtocolDriver.wait,
     }
+
+
+def open_socket(target: Target) -> socket.SocketType:
+    """Make a socket for a target.
+
+    Raises:
+        UpstreamError: There are no descriptors, or no IPv6.
+    """
+    family = _UNIX if isinstance(target, str) else _IPV6 if ":" in target[0] else _IPV4
+    try:
+        return socket.SocketType(family, _TYPE)
+    except OSError as error:
+        raise _connect_error(error.errno) from error
 
 
 def _has_unread(sock: socket.SocketType) -> bool:

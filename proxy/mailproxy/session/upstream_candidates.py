@@ -27,6 +27,7 @@ from mailproxy.loop.epoll import READ, WRITE
 from mailproxy.protocols.types import UpstreamAddress, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import reply_for_log
 from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.upstream_token import TokenUpstreamConnection
 from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import LogLevel, NextUpstream, Protocol, ServerConfig
 
@@ -89,20 +90,18 @@ def _is_temporary(error: UpstreamError, login: UpstreamLogin, protocol: Protocol
     return last_line[: len(words)].upper() == words.upper()
 
 
-class UpstreamTryConnection(UpstreamConnection):
+class UpstreamTryConnection(TokenUpstreamConnection):
     """One try.
 
     Attributes:
         address: Where.
-        login: The login, of this try alone.
     """
 
-    __slots__ = ("_tries", "address", "login")
+    __slots__ = ("_tries", "address")
 
     # Set before they are read: by ``open``.
     _tries: UpstreamAttempts
     address: UpstreamAddress
-    login: UpstreamLogin
 
     @classmethod
     def open(cls, tries: UpstreamAttempts, address: UpstreamAddress) -> UpstreamTryConnection:
@@ -114,8 +113,7 @@ class UpstreamTryConnection(UpstreamConnection):
         session, login = tries.session, tries.login
         login = replace(login, grant=replace(login.grant, address=address.address, port=address.port))
         self = cls.connect(session, login, address.name)
-        assert isinstance(self, cls)  # noqa: S101 - for the type
-        self.address, self.login, self._tries = address, login, tries
+        self.address, self._tries = address, tries
         self._events = READ | WRITE  # a connection is noticed before the greeting comes
         config = session.server.upstream.server  # with the directives that the login overrides
         self._deadline = min(self._started + config.timeout, tries.deadline)
@@ -417,11 +415,14 @@ Connect = Callable[["Session", UpstreamLogin], UpstreamConnection | UpstreamAtte
 """Begins the login of a session at its upstream; raises ``UpstreamError`` if no socket can be made."""
 
 
-def connector(config: ServerConfig) -> Connect:
-    """Return what connects the logins of a server: to one address once, unless directives demand more."""
-    if config.proxy_next_upstream or config.proxy_connect_timeout is not None:
-        return UpstreamAttempts.connect
-    return UpstreamConnection.connect
+def may_try_again(config: ServerConfig) -> bool:
+    """Whether a login at one address needs more than one connection, or a timeout for connecting."""
+    return bool(config.proxy_next_upstream) or config.proxy_connect_timeout is not None
+
+
+def connector(config: ServerConfig, connection: type[UpstreamConnection]) -> Connect:
+    """Return what connects the logins of a server to one address: once, unless directives demand more."""
+    return UpstreamAttempts.connect if may_try_again(config) else connection.connect
 
 
 def _is_same_host(one: UpstreamAddress, other: UpstreamAddress) -> bool:

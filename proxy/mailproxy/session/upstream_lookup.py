@@ -13,7 +13,7 @@ from mailproxy.enums import UpstreamStage
 from mailproxy.errors import UpstreamError
 from mailproxy.protocols.types import UpstreamLogin
 from mailproxy.session.upstream import UpstreamConnection
-from mailproxy.session.upstream_candidates import UpstreamAttempts, connector
+from mailproxy.session.upstream_candidates import UpstreamAttempts, may_try_again
 
 if TYPE_CHECKING:
     from mailproxy.dns.lookup import Cancel
@@ -52,7 +52,7 @@ class UpstreamLookup:
         """
         names = session.server.upstream_names
         if not login.grant.servers or names is None:
-            return connector(session.server.config)(session, login)
+            return session.server.connect_address(session, login)
         self = cls(session, login)
         cancel = names.resolve(login.grant.servers, self.on_resolved)
         if self._result is not None:
@@ -109,8 +109,8 @@ def _connect(
     if isinstance(result, UpstreamError):
         raise result
     candidate = result[0]
-    if len(result) > 1 or connector(session.server.config) != UpstreamConnection.connect:
+    if len(result) > 1 or may_try_again(session.server.config):
         return UpstreamAttempts.start(session, login, result)
     session.record.upstream, session.record.upstream_port = candidate.address, candidate.port
     grant = replace(login.grant, address=candidate.address, port=candidate.port)
-    return UpstreamConnection.connect(session, replace(login, grant=grant), candidate.name)
+    return session.server.connection.connect(session, replace(login, grant=grant), candidate.name)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
@@ -20,13 +20,15 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import Client, Overrides, UpstreamLogin
+from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.rate_limit import relay_end_for
 from mailproxy.session.relay_end import RelayEnd
+from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_candidates import connector
 from mailproxy.session.upstream_lookup import Connecting, UpstreamLookup
+from mailproxy.session.upstream_token import TokenUpstreamConnection
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
@@ -34,6 +36,8 @@ from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.model import ServerConfig
 
+if TYPE_CHECKING:
+    from mailproxy.oauth.token_source import TokenSource
 _LIMITS: Final = {
     CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
     CloseReason.MAX_COMMANDS: Limit.MAX_COMMANDS,
@@ -64,6 +68,10 @@ class VirtualServer:
     """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
     """The log of its sessions."""
+    tokens: TokenSource | None = None
+    """The access tokens for logins at upstreams."""
+    login_secrets: LoginSecrets = NO_SECRETS
+    """Secrets for logins at upstreams."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     upstream_names: UpstreamNames | None = None
@@ -74,14 +82,20 @@ class VirtualServer:
     upstream: UpstreamLoginBase = field(init=False)
     connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
     """Connects a login of a session to its upstream."""
+    connect_address: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
+    """The same for a single address."""
+    connection: type[UpstreamConnection] = field(init=False)
+    """The class of connections to upstreams."""
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
     variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
     """For logins with overrides; the one unused for longest is first."""
 
     def __post_init__(self) -> None:
+        self.connection = UpstreamConnection if self.tokens is None else TokenUpstreamConnection
+        self.connect_address = connector(self.config, self.connection)
         names = self.config.auth_http_server_names
-        self.connect = UpstreamLookup.connect if names else connector(self.config)
+        self.connect = UpstreamLookup.connect if names else self.connect_address
         if self.config.auth_http_overrides:
             self.connect = partial(connect_for_login, self, self.connect)
         self.frontend = self.protocol.frontend_for(self.config)
@@ -90,7 +104,7 @@ class VirtualServer:
 
     def login_at_upstreams(self, config: ServerConfig) -> UpstreamLoginBase:
         """Prepare the login at upstreams, with the directives of this server or others for single logins."""
-        return self.protocol.upstream(config)
+        return self.protocol.upstream(config, self.login_secrets)
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason

@@ -234,6 +234,27 @@ UPSTREAM_CERTIFICATE_EXPIRY: Final = MetricDefinition(
     aggregation=Aggregation.MIN,
     help="The earliest expiry of a certificate that an upstream has sent since the last reload.",
 )
+TOKEN_REQUESTS: Final = MetricDefinition(
+    name="mailproxy_token_requests_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("result", enums.TokenResult),),
+    help="Requests for access tokens (proxyAuthToken), by their result.",
+    from_start=True,
+)
+TOKEN_REQUEST_DURATION: Final = MetricDefinition(
+    name="mailproxy_token_request_duration_seconds",
+    type=MetricType.HISTOGRAM,
+    labels=(),
+    buckets=CONNECT_BUCKETS,
+    help="Duration of requests for access tokens, failed ones included.",
+)
+TOKEN_EXPIRY: Final = MetricDefinition(
+    name="mailproxy_token_expiry_timestamp_seconds",
+    type=MetricType.GAUGE,
+    labels=(_SERVER,),
+    aggregation=Aggregation.MAX,
+    help="Expiry of the newest access token. Tokens are renewed by logins only, so it may be in the past.",
+)
 RELAYED_BYTES: Final = MetricDefinition(
     name="mailproxy_relayed_bytes_total",
     type=MetricType.COUNTER,

@@ -319,6 +319,8 @@ class WorkerMetrics:
         self.tls_seconds = {m: registry.histogram(c.TLS_DURATION, m) for m in enums.TlsMode}
         self.certificate_expiry = Expiries(registry)
         self._upstream_expiries: dict[str, Gauge] = {}
+        self.token_requests = {r: registry.counter(c.TOKEN_REQUESTS, r) for r in enums.TokenResult}
+        self.token_seconds = registry.histogram(c.TOKEN_REQUEST_DURATION)
         self.dns_timeouts = {p: registry.counter(c.DNS_TIMEOUTS, p) for p in enums.DnsPurpose}
         self.dns_queries = {
             (p, r): registry.counter(c.DNS_QUERIES, p, r) for p in enums.DnsPurpose for r in enums.DnsResult
@@ -377,6 +379,11 @@ class WorkerMetrics:
         """Forget the certificates of a server's upstreams: others may have been installed."""
         self._registry.drop(c.UPSTREAM_CERTIFICATE_EXPIRY, server)
         self._upstream_expiries.pop(server, None)
+
+    def token_received(self, server: str, expiry: float) -> None:
+        """Record when a server's access token expires, as a Unix time."""
+        self._registry.drop(c.TOKEN_EXPIRY, server)
+        self._registry.gauge(c.TOKEN_EXPIRY, server).value = expiry
 
     def config_loaded(self, config_hash: str, generation: int, when: float) -> None:
         """Record the configuration that this worker runs; ``when`` is a Unix time."""

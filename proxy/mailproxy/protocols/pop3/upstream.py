@@ -31,7 +31,7 @@ _LOGIN: Final = UpstreamStage.LOGIN
 _POSITIVE: Final = b"+OK"
 _UNTRUSTED: Final = b"not from trusted ip"
 """Dovecot's positive reply to an XCLIENT that it ignores."""
-_CAPABILITIES: Final = re.compile(rb"\+OK[^\n]*\n(?:(?!\.\r?\n)[^\n]*\n)*\.\r?\n|(?!\+OK)[^\n]*\n")
+CAPABILITIES: Final = re.compile(rb"\+OK[^\n]*\n(?:(?!\.\r?\n)[^\n]*\n)*\.\r?\n|(?!\+OK)[^\n]*\n")
 _LISTS_XCLIENT: Final = re.compile(rb"^XCLIENT\b", re.IGNORECASE | re.MULTILINE)
 
 
@@ -53,7 +53,7 @@ class Pop3Upstream(UpstreamLoginBase):
                 stage = self.prologue_stage
                 yield from self._prologue(received, client, login)
             stage, login.is_committed = _LOGIN, True
-            for command in _commands(login.grant):
+            for command in login_commands(login.grant):
                 yield Send(command)
                 received = yield receive
                 if not (received.startswith(_POSITIVE) and LF in received):
@@ -86,7 +86,7 @@ class Pop3Upstream(UpstreamLoginBase):
     def _lists_xclient(self) -> ProtocolGenerator[bool]:
         """Return whether the reply to CAPA lists XCLIENT."""
         yield Send(b"CAPA\r\n")
-        received = yield from read_reply((yield self.receive), _CAPABILITIES, self.limit, _XCLIENT)
+        received = yield from read_reply((yield self.receive), CAPABILITIES, self.limit, _XCLIENT)
         return _LISTS_XCLIENT.search(received) is not None
 
     def _start_tls(self, greeting: bytes) -> ProtocolGenerator[None]:
@@ -109,7 +109,7 @@ class Pop3Upstream(UpstreamLoginBase):
         raise upstream_refused(received, stage, is_valid_reply=received.startswith(b"-ERR"))
 
 
-def _commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
+def login_commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
     """Return the commands USER and PASS.
 
     Raises:

@@ -14,8 +14,10 @@ from typing import Final
 from mailproxy.enums import UpstreamStage
 from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.smtp.upstream import SmtpUpstream, Step
-from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.smtp.upstream_auth import SmtpAuthUpstream
+from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.protocols.upstream_sasl import uses_sasl
 from mailproxy_config.model import ServerConfig, SmtpHelo
 
 _NAME: Final = re.compile(rb"[!-~]{1,255}")
@@ -38,12 +40,29 @@ class ClientHeloUpstream(SmtpUpstream):
             yield hello, stage, expected
         yield from steps
 
-    def _negotiate_xclient(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bool]:
-        is_sent = yield from super()._negotiate_xclient(client, login)
-        if not is_sent and (hello := _client_hello(login)) is not None:
-            yield hello
-            yield from self._expect(self._last_reply, UpstreamStage.HELLO)
-        return is_sent
+    def _without_xclient(self, login: UpstreamLogin, hello: bytes) -> ProtocolGenerator[bytes]:
+        command = _client_hello(login)
+        if command is not None:
+            yield command
+            hello = yield from self._expect(self._last_reply, UpstreamStage.HELLO)
+        return hello
+
+
+class ClientHeloAuthUpstream(ClientHeloUpstream, SmtpAuthUpstream):
+    """The same with ``proxy_auth``, a master user or an access token."""
+
+    __slots__ = ()
+
+    def __init__(self, server: ServerConfig, secrets: LoginSecrets) -> None:
+        SmtpAuthUpstream.__init__(self, server, secrets)
+
+    def _hello_steps(self, client: Client, login: UpstreamLogin) -> Iterator[Step]:
+        steps = super()._hello_steps(client, login)
+        server = self.server
+        if not (server.xclient or server.negotiates_xclient) and (hello := _client_hello(login)) is not None:
+            _, stage, _ = next(steps)
+            yield hello, stage, self._last_reply
+        yield from steps
 
 
 class PerLoginAuthUpstream(UpstreamLoginBase):
@@ -65,12 +84,17 @@ class PerLoginAuthUpstream(UpstreamLoginBase):
         return upstream.log_in(client, login)
 
 
-def smtp_upstream(server: ServerConfig) -> UpstreamLoginBase:
+def smtp_upstream(server: ServerConfig, secrets: LoginSecrets = NO_SECRETS) -> UpstreamLoginBase:
     """Return the login at a server's upstreams."""
-    kind = ClientHeloUpstream if server.proxy_smtp_helo is SmtpHelo.CLIENT else SmtpUpstream
-    upstream = kind(server)
-    if not server.proxy_smtp_auth:
-        return upstream
+    has_client_name = server.proxy_smtp_helo is SmtpHelo.CLIENT
+    kind = ClientHeloUpstream if has_client_name else SmtpUpstream
+    upstream: SmtpUpstream
+    if uses_sasl(server):
+        upstream = (ClientHeloAuthUpstream if has_client_name else SmtpAuthUpstream)(server, secrets)
+    elif server.proxy_smtp_auth:
+        upstream = kind(server)
+    else:
+        return kind(server)
     return PerLoginAuthUpstream(upstream, kind(replace(server, proxy_smtp_auth=False)))
 
 
