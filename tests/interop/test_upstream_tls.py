@@ -17,6 +17,7 @@ import pytest
 from support.needs import Needs
 from support.servers import dovecot as dovecots
 from support.servers import postfix as postfixes
+from support.servers import unbound as unbounds
 from support.servers.auth_service import AuthRule, AuthService
 from support.servers.certificates import Certificates
 from support.servers.clients import RawClient
@@ -287,3 +288,63 @@ def test_certificate_of_dovecot_with_another_name_is_rejected(
     client.shutdown()
     event = proxy.event("upstream_failed", failure="name")
     assert '"mail.example.org" is not among its names (DNS:localhost)' in event["reason"]
+
+
+@pytest.fixture(scope="module")
+def name_server(needs: Needs, new_folder: Callable[[str], Path], ports: Ports) -> Iterator[unbounds.Unbound]:
+    """Unbound with the addresses of Dovecot, whose certificate has the name ``localhost``."""
+    records = ("localhost. 60 IN A 127.0.0.1", "other.example. 60 IN A 127.0.0.1")
+    running = unbounds.start(
+        needs("unbound"), new_folder("unbound-tls"), ports.take(), ("localhost.", "other.example."), records
+    )
+    yield running
+    running.running.stop()
+
+
+NAMES: Final = {
+    "authHttpServerNames": True,
+    "authHttpServerNetworks": ["127.0.0.0/8"],
+    "proxySslName": "",
+    "proxySsl": "Starttls",
+}
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3"])
+def test_login_at_dovecot_by_name(
+    tls_dovecot: tuple[Dovecot, dict[str, int]],
+    started: StartProxy,
+    service_rules: AuthService,
+    name_server: unbounds.Unbound,
+    protocol: str,
+) -> None:
+    dovecot, _ = tls_dovecot
+    upstream = dovecot.ports[protocol]
+    proxy, port = started(protocol, upstream, resolver={"addresses": [name_server.address]}, **NAMES)
+    service_rules.rules[f"/tls-{port}"] = AuthRule(upstream, address="localhost")
+    for _ in range(3):
+        if protocol == "imap":
+            imap_login(port).logout()
+        else:
+            client = poplib.POP3("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+            client.user("alice")
+            assert client.pass_(PASSWORDS["alice"]).startswith(b"+OK")
+            client.quit()
+    assert proxy.value("mailproxy_dns_queries_total", purpose="upstream", result="ok") == 1
+
+
+def test_certificate_of_dovecot_without_the_host_name_is_rejected(
+    tls_dovecot: tuple[Dovecot, dict[str, int]],
+    started: StartProxy,
+    service_rules: AuthService,
+    name_server: unbounds.Unbound,
+) -> None:
+    dovecot, _ = tls_dovecot
+    upstream = dovecot.ports["imap"]
+    proxy, port = started("imap", upstream, resolver={"addresses": [name_server.address]}, **NAMES)
+    service_rules.rules[f"/tls-{port}"] = AuthRule(upstream, address="other.example")
+    client = ImapClient("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    with pytest.raises(imaplib.IMAP4.error):
+        client.login("alice", PASSWORDS["alice"])
+    client.shutdown()
+    reason = proxy.event("upstream_failed", failure="name")["reason"]
+    assert '"other.example" is not among its names (DNS:localhost)' in reason

@@ -354,17 +354,19 @@ async def test_lookup_without_reply_ends_at_resolver_timeout(dns: DnsServer) -> 
         (REFUSED, DnsResult.REFUSED, "refused the query"),
     ],
 )
-async def test_failed_lookup_is_an_outage_and_not_cached(
+async def test_failed_lookup_is_an_outage_and_cached_for_a_second(
     dns: DnsServer, code: int, result: DnsResult, text: str
 ) -> None:
     dns.default_reply = DnsReply(code=code)
-    async with Harness(dns.address) as harness:
+    async with Harness(dns.address, valid=60.0) as harness:
         error = await harness.error("fails.example")
         assert text in str(error)
         assert not error.is_misconfigured
-        await harness.error("fails.example")
-        assert harness.queries(result) == 2
-        assert harness.failures == [(DnsPurpose.UPSTREAM, "fails.example", result)] * 2
+        assert text in str(await harness.error("fails.example"))
+        assert harness.queries(result) == 1
+        assert harness.failures == [(DnsPurpose.UPSTREAM, "fails.example", result)]
+        expires = harness.names.names._cache._entries["fails.example"][0]
+        assert 0 <= expires - asyncio.get_running_loop().time() <= 2
 
 
 @pytest.mark.parametrize("reply", [DnsReply(code=SERVFAIL), SILENT, DnsReply(code=NXDOMAIN)])

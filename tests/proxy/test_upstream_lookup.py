@@ -7,6 +7,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -352,6 +353,27 @@ def test_internal_error_after_a_lookup_ends_the_session_only(monkeypatch: pytest
         assert await client.read_line() == INTERNAL_ERROR[Protocol.IMAP]
         await w.wait_for_sessions()
         assert "internal_error" in w.read_log()
+
+    play(step, Protocol.IMAP, grant(NAME))
+
+
+def test_cache_survives_a_reload_until_names_are_turned_off() -> None:
+    async def step(w: LoopbackWorker, dns: DnsServer) -> None:
+        client = await send_login(w, Protocol.IMAP)
+        await accept_login(await w.upstream.accept(), Protocol.IMAP)
+        assert await client.read_line() == SUCCESS[Protocol.IMAP]
+        names = w.app._servers["imap"].upstream_names
+        await w.app.apply(w.config, {}, names={}, ticket_keys={})
+        assert w.app._servers["imap"].upstream_names is names
+        assert names is not None
+        assert ("127.0.0.1", w.port) in names.listeners
+        assert w.metrics.dns_cache_entries.value == 1
+        without = replace(w.config.servers[0], auth_http_server_names=False)
+        for _ in range(2):  # its sessions may use it until the next reload
+            await w.app.apply(replace(w.config, servers=(without,)), {}, names={}, ticket_keys={})
+        assert w.app._servers["imap"].upstream_names is None
+        assert w.app._retired == []
+        assert w.metrics.dns_cache_entries.value == 0
 
     play(step, Protocol.IMAP, grant(NAME))
 

@@ -47,10 +47,12 @@ class Destination:
 
     Attributes:
         address: An IPv4-mapped IPv6 address is its IPv4 address.
+        text: The address as text.
         is_own: Whether it is an address of this machine, or of this pod.
     """
 
     address: IpAddress
+    text: str
     is_own: bool
 
 
@@ -72,7 +74,7 @@ def ordered(
     for address in addresses:
         source = (find_source or source_of)(address)
         is_own = address.is_loopback or source == address
-        ranked.append((_rank(address, source), Destination(address, is_own)))
+        ranked.append((_rank(address, source), Destination(address, str(address), is_own)))
     ranked.sort(key=lambda each: each[0])
     found = [destination for _, destination in ranked]
     first = [each for each in found if each.address.version == found[0].address.version]

@@ -162,6 +162,8 @@ class ResultCache(Generic[K, V]):
         valid, limits = self._valid, self._limits
         if result is DnsResult.NXDOMAIN:
             return limits.negative if valid is None else min(valid, limits.negative)
+        if result is not DnsResult.OK:
+            return ttl
         return min(max(ttl, limits.shortest), limits.longest) if valid is None else valid
 
     def _remove(self, key: K) -> None:

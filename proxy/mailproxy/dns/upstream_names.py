@@ -45,6 +45,8 @@ LONGEST_TTL: Final = 300
 """Seconds that addresses are cached; a TTL outside of this range is changed to the nearer end."""
 NEGATIVE_TTL: Final = 5
 """Seconds that a name without a usable address, or with a family missing, is cached."""
+FAILURE_TTL: Final = 1
+"""Seconds that a failure of the name servers is cached (RFC 9520 section 3.2: at least 1)."""
 MAX_NAMES: Final = 4_000
 """Names that are cached per ``resolver``."""
 MAX_LOOKUPS: Final = 500
@@ -212,12 +214,12 @@ class UpstreamNames:
         refused = result.value.refused
         for destination in result.value.usable:
             if self._is_listener(destination, server.port):
-                refused = (format_host_port(str(destination.address), server.port), _LOOP)
+                refused = (format_host_port(destination.text, server.port), _LOOP)
                 if server.port not in result.value.logged:
                     result.value.logged.add(server.port)
                     self._on_refused(server.host, *refused)
             else:
-                addresses.append(str(destination.address))
+                addresses.append(destination.text)
         if addresses or refused is None:
             return addresses
         address, reason = refused
@@ -231,12 +233,14 @@ class UpstreamNames:
 
     def _is_listener(self, destination: Destination, port: int) -> bool:
         """Whether connecting would lead back to this proxy."""
-        address, listeners = destination.address, self.listeners
-        if (str(address), port) not in listeners:
-            wildcard = "0.0.0.0" if address.version == 4 else "::"  # noqa: S104 - compared, never bound
-            if not destination.is_own or (wildcard, port) not in listeners:
+        listeners = self.listeners
+        if (destination.text, port) not in listeners:
+            if not destination.is_own:
                 return False
-        return not self._is_allowed(address)
+            wildcard = "::" if ":" in destination.text else "0.0.0.0"  # noqa: S104 - compared, never bound
+            if (wildcard, port) not in listeners:
+                return False
+        return not self._is_allowed(destination.address)
 
     # -- lookups
 
@@ -254,7 +258,7 @@ class UpstreamNames:
                 others = (family.result for family in families)
                 failure = next((each for each in others if each not in _ABSENT), failure)
         if failure is not DnsResult.NXDOMAIN:
-            return LookupResult(failure)
+            return LookupResult(failure, ttl=FAILURE_TTL)
         self._on_failure(name, failure)
         return LookupResult(failure, ttl=0)
 
