@@ -106,8 +106,8 @@ def test_name_of_the_client_is_sent_where_xclient_is_not_listed() -> None:
     assert found == OWN_EHLO + AUTH
     replies = (b"250 mx\r\n", b"250 mx\r\n", b"235 ok\r\n")
     assert sent(*replies, proxy_smtp_helo=CLIENT, **directives) == OWN_EHLO + b"EHLO me.example\r\n" + AUTH
-    replies = (LISTS_XCLIENT, b"220 mx\r\n", b"250 mx\r\n", b"235 ok\r\n")
-    assert sent(*replies, proxy_smtp_helo=CLIENT, **directives).count(b"EHLO me.example\r\n") == 1
+    listed = (LISTS_XCLIENT, b"220 mx\r\n", b"250 mx\r\n", b"235 ok\r\n")
+    assert sent(*listed, proxy_smtp_helo=CLIENT, **directives).count(b"EHLO me.example\r\n") == 1
 
 
 def test_name_of_the_client_is_sent_inside_of_tls_only() -> None:
