@@ -17,6 +17,7 @@ from mailproxy.session.session import Session
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_candidates import UpstreamAttempts, connector
 from mailproxy_config.model import NextUpstream, Protocol, ProxySsl, Seconds, SendProxyProtocol
+from mailproxy_config.upstream_login import ProxyAuth
 from support.candidates import (
     BEFORE_LOGIN,
     INTERNAL_ERROR,
@@ -89,11 +90,12 @@ def accepted(protocol: Protocol, mode: ProxySsl) -> Step:
 
 @every_protocol
 def test_server_without_these_directives_connects_once(protocol: Protocol) -> None:
-    assert connector(server(protocol)) == UpstreamConnection.connect
+    assert connector(server(protocol), UpstreamConnection) == UpstreamConnection.connect
     words = frozenset({NextUpstream.CONNECT})
-    assert connector(server(protocol, proxy_next_upstream=words)) == UpstreamAttempts.connect
+    repeated = server(protocol, proxy_next_upstream=words)
+    assert connector(repeated, UpstreamConnection) == UpstreamAttempts.connect
     limited = server(protocol, proxy_connect_timeout=Seconds(1.0))
-    assert connector(limited) == UpstreamAttempts.connect
+    assert connector(limited, UpstreamConnection) == UpstreamAttempts.connect
 
 
 # --- the line in the sand ---------------------------------------------------------------------------
@@ -124,6 +126,63 @@ def test_credentials_reach_one_upstream_when_the_first_dies(
     assert saw_credentials(first) is (is_committed and (protocol is not Protocol.IMAP or stage == "password"))
     assert len(second.connections) == (0 if is_committed else 1)
     assert saw_credentials(second) is not is_committed
+
+
+SASL_ACCEPTED: Final = {
+    Protocol.IMAP: b"a OK in\r\n",
+    Protocol.POP3: b"+OK in\r\n",
+    Protocol.SMTP: b"235 in\r\n",
+}
+SASL_LISTS: Final = {
+    Protocol.IMAP: ((b"* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n", b"AUTHENTICATE PLAIN "),),
+    Protocol.POP3: ((b"+OK ready\r\n", b"CAPA"), (b"+OK\r\nSASL PLAIN\r\n.\r\n", b"AUTH PLAIN ")),
+    Protocol.SMTP: ((b"220 mta\r\n", b"EHLO "), (b"250-mta\r\n250 AUTH PLAIN\r\n", b"AUTH PLAIN ")),
+}
+
+
+@every_protocol
+def test_sasl_credentials_reach_one_upstream_when_the_first_dies(protocol: Protocol, issued: Issued) -> None:
+    def dies_after_credentials(c: Connection) -> None:
+        for reply, command in SASL_LISTS[protocol]:
+            c.send(reply)
+            assert command in c.read_line()
+
+    with upstreams(issued, dies_after_credentials, plain_session(protocol)) as (first, second):
+
+        async def play() -> None:
+            made = proxy(protocol, proxy_next_upstream=frozenset(NextUpstream), proxy_auth=(ProxyAuth.PLAIN,))
+            async with loopback_worker(made, GRANT) as w:
+                use_addresses(w, [address(first), address(second)])
+                assert (await log_in(w, protocol))[1] == INTERNAL_ERROR[protocol]
+                assert tries(w, protocol) == {"final": 1}
+
+        run(play)
+    assert len(first.connections) == 1
+    assert second.connections == []
+
+
+@every_protocol
+def test_sasl_login_is_tried_elsewhere_before_its_credentials(protocol: Protocol, issued: Issued) -> None:
+    def accepts_sasl(c: Connection) -> None:
+        for reply, command in SASL_LISTS[protocol]:
+            c.send(reply)
+            assert command in c.read_line()
+        c.send(SASL_ACCEPTED[protocol])
+
+    dies = dies_in(protocol, ProxySsl.DISABLED, "greeting")
+    with upstreams(issued, dies, accepts_sasl) as (first, second):
+
+        async def play() -> None:
+            words = frozenset({NextUpstream.GREETING})
+            made = proxy(protocol, proxy_next_upstream=words, proxy_auth=(ProxyAuth.PLAIN,))
+            async with loopback_worker(made, GRANT) as w:
+                use_addresses(w, [address(first), address(second)])
+                _, reply = await log_in(w, protocol)
+                assert b"OK" in reply.upper()
+                assert tries(w, protocol) == {"next": 1, "success": 1}
+
+        run(play)
+    assert (len(first.connections), len(second.connections)) == (1, 1)
 
 
 @every_protocol
@@ -696,7 +755,7 @@ def test_connection_that_is_reset_before_the_proxy_header_fails_once(
 
             def connect(virtual: Session, login: UpstreamLogin) -> UpstreamAttempts | UpstreamConnection:
                 grant = replace(login.grant, address=where.address, port=where.port)
-                begun = connector(virtual.server.config)(virtual, replace(login, grant=grant))
+                begun = virtual.server.connect_address(virtual, replace(login, grant=grant))
                 virtual.context.epoll.defer(listening.close)  # resets what was not accepted
                 return begun
 
