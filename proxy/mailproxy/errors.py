@@ -148,11 +148,14 @@ class UpstreamError(SessionError):
         stage: UpstreamStage,
         kind: ProtocolErrorKind | None = None,
         reply: bytes = b"",
+        is_misconfigured: bool = False,
     ) -> None:
         super().__init__(message)
         self.stage = stage
         self.kind = kind
         self.reply = reply
+        if is_misconfigured:
+            self.is_misconfigured = True
 
 
 _PASSING_TLS_FAILURES: Final = frozenset(

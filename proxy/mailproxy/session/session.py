@@ -311,7 +311,7 @@ class Session(ProtocolDriver):
             self._count_login(LoginResult.UPSTREAM_FAILED)
             self._close_with(reply, CloseReason.INTERNAL_ERROR)
             return
-        self.protocol_metrics.upstream_failed(error.stage, error.kind, error.tls_failure)
+        self.server.record_upstream_error(self.record, error)
         login_result, is_passed_on = LoginResult.UPSTREAM_FAILED, False
         if isinstance(error, UpstreamRefused):
             # A denial concerns this client, a refusal all of them.

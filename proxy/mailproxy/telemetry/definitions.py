@@ -200,6 +200,13 @@ UPSTREAM_ERRORS: Final = MetricDefinition(
     help="Failed logins at upstreams, by their stage; stage login includes wrong passwords.",
     from_start=True,
 )
+UPSTREAM_CONFIG_ERRORS: Final = MetricDefinition(
+    name="mailproxy_upstream_config_errors_total",
+    type=MetricType.COUNTER,
+    labels=(_PROTOCOL, _closed("stage", enums.UpstreamStage)),
+    help="Failed logins at upstreams that fail until an administrator changes the configuration, by stage.",
+    from_start=True,
+)
 UPSTREAM_TLS_FAILURES: Final = MetricDefinition(
     name="mailproxy_upstream_tls_failures_total",
     type=MetricType.COUNTER,

@@ -107,9 +107,11 @@ class ImapUpstream(UpstreamLoginBase):
             received = yield from self._command(imap_id(client, own_tag), greeting)
             is_accepted = _tagged(received).startswith(own_tag + b" OK")
             if b" NO [SERVERBUG]" in received:
-                raise UpstreamError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
+                reason = "upstream refused ID: a proxy loop"
+                raise UpstreamError(reason, stage=_ID, reply=received, is_misconfigured=True)
         if not is_accepted and mode is SendIdentity.REQUIRED:
-            raise UpstreamError("upstream does not accept ID, which proxyId requires", stage=_ID)
+            reason = "upstream does not accept ID, which proxyId requires"
+            raise UpstreamError(reason, stage=_ID, is_misconfigured=True)
         return greeting
 
     def _ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:

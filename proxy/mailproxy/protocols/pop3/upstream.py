@@ -77,10 +77,11 @@ class Pop3Upstream(UpstreamLoginBase):
         yield Send(pop3_xclient(client))
         received = yield from read_reply((yield self.receive), ONE_LINE, self.limit, _XCLIENT)
         if not received.startswith(_POSITIVE):
-            raise UpstreamError("upstream refused XCLIENT", stage=_XCLIENT, reply=received)
+            reason = "upstream refused XCLIENT"
+            raise UpstreamError(reason, stage=_XCLIENT, reply=received, is_misconfigured=True)
         if _UNTRUSTED in received.lower():
             reason = "upstream ignores XCLIENT: put the proxy's address into login_trusted_networks"
-            raise UpstreamError(reason, stage=_XCLIENT, reply=received)
+            raise UpstreamError(reason, stage=_XCLIENT, reply=received, is_misconfigured=True)
 
     def _lists_xclient(self) -> ProtocolGenerator[bool]:
         """Return whether the reply to CAPA lists XCLIENT."""

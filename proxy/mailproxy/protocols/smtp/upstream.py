@@ -111,7 +111,7 @@ class SmtpUpstream(UpstreamLoginBase):
         if listed is None:
             if self.server.xclient_mode is XclientMode.REQUIRED:
                 reason = "upstream does not offer XCLIENT, which xclientMode requires"
-                raise UpstreamError(reason, stage=_XCLIENT, reply=received)
+                raise UpstreamError(reason, stage=_XCLIENT, reply=received, is_misconfigured=True)
             return
         has_login = bool(login.grant.user) and not self.server.proxy_smtp_auth
         offered = frozenset(listed[1].upper().split())
