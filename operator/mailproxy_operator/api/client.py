@@ -35,6 +35,7 @@ from mailproxy_operator.api.kinds import (
     uid_of,
 )
 from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.api.pod_report import read_config
 from mailproxy_operator.errors import NotFoundOrConflict, OperatorError, TransientError
 
 REQUEST_SECONDS = 15.0
@@ -255,9 +256,7 @@ class KubeClient:
                     body = json.loads(await response.content.read(MAX_CONFIG_BYTES))
         except (aiohttp.ClientError, OSError, ValueError):
             return None
-        if not isinstance(body, dict):
-            return None
-        return RunningConfig(str(body.get("hash") or "")[:64], str(body.get("last_error") or "")[:1000])
+        return read_config(body)
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Read the kubelet's events about volumes; empty without permission to read them."""

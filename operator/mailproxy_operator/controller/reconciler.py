@@ -22,6 +22,7 @@ from mailproxy_operator.controller.children import AppliedCache, Children
 from mailproxy_operator.controller.injected_pods import observe_injected_pods
 from mailproxy_operator.controller.observe import belongs_to_workload, is_reachable, observe
 from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.controller.upstream_events import UpstreamEvents
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import ConditionCause, OperatorError, TransientError
 from mailproxy_operator.reasons import Reason
@@ -96,6 +97,7 @@ class Reconciler:
         self._platform = platform
         self._now = now
         self._applied = AppliedCache()
+        self._upstream_events = UpstreamEvents()
 
     def unchanged_since_apply(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
         """Return whether an object has not changed since the operator's last apply."""
@@ -106,6 +108,7 @@ class Reconciler:
         body = await self._cluster.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._applied.forget(key)
+            self._upstream_events.forget(key)
             return Outcome(is_gone=True)
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
         await children.read()
@@ -244,6 +247,7 @@ class Reconciler:
             failed=run.failed,
             warnings=self._applied.warnings(run.key),
             lacking=run.lacking,
+            now=now,
         )
         written = status.status(facts, run.plan, previous=previous, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         if written != previous:
@@ -254,6 +258,8 @@ class Reconciler:
             event = status.transition(run.body, previous, written, now=now)
             if event:
                 await self._cluster.create_event(event)
+        for event in self._upstream_events.due(run.key, run.body, observed, now):
+            await self._cluster.create_event(event)
         return Outcome(
             refused=run.refused,
             failed=run.failed,

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from mailproxy_config.model import ProxySsl
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.conditions import Facts, conditions, count_synced, evaluate_conditions
 from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.crd.reference_paths import reference_paths
 from mailproxy_operator.errors import ConditionCause, OperatorError
 from mailproxy_operator.reasons import Reason
@@ -34,6 +36,7 @@ def facts(
     failed: OperatorError | None,
     warnings: tuple[str, ...] = (),
     lacking: tuple[str, ...] = (),
+    now: datetime | None = None,
 ) -> Facts:
     """Collect the input of the conditions.
 
@@ -45,6 +48,7 @@ def facts(
         failed: The error that will be retried.
         warnings: The warnings of the API server about accepted objects.
         lacking: Kinds that are rendered and that the cluster does not have.
+        now: The time.
     """
     spec = body.get("spec") or {}
     previous = body.get("status") or {}
@@ -65,7 +69,19 @@ def facts(
         ),
         retrying=ConditionCause(Reason.RETRYING, str(failed)) if failed else None,
         sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
+        tls_servers=_tls_servers(plan, observed, previous),
+        now=now,
     )
+
+
+def _tls_servers(plan: Plan | None, observed: Observed, previous: Mapping[str, Any]) -> frozenset[str]:
+    """Return the servers with ``proxySsl``; of an invalid resource, those that the pods still report."""
+    if plan is not None:
+        return frozenset(one.name for one in plan.config.servers if one.proxy_ssl is not ProxySsl.DISABLED)
+    if all(one.get("type") != UPSTREAM_TLS for one in previous.get("conditions") or []):
+        return frozenset()
+    running = (pod.running for pod in observed.pods if pod.running is not None)
+    return frozenset(state.server for config in running for state in config.upstreams)
 
 
 def status(inputs: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now: str) -> Manifest:

@@ -46,6 +46,18 @@ class Reason(StrEnum):
     CONFIG_PROPAGATING = "ConfigPropagating"
     PODS_UNREACHABLE = "PodsUnreachable"
     CONFIG_REJECTED = "ConfigRejected"
+    # UpstreamTLSReady
+    UPSTREAM_TLS_ESTABLISHED = "UpstreamTLSEstablished"
+    UPSTREAM_CERTIFICATE_EXPIRING = "UpstreamCertificateExpiring"
+    NO_UPSTREAM_TLS_YET = "NoUpstreamTLSYet"
+    UPSTREAM_NAME_MISMATCH = "UpstreamNameMismatch"
+    UPSTREAM_CERTIFICATE_NOT_TRUSTED = "UpstreamCertificateNotTrusted"
+    UPSTREAM_CERTIFICATE_EXPIRED = "UpstreamCertificateExpired"
+    UPSTREAM_TLS_NOT_OFFERED = "UpstreamTLSNotOffered"
+    UPSTREAM_BYTES_INJECTED = "UpstreamBytesInjected"
+    UPSTREAM_TLS_INCOMPATIBLE = "UpstreamTLSIncompatible"
+    UPSTREAM_TLS_REFUSED = "UpstreamTLSRefused"
+    UPSTREAM_TLS_TIMEOUT = "UpstreamTLSTimeout"
     # Reconciling
     ROLLING_OUT = "RollingOut"
     RETRYING = "Retrying"
@@ -78,6 +90,12 @@ class EventReason(StrEnum):
 
     SIDECAR_MISSING = "SidecarMissing"
     SIDECAR_REFUSED = "SidecarRefused"
+
+
+class UpstreamEventReason(StrEnum):
+    """Reasons of the events about mail servers."""
+
+    UPSTREAM_MISCONFIGURED = "UpstreamMisconfigured"
 
 
 class InjectionReason(StrEnum):

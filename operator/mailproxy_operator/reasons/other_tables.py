@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailproxy_operator.reasons import EventReason, InjectionReason, SysctlReason
+from mailproxy_operator.reasons import EventReason, InjectionReason, SysctlReason, UpstreamEventReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherRow:
     """One reason that is not one of a condition."""
 
-    reason: SysctlReason | EventReason | InjectionReason
+    reason: SysctlReason | EventReason | InjectionReason | UpstreamEventReason
     meaning: str
     action: str = ""
     example: str = ""
@@ -102,6 +102,18 @@ SIDECAR_EVENTS: tuple[OtherRow, ...] = (
     ),
 )
 """Every reason of an event about pods without their sidecar; the type is Warning."""
+
+UPSTREAM_EVENTS: tuple[OtherRow, ...] = (
+    OtherRow(
+        reason=UpstreamEventReason.UPSTREAM_MISCONFIGURED,
+        meaning=(
+            "Logins fail at a mail server, and no retry helps: TLS, a guard, or XCLIENT or ID that is "
+            "required and not accepted. The note has the server, the stage and the cause."
+        ),
+        action="Change the directive that the note names, or the mail server: [upstreams.md](../upstreams.md).",
+    ),
+)
+"""Every reason of an event about mail servers; the type is Warning."""
 
 INJECTION: tuple[OtherRow, ...] = (
     OtherRow(
