@@ -273,6 +273,15 @@ class LocalCluster:
             return None
         return read_config(running)
 
+    async def policies(self, namespace: str) -> None:
+        """Return ``None``: there are no BackendTLSPolicies."""
+
+    async def config_map_keys(self, key: Key) -> None:
+        """Return ``None``: no policy refers to a ConfigMap."""
+
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        """Do nothing: there are no policies."""
+
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Return why volumes could not be mounted, by pod."""
         return {

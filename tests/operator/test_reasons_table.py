@@ -25,17 +25,19 @@ from mailproxy_operator.errors import ConditionCause, ReportedCause
 from mailproxy_operator.reasons import (
     EventReason,
     InjectionReason,
+    PolicyReason,
     Reason,
     SysctlReason,
     UpstreamEventReason,
 )
-from mailproxy_operator.reasons.other_tables import INJECTION, SIDECAR_EVENTS, SYSCTLS, UPSTREAM_EVENTS
+from mailproxy_operator.reasons.other_tables import INJECTION, POLICIES, SIDECAR_EVENTS, SYSCTLS, UPSTREAM_EVENTS
 from mailproxy_operator.reasons.page import reference
 from mailproxy_operator.reasons.table import CONDITIONS, REASONS, ReasonRow, all_states, event_type
 from mailproxy_operator.render.sysctls import Policy, sysctls
 from mailproxy_operator.settings import Platform
 from support import reasons_page
 from support.operator_bodies import body, server
+from support.backend_tls import policy
 from support.operator_cluster import MemoryCluster
 
 ROOT: Final = Path(__file__).parents[2]
@@ -127,6 +129,19 @@ async def foreign_service() -> Conditions:
     return await reconciled(cluster)
 
 
+WITH_POLICY: Final = {
+    "authHttp": "http://auth/",
+    "proxySsl": "Enabled",
+    "proxySslService": {"name": "dovecot"},
+}
+
+
+def policy_without_config_map() -> MemoryCluster:
+    cluster = MemoryCluster()
+    cluster.put(policy())
+    return cluster
+
+
 def same_port() -> dict[str, Any]:
     return {"servers": [server("imap", "imap", 143), server("imap2", "imap", 143)]}
 
@@ -179,6 +194,7 @@ SITUATIONS: Final[dict[Reason, Callable[[], Awaitable[Conditions]]]] = {
             ),
         )
     ),
+    Reason.INVALID_BACKEND_TLS_POLICY: lambda: reconciled(policy_without_config_map(), mail=WITH_POLICY),
     Reason.MINIMUM_REPLICAS_AVAILABLE: at_once(evaluated),
     Reason.SCALED_TO_ZERO: at_once(lambda: evaluated(Workload(desired=0))),
     Reason.SIDECAR_MODE: at_once(lambda: evaluated(None, *TWO_PODS, mode="Sidecar")),
@@ -292,6 +308,7 @@ def test_every_reason_has_a_row_and_a_situation() -> None:
     assert [row.reason for row in SYSCTLS] == list(SysctlReason)
     assert [row.reason for row in SIDECAR_EVENTS] == list(EventReason)
     assert [row.reason for row in INJECTION] == list(InjectionReason)
+    assert [row.reason for row in POLICIES] == list(PolicyReason)
     assert [row.reason for row in UPSTREAM_EVENTS] == list(UpstreamEventReason)
 
 
@@ -383,7 +400,7 @@ def test_literal_reason_is_found(tmp_path: Path) -> None:
 def test_every_reason_is_used_by_the_code() -> None:
     """A reason that no code writes would be described for nothing."""
     code = "".join(path.read_text() for path in SOURCES if path.parent.name != "reasons")
-    kinds = (Reason, SysctlReason, EventReason, InjectionReason, UpstreamEventReason)
+    kinds = (Reason, SysctlReason, EventReason, InjectionReason, UpstreamEventReason, PolicyReason)
     members = [member for kind in kinds for member in kind]
     unused = [
         f"{type(member).__name__}.{member.name}"

@@ -28,7 +28,7 @@ def documented_conditions() -> frozenset[tuple[str, str, str]]:
 
 @functools.cache
 def documented_words() -> frozenset[str]:
-    """The reasons of the page's tables: of sysctls, of events about sidecars, and of their causes."""
+    """The reasons of the page's tables."""
     return frozenset(word for row in pages.rows(PAGE) for word in pages.quoted(row[0]))
 
 

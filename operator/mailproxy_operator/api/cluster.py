@@ -149,6 +149,19 @@ class Cluster(Protocol):
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         """Request the running configuration of a pod; ``None`` when it does not respond."""
 
+    async def policies(self, namespace: str) -> list[Manifest] | None:
+        """Read the BackendTLSPolicies of a namespace; ``None`` if the cluster does not have the kind."""
+
+    async def config_map_keys(self, key: Key) -> frozenset[str] | None:
+        """Read the keys of a ConfigMap of another owner; ``None`` if it does not exist."""
+
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        """Write ``status.ancestors`` of a policy, if it still has the version that was read.
+
+        Raises:
+            TransientError: It has another version.
+        """
+
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Return recent mount failures: pod name to message."""
 

@@ -43,6 +43,7 @@ class Facts:
         config_hash: The hash of the expected configuration of every pod.
         warnings: The warnings of the API server about accepted objects.
         notices: Notices about an accepted resource.
+        unresolved: Why a BackendTLSPolicy cannot be used.
         tls_servers: The servers that use TLS with mail servers.
         now: The time, for certificates that expire.
         has_references: Whether Secrets or ConfigMaps are mounted besides the configuration.
@@ -61,6 +62,7 @@ class Facts:
     sysctl_refused: ConditionCause | None = None
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    unresolved: ConditionCause | None = None
     tls_servers: frozenset[str] = frozenset()
     now: datetime | None = None
 
@@ -170,6 +172,8 @@ def _accepted(facts: Facts) -> ConditionState:
 
 
 def _resolved_refs(facts: Facts) -> ConditionState:
+    if facts.unresolved:
+        return ConditionState(_FALSE, facts.unresolved.reason, facts.unresolved.message)
     current = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
     for pod in current:
         message = facts.observed.mount_failures.get(pod.name)

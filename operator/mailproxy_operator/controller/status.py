@@ -16,6 +16,7 @@ from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.crd.reference_paths import reference_paths
 from mailproxy_operator.errors import ConditionCause, OperatorError
+from mailproxy_operator.policies.resolve import Resolution
 from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
@@ -36,6 +37,7 @@ def facts(
     failed: OperatorError | None,
     warnings: tuple[str, ...] = (),
     lacking: tuple[str, ...] = (),
+    policies: Resolution | None = None,
     now: datetime | None = None,
 ) -> Facts:
     """Collect the input of the conditions.
@@ -48,6 +50,7 @@ def facts(
         failed: The error that will be retried.
         warnings: The warnings of the API server about accepted objects.
         lacking: Kinds that are rendered and that the cluster does not have.
+        policies: What BackendTLSPolicies mean for the resource.
         now: The time.
     """
     spec = body.get("spec") or {}
@@ -65,10 +68,12 @@ def facts(
         warnings=warnings,
         notices=(
             *(plan.notices if plan else ()),
+            *(policies.notices if policies else ()),
             *(f"there is no {kind} until its CRD is installed in the cluster" for kind in lacking),
         ),
         retrying=ConditionCause(Reason.RETRYING, str(failed)) if failed else None,
         sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
+        unresolved=policies.cause if policies else None,
         tls_servers=_tls_servers(plan, observed, previous),
         now=now,
     )

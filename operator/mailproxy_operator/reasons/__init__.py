@@ -30,6 +30,7 @@ class Reason(StrEnum):
     CONFIG_MAP_KEY_NOT_FOUND = "ConfigMapKeyNotFound"
     MOUNT_FAILED = "MountFailed"
     INVALID_CERTIFICATE = "InvalidCertificate"
+    INVALID_BACKEND_TLS_POLICY = "InvalidBackendTLSPolicy"
     # Available
     MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -96,6 +97,18 @@ class UpstreamEventReason(StrEnum):
     """Reasons of the events about mail servers."""
 
     UPSTREAM_MISCONFIGURED = "UpstreamMisconfigured"
+
+
+class PolicyReason(StrEnum):
+    """Reasons of conditions in ``status.ancestors`` of a BackendTLSPolicy; words of the Gateway API."""
+
+    ACCEPTED = "Accepted"
+    RESOLVED_REFS = "ResolvedRefs"
+    CONFLICTED = "Conflicted"
+    INVALID = "Invalid"
+    NO_VALID_CA_CERTIFICATE = "NoValidCACertificate"
+    INVALID_CA_CERTIFICATE_REF = "InvalidCACertificateRef"
+    INVALID_KIND = "InvalidKind"
 
 
 class InjectionReason(StrEnum):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from mailproxy_operator.reasons.other_tables import (
     INJECTION,
+    POLICIES,
     SIDECAR_EVENTS,
     SYSCTLS,
     UPSTREAM_EVENTS,
@@ -70,6 +71,13 @@ The operator creates these events from what pods report. Their type is Warning. 
 event an hour, and a MailProxy at most ten. All other events of the operator are those of `Ready`.
 
 """
+_POLICIES = """
+## Reasons in `status.ancestors` of a BackendTLSPolicy
+
+The operator reports for each MailProxy with `proxySslService` what became of the policies of this Service, with
+the `controllerName` `mailproxy.dev/operator`: [upstreams.md](../upstreams.md#on-kubernetes).
+
+"""
 _INJECTION = """
 The note of these events begins with the cause:
 
@@ -94,6 +102,8 @@ def reference() -> str:
             _table(INJECTION, "Message"),
             _UPSTREAMS,
             _table(UPSTREAM_EVENTS, ""),
+            _POLICIES,
+            _table(POLICIES, "Message"),
         ]
     )
 

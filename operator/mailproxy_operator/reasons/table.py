@@ -271,6 +271,19 @@ REASONS = (
             "another one"
         ),
     ),
+    ReasonRow(
+        reason=Reason.INVALID_BACKEND_TLS_POLICY,
+        states=_UNRESOLVED,
+        meaning=(
+            "The BackendTLSPolicy of the Service in `proxySslService` cannot be used, or a ConfigMap that it "
+            "refers to does not exist. The status of the policy has the same cause."
+        ),
+        action="Correct the policy, or set `proxySsl`. See [upstreams.md](../upstreams.md#on-kubernetes).",
+        example=(
+            "BackendTLSPolicy dovecot: caCertificateRefs: ConfigMap mail-ca does not exist; create it with "
+            "the key ca.crt"
+        ),
+    ),
     # -- Available -------------------------------------------------------------
     ReasonRow(
         reason=Reason.MINIMUM_REPLICAS_AVAILABLE,
