@@ -70,6 +70,4 @@ def upstream_services(spec: Mapping[str, Any]) -> dict[str, ServiceRef]:
     """
     shared = (spec.get("mail") or {}).get(FIELD)
     found = {server["name"]: server.get(FIELD) or shared for server in spec.get("servers") or ()}
-    return {
-        name: ServiceRef(value["name"], value.get("port", "")) for name, value in found.items() if value
-    }
+    return {name: ServiceRef(value["name"], value.get("port", "")) for name, value in found.items() if value}

@@ -119,7 +119,9 @@ def test_policy_from_creation_to_deletion(cluster: Cluster, versions: tuple[str,
         policies.put()
         policies.set_ancestors(FOREIGN)
         world.until(lambda: world.condition("ResolvedRefs")[1] == "InvalidBackendTLSPolicy", "the finding")
-        world.until(lambda: policies.reported().get("ResolvedRefs") == "InvalidCACertificateRef", "its status")
+        world.until(
+            lambda: policies.reported().get("ResolvedRefs") == "InvalidCACertificateRef", "its status"
+        )
         _ = world.api.apply(config_map(namespace=world.namespace)).checked_body
         policies.put(hostname="new.example.com")  # an event: ConfigMaps of others are not watched
         world.until(lambda: "new.example.com" in rendered(world), "the change of the policy")
@@ -136,7 +138,7 @@ def test_policy_from_creation_to_deletion(cluster: Cluster, versions: tuple[str,
 
 
 def test_kind_that_is_installed_later(cluster: Cluster) -> None:
-    """Without the kind everything works; the operator ends when it arrives, and Kubernetes starts it again."""
+    """Without the kind everything works; when it arrives, the operator ends, to be started again."""
     with world_of(cluster, "before") as world:
         world.put(mail=MAIL)
         world.settle()

@@ -19,11 +19,15 @@ from mailproxy_operator.api.pod_report import MAX_SERVERS, read_config
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.sampled_from(["upstreams", "tls", "config_errors", "state", "stage", "hash", "message", "imap"]),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["upstreams", "tls", "config_errors", "state", "stage", "hash", "message", "imap"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=20,
 )

@@ -134,7 +134,11 @@ async def test_each_server_has_the_policy_of_its_own_service(world: World) -> No
     world.cluster.put(policy("cyrus", service="cyrus", port="pop3", hostname="pop.example.com"))
     await world.reconcile()
     assert [world.rendered(position)["proxy_ssl_name"] for position in (0, 1)] == [NAME, "pop.example.com"]
-    assert world.reported("cyrus") == world.reported() == {"Accepted": "Accepted", "ResolvedRefs": "ResolvedRefs"}
+    assert (
+        world.reported("cyrus")
+        == world.reported()
+        == {"Accepted": "Accepted", "ResolvedRefs": "ResolvedRefs"}
+    )
 
 
 async def test_older_policy_wins_and_the_other_is_in_conflict(world: World) -> None:

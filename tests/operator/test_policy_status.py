@@ -62,7 +62,12 @@ async def test_policy_is_followed_from_creation_to_deletion(kube: FakeKube) -> N
         kube.put({**policy(), "status": {"ancestors": [FOREIGN]}})
         await until(lambda: "imap.example.com" in rendered(kube))
         await until(lambda: accepted(kube) == ["Accepted"])
-        kube.put({**policy(hostname="new.example.com"), "status": kube.found(BACKEND_TLS_POLICY, "dovecot")["status"]})
+        kube.put(
+            {
+                **policy(hostname="new.example.com"),
+                "status": kube.found(BACKEND_TLS_POLICY, "dovecot")["status"],
+            }
+        )
         await until(lambda: "new.example.com" in rendered(kube))
         kube.remove(BACKEND_TLS_POLICY, "dovecot")
         await until(lambda: "new.example.com" not in rendered(kube))

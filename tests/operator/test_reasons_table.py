@@ -30,14 +30,21 @@ from mailproxy_operator.reasons import (
     SysctlReason,
     UpstreamEventReason,
 )
-from mailproxy_operator.reasons.other_tables import INJECTION, POLICIES, SIDECAR_EVENTS, SYSCTLS, UPSTREAM_EVENTS
+from mailproxy_operator.reasons.other_tables import (
+    INJECTION,
+    POLICIES,
+    SIDECAR_EVENTS,
+    SYSCTLS,
+    UPSTREAM_EVENTS,
+)
 from mailproxy_operator.reasons.page import reference
-from mailproxy_operator.reasons.table import CONDITIONS, REASONS, ReasonRow, all_states, event_type
+from mailproxy_operator.reasons.rows import ReasonRow
+from mailproxy_operator.reasons.table import CONDITIONS, REASONS, all_states, event_type
 from mailproxy_operator.render.sysctls import Policy, sysctls
 from mailproxy_operator.settings import Platform
 from support import reasons_page
-from support.operator_bodies import body, server
 from support.backend_tls import policy
+from support.operator_bodies import body, server
 from support.operator_cluster import MemoryCluster
 
 ROOT: Final = Path(__file__).parents[2]
@@ -264,9 +271,7 @@ SITUATIONS: Final[dict[Reason, Callable[[], Awaitable[Conditions]]]] = {
             "set proxySslTrustedCertificate",
         )
     ),
-    Reason.UPSTREAM_CERTIFICATE_EXPIRED: at_once(
-        lambda: not_accepted("expired", "certificate has expired")
-    ),
+    Reason.UPSTREAM_CERTIFICATE_EXPIRED: at_once(lambda: not_accepted("expired", "certificate has expired")),
     Reason.UPSTREAM_TLS_NOT_OFFERED: at_once(
         lambda: upstream(143, "stripped", str(not_offered(b"", "STARTTLS")))
     ),
@@ -348,8 +353,8 @@ def test_examples_of_sysctls_are_messages_of_the_code() -> None:
         SysctlReason.NODE_TOO_OLD: Policy(),
     }
     examples = {row.reason: row.example for row in SYSCTLS}
-    for reason, policy in policies.items():
-        found = {one.reason: one.message for one in sysctls(listen, policy, old, privileged_port=143)}
+    for reason, one_policy in policies.items():
+        found = {one.reason: one.message for one in sysctls(listen, one_policy, old, privileged_port=143)}
         assert found[reason] == examples[reason]
 
 

@@ -66,7 +66,9 @@ def test_events_of_a_resource_are_limited() -> None:
 
 def test_new_leader_repeats_no_event() -> None:
     """The API server refuses a second event of the same name."""
-    names = {UpstreamEvents().due(EDGE, BODY, observed(error()), NOW)[0]["metadata"]["name"] for _ in range(2)}
+    names = {
+        UpstreamEvents().due(EDGE, BODY, observed(error()), NOW)[0]["metadata"]["name"] for _ in range(2)
+    }
     assert len(names) == 1
     [later] = UpstreamEvents().due(EDGE, BODY, observed(error()), NOW + REPEAT)
     assert later["metadata"]["name"] not in names

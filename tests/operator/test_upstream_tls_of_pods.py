@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real proxy as the pod: its report about a mail server's certificate becomes the condition and an event."""
+"""A real proxy as the pod: its report about a certificate becomes the condition and an event."""
 
 from __future__ import annotations
 

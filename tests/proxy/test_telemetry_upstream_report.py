@@ -22,7 +22,7 @@ from mailproxy_config.model import Protocol
 
 NOW: Final = 1_800_000_000.0
 PEER: Final = "192.0.2.7:993"
-NAME: Final = UpstreamTlsError(UpstreamTlsFailure.NAME, 'not among its names (DNS:a): set proxySslName')
+NAME: Final = UpstreamTlsError(UpstreamTlsFailure.NAME, "not among its names (DNS:a): set proxySslName")
 TIMEOUT: Final = UpstreamTlsError(UpstreamTlsFailure.TIMEOUT, "TLS handshake timed out")
 REFUSED: Final = UpstreamError("connecting failed", stage=UpstreamStage.CONNECT)
 LOOP: Final = UpstreamError("a proxy loop", stage=UpstreamStage.ID, is_misconfigured=True)

@@ -272,7 +272,11 @@ class KubeClient:
     async def config_map_keys(self, key: Key) -> frozenset[str] | None:
         """Read the keys of a ConfigMap."""
         found = await self.get(CONFIG_MAP, key)
-        return None if found is None else frozenset((*(found.get("data") or ()), *(found.get("binaryData") or ())))
+        return (
+            None
+            if found is None
+            else frozenset((*(found.get("data") or ()), *(found.get("binaryData") or ())))
+        )
 
     async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
         """Write ``status.ancestors``; the list is atomic, so the resource version detects other writers."""

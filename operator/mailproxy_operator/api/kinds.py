@@ -60,9 +60,7 @@ PROMETHEUS_RULE = Kind("monitoring.coreos.com/v1", "PrometheusRule", "prometheus
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
 BACKEND_TLS_POLICY = Kind(f"{GATEWAY_GROUP}/v1", "BackendTLSPolicy", "backendtlspolicies", optional=True)
-OLDER_POLICIES = (
-    Kind(f"{GATEWAY_GROUP}/v1alpha3", "BackendTLSPolicy", "backendtlspolicies", optional=True),
-)
+OLDER_POLICIES = (Kind(f"{GATEWAY_GROUP}/v1alpha3", "BackendTLSPolicy", "backendtlspolicies", optional=True),)
 POLICIES = (BACKEND_TLS_POLICY, *OLDER_POLICIES)
 """The versions of BackendTLSPolicy; the first one that the cluster has is used."""
 

@@ -261,9 +261,8 @@ class Reconciler:
             failed=run.failed,
             warnings=self._applied.warnings(run.key),
             lacking=run.lacking,
-            policies=run.policies,
-            now=now,
         )
+        facts = status.with_policies(facts, run.policies, now)
         written = status.status(facts, run.plan, previous=previous, now=self._time())
         if written != previous:
             identity = {"name": run.key.name, "namespace": run.key.namespace}

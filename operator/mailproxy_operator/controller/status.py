@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -37,8 +38,6 @@ def facts(
     failed: OperatorError | None,
     warnings: tuple[str, ...] = (),
     lacking: tuple[str, ...] = (),
-    policies: Resolution | None = None,
-    now: datetime | None = None,
 ) -> Facts:
     """Collect the input of the conditions.
 
@@ -50,8 +49,6 @@ def facts(
         failed: The error that will be retried.
         warnings: The warnings of the API server about accepted objects.
         lacking: Kinds that are rendered and that the cluster does not have.
-        policies: What BackendTLSPolicies mean for the resource.
-        now: The time.
     """
     spec = body.get("spec") or {}
     previous = body.get("status") or {}
@@ -68,15 +65,20 @@ def facts(
         warnings=warnings,
         notices=(
             *(plan.notices if plan else ()),
-            *(policies.notices if policies else ()),
             *(f"there is no {kind} until its CRD is installed in the cluster" for kind in lacking),
         ),
         retrying=ConditionCause(Reason.RETRYING, str(failed)) if failed else None,
         sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
-        unresolved=policies.cause if policies else None,
         tls_servers=_tls_servers(plan, observed, previous),
-        now=now,
     )
+
+
+def with_policies(inputs: Facts, policies: Resolution | None, now: datetime) -> Facts:
+    """Add what BackendTLSPolicies mean for the resource, and the time."""
+    if policies is None:
+        return replace(inputs, now=now)
+    notices = (*inputs.notices, *policies.notices)
+    return replace(inputs, now=now, notices=notices, unresolved=policies.cause)
 
 
 def _tls_servers(plan: Plan | None, observed: Observed, previous: Mapping[str, Any]) -> frozenset[str]:

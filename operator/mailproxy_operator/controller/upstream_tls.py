@@ -65,9 +65,7 @@ def _reports(observed: Observed) -> Iterator[tuple[Pod, UpstreamState]]:
 
 def _failure(failing: list[tuple[Pod, UpstreamState]]) -> Found:
     last = len(_ORDER)
-    pod, state = min(
-        failing, key=lambda one: (_ORDER.get(one[1].failure, last), one[1].server, one[0].name)
-    )
+    pod, state = min(failing, key=lambda one: (_ORDER.get(one[1].failure, last), one[1].server, one[0].name))
     reason = _REASONS.get(state.failure, Reason.UPSTREAM_TLS_REFUSED)
     others = sorted({one.server for _, one in failing} - {state.server})
     more = f"; logins also fail at server {', '.join(others)}" if others else ""

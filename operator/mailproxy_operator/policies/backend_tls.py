@@ -117,7 +117,9 @@ def _seniority(policy: Manifest) -> tuple[str, str]:
 def referenced_config_maps(policy: Manifest) -> set[str]:
     """Return the names of the ConfigMaps that a policy refers to."""
     refs = _authority_refs(policy["spec"].get("validation") or {})
-    return {str(ref["name"]) for ref in refs if (ref.get("group") or "", ref.get("kind")) == ("", "ConfigMap")}
+    return {
+        str(ref["name"]) for ref in refs if (ref.get("group") or "", ref.get("kind")) == ("", "ConfigMap")
+    }
 
 
 def _authority_refs(validation: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -167,7 +169,8 @@ def _of_reference(ref: Mapping[str, Any], hostname: str, config_maps: ConfigMapK
     if kind is None:
         message = f"caCertificateRefs: {ref.get('kind')} is not supported, only ConfigMap and Secret"
         return PolicyVerdict(
-            accepted=_no_authority(message), resolved=PolicyCondition(False, PolicyReason.INVALID_KIND, message)
+            accepted=_no_authority(message),
+            resolved=PolicyCondition(False, PolicyReason.INVALID_KIND, message),
         )
     # Settings are kept without the object: new pods wait for it, and old ones keep what they have.
     settings = TlsSettings(name=hostname, authorities=KeyRef(kind, name, CA_KEY))

@@ -128,7 +128,7 @@ POLICIES: tuple[OtherRow, ...] = (
     ),
     OtherRow(
         reason=PolicyReason.INVALID,
-        meaning="`Accepted=False`: the policy has what the proxy does not support, or `proxySsl` is Disabled.",
+        meaning="`Accepted=False`: it has what the proxy does not support, or `proxySsl` is Disabled.",
         action="Change what the message names.",
         example=(
             "proxySsl of server imap is Disabled: set Enabled or Starttls; a policy does not have how TLS "
@@ -163,7 +163,7 @@ UPSTREAM_EVENTS: tuple[OtherRow, ...] = (
             "Logins fail at a mail server, and no retry helps: TLS, a guard, or XCLIENT or ID that is "
             "required and not accepted. The note has the server, the stage and the cause."
         ),
-        action="Change the directive that the note names, or the mail server: [upstreams.md](../upstreams.md).",
+        action="Change the directive in the note, or the mail server: [upstreams.md](../upstreams.md).",
     ),
 )
 """Every reason of an event about mail servers; the type is Warning."""

@@ -17,7 +17,8 @@ from mailproxy_operator.reasons.other_tables import (
     UPSTREAM_EVENTS,
     OtherRow,
 )
-from mailproxy_operator.reasons.table import CONDITIONS, REASONS, ReasonRow, all_states, event_type
+from mailproxy_operator.reasons.rows import ReasonRow
+from mailproxy_operator.reasons.table import CONDITIONS, REASONS, all_states, event_type
 
 _HEAD = """\
 # Conditions, reasons and events
@@ -47,8 +48,8 @@ A message names the field or the object, its value, and how to correct it. In th
 _READY = """
 `Ready` has the reason and the message of the first of these conditions that is not healthy: `Accepted`,
 `Stalled`, `ResolvedRefs`, `Available`, `ConfigSynced`. `UpstreamTLSReady` does not count: other pods would
-not help, and it is there only for a MailProxy with `proxySsl`. When the status or the reason of `Ready` changes,
-the operator creates an event for the MailProxy with this reason and message.
+not help, and only a MailProxy with `proxySsl` has it. When the status or the reason of `Ready` changes, the
+operator creates an event for the MailProxy with this reason and message.
 
 ## Reasons of conditions
 
@@ -74,8 +75,9 @@ event an hour, and a MailProxy at most ten. All other events of the operator are
 _POLICIES = """
 ## Reasons in `status.ancestors` of a BackendTLSPolicy
 
-The operator reports for each MailProxy with `proxySslService` what became of the policies of this Service, with
-the `controllerName` `mailproxy.dev/operator`: [upstreams.md](../upstreams.md#on-kubernetes).
+The operator reports for each MailProxy with `proxySslService` what became of the policies of this Service,
+with the `controllerName` `mailproxy.dev/operator`:
+[upstreams.md](../upstreams.md#on-kubernetes-condition-events-backendtlspolicy).
 
 """
 _INJECTION = """
