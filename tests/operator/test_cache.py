@@ -209,22 +209,22 @@ def test_index_keeps_the_own_managed_fields_of_deployments_only() -> None:
     assert slim({**body, "kind": "Service"})["metadata"]["managedFields"] == []
 
 
-def versioned_policy(version: int, name: str = "dovecot", **more: Any) -> Manifest:
+def stored_policy(number: int, name: str = "dovecot", **more: Any) -> Manifest:
     made = policy(name, **more)
-    made["metadata"] |= {"uid": name, "resourceVersion": str(version)}
+    made["metadata"] |= {"uid": name, "resourceVersion": str(number)}
     return made
 
 
 async def test_policies_are_those_of_the_namespace_in_the_first_version_of_the_cluster(world: World) -> None:
     [older] = OLDER_POLICIES
     assert await world.cache.policies("mail") is None
-    old = {Key("mail", "dovecot"): [versioned_policy(10, version="v1alpha3")]}
+    old = {Key("mail", "dovecot"): [stored_policy(10, version="v1alpha3")]}
     world.cache.attach({older: old})
     assert await world.cache.policies("mail") == old[Key("mail", "dovecot")]
     new = {
-        Key("mail", "dovecot"): [versioned_policy(10)],
-        Key("mail", "cyrus"): [versioned_policy(11, "cyrus")],
-        Key("other", "dovecot"): [versioned_policy(12)],
+        Key("mail", "dovecot"): [stored_policy(10)],
+        Key("mail", "cyrus"): [stored_policy(11, "cyrus")],
+        Key("other", "dovecot"): [stored_policy(12)],
     }
     world.cache.attach({BACKEND_TLS_POLICY: new, older: old})
     found = await world.cache.policies("mail") or []
@@ -232,9 +232,9 @@ async def test_policies_are_those_of_the_namespace_in_the_first_version_of_the_c
 
 
 async def test_policy_that_was_deleted_or_is_missing_in_the_index(world: World) -> None:
-    world.cache.attach({BACKEND_TLS_POLICY: {Key("mail", "dovecot"): [versioned_policy(10)]}})
-    world.cache.deleted(versioned_policy(11))
+    world.cache.attach({BACKEND_TLS_POLICY: {Key("mail", "dovecot"): [stored_policy(10)]}})
+    world.cache.deleted(stored_policy(11))
     assert await world.cache.policies("mail") == []
-    world.cache.remember(versioned_policy(12, "cyrus"))
+    world.cache.remember(stored_policy(12, "cyrus"))
     found = await world.cache.policies("mail") or []
     assert [one["metadata"]["name"] for one in found] == ["cyrus"]

@@ -76,7 +76,8 @@ class UpstreamReport:
         failure, message = str(error.tls_failure or ""), _printable(str(error))
         if failure:
             state = self._state(upstream)
-            state.update(failed_at=now, count=state["count"] + 1, failure=failure, message=message)
+            state["failed_at"], state["count"] = now, state["count"] + 1
+            state["failure"], state["message"] = failure, message
         if error.is_misconfigured:
             before = self._errors.get(error.stage)
             count = before["count"] + 1 if before else 1
