@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mailproxy_config.errors import ConfigError
+from mailproxy_config.upstream_service import upstream_services
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Cluster, Key
 from mailproxy_operator.api.kinds import MAIL_PROXY, POD, Manifest
@@ -135,7 +136,8 @@ class Admission:
                     InjectionReason.NOT_SELECTED,
                     f"MailProxy {request.key.name} is for other pods: see spec.sidecar.selector",
                 )
-            resource = (await resolve(self._cluster, resource)).resource
+            if upstream_services(resource.manifest.raw["spec"]):
+                resource = (await resolve(self._cluster, resource)).resource
             made = sidecar(planned(resource, await self._platform()))
         except ConfigError as error:
             return InjectionRefusal(
