@@ -85,6 +85,11 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         ("imap", "next"),
     ),
     (
+        lambda m: bump(m.protocol(Protocol.IMAP).upstream_config_errors[enums.UpstreamStage.XCLIENT]),
+        "upstream_config_errors_total",
+        ("imap", "xclient"),
+    ),
+    (
         lambda m: bump(m.protocol(Protocol.IMAP).upstream_tls_failures[enums.UpstreamTlsFailure.NAME]),
         "upstream_tls_failures_total",
         ("imap", "name"),

@@ -34,6 +34,9 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
     "MailProxyUpstreamTlsFails": [
         (f'mailproxy_upstream_tls_failures_total{{{JOB}, protocol="imap", reason="name"}}', "0+60x90")
     ],
+    "MailProxyUpstreamMisconfigured": [
+        (f'mailproxy_upstream_config_errors_total{{{JOB}, protocol="imap", stage="id"}}', "0+60x90")
+    ],
     "MailProxyUpstreamCertificateExpires": [
         (f'mailproxy_upstream_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
     ],

@@ -11,16 +11,19 @@ from typing import Any
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.api.kinds import (
+    CONFIG_MAP,
     DAEMON_SET,
     DEPLOYMENT,
     MAIL_PROXY,
     POD,
+    POLICIES,
     Kind,
     Manifest,
     kind_of,
     uid_of,
 )
 from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.errors import TransientError
 from support.reasons_page import check_event, check_status
 
 
@@ -36,6 +39,7 @@ class MemoryCluster:
         calls: Every call that changes something: (verb, kind, name).
         failures: The errors to raise: by kind for apply, and for ``annotate``.
         running: The configuration that each pod reports, by name; other pods do not respond.
+        has_policies: Whether the cluster has BackendTLSPolicies.
     """
 
     def __init__(self) -> None:
@@ -45,6 +49,7 @@ class MemoryCluster:
         self.running: dict[str, RunningConfig] = {}
         self.mounts: dict[str, str] = {}
         self.events: list[Manifest] = []
+        self.has_policies = True
         self._counter = itertools.count(1)
 
     # -- what tests do ----------------------------------------------------
@@ -172,6 +177,28 @@ class MemoryCluster:
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         return self.running.get(pod["metadata"]["name"])
+
+    async def policies(self, namespace: str) -> list[Manifest] | None:
+        if not self.has_policies:
+            return None
+        return [
+            copy.deepcopy(one)
+            for (kind, key), one in self.objects.items()
+            if kind in POLICIES and key.namespace == namespace
+        ]
+
+    async def config_map_keys(self, key: Key) -> frozenset[str] | None:
+        found = self.objects.get((CONFIG_MAP, key))
+        return None if found is None else frozenset(found["data"])
+
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        kind, key = kind_of(policy), key_of(policy)
+        self.calls.append(("ancestors", kind.name, key.name))
+        stored = self.objects[kind, key]
+        if stored["metadata"]["resourceVersion"] != policy["metadata"]["resourceVersion"]:
+            raise TransientError("it has changed")
+        stored["status"] = {"ancestors": copy.deepcopy(entries)}
+        stored["metadata"]["resourceVersion"] = str(next(self._counter))
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         del namespace

@@ -119,6 +119,7 @@ UPSTREAM_TRIES: Final[Colours] = MappingProxyType(
         "abandoned": NEUTRAL,
     }
 )
+RESUMED: Final[Colours] = MappingProxyType({"true": "blue", "false": "purple"})
 DIRECTIONS: Final[Colours] = MappingProxyType({"to_client": "blue", "to_upstream": "purple"})
 TLS_MODES: Final[Colours] = MappingProxyType({"implicit": "blue", "starttls": "purple"})
 TLS_FAILURES: Final[Colours] = MappingProxyType(

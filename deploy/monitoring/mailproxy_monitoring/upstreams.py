@@ -13,6 +13,7 @@ from mailproxy_monitoring.colours import (
     DNS_RESULTS,
     DNS_TIMEOUTS,
     QUANTILES,
+    RESUMED,
     TLS_FAILURES,
     TLS_MODES,
     TOKEN_RESULTS,
@@ -98,7 +99,7 @@ UPSTREAMS: Final = Row(
             queries=((rate("mailproxy_upstream_tls_failures_total", "reason"), "{{reason}}"),),
             colours=UPSTREAM_TLS_FAILURES,
             description="Logins that failed because TLS with the mail server could not be started.",
-            alerts=("MailProxyUpstreamTlsFails", "MailProxyUpstreamCertificateExpires"),
+            alerts=("MailProxyUpstreamTlsFails",),
         ),
         Panel(
             title="Tries by result",
@@ -124,6 +125,43 @@ UPSTREAMS: Final = Row(
             queries=((rate("mailproxy_relayed_bytes_total", "direction"), "{{direction}}"),),
             colours=DIRECTIONS,
             description="Bytes per second after login.",
+        ),
+        Panel(
+            title="Configuration errors by stage",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=8,
+            queries=((rate("mailproxy_upstream_config_errors_total", "stage"), "{{stage}}"),),
+            colours=UPSTREAM_STAGES,
+            description="Logins that fail until a configuration is changed; tls includes certificates.",
+            alerts=("MailProxyUpstreamMisconfigured",),
+        ),
+        Panel(
+            title="TLS handshake time, 99th percentile",
+            unit="s",
+            width=8,
+            queries=(
+                (
+                    quantile(0.99, "mailproxy_upstream_tls_handshake_seconds", "resumed"),
+                    "resumed: {{resumed}}",
+                ),
+            ),
+            colours=RESUMED,
+            description="Handshakes with mail servers, with proxySsl.",
+        ),
+        Panel(
+            title="Time to expiry of certificates",
+            unit="s",
+            width=8,
+            queries=(
+                (
+                    "min by (server) (mailproxy_upstream_certificate_expiry_timestamp_seconds"
+                    f"{{{JOB}}}) - time()",
+                    "{{server}}",
+                ),
+            ),
+            description="The earliest expiry of a certificate that a mail server has sent, by server block.",
+            alerts=("MailProxyUpstreamCertificateExpires",),
         ),
     ),
 )

@@ -25,9 +25,11 @@ from mailproxy_operator.api.api_tls import describe_error
 from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.api.credentials import Configuration, Credentials, client_context
 from mailproxy_operator.api.kinds import (
+    CONFIG_MAP,
     EVENT,
     LEASE,
     MAIL_PROXY,
+    POLICIES,
     SERVICE,
     Kind,
     Manifest,
@@ -35,6 +37,7 @@ from mailproxy_operator.api.kinds import (
     uid_of,
 )
 from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.api.pod_report import read_config
 from mailproxy_operator.errors import NotFoundOrConflict, OperatorError, TransientError
 
 REQUEST_SECONDS = 15.0
@@ -255,9 +258,39 @@ class KubeClient:
                     body = json.loads(await response.content.read(MAX_CONFIG_BYTES))
         except (aiohttp.ClientError, OSError, ValueError):
             return None
-        if not isinstance(body, dict):
-            return None
-        return RunningConfig(str(body.get("hash") or "")[:64], str(body.get("last_error") or "")[:1000])
+        return read_config(body)
+
+    # -- policies ---------------------------------------------------------
+
+    async def policies(self, namespace: str) -> list[Manifest] | None:
+        """Read the BackendTLSPolicies of a namespace, in the first version that the cluster has."""
+        for kind in POLICIES:
+            if kind not in self._missing:
+                return await self._list(kind, namespace, {})
+        return None
+
+    async def config_map_keys(self, key: Key) -> frozenset[str] | None:
+        """Read the keys of a ConfigMap."""
+        found = await self.get(CONFIG_MAP, key)
+        return (
+            None
+            if found is None
+            else frozenset((*(found.get("data") or ()), *(found.get("binaryData") or ())))
+        )
+
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        """Write ``status.ancestors``; the list is atomic, so the resource version detects other writers."""
+        kind, key = kind_of(policy), _key(policy)
+        version = {"resourceVersion": policy["metadata"]["resourceVersion"]}
+        response = await self._request(
+            "patch", "PATCH", kind.path(key.namespace, key.name) + "/status",
+            query={"fieldManager": names.FIELD_MANAGER},
+            body={"metadata": version, "status": {"ancestors": entries}}, content_type=_MERGE,
+        )  # fmt: skip
+        if response.status == 409:
+            raise TransientError(f"{kind.name} {key} has changed", delay=1.0)
+        if response.status != 404:
+            self._check(response, kind, f"the status of {kind.name} {key}")
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Read the kubelet's events about volumes; empty without permission to read them."""

@@ -22,8 +22,11 @@ from mailproxy_operator.controller.children import AppliedCache, Children
 from mailproxy_operator.controller.injected_pods import observe_injected_pods
 from mailproxy_operator.controller.observe import belongs_to_workload, is_reachable, observe
 from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.controller.policy_status import PolicyStatus
+from mailproxy_operator.controller.upstream_events import UpstreamEvents
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import ConditionCause, OperatorError, TransientError
+from mailproxy_operator.policies.resolve import Resolution, resolve
 from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import Plan, planned, render
 from mailproxy_operator.render.plan import SIDECAR
@@ -33,6 +36,9 @@ ROLLOUT_REQUEUE_SECONDS = 5.0
 """Requeue delay while a rollout is in progress; an event requeues earlier."""
 FORBIDDEN_SECONDS = 60.0
 """Requeue delay after ``Forbidden``: no watched object changes when a quota or RBAC is changed."""
+
+UNRESOLVED_SECONDS = 60.0
+"""Requeue delay while a policy cannot be used: ConfigMaps of others are not watched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,7 @@ class _Run:
     key: Key
     body: Manifest
     resource: Resource | None = None
+    policies: Resolution | None = None
     plan: Plan | None = None
     refused: ConditionCause | None = None
     failed: TransientError | None = None
@@ -96,6 +103,8 @@ class Reconciler:
         self._platform = platform
         self._now = now
         self._applied = AppliedCache()
+        self._upstream_events = UpstreamEvents()
+        self._policy_status = PolicyStatus(cluster)
 
     def unchanged_since_apply(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
         """Return whether an object has not changed since the operator's last apply."""
@@ -106,10 +115,12 @@ class Reconciler:
         body = await self._cluster.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._applied.forget(key)
+            self._upstream_events.forget(key)
+            await self._policy_status.remove(key)
             return Outcome(is_gone=True)
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
         await children.read()
-        run = self._plan(key, body, children)
+        run = await self._plan(key, body, children)
         await self._try_with_one_pod(run, children)
         await self._apply(run, children)
         observed, pods = await self._observe(run, children)
@@ -124,11 +135,12 @@ class Reconciler:
         workload = children.workload(_mode(run))
         return await observe(self._cluster, run.key, workload, children.service())
 
-    def _plan(self, key: Key, body: Manifest, children: Children) -> _Run:
+    async def _plan(self, key: Key, body: Manifest, children: Children) -> _Run:
         """Read the resource and plan its objects, if it is valid."""
         run = _Run(key, body, paused=bool(body.get("spec", {}).get("paused")))
         try:
-            run.resource = Resource.read(body)
+            run.policies = await resolve(self._cluster, Resource.read(body))
+            run.resource = run.policies.resource
             refused = forbidden_sysctls.remembered(children.workloads(), run.resource.generation)
             run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused))
         except ConfigError as error:
@@ -173,7 +185,7 @@ class Reconciler:
         if not refused or body is None or "deletionTimestamp" in body["metadata"]:
             return False
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
-        run = self._plan(key, body, children)
+        run = await self._plan(key, body, children)
         if run.plan is None or run.resource is None or run.paused or not run.plan.has_workload:
             return False
         await children.read((run.plan.workload_kind,))
@@ -219,6 +231,8 @@ class Reconciler:
             run.pruned = await children.prune(keep=() if can_prune_old else WORKLOADS)
             for pod in pods:
                 await self._annotate_pod(run.plan, pod)
+            if run.policies is not None:
+                await self._policy_status.update(run.key, run.policies, self._time())
 
     async def _annotate_pod(self, plan: Plan, pod: Manifest) -> None:
         metadata = pod["metadata"]
@@ -233,6 +247,9 @@ class Reconciler:
                 POD, key, {names.CONFIG_HASH: plan.config_hash}, labels=labels
             )
 
+    def _time(self) -> str:
+        return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+
     async def _update_status(self, run: _Run, observed: Observed) -> Outcome:
         now = self._now()
         previous = run.body.get("status") or {}
@@ -245,7 +262,8 @@ class Reconciler:
             warnings=self._applied.warnings(run.key),
             lacking=run.lacking,
         )
-        written = status.status(facts, run.plan, previous=previous, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        facts = status.with_policies(facts, run.policies, now)
+        written = status.status(facts, run.plan, previous=previous, now=self._time())
         if written != previous:
             identity = {"name": run.key.name, "namespace": run.key.namespace}
             await self._cluster.apply_status(
@@ -254,6 +272,8 @@ class Reconciler:
             event = status.transition(run.body, previous, written, now=now)
             if event:
                 await self._cluster.create_event(event)
+        for event in self._upstream_events.due(run.key, run.body, observed, now):
+            await self._cluster.create_event(event)
         return Outcome(
             refused=run.refused,
             failed=run.failed,
@@ -292,6 +312,8 @@ def _is_of_template(pod: Manifest, workload: Manifest) -> bool:
 def _again_after(run: _Run, written: Manifest) -> float | None:
     if run.refused and run.refused.reason == Reason.FORBIDDEN:
         return FORBIDDEN_SECONDS
+    if run.policies is not None and run.policies.cause is not None:
+        return UNRESOLVED_SECONDS
     return ROLLOUT_REQUEUE_SECONDS if status.is_in_progress(written) else None
 
 

@@ -138,6 +138,17 @@ ALERTS = (
         "No credentials were sent. The log of the pods has the mail server and the cause in upstream_failed.",
     ),
     Alert(
+        "MailProxyUpstreamMisconfigured",
+        "sum by (PROXY, protocol, stage)"
+        ' (rate(mailproxy_upstream_config_errors_total{JOB, stage!="tls"}[5m])) > 0',
+        "5m",
+        "critical",
+        "WHO: {{ $labels.protocol }} logins fail at the mail server until its configuration or that of the"
+        " proxy is changed ({{ $labels.stage }})",
+        "No retry helps. The event UpstreamMisconfigured and upstream_failed in the log of the pods have the"
+        " cause, and what to set.",
+    ),
+    Alert(
         "MailProxyUpstreamCertificateExpires",
         "min by (PROXY, server) (mailproxy_upstream_certificate_expiry_timestamp_seconds{JOB}) - time()"
         " < 7 * 86400",

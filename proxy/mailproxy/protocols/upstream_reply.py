@@ -145,7 +145,9 @@ def upstream_refused(
     kind = None if is_valid_reply else ProtocolErrorKind.UNEXPECTED_REPLY
     is_denial = stage in _CREDENTIALS and not is_bye
     reply = received[: received.rfind(b"\n") + 1]
-    return UpstreamRefused(reply, stage=stage, kind=kind, is_denial=is_denial)
+    error = UpstreamRefused(reply, stage=stage, kind=kind, is_denial=is_denial)
+    error.is_misconfigured = stage is UpstreamStage.XCLIENT and is_valid_reply and not is_bye
+    return error
 
 
 def reply_for_log(reply: bytes, user: bytes, password: Secret | None) -> bytes:

@@ -204,6 +204,7 @@ class UpstreamConnection(ProtocolDriver):
         seconds = time.monotonic() - self._handshake_started
         self._handshake_started = 0.0
         session.protocol_metrics.upstream_tls_seconds[connection.is_resumed].observe(seconds)
+        session.server.record_upstream_tls(session.record)
         if not connection.is_resumed and (expiry := connection.certificate_expiry()) is not None:
             self.context.metrics.upstream_certificate_seen(session.server.config.name, expiry)
         self.set_events(READ)

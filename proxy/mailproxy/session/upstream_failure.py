@@ -30,7 +30,7 @@ def report_upstream_failure(
             then it is no denial, and the returned reply is not used.
     """
     server = session.server
-    session.protocol_metrics.upstream_failed(error.stage, error.kind, error.tls_failure)
+    server.record_upstream_error(session.record, error)
     result, is_denial, is_passed_on = LoginResult.UPSTREAM_FAILED, False, False
     if isinstance(error, UpstreamRefused):
         # A denial concerns this client, a refusal all of them.

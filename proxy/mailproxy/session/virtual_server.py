@@ -16,6 +16,7 @@ from mailproxy.context import WorkerContext
 from mailproxy.dns import Resolver
 from mailproxy.dns.upstream_names import UpstreamNames
 from mailproxy.enums import CloseReason, Limit, LoginResult
+from mailproxy.errors import UpstreamError
 from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
@@ -34,6 +35,7 @@ from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import ServerConfig
 
 if TYPE_CHECKING:
@@ -105,6 +107,18 @@ class VirtualServer:
     def login_at_upstreams(self, config: ServerConfig) -> UpstreamLoginBase:
         """Prepare the login at upstreams, with the directives of this server or others for single logins."""
         return self.protocol.upstream(config, self.login_secrets)
+
+    def record_upstream_error(self, record: SessionRecord, error: UpstreamError) -> None:
+        """Update the metrics for a login that failed at the upstream, and the report about upstreams."""
+        self.protocol_metrics.upstream_failed(error)
+        if error.is_misconfigured or error.tls_failure is not None:
+            upstream = format_host_port(record.upstream, record.upstream_port)
+            self.metrics.upstreams.failed(upstream, error, time.time())
+
+    def record_upstream_tls(self, record: SessionRecord) -> None:
+        """Record a TLS handshake with the upstream that was completed."""
+        upstream = format_host_port(record.upstream, record.upstream_port)
+        self.metrics.upstreams.tls_established(upstream, time.time())
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason

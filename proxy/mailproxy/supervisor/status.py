@@ -109,7 +109,10 @@ class Status:
         )
 
     def config(self) -> Mapping[str, object]:
-        """Return hash, generation and load time of the configuration in all workers, and the last error."""
+        """Return hash, generation and load time of the configuration in all workers, and the last error.
+
+        ``upstreams`` has what logins at upstreams have shown, by server.
+        """
         if self.pool is not None and self.is_started and self.pool.is_settled:
             self._shown = self.pool.wanted
         shown = self._shown
@@ -118,6 +121,7 @@ class Status:
             "generation": shown.generation if shown else None,
             "loaded_at": datetime.fromtimestamp(shown.loaded_at, UTC).isoformat() if shown else None,
             "last_error": self._last_error,
+            "upstreams": self._aggregator.upstreams(time.time()),
         }
 
 

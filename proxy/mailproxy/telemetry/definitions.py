@@ -213,6 +213,13 @@ UPSTREAM_UNHEALTHY: Final = MetricDefinition(
     aggregation=Aggregation.OWN,
     help="Addresses of upstreams that failed three times in a row, and so are last in order.",
 )
+UPSTREAM_CONFIG_ERRORS: Final = MetricDefinition(
+    name="mailproxy_upstream_config_errors_total",
+    type=MetricType.COUNTER,
+    labels=(_PROTOCOL, _closed("stage", enums.UpstreamStage)),
+    help="Failed logins at upstreams that fail until an administrator changes the configuration, by stage.",
+    from_start=True,
+)
 UPSTREAM_TLS_FAILURES: Final = MetricDefinition(
     name="mailproxy_upstream_tls_failures_total",
     type=MetricType.COUNTER,

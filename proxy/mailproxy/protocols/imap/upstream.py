@@ -90,7 +90,9 @@ class ImapUpstream(UpstreamLoginBase):
         """Make the error for another greeting than OK.  After PREAUTH there is no STARTTLS (RFC 9051)."""
         if self.starts_tls and received.startswith(_PREAUTH):
             return not_offered(received, "STARTTLS")
-        return upstream_refused(received, _GREETING, is_valid_reply=received.startswith(_BYE))
+        error = upstream_refused(received, _GREETING, is_valid_reply=received.startswith(_BYE))
+        error.is_misconfigured = received.startswith(_PREAUTH)
+        return error
 
     def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:
         """Perform what comes between greeting and login: STARTTLS, and ID.
