@@ -46,7 +46,15 @@ _LOOPBACK_URL: Final = r"^http://(localhost|127\\.[0-9.]+|\\[::1\\])(:[0-9]+)?(/
 _SECRET_SOURCES: Final = ("secretKeyRef", "file")
 _SECRET_SHAPE: Final = Object(
     example="{secretKeyRef: {name: NAME, key: KEY}} or {file: /PATH}",
-    fields={"secretKeyRef": Object(fields=KEY_REF.fields, required=("name", "key")), "file": ABSOLUTE_PATH},
+    fields={
+        "secretKeyRef": Object(
+            fields=KEY_REF.fields,
+            required=KEY_REF.required,
+            descriptions={"name": "Name of the Secret.", "key": "Key in its data."},
+        ),
+        "file": ABSOLUTE_PATH,
+    },
+    descriptions={"secretKeyRef": "Key of a Secret.", "file": "Absolute path of a file."},
     rules=(
         Rule(
             expression="has(self.secretKeyRef) != has(self.file)",
