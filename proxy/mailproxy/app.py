@@ -18,6 +18,7 @@ from mailproxy.dns import HostAddresses, Resolver
 from mailproxy.dns.upstream_names import UpstreamNames
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
@@ -55,6 +56,7 @@ class App:
     Args:
         log: The log of sessions and events.
         metrics: The metrics.
+        upstream_health: Shared by all workers; ``None`` for a worker without others.
 
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
@@ -62,12 +64,16 @@ class App:
         listeners: The listening sockets of the current configuration.
     """
 
-    def __init__(self, *, log: Log, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, *, log: Log, metrics: WorkerMetrics, upstream_health: UpstreamHealth | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, WorkerLoop):
             message = "an App runs on the event loop that make_loop() makes"
             raise TypeError(message)
-        self.context = WorkerContext(loop, loop.epoll, log=log, metrics=metrics)
+        self.context = WorkerContext(
+            loop, loop.epoll, log=log, metrics=metrics, upstream_health=upstream_health
+        )
         loop.epoll.on_error = self.context.handle_error
         loop.set_exception_handler(self.context.handle_loop_exception)
         self.listeners: list[Listener] = []

@@ -20,6 +20,7 @@ from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.loop.epoll import Epoll
 from mailproxy.loop.timeouts import Timeouts
 from mailproxy.net.pipes import Pipes
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import LogLevel
@@ -70,10 +71,17 @@ class WorkerContext:
         limit: The most client connections (``worker_connections``).
         lingering: Connections in their lingering close.
         live: Every session and relay; a drain waits for them.
+        upstream_health: Addresses of upstreams that failed; all workers share it.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, epoll: Epoll, *, log: Log, metrics: WorkerMetrics
+        self,
+        loop: asyncio.AbstractEventLoop,
+        epoll: Epoll,
+        *,
+        log: Log,
+        metrics: WorkerMetrics,
+        upstream_health: UpstreamHealth | None = None,
     ) -> None:
         self.loop = loop
         self.epoll = epoll
@@ -87,6 +95,7 @@ class WorkerContext:
         self.lingering: set[Drainable] = set()
         self.buffer = bytearray(BUFFER_BYTES)
         self.pipes = Pipes()
+        self.upstream_health = UpstreamHealth() if upstream_health is None else upstream_health
 
     def make_challenge(self, server_name: str) -> bytes:
         """Make a challenge ``<R.T@NAME>``: 31 random bits, the current time, the server's name."""

@@ -124,6 +124,23 @@ class UpstreamStage(StrEnum):
     RELAY = "relay"
 
 
+class UpstreamTry(StrEnum):
+    """How a try of a login at an upstream ended, where there may be several."""
+
+    SUCCESS = "success"
+    """The login is complete."""
+    NEXT = "next"
+    """It failed, and another try followed."""
+    FINAL = "final"
+    """It failed in a way that is not tried again, such as a wrong password."""
+    EXHAUSTED = "exhausted"
+    """It failed, and was the last one (``proxy_next_upstream_tries``)."""
+    TIMEOUT = "timeout"
+    """It failed, and there was no time for another one (``proxy_next_upstream_timeout``)."""
+    ABANDONED = "abandoned"
+    """Another address of the same name was connected first, or the client has left."""
+
+
 class ProxyHeaderResult(StrEnum):
     """The result of reading the PROXY header that a listener requires."""
 

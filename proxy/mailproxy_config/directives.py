@@ -14,6 +14,7 @@ from typing import Final
 
 from mailproxy_config import structured_values
 from mailproxy_config.client_directives import CLIENT_DIRECTIVES
+from mailproxy_config.failover_directives import FAILOVER_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
@@ -400,6 +401,7 @@ LEVEL_DIRECTIVES: Final = (
     *TLS_DIRECTIVES,
     *UPSTREAM_DIRECTIVES,
     *UPSTREAM_NAMES_DIRECTIVES,
+    *FAILOVER_DIRECTIVES,
     *OAUTH_DIRECTIVES,
     *CLIENT_DIRECTIVES,
 )

@@ -92,6 +92,17 @@ class XclientMode(StrEnum):
     REQUIRED = "Required"
 
 
+class NextUpstream(StrEnum):
+    """``proxy_next_upstream``: a failure after which a login is tried again."""
+
+    CONNECT = "Connect"
+    GREETING = "Greeting"
+    TLS = "Tls"
+    STARTTLS = "Starttls"
+    HELLO = "Hello"
+    UNAVAILABLE = "Unavailable"
+
+
 class LogLevel(StrEnum):
     """A severity of ``error_log``, lowest first."""
 
@@ -323,6 +334,10 @@ class ServerConfig:
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode
+    proxy_connect_timeout: Seconds | None
+    proxy_next_upstream: frozenset[NextUpstream]
+    proxy_next_upstream_tries: int
+    proxy_next_upstream_timeout: Seconds
 
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""

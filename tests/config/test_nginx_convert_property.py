@@ -147,6 +147,12 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "imap_id_command": st.sampled_from(["ignore", "answer"]),
     "proxy_id": st.sampled_from(["off", "auto", "required"]),
     "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
+    "proxy_connect_timeout": _MSEC,
+    "proxy_next_upstream": st.one_of(
+        st.just("off"), _some("connect", "Greeting", "tls", "starttls", "hello", "unavailable")
+    ),
+    "proxy_next_upstream_tries": st.sampled_from(["1", "16"]),
+    "proxy_next_upstream_timeout": _MSEC,
     "xclient_mode": st.sampled_from(["always", "auto", "required"]),
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,

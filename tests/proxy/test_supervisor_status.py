@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from mailproxy.enums import RestartReason
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.version import revision, version
@@ -37,7 +38,7 @@ class StillWorkers:
 
 @pytest.fixture
 def status() -> Status:
-    return Status()
+    return Status(UpstreamHealth())
 
 
 @pytest.mark.parametrize(

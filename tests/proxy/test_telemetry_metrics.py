@@ -80,6 +80,11 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         ("imap", "hello"),
     ),
     (
+        lambda m: bump(m.protocol(Protocol.IMAP).upstream_tries[enums.UpstreamTry.NEXT]),
+        "upstream_tries_total",
+        ("imap", "next"),
+    ),
+    (
         lambda m: bump(m.protocol(Protocol.IMAP).upstream_tls_failures[enums.UpstreamTlsFailure.NAME]),
         "upstream_tls_failures_total",
         ("imap", "name"),

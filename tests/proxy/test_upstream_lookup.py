@@ -19,12 +19,14 @@ from mailproxy.tls.upstream_context import build
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,
+    NextUpstream,
     Protocol,
     ProxySsl,
     ResolverConfig,
     Seconds,
     ServerConfig,
 )
+from support.candidates import refused_addresses, tries
 from support.configs import server
 from support.dns_server import SERVFAIL, DnsReply, DnsServer, address_record, dns_server, reply_with
 from support.loopback_worker import (
@@ -374,6 +376,64 @@ def test_cache_survives_a_reload_until_names_are_turned_off() -> None:
         assert w.metrics.dns_cache_entries.value == 0
 
     play(step, Protocol.IMAP, grant(NAME))
+
+
+# --- several addresses ------------------------------------------------------------------------------
+
+
+@every_protocol
+def test_items_of_a_list_are_tried_in_their_order(protocol: Protocol) -> None:
+    with refused_addresses(2) as (first, second):
+        listed = f"127.0.0.1:{first.port}, {NAME}:{second.port}, {NAME}"
+
+        async def step(w: LoopbackWorker, dns: DnsServer) -> None:
+            client = await send_login(w, protocol)
+            await accept_login(await w.upstream.accept(), protocol)
+            assert await client.read_line() == SUCCESS[protocol]
+            log = w.read_log()
+            assert log.index(f"upstream=127.0.0.1:{first.port}") < log.index(
+                f"upstream=127.0.0.1:{second.port}"
+            )
+            assert tries(w, protocol) == {"next": 2, "success": 1}
+
+        play(step, protocol, grant(listed), proxy_next_upstream=frozenset({NextUpstream.CONNECT}))
+
+
+@every_protocol
+def test_list_without_proxy_next_upstream_is_its_first_item(protocol: Protocol) -> None:
+    with refused_addresses(1) as (first,):
+
+        async def step(w: LoopbackWorker, dns: DnsServer) -> None:
+            client = await send_login(w, protocol)
+            assert await client.read_line() == INTERNAL_ERROR[protocol]
+            assert w.upstream.accepted.empty()
+
+        play(step, protocol, grant(f"127.0.0.1:{first.port}, 127.0.0.1"))
+
+
+@every_protocol
+def test_second_address_of_a_name_is_used_when_the_first_refuses(protocol: Protocol) -> None:
+    """Without further directives: the addresses of a name are one upstream."""
+    accepted: asyncio.Queue[Peer] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accepted.put(Peer(reader, writer))
+
+    async def main() -> None:
+        second = await asyncio.start_server(serve, "127.0.0.2", 0)
+        port = second.sockets[0].getsockname()[1]
+        async with dns_server() as dns:
+            dns.zone[NAME, "A"] = reply_with(address_record("127.0.0.1"), address_record("127.0.0.2"))
+            async with loopback_worker(proxy(protocol, dns), grant(f"{NAME}:{port}")) as w:
+                client = await send_login(w, protocol)
+                upstream = await accepted.get()
+                await accept_login(upstream, protocol)
+                assert await client.read_line() == SUCCESS[protocol]
+                assert tries(w, protocol) == {"next": 1, "success": 1}
+                upstream.close()
+        second.close()
+
+    run(main)
 
 
 # --- TLS ----------------------------------------------------------------------------------------------

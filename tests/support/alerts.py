@@ -37,6 +37,10 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
     "MailProxyUpstreamCertificateExpires": [
         (f'mailproxy_upstream_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
     ],
+    "MailProxyUpstreamFailsOver": [
+        (f'mailproxy_upstream_tries_total{{{JOB}, protocol="imap", result="next"}}', "0+60x90"),
+        (f'mailproxy_upstream_tries_total{{{JOB}, protocol="imap", result="success"}}', "0+60x90"),
+    ],
     "MailProxyCertificateExpires": [
         (f'mailproxy_tls_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
     ],

@@ -126,6 +126,10 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyId": ("Auto", "Required"),
     "proxyXclient": ("Auto", "Required"),
     "xclientMode": ("Auto", "Required"),
+    "proxyConnectTimeout": ("500ms", 5),
+    "proxyNextUpstream": ([], ["Connect", "Unavailable"], ["Greeting", "Tls", "Starttls", "Hello"]),
+    "proxyNextUpstreamTries": (1, 16),
+    "proxyNextUpstreamTimeout": ("1m30s",),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

@@ -37,6 +37,8 @@ NOT_OF_NGINX: Final = frozenset(
         *("oauth_strict", "imap_id_command", "smtp_auth_command", "max_commands"),
         *("limit_rate", "limit_rate_after"),
         *("proxy_pop3_xclient", "xclient_mode"),
+        *("proxy_connect_timeout", "proxy_next_upstream", "proxy_next_upstream_tries"),
+        "proxy_next_upstream_timeout",
     }
 )
 """Directives that nginx does not have."""
@@ -119,6 +121,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
+    "proxy_connect_timeout": None,
+    "proxy_next_upstream": frozenset(),
+    "proxy_next_upstream_tries": 3,
+    "proxy_next_upstream_timeout": Seconds(30.0),
 }
 
 

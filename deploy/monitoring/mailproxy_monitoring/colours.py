@@ -100,6 +100,16 @@ UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
 UPSTREAM_TLS_FAILURES: Final[Colours] = MappingProxyType(
     _failures("expired", "name", "timeout", "verify", "refused", "stripped", "protocol", "injected")
 )
+UPSTREAM_TRIES: Final[Colours] = MappingProxyType(
+    {
+        "success": SUCCESS,
+        "next": "orange",
+        "final": "light-orange",
+        "exhausted": FAILURE,
+        "timeout": "dark-red",
+        "abandoned": NEUTRAL,
+    }
+)
 DIRECTIONS: Final[Colours] = MappingProxyType({"to_client": "blue", "to_upstream": "purple"})
 TLS_MODES: Final[Colours] = MappingProxyType({"implicit": "blue", "starttls": "purple"})
 TLS_FAILURES: Final[Colours] = MappingProxyType(

@@ -17,6 +17,7 @@ from mailproxy_monitoring.colours import (
     TLS_MODES,
     UPSTREAM_STAGES,
     UPSTREAM_TLS_FAILURES,
+    UPSTREAM_TRIES,
 )
 from mailproxy_monitoring.grafana import EVENTS_PER_SECOND, Panel, Row
 from mailproxy_monitoring.queries import FROM_CACHE, JOB, quantile, rate
@@ -97,6 +98,23 @@ UPSTREAMS: Final = Row(
             colours=UPSTREAM_TLS_FAILURES,
             description="Logins that failed because TLS with the mail server could not be started.",
             alerts=("MailProxyUpstreamTlsFails", "MailProxyUpstreamCertificateExpires"),
+        ),
+        Panel(
+            title="Tries by result",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=6,
+            queries=((rate("mailproxy_upstream_tries_total", "result"), "{{result}}"),),
+            colours=UPSTREAM_TRIES,
+            description="With proxyNextUpstream or several addresses. next: another try followed.",
+            alerts=("MailProxyUpstreamFailsOver",),
+        ),
+        Panel(
+            title="Unhealthy addresses",
+            width=6,
+            queries=((f"max (mailproxy_upstream_unhealthy{{{JOB}}})", "in one pod"),),
+            description="Addresses of mail servers that failed three times in a row: tried last.",
+            alerts=("MailProxyUpstreamFailsOver",),
         ),
         Panel(
             title="Relayed bytes",

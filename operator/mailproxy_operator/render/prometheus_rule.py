@@ -148,6 +148,18 @@ ALERTS = (
         "Logins fail when it has expired. It must be renewed at the mail server.",
     ),
     Alert(
+        "MailProxyUpstreamFailsOver",
+        "sum by (PROXY, protocol)"
+        ' (rate(mailproxy_upstream_tries_total{JOB, result=~"next|exhausted|timeout"}[5m]))\n'
+        "  / sum by (PROXY, protocol)"
+        ' (rate(mailproxy_upstream_tries_total{JOB, result!="abandoned"}[5m])) > 0.05',
+        "10m",
+        "warning",
+        "WHO: more than one in twenty tries of {{ $labels.protocol }} logins at the mail servers fails",
+        "At least one address of the mail servers fails. While others work, logins only take longer. The log"
+        " of the pods has the address and the cause in upstream_try_failed.",
+    ),
+    Alert(
         "MailProxyCertificateExpires",
         "min by (PROXY, server) (mailproxy_tls_certificate_expiry_timestamp_seconds{JOB}) - time()"
         " < 14 * 86400",

@@ -265,6 +265,12 @@ class UpstreamLogin:
     """SMTP: the client's HELO or EHLO argument, ``None`` if it sent none."""
     esmtp: bool = False
     """SMTP: whether the client used EHLO at least once."""
+    is_committed: bool = False
+    """Whether something about the client was sent inside of the protocol, set before its first byte is.
+
+    That is a credential, XCLIENT, an ID with its address, or MAIL.  The login is tried at no other
+    address after that.
+    """
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ from mailproxy.session.lingering_close import end_writing, lingering_close
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
-from mailproxy.session.upstream_lookup import UpstreamLookup
+from mailproxy.session.upstream_lookup import Connecting
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import Field, SessionRecord
 from mailproxy.telemetry.metrics import Gauge
@@ -116,7 +116,7 @@ class Session(ProtocolDriver):
         self._login_seconds = 0.0
         self._method: Method | None = None  # of the login in progress
         self._reason: CloseReason | None = None
-        self._upstream: UpstreamConnection | UpstreamLookup | None = None
+        self._upstream: Connecting | None = None
         self._state_gauge = gauge = protocol_metrics.preauth
         gauge.value += 1
         context.live.add(self)

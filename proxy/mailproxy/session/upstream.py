@@ -255,6 +255,10 @@ class UpstreamConnection(ProtocolDriver):
         elif isinstance(error, PeerDisconnected):
             reason, kind = "upstream closed the connection", ProtocolErrorKind.OTHER
             error = UpstreamError(reason, stage=UpstreamStage.LOGIN, kind=kind)
+        self._on_failed(session, error)
+
+    def _on_failed(self, session: Session, error: Exception) -> None:
+        """The login failed; the connection is closed."""
         session.on_upstream_error(error)
 
     # -- the end
@@ -271,6 +275,7 @@ class UpstreamConnection(ProtocolDriver):
         if self.fd >= 0:
             self.context.epoll.close_socket(self.sock, self.fd)
             self.fd = -1
+            self._events = READ  # so that ``set_events(READ)`` of a caller has no effect
 
     @property
     def unsent(self) -> bytes:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import UpstreamError
-from mailproxy.protocols.types import UpstreamAddress, UpstreamLogin
+from mailproxy.protocols.types import UpstreamLogin
 from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.upstream_candidates import UpstreamAttempts, connector
 
 if TYPE_CHECKING:
     from mailproxy.dns.lookup import Cancel
@@ -38,12 +39,12 @@ class UpstreamLookup:
         self._session = self.owner = session
         self._login = login
         self._cancel_lookup: Cancel | None = None
-        self._connection: UpstreamConnection | None = None
+        self._connection: UpstreamConnection | UpstreamAttempts | None = None
         self._result: Resolved | None = None
         self.timer: Deadlines | None = None
 
     @classmethod
-    def connect(cls, session: Session, login: UpstreamLogin) -> UpstreamConnection | UpstreamLookup:
+    def connect(cls, session: Session, login: UpstreamLogin) -> Connecting:
         """Connect to what the authentication service named; at once if nothing has to be looked up.
 
         Raises:
@@ -51,7 +52,7 @@ class UpstreamLookup:
         """
         names = session.server.upstream_names
         if not login.grant.servers or names is None:
-            return UpstreamConnection.connect(session, login)
+            return connector(session.server.config)(session, login)
         self = cls(session, login)
         cancel = names.resolve(login.grant.servers, self.on_resolved)
         if self._result is not None:
@@ -93,15 +94,23 @@ class UpstreamLookup:
             self._connection.close()
 
 
-def _connect(session: Session, login: UpstreamLogin, result: Resolved) -> UpstreamConnection:
-    """Connect to the first address.
+Connecting = UpstreamConnection | UpstreamAttempts | UpstreamLookup
+"""A login at an upstream that is not complete."""
+
+
+def _connect(
+    session: Session, login: UpstreamLogin, result: Resolved
+) -> UpstreamConnection | UpstreamAttempts:
+    """Connect to the addresses; to a single one without further tries as without names.
 
     Raises:
         UpstreamError: There is none, or no socket can be made.
     """
     if isinstance(result, UpstreamError):
         raise result
-    candidate: UpstreamAddress = result[0]
+    candidate = result[0]
+    if len(result) > 1 or connector(session.server.config) != UpstreamConnection.connect:
+        return UpstreamAttempts.start(session, login, result)
     session.record.upstream, session.record.upstream_port = candidate.address, candidate.port
     grant = replace(login.grant, address=candidate.address, port=candidate.port)
     return UpstreamConnection.connect(session, replace(login, grant=grant), candidate.name)

@@ -22,8 +22,8 @@ from mailproxy.protocols.types import Client, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.session.rate_limit import relay_end_for
 from mailproxy.session.relay_end import RelayEnd
-from mailproxy.session.upstream import UpstreamConnection
-from mailproxy.session.upstream_lookup import UpstreamLookup
+from mailproxy.session.upstream_candidates import connector
+from mailproxy.session.upstream_lookup import Connecting, UpstreamLookup
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
@@ -67,14 +67,14 @@ class VirtualServer:
     """Resolves host names in ``Auth-Server``."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
-    connect: Callable[[Any, UpstreamLogin], UpstreamConnection | UpstreamLookup] = field(init=False)
+    connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
     """Connects a login of a session to its upstream."""
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
 
     def __post_init__(self) -> None:
         names = self.config.auth_http_server_names
-        self.connect = UpstreamLookup.connect if names else UpstreamConnection.connect
+        self.connect = UpstreamLookup.connect if names else connector(self.config)
         self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
         self.upstream_end = relay_end_for(self.config)

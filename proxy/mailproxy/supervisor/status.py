@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from mailproxy.enums import ReloadResult
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor import version
 from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.worker_pool import WorkerPool
@@ -29,13 +30,17 @@ _MAX_ERROR_LENGTH: Final = 4096
 class Status:
     """Collects what the admin endpoint reports.
 
+    Args:
+        upstream_health: The table that the workers share.
+
     Attributes:
         pool: The workers; ``None`` before the start.
         is_started: Whether all workers have been ready once.
         is_draining: Whether the proxy is shutting down.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, upstream_health: UpstreamHealth) -> None:
+        self._upstream_health = upstream_health
         self.pool: WorkerPool | None = None
         self.is_started = False
         self.is_draining = False
@@ -85,6 +90,7 @@ class Status:
             reloads=self._reloads,
             config_rejected=self._last_error is not None,
             draining=self.is_draining,
+            unhealthy_upstreams=self._upstream_health.unhealthy(),
             process=process_stats(),
         )
         return self._aggregator.page(facts)

@@ -55,6 +55,7 @@ class SupervisorFacts:
 
     ``process`` is its ``process_stats()``, ``started`` a Unix time.
     ``config_rejected`` is true when the last configuration was rejected.
+    ``unhealthy_upstreams`` is the number of addresses that are last in order.
     """
 
     build: BuildInfo
@@ -64,6 +65,7 @@ class SupervisorFacts:
     reloads: Mapping[ReloadResult, int] = field(default_factory=dict)
     config_rejected: bool = False
     draining: bool = False
+    unhealthy_upstreams: int = 0
     process: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -208,5 +210,6 @@ def _supervisor_series(family: MetricDefinition, supervisor: SupervisorFacts) ->
         c.WORKER_RESTARTS: {(reason.value,): supervisor.restarts.get(reason, 0) for reason in RestartReason},
         c.CONFIG_RELOADS: {(result.value,): supervisor.reloads.get(result, 0) for result in ReloadResult},
         c.PROCESS_START: {(): supervisor.started},
+        c.UPSTREAM_UNHEALTHY: {(): supervisor.unhealthy_upstreams},
     }
     return values[family]

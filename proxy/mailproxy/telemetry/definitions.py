@@ -200,6 +200,19 @@ UPSTREAM_ERRORS: Final = MetricDefinition(
     help="Failed logins at upstreams, by their stage; stage login includes wrong passwords.",
     from_start=True,
 )
+UPSTREAM_TRIES: Final = MetricDefinition(
+    name="mailproxy_upstream_tries_total",
+    type=MetricType.COUNTER,
+    labels=(_PROTOCOL, _closed("result", enums.UpstreamTry)),
+    help="Tries of logins at upstreams with several addresses or proxy_next_upstream, by their result.",
+    from_start=True,
+)
+UPSTREAM_UNHEALTHY: Final = MetricDefinition(
+    name="mailproxy_upstream_unhealthy",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    help="Addresses of upstreams that failed three times in a row, and so are last in order.",
+)
 UPSTREAM_TLS_FAILURES: Final = MetricDefinition(
     name="mailproxy_upstream_tls_failures_total",
     type=MetricType.COUNTER,

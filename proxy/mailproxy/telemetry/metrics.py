@@ -212,6 +212,7 @@ class ProtocolMetrics:
         "upstream_errors",
         "upstream_tls_failures",
         "upstream_tls_seconds",
+        "upstream_tries",
     )
 
     def __init__(self, registry: Registry, protocol: Protocol) -> None:
@@ -235,6 +236,7 @@ class ProtocolMetrics:
         self.upstream_errors = {
             s: registry.counter(c.UPSTREAM_ERRORS, protocol, s) for s in enums.UpstreamStage
         }
+        self.upstream_tries = {r: registry.counter(c.UPSTREAM_TRIES, protocol, r) for r in enums.UpstreamTry}
         self.upstream_tls_failures = {
             f: registry.counter(c.UPSTREAM_TLS_FAILURES, protocol, f) for f in enums.UpstreamTlsFailure
         }

@@ -67,8 +67,8 @@ class ImapUpstream(UpstreamLoginBase):
                     raise self._refused_greeting(received)
             if self.has_prologue:
                 stage = self.prologue_stage
-                received = yield from self._prologue(received, client, login.tag)
-            stage = _LOGIN
+                received = yield from self._prologue(received, client, login)
+            stage, login.is_committed = _LOGIN, True
             for command, expected in _login_steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
                 yield Send(command)
@@ -86,12 +86,13 @@ class ImapUpstream(UpstreamLoginBase):
             return not_offered(received, "STARTTLS")
         return upstream_refused(received, _GREETING, is_valid_reply=received.startswith(_BYE))
 
-    def _prologue(self, greeting: bytes, client: Client, tag: bytes) -> ProtocolGenerator[bytes]:
+    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:
         """Perform what comes between greeting and login: STARTTLS, and ID.
 
         Returns:
             A greeting with the capabilities that count now.
         """
+        tag = login.tag
         if self.starts_tls:
             greeting = yield from self._start_tls(greeting, tag)
         mode = self.server.proxy_id
@@ -104,6 +105,7 @@ class ImapUpstream(UpstreamLoginBase):
         is_accepted = listed is not None and b"ID" in listed[1].upper().split()
         if is_accepted:
             own_tag = _own_tag(b"3", tag)
+            login.is_committed = True
             received = yield from self._command(imap_id(client, own_tag), greeting)
             is_accepted = _tagged(received).startswith(own_tag + b" OK")
             if b" NO [SERVERBUG]" in received:
@@ -170,8 +172,8 @@ class GuardedImapUpstream(ImapUpstream):
         _check_offers(result.reply)
         return result
 
-    def _prologue(self, greeting: bytes, client: Client, tag: bytes) -> ProtocolGenerator[bytes]:
-        greeting = yield from super()._prologue(greeting, client, tag)
+    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:
+        greeting = yield from super()._prologue(greeting, client, login)
         _check_offers(greeting)
         return greeting
 

@@ -51,8 +51,8 @@ class Pop3Upstream(UpstreamLoginBase):
                 received = yield from self._read_expected(received, stage)
             if self.has_prologue:
                 stage = self.prologue_stage
-                yield from self._prologue(received, client)
-            stage = _LOGIN
+                yield from self._prologue(received, client, login)
+            stage, login.is_committed = _LOGIN, True
             for command in _commands(login.grant):
                 yield Send(command)
                 received = yield receive
@@ -62,7 +62,7 @@ class Pop3Upstream(UpstreamLoginBase):
             raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(received)
 
-    def _prologue(self, greeting: bytes, client: Client) -> ProtocolGenerator[None]:
+    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
         """Perform what comes between greeting and login: STLS, and XCLIENT."""
         if self.starts_tls:
             yield from self._start_tls(greeting)
@@ -74,6 +74,7 @@ class Pop3Upstream(UpstreamLoginBase):
             offers_xclient = yield from self._lists_xclient()
         if not offers_xclient and mode is SendIdentity.AUTO:
             return
+        login.is_committed = True
         yield Send(pop3_xclient(client))
         received = yield from read_reply((yield self.receive), ONE_LINE, self.limit, _XCLIENT)
         if not received.startswith(_POSITIVE):

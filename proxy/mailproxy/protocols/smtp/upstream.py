@@ -114,6 +114,7 @@ class SmtpUpstream(UpstreamLoginBase):
                 raise UpstreamError(reason, stage=_XCLIENT, reply=received)
             return
         has_login = bool(login.grant.user) and not self.server.proxy_smtp_auth
+        login.is_committed = True
         offered = frozenset(listed[1].upper().split())
         for command in smtp_xclient(client, login, offered, has_login=has_login):
             yield Send(command)
@@ -177,6 +178,7 @@ class SmtpUpstream(UpstreamLoginBase):
         server = self.server
         if not server.negotiates_xclient:
             yield self._ehlo if login.esmtp or server.xclient else self._helo
+        login.is_committed = True
         if server.xclient and not server.negotiates_xclient:
             yield Send(self._xclient(client, login.grant)), _XCLIENT, _REPLY_220_OR_250
             if login.helo is not None:
