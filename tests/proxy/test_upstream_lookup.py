@@ -413,7 +413,7 @@ def test_list_without_proxy_next_upstream_is_its_first_item(protocol: Protocol) 
 
 @every_protocol
 def test_second_address_of_a_name_is_used_when_the_first_refuses(protocol: Protocol) -> None:
-    """Without further directives; the first has the longer prefix in common with the proxy (RFC 6724)."""
+    """Without further directives: the addresses of a name are one upstream."""
     accepted: asyncio.Queue[Peer] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
