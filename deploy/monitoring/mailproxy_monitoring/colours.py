@@ -100,7 +100,7 @@ UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
 UPSTREAM_TLS_FAILURES: Final[Colours] = MappingProxyType(
     _failures("expired", "name", "timeout", "verify", "refused", "stripped", "protocol", "injected")
 )
-RESUMED: Final[Colours] = MappingProxyType({"true": SUCCESS, "false": "purple"})
+RESUMED: Final[Colours] = MappingProxyType({"resumed": "blue", "complete": "purple"})
 DIRECTIONS: Final[Colours] = MappingProxyType({"to_client": "blue", "to_upstream": "purple"})
 TLS_MODES: Final[Colours] = MappingProxyType({"implicit": "blue", "starttls": "purple"})
 TLS_FAILURES: Final[Colours] = MappingProxyType(
