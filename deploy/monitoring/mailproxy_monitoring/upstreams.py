@@ -22,7 +22,7 @@ from mailproxy_monitoring.colours import (
     UPSTREAM_TRIES,
 )
 from mailproxy_monitoring.grafana import EVENTS_PER_SECOND, Panel, Row
-from mailproxy_monitoring.queries import FROM_CACHE, JOB, quantile, rate
+from mailproxy_monitoring.queries import FILTER, FROM_CACHE, JOB, quantile, rate
 
 AUTHENTICATION: Final = Row(
     "Authentication service",
@@ -140,11 +140,16 @@ UPSTREAMS: Final = Row(
             title="TLS handshake time, 99th percentile",
             unit="s",
             width=8,
-            queries=(
+            queries=tuple(
                 (
-                    quantile(0.99, "mailproxy_upstream_tls_handshake_seconds", "resumed"),
-                    "resumed: {{resumed}}",
-                ),
+                    quantile(
+                        0.99,
+                        "mailproxy_upstream_tls_handshake_seconds",
+                        where=f'{FILTER}, resumed="{value}"',
+                    ),
+                    name,
+                )
+                for value, name in (("true", "resumed"), ("false", "complete"))
             ),
             colours=RESUMED,
             description="Handshakes with mail servers, with proxySsl.",

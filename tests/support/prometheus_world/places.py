@@ -96,7 +96,9 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
     serve("smtp", "smtp", good, tls=True, xclient=True, resolver=named)
     serve("balanced", "imap", good, behind=True, setRealIpFrom=["127.0.0.0/8"])
     serve("dead", "imap", found.service.url("/dead"))
-    serve("secured", "imap", found.service.url("/secured"), proxySsl="Enabled", proxySslVerify=False)
+    secured: dict[str, Any] = {"proxySsl": "Enabled", "proxySslVerify": False}
+    serve("secured", "imap", found.service.url("/secured"), **secured)
+    serve("unresumed", "imap", found.service.url("/secured"), **secured, proxySslSessionReuse=False)
     serve("slow", "imap", found.service.url("/slow"), authHttpTimeout="300ms")
     serve("lost", "pop3", f"http://127.0.0.1:{taken.take()}/")
     silenced = {"addresses": [silent]}

@@ -152,10 +152,10 @@ def resume_tls(places: Places, ports: Ports) -> None:
 
 
 def use_tls_to_the_mail_server(places: Places, ports: Ports) -> None:
-    """Log in twice at a mail server with TLS; the second handshake with it is resumed."""
+    """Log in at a mail server with TLS, with and without resumption of sessions."""
     del places
-    for _ in range(2):
-        with RawClient(ports["secured"]) as raw:
+    for name in ("secured", "unresumed"):
+        with RawClient(ports[name]) as raw:
             raw.read_line()
             raw.exchange(b"a LOGIN alice " + ACCOUNT.password.encode())
 
