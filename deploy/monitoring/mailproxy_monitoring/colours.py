@@ -181,7 +181,9 @@ PROXY_HEADERS: Final[Colours] = MappingProxyType(
         **_failures("missing", "untrusted", "invalid", "timeout"),
     }
 )
-LIMITS: Final[Colours] = MappingProxyType({"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow"})
+LIMITS: Final[Colours] = MappingProxyType(
+    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow"}
+)
 QUANTILES: Final[Colours] = MappingProxyType({"median": "green", "90 %": "yellow", "99 %": "orange"})
 RELOADS: Final[Colours] = MappingProxyType(
     {"success": SUCCESS, "failure": FAILURE, "pods with an old configuration": "orange"}
