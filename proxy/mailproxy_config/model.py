@@ -85,6 +85,36 @@ class XclientMode(StrEnum):
     REQUIRED = "Required"
 
 
+class AuthMode(StrEnum):
+    """``auth_mode``: who decides about logins: the authentication service, or the proxy about tokens."""
+
+    HTTP = "Http"
+    JWT = "Jwt"
+
+
+class TokenType(StrEnum):
+    """How an issuer marks its access tokens: Keycloak's claim ``typ``, RFC 9068, or not at all."""
+
+    KEYCLOAK = "Keycloak"
+    RFC9068 = "Rfc9068"
+    ANY = "Any"
+
+
+class TokenAlgorithm(StrEnum):
+    """A signature algorithm of tokens (RFC 7518, RFC 8037): with public keys only."""
+
+    RS256 = "RS256"
+    RS384 = "RS384"
+    RS512 = "RS512"
+    PS256 = "PS256"
+    PS384 = "PS384"
+    PS512 = "PS512"
+    ES256 = "ES256"
+    ES384 = "ES384"
+    ES512 = "ES512"
+    EDDSA = "EdDSA"
+
+
 class LogLevel(StrEnum):
     """A severity of ``error_log``, lowest first."""
 
@@ -206,6 +236,28 @@ class ResolverConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OAuthIssuer:
+    """One item of ``oauth_issuer``: an issuer of access tokens, and what its tokens must have.
+
+    ``identity_domains`` are in lower case; empty allows every identity, with one issuer only.
+    An empty ``allowed_clients`` allows every client.  ``leeway`` is in seconds.
+    """
+
+    issuer: str
+    jwks_uri: str
+    audiences: tuple[str, ...]
+    token_type: TokenType = TokenType.ANY
+    identity_claim: str = "email"
+    require_email_verified: bool = True
+    identity_domains: tuple[str, ...] = ()
+    allowed_clients: tuple[str, ...] = ()
+    allowed_algorithms: tuple[TokenAlgorithm, ...] = tuple(TokenAlgorithm)
+    scope: str = ""
+    openid_configuration: str = ""
+    leeway: int = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateFiles:
     """One ``ssl_certificate`` with its ``ssl_certificate_key``: paths of PEM files."""
 
@@ -306,6 +358,8 @@ class ServerConfig:
     proxy_smtp_guard: bool
     proxy_imap_guard: bool
     oauth_strict: bool
+    auth_mode: AuthMode
+    oauth_issuer: tuple[OAuthIssuer, ...]
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode

@@ -9,6 +9,7 @@ from typing import Any, Final
 from mailproxy_config.model import (
     AuthHttp,
     AuthMethod,
+    AuthMode,
     ByteCount,
     ListenConfig,
     LogLevel,
@@ -33,7 +34,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
-        "oauth_strict",
+        *("oauth_strict", "auth_mode", "oauth_issuer"),
         *("proxy_pop3_xclient", "xclient_mode"),
     }
 )
@@ -107,6 +108,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_smtp_guard": True,
     "proxy_imap_guard": False,
     "oauth_strict": False,
+    "auth_mode": AuthMode.HTTP,
+    "oauth_issuer": (),
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
