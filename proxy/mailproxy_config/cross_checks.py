@@ -45,14 +45,20 @@ def check_consistency(
             problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
         if not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
-        if _value("auth_mode", server, mail) is AuthMode.JWT and not _value("oauth_issuer", server, mail):
-            reason = "is required for authMode Jwt: set it here or in spec.mail"
-            problems.add(f"{server.path}.oauthIssuers", reason)
+        _check_token_issuers(server, mail, problems)
         _check_tls(server, mail, problems)
         _check_ports(server, spec, problems)
     _check_names(servers, problems)
     _check_duplicates(servers, problems)
     _check_workload(spec, problems)
+
+
+def _check_token_issuers(server: ServerBlock, mail: Level, problems: Problems) -> None:
+    if _value("auth_mode", server, mail) is not AuthMode.JWT or _value("oauth_issuer", server, mail):
+        return
+    if any(".oauthIssuers" in problem.path for problem in problems.found):
+        return  # there are some, with errors
+    problems.add(f"{server.path}.oauthIssuers", "is required for authMode Jwt: set it here or in spec.mail")
 
 
 def _given(name: str, server: ServerBlock, mail: Level) -> bool:
