@@ -415,6 +415,11 @@ class ServerConfig:
         return self.negotiates_xclient
 
     @property
+    def used_issuers(self) -> tuple[OAuthIssuer, ...]:
+        """The issuers whose tokens this server validates."""
+        return self.oauth_issuer if self.auth_mode is AuthMode.JWT else ()
+
+    @property
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to are passed on."""
         return self.sends_identity or self.auth_http_variables

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mailproxy_config.addresses import check_host, parse_host_port
 from mailproxy_config.model import AuthMode, OAuthIssuer, TokenAlgorithm, TokenType
-from mailproxy_config.schema import Array, Boolean, Integer, Object, String
+from mailproxy_config.schema import Array, Boolean, Integer, Object, Schema, String
 from mailproxy_config.value_types import (
     FLAG,
     INVALID_ITEM,
@@ -40,7 +40,7 @@ _NAME: Final = String(max_length=255, pattern=r"^[!-~]+$", hint="printable ASCII
 _TYPES: Final = tuple(map(str, TokenType))
 _ALGORITHMS: Final = tuple(map(str, TokenAlgorithm))
 
-_FIELDS: Final = {
+_FIELDS: Final[Mapping[str, Schema]] = {
     "issuer": String(max_length=_MAX_ISSUER, pattern=_URL.pattern, hint=_URL.hint),
     "jwksUri": _JWKS_URL,
     "audiences": Array(items=_NAME, max_items=16, min_items=1),
@@ -146,7 +146,9 @@ def _read_issuers(values: Sequence[Any], path: ErrorPath) -> tuple[OAuthIssuer, 
             path.problems.add(here.field("issuer").text, f"{value['issuer']} is there twice")
         seen.add(value["issuer"])
         if len(values) > 1 and not value.get("identityDomains"):
-            reason = "is required with several issuers: else each of them could log in the users of the others"
+            reason = (
+                "is required with several issuers: else each of them could log in the users of the others"
+            )
             path.problems.add(here.field("identityDomains").text, reason)
     return found
 

@@ -11,9 +11,9 @@ from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.load import load
 from mailproxy_config.manifest import read_manifest
 from mailproxy_config.model import AuthMode, OAuthIssuer, ServerConfig, TokenAlgorithm, TokenType
+from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.rendered import dump
 from mailproxy_config.schema import matches
-from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from support.config_bodies import body, server
 
 ISSUER: Final = {
@@ -41,7 +41,9 @@ def test_default_mode_is_http_without_issuers() -> None:
 
 
 def test_issuer_has_defaults() -> None:
-    [issuer] = from_nginx("oauth_issuer https://id.example jwks_uri=https://id.example/k audience=mail;").oauth_issuer
+    [issuer] = from_nginx(
+        "oauth_issuer https://id.example jwks_uri=https://id.example/k audience=mail;"
+    ).oauth_issuer
     assert issuer == OAuthIssuer(
         issuer="https://id.example",
         jwks_uri="https://id.example/k",

@@ -49,6 +49,10 @@ METHODS_DIRECTIVE = {Protocol.IMAP: "imap_auth", Protocol.POP3: "pop3_auth", Pro
         (O, b"p=tls-unique,a=bob,\1auth=Bearer t\1\1", b"bob", b"t"),
         (O, b"n,a=a=2cb=3Dc,\1auth=Bearer t\1host=h\1port=1\1\1", b"a,b=c", b"t"),
         (O, b"n,a=bob,x,y\1auth=Bearer t\1\1", b"bob", b"t"),
+        (O, b"n,A=bob,\1auth=Bearer t\1\1", b"bob", b"t"),
+        (O, b"n,x=y,a=bob,\1auth=Bearer t\1\1", b"bob", b"t"),
+        (O, b"n,a=bob,\1host=h\1port=1\1auth=Bearer t\1\1", b"bob", b"t"),
+        (O, b"n,a=bob,\1auth=Bearer \1auth=Bearer t\1\1", b"bob", b"t"),
     ],
 )
 def test_token_message_is_parsed(method: Method, message: bytes, user: bytes, token: bytes) -> None:
@@ -74,13 +78,14 @@ def test_token_message_is_parsed(method: Method, message: bytes, user: bytes, to
         (O, b"n,a=,\1auth=Bearer t\1\1"),
         (O, b"n,a=bob\1auth=Bearer t\1\1"),
         (O, b"n,b=bob,\1auth=Bearer t\1\1"),
-        (O, b"n,A=bob,\1auth=Bearer t\1\1"),
+        (O, b"n,A=,\1auth=Bearer t\1\1"),
         (O, b"n,a=b=2Db,\1auth=Bearer t\1\1"),
         (O, b"n,a=b=,\1auth=Bearer t\1\1"),
         (O, b"n,a=b=2,\1auth=Bearer t\1\1"),
         (O, b"n,a=bob,\1auth=Bearer \1\1"),
         (O, b"n,a=bob,\1auth=Bearer t"),
-        (O, b"n,a=bob,\1host=h\1auth=Bearer t\1\1"),
+        (O, b"n,a=bob,\1host=h\1auth=Basic t\1\1"),
+        (O, b"n,a=bob,\1host=h\1auth=Bearer t"),
         (O, b"n,a=bob,auth=Bearer t\1\1"),
     ],
 )

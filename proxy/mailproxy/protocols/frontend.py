@@ -41,8 +41,21 @@ from mailproxy.protocols.sansio import (
     upgrade_to_tls,
     wait,
 )
-from mailproxy.protocols.sasl import Framing, SaslFailure, authenticate, find_mechanism
-from mailproxy.protocols.sasl_tokens import TOKEN_LINE, TOKEN_METHODS, StrictRules, is_error_response
+from mailproxy.protocols.sasl import (
+    Framing,
+    SaslFailure,
+    TokenDiscovery,
+    TokenRules,
+    authenticate,
+    find_mechanism,
+)
+from mailproxy.protocols.sasl_tokens import (
+    TOKEN_LINE,
+    TOKEN_METHODS,
+    StrictRules,
+    error_challenge,
+    is_error_response,
+)
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
@@ -58,7 +71,7 @@ from mailproxy.protocols.types import (
     certificate_fault,
 )
 from mailproxy.protocols.upstream_reply import reply_for_log
-from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, VerifyClient
+from mailproxy_config.model import AuthMethod, AuthMode, ServerConfig, StartTls, VerifyClient
 
 UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
 MAX_DEFERRAL: Final = 86400
@@ -72,6 +85,8 @@ _HTTP_METHODS: Final = frozenset(
 )
 _TOKENS: Final = frozenset({AuthMethod.XOAUTH2, AuthMethod.OAUTHBEARER})
 _CONTROL_CHARS: Final = bytes((*range(0x20), 0x7F))
+
+_NO_TOKEN: Final = AuthDenied(b"No token")
 
 CommandResult = AuthRequest | SessionEnd | None
 """A command leads to a login to authenticate, the end of the session, or (``None``) the next command."""
@@ -359,16 +374,30 @@ class Frontend(ABC, Generic[ConfigT]):
             enabled=enabled,
             get_challenge=self.challenge,
             budget=budget,
-            strict=self._strict_rules() if self.server.oauth_strict else None,
+            tokens=self._token_rules(),
         )
         if isinstance(result, SaslFailure):
             return (yield from self.reply_sasl_failure(result))
+        if isinstance(result, TokenDiscovery):
+            return (yield from self._answer_discovery(result.method))
         return self.auth_request(result)
 
-    def _strict_rules(self) -> StrictRules:
-        """Return what ``oauth_strict`` compares a token's message with."""
-        tls = self.client.tls
-        return StrictRules(None if tls is None else tls.server_name)
+    def _token_rules(self) -> TokenRules:
+        """Return how messages with tokens are read; ``oauth_strict`` compares them with SNI."""
+        server, tls = self.server, self.client.tls
+        strict = StrictRules(None if tls is None else tls.server_name) if server.oauth_strict else None
+        return TokenRules(strict, server.auth_mode is AuthMode.JWT)
+
+    def _answer_discovery(self, method: Method) -> ProtocolGenerator[CommandResult]:
+        """Send a client without a token where it gets one; this is no login (RFC 7628 section 4.3).
+
+        The deadline does not start anew: a client cannot keep its connection with this.
+        """
+        yield from note(LogNote("client asked where to get a token"))
+        challenge = error_challenge(self.server.oauth_issuer[0])
+        if (yield from self._exchange_token_error(method, challenge)):
+            yield from send(self.denied_reply(_NO_TOKEN))
+        return None
 
     def reply_sasl_failure(self, failure: SaslFailure) -> ProtocolGenerator[SessionEnd | None]:
         """Reply to a SASL exchange that failed."""
@@ -429,6 +458,9 @@ class Frontend(ABC, Generic[ConfigT]):
             command, and the session goes on.
         """
         yield self.config.deadline
+        return (yield from self._exchange_token_error(method, challenge))
+
+    def _exchange_token_error(self, method: Method, challenge: bytes) -> ProtocolGenerator[bool]:
         yield from send(self.framing.prefix + challenge + b"\r\n")
         line = yield from self.reader.read_line()
         if is_error_response(method, line):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
@@ -26,6 +26,9 @@ from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.model import ServerConfig
 
+if TYPE_CHECKING:  # its libraries take memory, and most workers do not need it
+    from mailproxy.oauth.token_authenticator import TokenAuthenticator
+
 
 @dataclass(slots=True, eq=False)
 class VirtualServer:
@@ -33,7 +36,8 @@ class VirtualServer:
 
     config: ServerConfig
     protocol: MailProtocol
-    auth: AuthHttpClient
+    auth: AuthHttpClient | TokenAuthenticator
+    """What decides about logins (``auth_mode``)."""
     template: RequestTemplate
     resolver: Resolver | None
     tls: ServerTls | None
