@@ -326,7 +326,7 @@ def test_failed_fetch_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(server: JwksServer) -> None:
         async with world() as w, cache_of(server, w) as cache:
             cache.start()
-            while not cache.keys:  # noqa: ASYNC110
+            while not cache.keys:
                 await asyncio.sleep(0.01)
             assert w.fetches("status") == 2
 
