@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailproxy_config import structured_values
+from mailproxy_config.client_directives import CLIENT_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
@@ -398,6 +399,7 @@ LEVEL_DIRECTIVES: Final = (
     *TLS_DIRECTIVES,
     *UPSTREAM_DIRECTIVES,
     *OAUTH_DIRECTIVES,
+    *CLIENT_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

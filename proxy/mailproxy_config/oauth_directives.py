@@ -223,7 +223,7 @@ _ISSUERS: Final = ValueType(
 OAUTH_DIRECTIVES: Final = (
     Directive(
         name="oauth_strict",
-        module="mail_auth_http",
+        module="mail_core",
         type=FLAG,
         default=False,
         is_ours=True,

@@ -147,6 +147,11 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "identity_domain=Example.org allowed_client=x allowed_algorithm=ES256",
         ]
     ),
+    "smtp_auth_command": _FLAG,
+    "max_commands": st.sampled_from(["0", "1000"]),
+    "limit_rate": st.sampled_from(["0", "64k", "1m"]),
+    "limit_rate_after": st.sampled_from(["0", "10m"]),
+    "imap_id_command": st.sampled_from(["ignore", "answer"]),
     "proxy_id": st.sampled_from(["off", "auto", "required"]),
     "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
     "xclient_mode": st.sampled_from(["always", "auto", "required"]),

@@ -174,7 +174,9 @@ def sent_to_client(
     config = server(protocol, **{METHODS_DIRECTIVE[protocol]: TOKENS}, **other)
     client = Client("192.0.2.1", tls=TlsInfo("TLSv1.3", "x", server_name=b"mail.example.com"))
     generator = PROTOCOLS[protocol].frontend_for(config)(client).run()
-    sent, requests, answer = b"", [], None
+    sent = b""
+    requests: list[Any] = []
+    answer: Any = None
     while True:
         try:
             effect = generator.send(answer)

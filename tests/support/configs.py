@@ -35,6 +35,8 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
         *("oauth_strict", "auth_mode", "oauth_issuer"),
+        *("oauth_strict", "imap_id_command", "smtp_auth_command", "max_commands"),
+        *("limit_rate", "limit_rate_after"),
         *("proxy_pop3_xclient", "xclient_mode"),
     }
 )
@@ -110,6 +112,11 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "oauth_strict": False,
     "auth_mode": AuthMode.HTTP,
     "oauth_issuer": (),
+    "imap_id_command": None,
+    "smtp_auth_command": True,
+    "max_commands": 0,
+    "limit_rate": ByteCount(0),
+    "limit_rate_after": ByteCount(0),
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,

@@ -159,6 +159,7 @@ class Frontend(ABC, Generic[ConfigT]):
         client: The client; ``client.tls`` is set by STARTTLS, ``client.host`` by the name lookup.
         reader: Reads the client's lines.
         login_attempts: Logins sent to the authentication service (``Auth-Login-Attempt``); never reset.
+        commands_left: Commands that the client may still send; set only with ``max_commands``.
         error_count: Syntax errors that count towards ``max_errors``; never reset.
     """
 
@@ -167,7 +168,8 @@ class Frontend(ABC, Generic[ConfigT]):
     certificate_replies: ClassVar[dict[CertificateFault, bytes]]
     """The replies to a bad certificate: instead of the greeting, or after STARTTLS."""
 
-    __slots__ = ("_challenge", "client", "config", "error_count", "login_attempts", "reader")
+    __slots__ = ("_challenge", "client", "commands_left", "config", "error_count", "login_attempts", "reader")
+    commands_left: int
 
     def __init__(self, config: ConfigT, client: Client) -> None:
         self.config = config
@@ -204,6 +206,9 @@ class Frontend(ABC, Generic[ConfigT]):
     @abstractmethod
     def denied_reply(self, denied: AuthDenied) -> bytes:
         """Return the reply to a login that the authentication service denied."""
+
+    def prepare_reply(self, line: bytes) -> None:
+        """Remember what the reply to an unhandled line needs (IMAP: its tag)."""
 
     def read_command(self) -> ProtocolGenerator[bytes]:
         """Read a command's first line if it did not arrive in one piece and alone."""

@@ -92,6 +92,10 @@ class ImapFrontend(Frontend[ImapFrontendConfig]):
         """Put together what the login at the upstream needs."""
         return UpstreamLogin(grant, request.credentials.method, self.reader.take_unread(), self._tag)
 
+    def prepare_reply(self, line: bytes) -> None:
+        """Remember the tag."""
+        self._tag = tag_of(line)
+
     def read_command(self) -> ProtocolGenerator[bytes]:
         """Read a command's first line; the reply to one that is too long has its tag."""
         try:

@@ -212,3 +212,19 @@ class SmtpFrontend(Frontend[SmtpFrontendConfig]):
         commands.STARTTLS: _starttls,
     }
     """The method for each command."""
+
+
+class SmtpWithoutAuthFrontend(SmtpFrontend):
+    """The same without AUTH (``smtp_auth_command off``), for mail from other servers."""
+
+    __slots__ = ()
+
+    def handle_command(self, line: bytes) -> CommandHandling:
+        """Refuse AUTH, whatever its arguments."""
+        if line[:5].upper().rstrip(b" ") == commands.AUTH:
+            return self._refuse_auth()
+        return super().handle_command(line)
+
+    def _refuse_auth(self) -> ProtocolGenerator[CommandResult]:
+        yield from self.reply_invalid(ProtocolErrorKind.BAD_SEQUENCE, replies.AUTH_DISABLED)
+        return None
