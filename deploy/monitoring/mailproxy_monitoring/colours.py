@@ -21,6 +21,7 @@ _WARM: Final = (
 )  # fmt: skip
 _COOL: Final = (
     "blue", "purple", "yellow", "light-blue", "dark-purple", "dark-blue", "light-purple",
+    "super-light-blue", "super-light-purple",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ LOGIN_RESULTS: Final[Colours] = MappingProxyType(
     }
 )
 METHODS: Final[Colours] = MappingProxyType(
-    _kinds("password", "plain", "login", "cram_md5", "apop", "external", "none")
+    _kinds("password", "plain", "login", "cram_md5", "apop", "external", "none", "xoauth2", "oauthbearer")
 )
 SESSION_STATES: Final[Colours] = MappingProxyType(
     {
@@ -93,6 +94,33 @@ AUTH_OUTCOMES: Final[Colours] = MappingProxyType(
 )
 AUTH_ERRORS: Final[Colours] = MappingProxyType(
     _failures("connect", "timeout", "http_5xx", "dns", "invalid_response", "no_server", "bad_address", "tls")
+)
+TOKEN_RESULTS: Final[Colours] = MappingProxyType(
+    {
+        "valid": SUCCESS,
+        "unavailable": FAILURE,
+        "expired": "yellow",
+        "not_yet_valid": "light-yellow",
+        "signature": "orange",
+        "unknown_key": "light-orange",
+        "algorithm": "dark-orange",
+        "malformed": "super-light-orange",
+        "issuer": "blue",
+        "audience": "light-blue",
+        "type": "dark-blue",
+        "client": "super-light-blue",
+        "scope": "semi-dark-blue",
+        "identity": "purple",
+        "unverified": "light-purple",
+        "domain": "dark-purple",
+        "user": "super-light-purple",
+    }
+)
+JWKS_RESULTS: Final[Colours] = MappingProxyType(
+    {
+        "ok": SUCCESS,
+        **_failures("connect", "timeout", "tls", "status", "redirect", "invalid", "empty", "too_large"),
+    }
 )
 UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
     _failures("connect", "login", "greeting", "tls", "xclient", "hello", "envelope", "relay", "id")

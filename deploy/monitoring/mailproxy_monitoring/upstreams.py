@@ -12,9 +12,11 @@ from mailproxy_monitoring.colours import (
     DNS_PURPOSES,
     DNS_RESULTS,
     DNS_TIMEOUTS,
+    JWKS_RESULTS,
     QUANTILES,
     TLS_FAILURES,
     TLS_MODES,
+    TOKEN_RESULTS,
     UPSTREAM_STAGES,
     UPSTREAM_TLS_FAILURES,
 )
@@ -60,6 +62,32 @@ AUTHENTICATION: Final = Row(
             colours=AUTH_ERRORS,
             description="Requests without a usable response.",
             alerts=("MailProxyAuthErrors",),
+        ),
+    ),
+)
+
+TOKENS: Final = Row(
+    "Access tokens",
+    (
+        Panel(
+            title="Validations by result",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=12,
+            queries=((rate("mailproxy_oauth_validations_total", "result", JOB), "{{result}}"),),
+            colours=TOKEN_RESULTS,
+            description="With authMode Jwt. unavailable: the keys of the issuer cannot be fetched.",
+            alerts=("MailProxyTokenKeysUnavailable",),
+        ),
+        Panel(
+            title="Requests for keys by result",
+            stacked=True,
+            unit="reqps",
+            width=12,
+            queries=((rate("mailproxy_oauth_jwks_fetches_total", "result", JOB), "{{result}}"),),
+            colours=JWKS_RESULTS,
+            description="Requests of the workers for the keys of token issuers.",
+            alerts=("MailProxyTokenKeysUnavailable",),
         ),
     ),
 )
