@@ -242,6 +242,56 @@ def test_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert failed.result == "tls"
 
 
+def test_request_passes_the_proxy_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("issuer.example").configure_cert(context)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with jwks_server(KEYS, tls=context) as server:
+
+        def tunnel(sock: socket.socket) -> None:
+            """Connect to the server, whatever its name, and copy bytes."""
+            with socket.create_connection(("127.0.0.1", server.port)) as target:
+                sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                copying = threading.Thread(target=copy, args=(target, sock), daemon=True)
+                copying.start()
+                copy(sock, target)
+                copying.join(5)
+
+        with jwks_server(tunnel) as proxy:
+            monkeypatch.setenv("https_proxy", f"http://user:pass%20word@127.0.0.1:{proxy.port}")
+            result = run(lambda: fetch("https://issuer.example/certs", client_context()))
+            assert isinstance(result, dict)
+            [connect] = proxy.requests
+            assert connect.startswith(b"CONNECT issuer.example:443 HTTP/1.")
+            assert b"Proxy-Authorization: Basic dXNlcjpwYXNzIHdvcmQ=\r\n" in connect
+            assert b"Proxy-Authorization" not in server.requests[0]
+            monkeypatch.setenv("no_proxy", "issuer.example")
+            assert isinstance(
+                run(lambda: fetch("https://issuer.example/certs", client_context())), JwksFetchFailed
+            )
+            assert len(proxy.requests) == 1
+
+
+def copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("proxy", ["https://127.0.0.1:1", "socks5://127.0.0.1:1", "http://"])
+def test_unusable_proxy_of_the_environment_is_a_failure(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    failed = run(lambda: fetch("https://issuer.example/certs", client_context()))
+    assert isinstance(failed, JwksFetchFailed)
+    assert str(failed) == "https_proxy is not an http:// URL"
+
+
 # ---- the cache
 
 

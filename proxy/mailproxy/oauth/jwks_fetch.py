@@ -12,10 +12,13 @@ import http.client
 import socket
 import ssl
 import threading
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTP_PORT, HTTPS_PORT
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 from mailproxy.enums import JwksResult
 from mailproxy.oauth.issuer_keys import MAX_JWKS, InvalidJwks, IssuerKey, parse_jwks
@@ -130,12 +133,11 @@ class JwksFetch:
     def _response(self) -> bytes:
         parts = urlsplit(self._uri)
         host = parts.hostname or ""
+        connection: http.client.HTTPConnection
         if self._tls is None:
             connection = http.client.HTTPConnection(host, parts.port, timeout=STEP_SECONDS)
         else:
-            connection = http.client.HTTPSConnection(
-                host, parts.port, timeout=STEP_SECONDS, context=self._tls
-            )
+            connection = _https_connection(host, parts.port or HTTPS_PORT, self._tls)
         self._connection = connection
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -145,6 +147,25 @@ class JwksFetch:
                 return _body(response)
         finally:
             connection.close()
+
+
+def _https_connection(host: str, port: int, tls: ssl.SSLContext) -> http.client.HTTPSConnection:
+    """Return a connection to a host, through the proxy of ``https_proxy`` where ``no_proxy`` allows it."""
+    proxy = getproxies_environment().get("https")
+    if not proxy or proxy_bypass_environment(f"{host}:{port}"):
+        return http.client.HTTPSConnection(host, port, timeout=STEP_SECONDS, context=tls)
+    through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if through.scheme != "http" or not through.hostname:
+        raise JwksFetchFailed(JwksResult.CONNECT, "https_proxy is not an http:// URL")
+    headers = {}
+    if through.username is not None:
+        account = f"{unquote(through.username)}:{unquote(through.password or '')}"
+        headers["Proxy-Authorization"] = "Basic " + b64encode(account.encode()).decode()
+    connection = http.client.HTTPSConnection(
+        through.hostname, through.port or HTTP_PORT, timeout=STEP_SECONDS, context=tls
+    )
+    connection.set_tunnel(host, port, headers)
+    return connection
 
 
 def _body(response: http.client.HTTPResponse) -> bytes:
