@@ -11,7 +11,7 @@ from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.load import load
 from mailproxy_config.manifest import read_manifest
 from mailproxy_config.model import AuthMode, OAuthIssuer, ServerConfig, TokenAlgorithm, TokenType
-from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
+from mailproxy_config.oauth_directives import MAX_ISSUERS, OAUTH_DIRECTIVES
 from mailproxy_config.rendered import dump
 from mailproxy_config.schema import matches
 from support.config_bodies import body, server
@@ -192,3 +192,13 @@ def test_url_pattern_excludes_line_ends() -> None:
     pattern = r"^https?://[!-~]+$"
     assert matches(pattern, "https://a")
     assert not matches(pattern, "https://a\n")
+
+
+def test_number_of_issuers_has_limit() -> None:
+    many = [
+        {**ISSUER, "issuer": f"https://{number}.example", "identityDomains": [f"{number}.example"]}
+        for number in range(MAX_ISSUERS + 1)
+    ]
+    assert problems_of(*many[:-1]) == []
+    [problem] = problems_of(*many)
+    assert problem.path == "spec.mail.oauthIssuers"
