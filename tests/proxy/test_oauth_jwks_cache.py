@@ -231,13 +231,13 @@ def test_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     authority.issue_cert("localhost").configure_cert(context)
     with jwks_server(KEYS, tls=context) as server:
         assert client_context().verify_mode is ssl.CERT_REQUIRED
-        untrusted = run(lambda: fetch(server.uri, client_context()))
+        untrusted = run(lambda: fetch(server.uri, client_context))
         assert isinstance(untrusted, JwksFetchFailed)
         assert (untrusted.result, server.requests) == ("tls", [])
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        assert isinstance(run(lambda: fetch(server.uri, client_context())), dict)
+        assert isinstance(run(lambda: fetch(server.uri, client_context)), dict)
         wrong_name = server.uri.replace("localhost", "127.0.0.1")
-        failed = run(lambda: fetch(wrong_name, client_context()))
+        failed = run(lambda: fetch(wrong_name, client_context))
         assert isinstance(failed, JwksFetchFailed)
         assert failed.result == "tls"
 
@@ -263,14 +263,14 @@ def test_request_passes_the_proxy_of_the_environment(tmp_path: Path, monkeypatch
 
         with jwks_server(tunnel) as proxy:
             monkeypatch.setenv("https_proxy", f"http://user:pass%20word@127.0.0.1:{proxy.port}")
-            result = run(lambda: fetch("https://issuer.example/certs", client_context()))
+            result = run(lambda: fetch("https://issuer.example/certs", client_context))
             assert isinstance(result, dict)
             [connect] = proxy.requests
             assert connect.startswith(b"CONNECT issuer.example:443 HTTP/1.")
             assert b"Proxy-Authorization: Basic dXNlcjpwYXNzIHdvcmQ=\r\n" in connect
             assert b"Proxy-Authorization" not in server.requests[0]
             monkeypatch.setenv("no_proxy", "issuer.example")
-            unproxied = run(lambda: fetch("https://issuer.example/certs", client_context()))
+            unproxied = run(lambda: fetch("https://issuer.example/certs", client_context))
             assert isinstance(unproxied, JwksFetchFailed)
             assert len(proxy.requests) == 1
 
@@ -286,7 +286,7 @@ def copy(source: socket.socket, target: socket.socket) -> None:
 def test_unusable_proxy_of_the_environment_is_a_failure(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", proxy)
     monkeypatch.delenv("no_proxy", raising=False)
-    failed = run(lambda: fetch("https://issuer.example/certs", client_context()))
+    failed = run(lambda: fetch("https://issuer.example/certs", client_context))
     assert isinstance(failed, JwksFetchFailed)
     assert str(failed) == "https_proxy is not an http:// URL"
 

@@ -18,6 +18,7 @@ from mailproxy.protocols.sasl_tokens import (
     MAX_TOKEN,
     StrictRules,
     has_controls,
+    is_discovery,
     is_error_response,
     parse_token,
 )
@@ -113,6 +114,31 @@ def test_strict_rules_refuse_host_without_sni() -> None:
     assert parse_token(O, b"n,a=bob,\1auth=Bearer t\1host=h\1\1", StrictRules(None)) is None
 
 
+@pytest.mark.parametrize(
+    ("method", "message", "expected"),
+    [
+        (X, b"user=bob\1auth=Bearer \1\1", True),
+        (X, b"user=\1auth=\1\1", True),
+        (X, b"USER=bob\1AUTH=BEARER\1\1", True),
+        (X, b"user=bob\1auth=Bearer t\1\1", False),
+        (X, b"user=bob\1auth=Basic \1\1", False),
+        (X, b"user=bob\1auth=", False),
+        (X, b"n,a=bob,\1auth=\1\1", False),
+        (X, b"user=bob", False),
+        (X, b"", False),
+        (O, b"n,a=bob,\1auth=Bearer \1\1", True),
+        (O, b"n,,\1auth=\1\1", True),
+        (O, b"n,a=bob,\1host=h\1port=143\1auth=\1\1", True),
+        (O, b"n,a=bob,\1auth=Bearer t\1\1", False),
+        (O, b"n,a=bob,\1host=h\1\1", False),
+        (O, b"n\1auth=\1\1", False),
+        (O, b"", False),
+    ],
+)
+def test_message_without_token_is_recognised(method: Method, message: bytes, expected: bool) -> None:
+    assert is_discovery(method, message) is expected
+
+
 @pytest.mark.parametrize("length", [MAX_TOKEN, MAX_TOKEN + 1])
 @pytest.mark.parametrize("method", [X, O])
 def test_token_has_limit(method: Method, length: int) -> None:
@@ -143,6 +169,7 @@ def test_both_messages_carry_user_and_token(user: bytes, token: bytes) -> None:
 def test_any_message_is_parsed_or_refused(method: Method, message: bytes) -> None:
     parse_token(method, message)
     parse_token(method, message, StrictRules(b"h"))
+    is_discovery(method, message)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ class JwksCache:
         "_fetch",
         "_fetched_at",
         "_is_closed",
+        "_make_tls",
         "_refresh",
-        "_tls",
         "_waiting",
         "has_failed",
         "keys",
@@ -69,7 +69,7 @@ class JwksCache:
         self.has_failed = False
         self._context = context
         self._clock = clock
-        self._tls = client_context() if uri.startswith("https://") else None
+        self._make_tls = client_context if uri.startswith("https://") else None
         self._fetch: JwksFetch | None = None
         self._fetched_at = self._attempted_at = clock() - RETRY_SECONDS
         self._refresh: asyncio.TimerHandle | None = None
@@ -129,7 +129,7 @@ class JwksCache:
             self._refresh.cancel()
             self._refresh = None
         self._attempted_at = self._clock()
-        self._fetch = JwksFetch(self._context.loop, self.uri, self._tls, self._on_done)
+        self._fetch = JwksFetch(self._context.loop, self.uri, self._make_tls, self._on_done)
         self._fetch.start()
 
     def _on_done(self, result: Keys | JwksFetchFailed) -> None:

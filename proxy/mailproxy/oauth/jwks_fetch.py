@@ -18,7 +18,7 @@ from contextlib import suppress
 from http.client import HTTP_PORT, HTTPS_PORT
 from typing import Final
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 from mailproxy.enums import JwksResult
 from mailproxy.oauth.issuer_keys import MAX_JWKS, InvalidJwks, IssuerKey, parse_jwks
@@ -44,6 +44,7 @@ class JwksFetchFailed(Exception):
 
 Keys = dict[str, IssuerKey]
 OnDone = Callable[[Keys | JwksFetchFailed], object]
+MakeTls = Callable[[], ssl.SSLContext]
 
 
 class JwksFetch:
@@ -52,24 +53,24 @@ class JwksFetch:
     Args:
         loop: Calls ``on_done``.
         uri: The URL of the key set.
-        tls: For ``https`` URLs.
+        make_tls: For ``https`` URLs; called in the thread, since it reads the files of authorities.
         on_done: Called once with the keys or the failure, unless ``cancel`` was called.
         seconds: The total timeout.
     """
 
-    __slots__ = ("_connection", "_loop", "_on_done", "_seconds", "_timeout", "_tls", "_uri", "thread")
+    __slots__ = ("_connection", "_loop", "_make_tls", "_on_done", "_seconds", "_timeout", "_uri", "thread")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         uri: str,
-        tls: ssl.SSLContext | None,
+        make_tls: MakeTls | None,
         on_done: OnDone,
         seconds: float = FETCH_SECONDS,
     ) -> None:
         self._loop = loop
         self._uri = uri
-        self._tls = tls
+        self._make_tls = make_tls
         self._on_done: OnDone | None = on_done
         self._seconds = seconds
         self._connection: http.client.HTTPConnection | None = None
@@ -134,10 +135,10 @@ class JwksFetch:
         parts = urlsplit(self._uri)
         host = parts.hostname or ""
         connection: http.client.HTTPConnection
-        if self._tls is None:
+        if self._make_tls is None:
             connection = http.client.HTTPConnection(host, parts.port, timeout=STEP_SECONDS)
         else:
-            connection = _https_connection(host, parts.port or HTTPS_PORT, self._tls)
+            connection = _https_connection(host, parts.port or HTTPS_PORT, self._make_tls())
         self._connection = connection
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -152,7 +153,7 @@ class JwksFetch:
 def _https_connection(host: str, port: int, tls: ssl.SSLContext) -> http.client.HTTPSConnection:
     """Return a connection to a host, through the proxy of ``https_proxy`` where ``no_proxy`` allows it."""
     proxy = getproxies_environment().get("https")
-    if not proxy or proxy_bypass_environment(f"{host}:{port}"):
+    if not proxy or proxy_bypass(f"{host}:{port}"):
         return http.client.HTTPSConnection(host, port, timeout=STEP_SECONDS, context=tls)
     through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if through.scheme != "http" or not through.hostname:
