@@ -175,6 +175,13 @@ def test_leeway_is_that_of_the_issuer() -> None:
         (TokenType.RFC9068, {"alg": "RS256"}, {}, False),
         (TokenType.RFC9068, {"typ": ["at+jwt"]}, {}, False),
         (TokenType.ANY, {"typ": "JWT"}, {"typ": None}, True),
+        (
+            TokenType.ANY,
+            {"typ": "JWT"},
+            {"cnf": {"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}},
+            False,
+        ),
+        (TokenType.KEYCLOAK, {"typ": "JWT"}, {"typ": "DPoP"}, False),
     ],
 )
 def test_token_type_is_checked(

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
+import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -523,6 +527,23 @@ def test_known_key_is_used_while_keys_cannot_be_fetched(monkeypatch: pytest.Monk
         client.close()
 
     play(Protocol.IMAP, test, keys=(KEYS, jwks_response(b"", "503 Unavailable")))
+
+
+# ---- libraries
+
+
+def test_libraries_are_imported_only_with_the_mode() -> None:
+    code = (
+        "import sys, mailproxy.app, mailproxy.worker\n"
+        "print(sorted({'jwt', 'cryptography', 'http.client'} & sys.modules.keys()))\n"
+        "import mailproxy.oauth.token_authenticator\n"
+        "print(sorted({'jwt', 'cryptography'} & sys.modules.keys()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "proxy")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["[]", "['cryptography', 'jwt']"]
 
 
 # ---- reloads
