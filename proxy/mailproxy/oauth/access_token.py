@@ -157,7 +157,7 @@ def _number(value: object, otherwise: TokenResult) -> float:
 def _is_access_token(token: ParsedToken, kind: TokenType) -> bool:
     """Whether the token is no ID token, refresh token or the like, as far as the issuer marks that.
 
-    A token that is bound to a key of the client (``cnf``, RFC 9449, RFC 8705) is none that its bearer may use.
+    A token that is bound to a key of the client (``cnf``: RFC 9449, RFC 8705) is none that a bearer may use.
     """
     if "cnf" in token.claims:
         return False
