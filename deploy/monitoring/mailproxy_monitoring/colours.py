@@ -86,6 +86,7 @@ CLOSE_REASONS: Final[Colours] = MappingProxyType(
         "proxy_protocol_failed": "light-purple",
         "protocol_error": "light-orange",
         "max_errors": "dark-orange",
+        "max_commands": "semi-dark-orange",
         "limit": "yellow",
     }
 )
@@ -175,7 +176,9 @@ PROXY_HEADERS: Final[Colours] = MappingProxyType(
         **_failures("missing", "untrusted", "invalid", "timeout"),
     }
 )
-LIMITS: Final[Colours] = MappingProxyType({"conn_total": FAILURE, "max_errors": "orange"})
+LIMITS: Final[Colours] = MappingProxyType(
+    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow"}
+)
 QUANTILES: Final[Colours] = MappingProxyType({"median": "green", "90 %": "yellow", "99 %": "orange"})
 RELOADS: Final[Colours] = MappingProxyType(
     {"success": SUCCESS, "failure": FAILURE, "pods with an old configuration": "orange"}
