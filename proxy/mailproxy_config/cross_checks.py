@@ -15,7 +15,7 @@ from mailproxy_config.directives import Level, ServerBlock
 from mailproxy_config.errors import Problems
 from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
-from mailproxy_config.model import ListenConfig, Protocol, ProxySsl, StartTls, VerifyClient
+from mailproxy_config.model import AuthMode, ListenConfig, Protocol, ProxySsl, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
 
 ADMIN_PORT: Final = 9113
@@ -46,12 +46,21 @@ def check_consistency(
             problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
         if not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
+        _check_token_issuers(server, mail, problems)
         _check_tls(server, mail, problems)
         _check_require_tls(server, mail, problems)
         _check_ports(server, spec, problems)
     _check_names(servers, problems)
     _check_duplicates(servers, problems)
     _check_workload(spec, problems)
+
+
+def _check_token_issuers(server: ServerBlock, mail: Level, problems: Problems) -> None:
+    if _value("auth_mode", server, mail) is not AuthMode.JWT or _value("oauth_issuer", server, mail):
+        return
+    if any(".oauthIssuers" in problem.path for problem in problems.found):
+        return  # there are some, with errors
+    problems.add(f"{server.path}.oauthIssuers", "is required for authMode Jwt: set it here or in spec.mail")
 
 
 def _given(name: str, server: ServerBlock, mail: Level) -> bool:
@@ -170,8 +179,8 @@ def _either(field: str) -> str:
     return f"(has(s.{field}) || (has(self.mail) && has(self.mail.{field})))"
 
 
-def _effective(field: str) -> str:
-    mail = f"(has(self.mail) && has(self.mail.{field}) ? self.mail.{field} : 'Disabled')"
+def _effective(field: str, default: str = "Disabled") -> str:
+    mail = f"(has(self.mail) && has(self.mail.{field}) ? self.mail.{field} : '{default}')"
     return f"(has(s.{field}) ? s.{field} : {mail})"
 
 
@@ -200,6 +209,11 @@ SPEC_RULES: Final = (
         f"self.servers.all(s, !({_TLS_IS_USED} && {_WANTS_A_CLIENT})"
         f" || {_either('sslClientCertificate')} || {_either('sslTrustedCertificate')})",
         "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Jwt' || {_either('oauthIssuers')})",
+        "authMode Jwt needs oauthIssuers, in spec.mail or in the server",
         "FieldValueRequired",
     ),
     _rule(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
+from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
 
 Seconds = NewType("Seconds", float)
@@ -117,6 +118,13 @@ class SmtpHelo(StrEnum):
 
     SERVER = "Server"
     CLIENT = "Client"
+
+
+class AuthMode(StrEnum):
+    """``auth_mode``: who decides about logins: the authentication service, or the proxy about tokens."""
+
+    HTTP = "Http"
+    JWT = "Jwt"
 
 
 class LogLevel(StrEnum):
@@ -342,6 +350,8 @@ class ServerConfig:
     proxy_smtp_guard: bool
     proxy_imap_guard: bool
     oauth_strict: bool
+    auth_mode: AuthMode
+    oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
     smtp_auth_command: bool
     max_commands: int
@@ -421,6 +431,11 @@ class ServerConfig:
             case Protocol.POP3:
                 return self.proxy_pop3_xclient is not SendIdentity.DISABLED
         return self.negotiates_xclient
+
+    @property
+    def used_issuers(self) -> tuple[OAuthIssuer, ...]:
+        """The issuers whose tokens this server validates."""
+        return self.oauth_issuer if self.auth_mode is AuthMode.JWT else ()
 
     @property
     def uses_connected_address(self) -> bool:
