@@ -16,7 +16,7 @@ from mailproxy_config import structured_values
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.schema import Integer, IntOrString
-from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
+from mailproxy_config.tls_directives import SERVER_NAMES, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
@@ -415,6 +415,19 @@ SERVER_DIRECTIVES: Final = (
         contexts=_SERVER,
         inheritance=Inheritance.NONE,
         meaning="Addresses and ports of this server.",
+    ),
+    Directive(
+        name="server_names",
+        module=_CORE,
+        type=SERVER_NAMES,
+        default=[],
+        contexts=_SERVER,
+        inheritance=Inheritance.NONE,
+        is_ours=True,
+        meaning=(
+            "Names for SNI, by which clients choose among servers with the same ssl listener; the first one is "
+            "the default. Empty: serverName."
+        ),
     ),
 )
 """Directives allowed in servers only."""

@@ -143,6 +143,10 @@ class KeepAlive:
     count: int | None = None
 
 
+ALPN_CLOSE: Final = "Close"
+"""The value of ``alpn_default`` that rejects clients without ALPN; no server has a name in upper case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenConfig:
     """One ``listen`` directive.
@@ -162,6 +166,10 @@ class ListenConfig:
     ipv6only: bool = True
     multipath: bool = False
     so_keepalive: KeepAlive | None = None
+    alpn_servers: tuple[tuple[str, str], ...] = ()
+    """ALPN protocols, sorted, and the names of their ``server`` blocks; empty: only that of the listener."""
+    alpn_default: str = ALPN_CLOSE
+    """The ``server`` block of clients without ALPN, or ``ALPN_CLOSE``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +217,8 @@ class CertificateFiles:
 
     certificate: str
     key: str
+    server_names: tuple[str, ...] | None = None
+    """Names in lower case for which clients get it; empty: its DNS names; ``None``: not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +278,9 @@ class ServerConfig:
 
     starttls: StartTls
     ssl_certificate: tuple[CertificateFiles, ...]
+    ssl_certificate_selector: str | None
+    """A directory with further certificates: ``NAME/tls.crt`` and ``NAME/tls.key``."""
+    ssl_reject_handshake: bool
     ssl_certificate_compression: bool
     ssl_protocols: frozenset[str]
     ssl_ciphers: str
@@ -307,8 +320,31 @@ class ServerConfig:
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode
 
+    server_names: tuple[str, ...] = ()
+    """Names by which clients choose this ``server`` block among those with the same ``ssl`` listener."""
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
+
+    @property
+    def chooses_certificates(self) -> bool:
+        """Whether clients choose a certificate by name; otherwise all are used together, as in nginx."""
+        return (
+            self.ssl_certificate_selector is not None
+            or self.ssl_reject_handshake
+            or any(pair.server_names is not None for pair in self.ssl_certificate)
+        )
+
+    @property
+    def default_certificates(self) -> tuple[CertificateFiles, ...]:
+        """Certificates for clients that choose none: the first, and those of other key types for its names."""
+        if not self.chooses_certificates:
+            return self.ssl_certificate
+        names = self.ssl_certificate[0].server_names if self.ssl_certificate else None
+        return tuple(
+            pair
+            for position, pair in enumerate(self.ssl_certificate)
+            if position == 0 or (names and pair.server_names == names)
+        )
 
     @property
     def tls_is_used(self) -> bool:
@@ -329,11 +365,14 @@ class ServerConfig:
 
     @property
     def tls_files(self) -> tuple[tuple[str, str], ...]:
-        """Directives and paths of all files that TLS of this server reads; none if it does not use TLS."""
+        """Directives and paths of the files that TLS of this server needs; none if it does not use TLS.
+
+        Certificates that clients choose by name are not needed: without one of them, the others are served.
+        """
         if not self.tls_is_used:
             return ()
         found: list[tuple[str, str]] = []
-        for pair in self.ssl_certificate:
+        for pair in self.default_certificates:
             found += [("ssl_certificate", pair.certificate), ("ssl_certificate_key", pair.key)]
         found += [("ssl_session_ticket_key", path) for path in self.ssl_session_ticket_key]
         if self.ssl_dhparam is not None:

@@ -34,6 +34,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
         *("proxy_pop3_xclient", "xclient_mode"),
+        *("ssl_certificate_selector", "ssl_reject_handshake", "server_names"),
     }
 )
 """Directives that nginx does not have."""
@@ -71,6 +72,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "set_real_ip_from": (),
     "starttls": StartTls.DISABLED,
     "ssl_certificate": (),
+    "ssl_certificate_selector": None,
+    "ssl_reject_handshake": False,
     "ssl_certificate_compression": False,
     "ssl_protocols": frozenset({"TLSv1.2", "TLSv1.3"}),
     "ssl_ciphers": "HIGH:!aNULL:!MD5",

@@ -20,7 +20,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.errors import Problems
 from mailproxy_config.nginx.syntax import ConfigFiles, Statement
-from mailproxy_config.secret_refs import FILE, FILES
+from mailproxy_config.secret_refs import FILE, FILES, SELECTOR
 from mailproxy_config.tls_directives import CERTIFICATE, CERTIFICATES, CONF_COMMANDS
 from mailproxy_config.value_types import Raw
 
@@ -198,6 +198,8 @@ def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:
         return [{_pair_field(row): files.path(item["certificateFile"])} for item in value]
+    if row.type is SELECTOR:
+        return {"directory": files.path(value["directory"])}
     if row.type is CERTIFICATE:
         return {_pair_field(row): files.path(value["certificateFile"])}
     if row.type is CONF_COMMANDS:
