@@ -102,6 +102,6 @@ def test_session_context_changes_with_verification(
     assert (session_context(config) != before) is counts
 
 
-def test_session_context_ignores_server_name_and_protocol(config: ServerConfig) -> None:
-    other = dataclasses.replace(config, name="pop3", protocol=Protocol.POP3)
-    assert session_context(other) == session_context(config)
+def test_session_context_belongs_to_one_server_block(config: ServerConfig) -> None:
+    assert session_context(dataclasses.replace(config, name="pop3")) != session_context(config)
+    assert session_context(dataclasses.replace(config, protocol=Protocol.POP3)) == session_context(config)

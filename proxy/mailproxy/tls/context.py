@@ -10,13 +10,25 @@ from __future__ import annotations
 
 import socket
 import ssl
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from mailproxy.tls import client_certs, key_pairs, resumption, settings
+from mailproxy.tls.choice import CertificateChooser, Chooser, enable_choice
 from mailproxy.tls.connection import TlsConnection, TlsParams
 from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.inputs import fingerprint, session_context
+from mailproxy.tls.named_pairs import (
+    CertificateTable,
+    NamedPair,
+    PairLoader,
+    PairUnusable,
+    load_pem,
+    read_table,
+)
 from mailproxy.tls.openssl import OpenSsl, OpenSslUnavailable, load_openssl
 from mailproxy.tls.resumption import TicketKeys
 from mailproxy_config.errors import Problem
@@ -36,6 +48,7 @@ class ServerTls:
         fingerprint_of_inputs: Changes when a directive or a file changes; see ``inputs.fingerprint``.
         ticket_keys: Encrypt its tickets, unless ``ssl_session_ticket_key`` names files.
         notices: Directives that have another effect than configured, for the log.
+        problems: Certificates that clients choose by name and that are not used, or not for all names.
     """
 
     params: TlsParams
@@ -43,6 +56,7 @@ class ServerTls:
     fingerprint_of_inputs: str
     ticket_keys: TicketKeys
     notices: tuple[Problem, ...]
+    problems: tuple[Problem, ...] = ()
 
     def accept(self, sock: socket.SocketType) -> TlsConnection:
         """Start TLS on a connected non-blocking socket; the handshake is a separate step.
@@ -85,12 +99,19 @@ def build(
         ConfigError: With all problems.
     """
     inputs = fingerprint(server)
+    found = native or load_openssl()
     if previous is not None and (previous.fingerprint_of_inputs, previous.ticket_keys) == (
         inputs,
         ticket_keys,
     ):
-        return previous
-    found = native or load_openssl()
+        return _with_names(server, previous, found, previous)
+    return _with_names(server, _build_default(server, inputs, ticket_keys, found), found, previous)
+
+
+def _build_default(
+    server: ServerConfig, inputs: str, ticket_keys: TicketKeys, found: OpenSsl | OpenSslUnavailable
+) -> ServerTls:
+    """Build the context with the default certificates."""
     library = found if isinstance(found, OpenSsl) else None
     builder = ContextBuilder(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     settings.apply(builder)
@@ -99,22 +120,117 @@ def build(
         settings.apply_native(builder, found)
         client_certs.apply(builder, found)
         resumption.apply(builder, found, ticket_keys)
-        settings.compress_certificates(builder, found)
-        settings.run_conf_commands(
-            builder, found, "ssl_conf_command", server.ssl_conf_command, settings.AS_SERVER
-        )
+        _apply_last(builder, found)
     else:
         _apply_without_openssl(builder, found)
     builder.problems.raise_if_any()
-    params = TlsParams(
+    params = _params(builder, library, session_context(server))
+    return ServerTls(params, not_after, inputs, ticket_keys, tuple(builder.problems.notices))
+
+
+def _build_for_names(server: ServerConfig, native: OpenSsl, pairs: Sequence[NamedPair]) -> TlsParams:
+    """Build a context with other certificates; resumption stays with the default context.
+
+    Raises:
+        ConfigError: They cannot be loaded.
+    """
+    builder = ContextBuilder(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    settings.apply(builder)
+    passphrases = key_pairs.read_passphrases(builder, "ssl_password_file", server.ssl_password_file)
+    for pair in pairs:
+        try:
+            load_pem(builder.context, pair.pem, passphrases)
+        except PairUnusable as unusable:
+            reason = f'cannot load certificate "{pair.files.certificate}": {unusable}'
+            builder.add_problem("ssl_certificate", reason)
+    settings.apply_native(builder, native)
+    client_certs.apply(builder, native)
+    _apply_last(builder, native)
+    builder.problems.raise_if_any()
+    return _params(builder, native, session_context(server, [pair.digest for pair in pairs]))
+
+
+def _apply_last(builder: ContextBuilder, native: OpenSsl) -> None:
+    settings.compress_certificates(builder, native)
+    settings.run_conf_commands(
+        builder, native, "ssl_conf_command", builder.server.ssl_conf_command, settings.AS_SERVER
+    )
+
+
+def _params(builder: ContextBuilder, native: OpenSsl | None, context: bytes) -> TlsParams:
+    server = builder.server
+    return TlsParams(
         context=builder.context,
-        native=library,
+        native=native,
         verify_client=server.ssl_verify_client,
         has_proxy_v2=server.proxy_protocol is SendProxyProtocol.V2 or server.uses_connected_address,
-        session_context=session_context(server),
+        session_context=context,
+        server=server.name,
         references=tuple(builder.references),
     )
-    return ServerTls(params, not_after, inputs, ticket_keys, tuple(builder.problems.notices))
+
+
+def _with_names(
+    server: ServerConfig,
+    default: ServerTls,
+    found: OpenSsl | OpenSslUnavailable,
+    previous: ServerTls | None,
+) -> ServerTls:
+    """Add the certificates that clients choose by name; what has not changed is used again."""
+    if not server.chooses_certificates or not isinstance(found, OpenSsl):
+        return default
+    before = previous.params.chooser if previous is not None else None
+    assert before is None or isinstance(before, CertificateChooser)  # noqa: S101 - those of listeners are not here
+    loader = _pair_loader(server, found)
+    table = read_table(server, loader, before.table if before is not None else None)
+    is_default_kept = default is previous
+    if is_default_kept and before is not None and _is_same(before, table, server):
+        return default
+    params = replace(default.params, chooser=None)
+    contexts = before.contexts if is_default_kept and before is not None else OrderedDict()
+    params.chooser = CertificateChooser(
+        table,
+        params,
+        rejects=server.ssl_reject_handshake,
+        make=partial(_build_for_names, server, found),
+        contexts=contexts,
+    )
+    enable_choice(found, found.context(params.context))
+    return replace(default, params=params, problems=table.problems)
+
+
+def _pair_loader(server: ServerConfig, native: OpenSsl) -> PairLoader:
+    builder = ContextBuilder(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    settings.apply(builder)
+    passphrases = key_pairs.read_passphrases(builder, "ssl_password_file", server.ssl_password_file)
+    return PairLoader(native, builder.context, passphrases)
+
+
+def _is_same(before: CertificateChooser, table: CertificateTable, server: ServerConfig) -> bool:
+    """Whether neither a certificate nor its names have changed."""
+    same_pairs = list(before.table.pairs.items()) == list(table.pairs.items())  # pairs are compared by identity
+    return (
+        same_pairs
+        and before.rejects == server.ssl_reject_handshake
+        and before.table.problems == table.problems
+    )
+
+
+def for_listener(tls: ServerTls, chooser: Chooser) -> ServerTls:
+    """Return the TLS of a listener that begins with a server's context, and then chooses by the ClientHello.
+
+    Args:
+        tls: Of the server that the listener belongs to.
+        chooser: Chooses a server.
+
+    Raises:
+        ValueError: The OpenSSL of this Python cannot be called.
+    """
+    native = tls.params.native
+    if native is None:
+        raise ValueError("a server cannot be chosen by the ClientHello on this Python")
+    enable_choice(native, native.context(tls.params.context))
+    return replace(tls, params=replace(tls.params, chooser=chooser))
 
 
 def _apply_without_openssl(builder: ContextBuilder, unavailable: OpenSslUnavailable) -> None:
@@ -127,6 +243,7 @@ def _apply_without_openssl(builder: ContextBuilder, unavailable: OpenSslUnavaila
         "ssl_session_timeout": server.ssl_session_timeout != _NGINX_SESSION_TIMEOUT,
         "ssl_ecdh_curve": ":" in server.ssl_ecdh_curve,
         "ssl_conf_command": bool(server.ssl_conf_command),
+        "ssl_certificate": server.chooses_certificates,
     }
     for directive, is_configured in needs_openssl.items():
         if is_configured:
