@@ -115,7 +115,7 @@ def rejected(tls: ServerTls, context: ssl.SSLContext, name: bytes | None = None)
             pair.server.handshake()
         with pytest.raises(ssl.SSLError) as alert:
             pair.client.do_handshake()
-        return failed.value.failure, str(alert.value.reason)
+        return failed.value.failure, str(alert.value).lower()
     finally:
         pair.close()
 
@@ -171,7 +171,8 @@ def test_rejected_name_gets_alert_unrecognized_name(
 ) -> None:
     strict = build(dataclasses.replace(tenants.config, ssl_reject_handshake=True), ticket_keys=KEYS)
     failure, alert = rejected(strict, client(version), name)
-    assert (failure, alert) == (TlsFailure.UNRECOGNIZED_NAME, "TLSV1_UNRECOGNIZED_NAME")
+    assert failure is TlsFailure.UNRECOGNIZED_NAME
+    assert "unrecognized name" in alert
 
 
 def test_known_names_are_served_where_others_are_rejected(tenants: Tenants) -> None:
@@ -510,7 +511,7 @@ def test_other_alpn_offers_get_alert_no_application_protocol(
         context.set_alpn_protocols(offer)
     failure, alert = rejected(tls, context)
     assert failure is TlsFailure.ALPN_MISMATCH
-    assert alert in {"TLSV1_ALERT_NO_APPLICATION_PROTOCOL", "SSL/TLS_ALERT_NO_APPLICATION_PROTOCOL"}
+    assert "no application protocol" in alert
 
 
 def test_hello_retry_request_keeps_the_choice(tenants: Tenants) -> None:

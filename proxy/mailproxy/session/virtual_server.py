@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,12 +53,18 @@ class VirtualServer:
     """The log of its sessions."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
+    choices: Mapping[str, VirtualServer] | None = None
+    """Servers behind one listener by name, where the ClientHello chooses one of them; see ``shared_listener``."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
 
     def __post_init__(self) -> None:
         self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
+
+    def count_accepted(self) -> None:
+        """Count a client for which there is no session."""
+        self.metrics.accepted.value += 1
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason

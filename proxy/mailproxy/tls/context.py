@@ -223,12 +223,9 @@ def for_listener(tls: ServerTls, chooser: Chooser) -> ServerTls:
         tls: Of the server that the listener belongs to.
         chooser: Chooses a server.
 
-    Raises:
-        ValueError: The OpenSSL of this Python cannot be called.
     """
     native = tls.params.native
-    if native is None:
-        raise ValueError("a server cannot be chosen by the ClientHello on this Python")
+    assert native is not None  # noqa: S101 - checked when the configuration is applied
     enable_choice(native, native.context(tls.params.context))
     return replace(tls, params=replace(tls.params, chooser=chooser))
 
