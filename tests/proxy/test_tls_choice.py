@@ -187,6 +187,19 @@ def test_server_name_is_noted_as_sent(tenants: Tenants) -> None:
     assert info.server_name == b"T7.example"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("names", [True, False])
+def test_server_name_is_noted_at_resumption(
+    tenants: Tenants, version: ssl.TLSVersion, *, names: bool
+) -> None:
+    pairs = tenants.config.ssl_certificate if names else (tenants.default.files,)
+    config = dataclasses.replace(tenants.config, ssl_certificate=pairs, auth_http_variables=True)
+    tls, context = build(config, ticket_keys=KEYS), client(version)
+    session = session_for(tls, "t7.example", context)
+    info, _ = connect_once(tls, context, host="t7.example", session=session)
+    assert (info.resumed, info.server_name) == (True, b"t7.example")
+
+
 def test_context_is_built_at_first_use_and_kept(tenants: Tenants) -> None:
     tls = build(tenants.config, ticket_keys=KEYS)
     contexts = chooser_of(tls).contexts

@@ -105,6 +105,21 @@ class Chooser(Protocol):
         ...
 
 
+class OnlyChoice:
+    """Chooses nothing, so that the server name is noted also where a TLS 1.2 session is resumed.
+
+    OpenSSL keeps the name with a session only if a callback has accepted it.
+    """
+
+    def __init__(self, params: TlsParams) -> None:
+        self._params = params
+
+    def choose(self, hello: ClientHello) -> TlsParams:
+        """See ``Chooser``."""
+        del hello
+        return self._params
+
+
 class CertificateChooser:
     """Chooses a certificate of one server by name.
 

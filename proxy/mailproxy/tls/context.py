@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from mailproxy.tls import client_certs, key_pairs, resumption, settings
-from mailproxy.tls.choice import CertificateChooser, Chooser, enable_choice
+from mailproxy.tls.choice import CertificateChooser, Chooser, OnlyChoice, enable_choice
 from mailproxy.tls.connection import TlsConnection, TlsParams
 from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.inputs import fingerprint, session_context
@@ -125,6 +125,9 @@ def _build_default(
         _apply_without_openssl(builder, found)
     builder.problems.raise_if_any()
     params = _params(builder, library, session_context(server))
+    if params.has_proxy_v2 and library is not None:
+        params.chooser = OnlyChoice(params)
+        enable_choice(library, library.context(params.context))
     return ServerTls(params, not_after, inputs, ticket_keys, tuple(builder.problems.notices))
 
 
@@ -179,8 +182,8 @@ def _with_names(
     """Add the certificates that clients choose by name; what has not changed is used again."""
     if not server.chooses_certificates or not isinstance(found, OpenSsl):
         return default
-    before = previous.params.chooser if previous is not None else None
-    assert before is None or isinstance(before, CertificateChooser)  # noqa: S101 - those of listeners are not here
+    last = previous.params.chooser if previous is not None else None
+    before = last if isinstance(last, CertificateChooser) else None
     loader = _pair_loader(server, found)
     table = read_table(server, loader, before.table if before is not None else None)
     is_default_kept = default is previous
