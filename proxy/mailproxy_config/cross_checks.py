@@ -16,6 +16,7 @@ from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
 from mailproxy_config.model import ListenConfig, Protocol, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
+from mailproxy_config.secret_refs import SelectorRef
 from mailproxy_config.shared_listeners import SHARED_SETTINGS, Block, check_shared_listeners, sni_names
 
 ADMIN_PORT: Final = 9113
@@ -52,6 +53,7 @@ def check_consistency(
     _check_names(servers, problems)
     check_shared_listeners([_as_block(server, mail) for server in servers], problems)
     _check_workload(spec, problems)
+    _check_selectors(spec, mail, servers, problems)
 
 
 def _given(name: str, server: ServerBlock, mail: Level) -> bool:
@@ -129,6 +131,23 @@ def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
         reason = "is not allowed with mode Sidecar: the operator does not own the pods"
         fix = "remove networkPolicy, or write enabled: false"
         problems.add("spec.networkPolicy.enabled", f"{reason}; {fix}")
+    _check_host_network(spec, problems)
+
+
+def _check_selectors(
+    spec: Mapping[str, Any], mail: Level, servers: Sequence[ServerBlock], problems: Problems
+) -> None:
+    """Report label selectors in mode Sidecar: the operator does not own the pods, and cannot renew their volumes."""
+    if spec.get("mode") != "Sidecar":
+        return
+    levels = [("spec.mail", mail.values), *((server.path, server.level.values) for server in servers)]
+    for path, values in levels:
+        if isinstance(values.get("ssl_certificate_selector"), SelectorRef):
+            reason = "matchLabels needs mode Deployment or DaemonSet: the volumes of other pods cannot follow it"
+            problems.add(f"{path}.sslCertificateSelector", reason)
+
+
+def _check_host_network(spec: Mapping[str, Any], problems: Problems) -> None:
     if spec.get("pod", {}).get("hostNetwork") is not True:
         return
     for index, item in enumerate(spec.get("sysctls", {}).get("extra", ())):

@@ -28,6 +28,7 @@ from mailproxy_operator.api.kinds import (
     EVENT,
     LEASE,
     MAIL_PROXY,
+    SECRET,
     SERVICE,
     Kind,
     Manifest,
@@ -41,6 +42,10 @@ REQUEST_SECONDS = 15.0
 POD_SECONDS = 2.0
 PAGE = 500
 MAX_CONFIG_BYTES = 64 * 1024
+MAX_CERTIFICATES = 20
+"""The maximum number of certificates that are read of a pod's report."""
+_JSON = "application/json"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _APPLY, _MERGE, _JSON_PATCH = (
     "application/apply-patch+yaml",
     "application/merge-patch+json",
@@ -114,6 +119,11 @@ class KubeClient:
         """Read the objects of a namespace with these labels."""
         return await self.list_all(kind, (namespace,), names.label_selector(labels))
 
+    async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the metadata of Secrets; the API server does not send their data (PartialObjectMetadataList)."""
+        query = {"labelSelector": names.label_selector(labels), "fieldSelector": "type=kubernetes.io/tls"}
+        return await self._list(SECRET, namespace, query, accept=_METADATA_ONLY)
+
     async def has(self, kind: Kind) -> bool:
         """Return whether the cluster has a kind."""
         return kind.name in await self._names_in(kind)
@@ -164,12 +174,14 @@ class KubeClient:
         namespace: str,
         query: Mapping[str, str],
         on_page: Callable[[], None] = lambda: None,
+        accept: str = _JSON,
     ) -> list[Manifest]:
         items: list[Manifest] = []
         position = ""
         while kind not in self._missing:
             page = {**query, "limit": str(PAGE), **({"continue": position} if position else {})}
-            response = await self._request("list", "GET", kind.path(namespace or None), query=page)
+            path = kind.path(namespace or None)
+            response = await self._request("list", "GET", path, query=page, accept=accept)
             on_page()
             if response.status == 404 and kind.optional:
                 break
@@ -257,7 +269,9 @@ class KubeClient:
             return None
         if not isinstance(body, dict):
             return None
-        return RunningConfig(str(body.get("hash") or "")[:64], str(body.get("last_error") or "")[:1000])
+        return RunningConfig(
+            str(body.get("hash") or "")[:64], str(body.get("last_error") or "")[:1000], _texts(body)
+        )
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Read the kubelet's events about volumes; empty without permission to read them."""
@@ -354,7 +368,8 @@ class KubeClient:
         *,
         query: Mapping[str, str] | None = None,
         body: object = None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> ApiResponse:
         """Send one request.
 
@@ -363,7 +378,7 @@ class KubeClient:
         """
         clock = asyncio.get_running_loop().time
         started_at, code = clock(), "error"
-        send = partial(self._send, method, path, query, body, content_type)
+        send = partial(self._send, method, path, query, body, content_type, accept)
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 response = await self._send_with_renewal(send)
@@ -396,9 +411,15 @@ class KubeClient:
             self.is_authenticated = False
 
     async def _send(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: object, content_type: str
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: object,
+        content_type: str,
+        accept: str,
     ) -> ApiResponse:
-        headers: dict[str, str] = {"Accept": "application/json"}
+        headers: dict[str, str] = {"Accept": accept}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         if body is not None:
             headers["Content-Type"] = content_type
@@ -422,6 +443,12 @@ def _parsed(text: bytes) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return body if isinstance(body, dict) else {}
+
+
+def _texts(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the certificates that a pod does not use."""
+    found = body.get("certificates")
+    return tuple(str(one)[:1000] for one in found[:MAX_CERTIFICATES]) if isinstance(found, list) else ()
 
 
 def _seconds(text: str | None) -> float | None:

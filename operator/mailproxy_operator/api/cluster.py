@@ -36,6 +36,8 @@ class RunningConfig:
 
     hash: str
     last_error: str = ""
+    certificates: tuple[str, ...] = ()
+    """Certificates that clients choose by name and that the pod does not use, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,9 @@ class Cluster(Protocol):
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects of a namespace with these labels; empty if the cluster does not have the kind."""
+
+    async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the metadata of the Secrets of type kubernetes.io/tls with these labels, without their data."""
 
     async def version(self) -> KubeVersion:
         """Return the version of the oldest node."""

@@ -216,6 +216,10 @@ class Cache:
 
     # -- delegated --------------------------------------------------------
 
+    async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the metadata of Secrets."""
+        return await self._cluster.list_tls_secrets(namespace, labels)
+
     async def version(self) -> KubeVersion:
         """Return the version of the oldest node."""
         return await self._cluster.version()

@@ -166,6 +166,9 @@ def _resolved_refs(facts: Facts) -> ConditionState:
             f"pod {broken.name}: {broken.running.last_error}; renew this Secret or ConfigMap, "
             "which pods load without a restart, or refer to another one",
         )
+    unusable = _unusable_certificate(current)
+    if unusable:
+        return ConditionState(_FALSE, Reason.INVALID_CERTIFICATE, unusable)
     if not facts.needs_pods:
         return ConditionState(_TRUE, Reason.RESOLVED_REFS, "no pods are expected, so nothing is mounted")
     if facts.has_references and not any(pod.has_started for pod in current):
@@ -175,6 +178,20 @@ def _resolved_refs(facts: Facts) -> ConditionState:
     return ConditionState(_TRUE, Reason.RESOLVED_REFS, "all referenced Secrets and ConfigMaps are mounted")
 
 
+def _unusable_certificate(pods: Iterable[Pod]) -> str | None:
+    """Describe the certificates that clients choose by name and that a pod cannot load."""
+    for pod in pods:
+        found = [one for one in (pod.running.certificates if pod.running else ()) if _LOAD_FAILURE in one]
+        if found:
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            return (
+                f"pod {pod.name}: {found[0]}{more}; renew this Secret, which pods load without a restart; all "
+                "other certificates are used"
+            )
+    return None
+
+
+_LOAD_FAILURE = "cannot load certificate"
 _MOUNT_REASONS = (
     (re.compile(r'secrets? "([^"]*)" not found', re.IGNORECASE), Reason.SECRET_NOT_FOUND),
     (re.compile(r"non-existent secret key:? ?()", re.IGNORECASE), Reason.SECRET_KEY_NOT_FOUND),

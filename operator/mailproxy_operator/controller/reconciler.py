@@ -22,8 +22,9 @@ from mailproxy_operator.controller.children import AppliedCache, Children
 from mailproxy_operator.controller.injected_pods import observe_injected_pods
 from mailproxy_operator.controller.observe import belongs_to_workload, is_reachable, observe
 from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.controller.selected_secrets import RELIST_SECONDS, select_secrets
 from mailproxy_operator.crd.resource import Resource
-from mailproxy_operator.errors import ConditionCause, OperatorError, TransientError
+from mailproxy_operator.errors import ConditionCause, OperatorError, TerminalError, TransientError
 from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import Plan, planned, render
 from mailproxy_operator.render.plan import SIDECAR
@@ -96,6 +97,7 @@ class Reconciler:
         self._platform = platform
         self._now = now
         self._applied = AppliedCache()
+        self._unused: dict[Key, frozenset[str]] = {}
 
     def unchanged_since_apply(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
         """Return whether an object has not changed since the operator's last apply."""
@@ -106,10 +108,11 @@ class Reconciler:
         body = await self._cluster.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._applied.forget(key)
+            self._unused.pop(key, None)
             return Outcome(is_gone=True)
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
         await children.read()
-        run = self._plan(key, body, children)
+        run = await self._plan(key, body, children)
         await self._try_with_one_pod(run, children)
         await self._apply(run, children)
         observed, pods = await self._observe(run, children)
@@ -124,15 +127,20 @@ class Reconciler:
         workload = children.workload(_mode(run))
         return await observe(self._cluster, run.key, workload, children.service())
 
-    def _plan(self, key: Key, body: Manifest, children: Children) -> _Run:
+    async def _plan(self, key: Key, body: Manifest, children: Children) -> _Run:
         """Read the resource and plan its objects, if it is valid."""
         run = _Run(key, body, paused=bool(body.get("spec", {}).get("paused")))
         try:
             run.resource = Resource.read(body)
             refused = forbidden_sysctls.remembered(children.workloads(), run.resource.generation)
-            run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused))
+            selection = await select_secrets(self._cluster, run.resource)
+            run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused), selection)
         except ConfigError as error:
             run.refused = _refusal(error)
+        except TerminalError as error:
+            run.refused = ConditionCause(error.reason, str(error))
+        except OperatorError as error:
+            run.failed = TransientError(str(error))
         return run
 
     async def _try_with_one_pod(self, run: _Run, children: Children) -> None:
@@ -173,7 +181,7 @@ class Reconciler:
         if not refused or body is None or "deletionTimestamp" in body["metadata"]:
             return False
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
-        run = self._plan(key, body, children)
+        run = await self._plan(key, body, children)
         if run.plan is None or run.resource is None or run.paused or not run.plan.has_workload:
             return False
         await children.read((run.plan.workload_kind,))
@@ -182,7 +190,8 @@ class Reconciler:
         if live is None or not is_ours or not _is_of_template(pod, live):
             return False
         known = forbidden_sysctls.remembered([live], run.resource.generation)
-        plan = planned(run.resource, replace(self._platform, refused_sysctls=known | refused))
+        platform = replace(self._platform, refused_sysctls=known | refused)
+        plan = planned(run.resource, platform, run.plan.selection)
         for manifest in render(plan):
             if kind_of(manifest) is plan.workload_kind:
                 await children.apply_one(manifest)
@@ -200,7 +209,7 @@ class Reconciler:
         newly = forbidden_sysctls.refused_names(observed) - known
         if newly:
             platform = replace(self._platform, refused_sysctls=known | newly)
-            run.plan = planned(run.resource, platform)
+            run.plan = planned(run.resource, platform, run.plan.selection)
             await self._apply(run, children)
         # Delete the pods last: until the workload has changed, each one is replaced immediately.
         with _recording_failure(run):
@@ -254,6 +263,7 @@ class Reconciler:
             event = status.transition(run.body, previous, written, now=now)
             if event:
                 await self._cluster.create_event(event)
+        await self._report_certificates(run, observed, now)
         return Outcome(
             refused=run.refused,
             failed=run.failed,
@@ -262,6 +272,18 @@ class Reconciler:
             drifted=run.drifted,
             pruned=run.pruned,
         )
+
+
+    async def _report_certificates(self, run: _Run, observed: Observed, now: datetime) -> None:
+        """Create an event for each certificate that a pod has begun not to use."""
+        unused = status.unused_certificates(observed)
+        before = self._unused.get(run.key, frozenset())
+        if unused:
+            self._unused[run.key] = frozenset(unused)
+        else:
+            self._unused.pop(run.key, None)
+        for number, problem in enumerate(one for one in unused if one not in before):
+            await self._cluster.create_event(status.certificate_event(run.body, problem, number, now=now))
 
 
 @contextmanager
@@ -292,7 +314,9 @@ def _is_of_template(pod: Manifest, workload: Manifest) -> bool:
 def _again_after(run: _Run, written: Manifest) -> float | None:
     if run.refused and run.refused.reason == Reason.FORBIDDEN:
         return FORBIDDEN_SECONDS
-    return ROLLOUT_REQUEUE_SECONDS if status.is_in_progress(written) else None
+    if status.is_in_progress(written):
+        return ROLLOUT_REQUEUE_SECONDS
+    return RELIST_SECONDS if run.plan is not None and run.plan.selection else None
 
 
 def _refusal(error: ConfigError) -> ConditionCause:

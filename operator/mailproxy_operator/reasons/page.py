@@ -9,7 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from mailproxy_operator.reasons.other_tables import INJECTION, SIDECAR_EVENTS, SYSCTLS, OtherRow
+from mailproxy_operator.reasons.other_tables import (
+    CERTIFICATE_EVENTS,
+    INJECTION,
+    SIDECAR_EVENTS,
+    SYSCTLS,
+    OtherRow,
+)
 from mailproxy_operator.reasons.table import CONDITIONS, REASONS, ReasonRow, all_states, event_type
 
 _HEAD = """\
@@ -40,7 +46,8 @@ A message names the field or the object, its value, and how to correct it. In th
 _READY = """
 `Ready` has the reason and the message of the first of these conditions that is not healthy: `Accepted`,
 `Stalled`, `ResolvedRefs`, `Available`, `ConfigSynced`. When the status or the reason of `Ready` changes,
-the operator creates an event for the MailProxy with this reason and message.
+the operator creates an event for the MailProxy with this reason and message. All other events are in the
+last sections of this page.
 
 ## Reasons of conditions
 
@@ -50,10 +57,15 @@ _SYSCTLS = """## Reasons in `status.sysctls`
 Each entry of `status.sysctls` has one of these reasons, and a message if the sysctl is not applied.
 
 """
+_CERTIFICATES = """## Events about certificates
+
+The operator creates these events once for each certificate when pods report it. Their type is Warning.
+
+"""
 _EVENTS = """## Events about sidecars
 
 The webhook creates these events for the MailProxy of the pod's label, or for the owner of the pod if the
-MailProxy does not exist. Their type is Warning. All other events of the operator are those of `Ready`.
+MailProxy does not exist. Their type is Warning.
 
 """
 _INJECTION = """
@@ -73,6 +85,9 @@ def reference() -> str:
             "\n",
             _SYSCTLS,
             _table(SYSCTLS, "Message"),
+            "\n",
+            _CERTIFICATES,
+            _table(CERTIFICATE_EVENTS, ""),
             "\n",
             _EVENTS,
             _table(SIDECAR_EVENTS, ""),
