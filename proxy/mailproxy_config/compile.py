@@ -151,7 +151,7 @@ def _server(
             _with_offset(listener, port_offset, f"{server.path}.listen[{index}].port")
             for index, listener in enumerate(server.listen)
         ),
-        server_names=tuple(server.own.values.get("server_names", ())),  # type: ignore[call-overload]
+        server_names=server.server_names,
         **values,
     )
 

@@ -111,15 +111,16 @@ def _check_names(servers: Sequence[ServerBlock], problems: Problems) -> None:
 
 def _as_block(server: ServerBlock, mail: Level) -> Block:
     """The server, as far as it matters for listeners of several servers."""
-    names = server.own.values.get("server_names", ())
-    settings = {name: server.level.values.get(name, mail.values.get(name, _BUILT_IN[name])) for name in _BUILT_IN}
+    settings = {
+        name: server.level.values.get(name, mail.values.get(name, _BUILT_IN[name])) for name in _BUILT_IN
+    }
     return Block(
         name=server.name,
         path=server.path,
         protocol=server.protocol or derive_protocol(server.listen),
         listen=server.listen,
         uses_tls=_uses_tls(server, mail),
-        names=sni_names(names, str(_value("server_name", server, mail) or "")),  # type: ignore[arg-type]
+        names=sni_names(server.server_names, str(_value("server_name", server, mail) or "")),
         settings=settings,
     )
 
@@ -143,7 +144,9 @@ def _check_selectors(
     levels = [("spec.mail", mail.values), *((server.path, server.level.values) for server in servers)]
     for path, values in levels:
         if isinstance(values.get("ssl_certificate_selector"), SelectorRef):
-            reason = "matchLabels needs mode Deployment or DaemonSet: the volumes of other pods cannot follow it"
+            reason = (
+                "matchLabels needs mode Deployment or DaemonSet: the volumes of other pods cannot follow it"
+            )
             problems.add(f"{path}.sslCertificateSelector", reason)
 
 

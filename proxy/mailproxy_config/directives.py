@@ -484,3 +484,10 @@ class ServerBlock:
         """The ``protocol`` directive, if there is one."""
         found = self.own.values.get("protocol")
         return Protocol(str(found)) if found is not None else None
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        """The ``server_names`` directive."""
+        found = self.own.values.get("server_names", ())
+        assert isinstance(found, tuple)  # noqa: S101 -- the type of the row
+        return found

@@ -331,7 +331,9 @@ def _check_duplicates(config: ProxyConfig, problems: Problems) -> None:
         if server.name in names:
             problems.add(f"config.servers[{index}].name", f"{server.name!r} is duplicate")
         names.add(server.name)
-    check_shared_listeners([_as_block(index, server) for index, server in enumerate(config.servers)], problems)
+    check_shared_listeners(
+        [_as_block(index, server) for index, server in enumerate(config.servers)], problems
+    )
 
 
 def _as_block(index: int, server: ServerConfig) -> Block:

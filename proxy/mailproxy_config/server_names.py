@@ -40,7 +40,7 @@ def parse_server_name(text: str) -> str:
 
 
 def parse_sni(data: bytes) -> str | None:
-    """Return a name from a ClientHello in the form that is compared; ``None`` for addresses and malformed names.
+    """Return a name from a ClientHello as it is compared; ``None`` for addresses and malformed names.
 
     Args:
         data: The bytes of the ``HostName``.

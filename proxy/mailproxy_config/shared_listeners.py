@@ -117,21 +117,24 @@ def _check_uses(uses: Sequence[_Use], problems: Problems) -> None:
 
 
 def _obstacle(first: _Use, use: _Use, seen: Mapping[str, Block]) -> str | None:
-    """Why a listener cannot share its address; ``None`` if it can.  Without TLS there is no more to explain."""
+    """Why a listener cannot share its address; ``None`` if it can.  Without TLS there is no more to add."""
     if use.block is first.block or not (use.listen.ssl and first.listen.ssl):
         return ""
     if use.listen.alpn_servers or first.listen.alpn_servers:
         return ": a listener with alpnServers belongs to one server"
     if use.block.protocol is not first.block.protocol:
         return ": servers of different protocols cannot share it"
-    if not use.block.names:
-        return ": to choose between them by SNI, set serverNames"
-    taken = next((name for name in use.block.names if name in seen), None)
-    if taken is not None:
-        return f": both have the name {taken}; to choose between them by SNI, set serverNames"
     if replace(use.listen, bind=first.listen.bind) != first.listen:
         return ": the parameters differ"
-    return None
+    return _name_conflict(use.block, seen)
+
+
+def _name_conflict(block: Block, seen: Mapping[str, Block]) -> str | None:
+    """Why a server cannot be chosen by name; ``None`` if it can."""
+    if not block.names:
+        return ": to choose between them by SNI, set serverNames"
+    taken = next((name for name in block.names if name in seen), None)
+    return taken and f": both have the name {taken}; to choose between them by SNI, set serverNames"
 
 
 def _check_settings(first: Block, block: Block, path: str, problems: Problems) -> None:

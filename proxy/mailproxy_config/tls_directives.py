@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from mailproxy_config import units
@@ -56,7 +57,7 @@ def _format_certificate(value: CertificateRef) -> Raw:
 
 def read_names(value: Sequence[str], path: ErrorPath) -> tuple[str, ...]:
     """Read server names, each once; add an error for each that is none."""
-    names = [path.item(at).try_read(lambda text=text: parse_server_name(text)) for at, text in enumerate(value)]  # type: ignore[misc]
+    names = (path.item(at).try_read(partial(parse_server_name, text)) for at, text in enumerate(value))
     return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
@@ -100,8 +101,8 @@ _NAMED_CERTIFICATE_SHAPE: Final = replace(
         **_CERTIFICATE_SHAPE.descriptions,
         "serverNames": (
             "Names in the TLS server_name extension (SNI) for which this certificate is used, such as "
-            "mail.example.org or *.example.org. Empty, or not set where another item has it: the DNS names of "
-            "the certificate."
+            "mail.example.org or *.example.org. Empty, or not set where another item has it: the DNS "
+            "names of the certificate."
         ),
     },
 )
@@ -245,8 +246,8 @@ TLS_DIRECTIVES: Final = (
         default=False,
         is_ours=True,
         meaning=(
-            "Rejects TLS handshakes without a server name that a certificate is configured for. Otherwise they "
-            "get the first certificate."
+            "Rejects TLS handshakes without a server name that a certificate is configured for. Otherwise "
+            "they get the first certificate."
         ),
     ),
     Directive(

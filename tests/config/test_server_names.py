@@ -34,7 +34,7 @@ def test_configured_name_is_read_in_lower_case_without_dot(text: str, name: str)
     ],
 )
 def test_configured_value_that_is_no_name_is_rejected(text: str) -> None:
-    with pytest.raises(ValueError, match="host name|first label"):
+    with pytest.raises(ValueError, match=r"host name|first label"):
         parse_server_name(text)
 
 

@@ -31,7 +31,10 @@ def problems_of(*servers: Body, **mail: Any) -> list[str]:
 
 
 def test_servers_with_different_names_share_an_ssl_listener() -> None:
-    first, second = imaps("a", serverNames=["a.example"]), imaps("b", serverNames=["B.example.", "*.b.example"])
+    first, second = (
+        imaps("a", serverNames=["a.example"]),
+        imaps("b", serverNames=["B.example.", "*.b.example"]),
+    )
     config = compile_proxy(parse_manifest(body(first, second, mail=TLS)))
     assert [server.server_names for server in config.servers] == [
         ("a.example",),
@@ -48,7 +51,9 @@ def test_default_server_needs_no_name() -> None:
     assert problems_of(imaps("a"), imaps("b", serverNames=["b.example"])) == []
 
 
-DUPLICATE = "spec.servers[1].listen[0]: duplicate *:993 address and port pair, also in spec.servers[0].listen[0]"
+DUPLICATE = (
+    "spec.servers[1].listen[0]: duplicate *:993 address and port pair, also in spec.servers[0].listen[0]"
+)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,9 @@ def test_servers_that_cannot_be_told_apart_are_rejected(first: Body, second: Bod
 
 def test_mail_level_name_does_not_separate_servers() -> None:
     found = problems_of(imaps("a"), imaps("b"), serverName="mail.example")
-    assert found == [f"{DUPLICATE}: both have the name mail.example; to choose between them by SNI, set serverNames"]
+    assert found == [
+        f"{DUPLICATE}: both have the name mail.example; to choose between them by SNI, set serverNames"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ class Names:
     def __init__(self, folder: Path, needs: Needs) -> None:
         self.authority = Authority(folder)
         self.openssl = needs("openssl")
-        self.issued = {name: self.authority.issue(f"CN={name}", names=[name]) for name in ("a.test", "b.test", "c.test")}
+        self.issued = {
+            name: self.authority.issue(f"CN={name}", names=[name]) for name in ("a.test", "b.test", "c.test")
+        }
         self.imaps, self.imap, self.https, self.pop3s = (free_port() for _ in range(4))
         self.submissions = free_port()
         self.file = folder / "proxy.yaml"

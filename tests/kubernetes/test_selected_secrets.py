@@ -55,7 +55,13 @@ def permitted(cluster: Cluster) -> Iterator[None]:
 def secret(world: World, name: str, data: dict[str, str], **labels: str) -> None:
     kind = "kubernetes.io/tls" if "tls.key" in data else "Opaque"
     metadata = {"name": name, "namespace": world.body()["metadata"]["namespace"], "labels": labels}
-    manifest: Object = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind, "data": data}
+    manifest: Object = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata,
+        "type": kind,
+        "data": data,
+    }
     _ = world.cluster.api.apply(manifest).checked_body
 
 
@@ -109,7 +115,12 @@ SHARED: Final[dict[str, Any]] = {
             "protocol": "imap",
             "listen": [
                 {"port": 993, "ssl": True},
-                {"port": 443, "ssl": True, "alpnServers": {"imap": "imap", "pop3": "pop3"}, "alpnDefault": "imap"},
+                {
+                    "port": 443,
+                    "ssl": True,
+                    "alpnServers": {"imap": "imap", "pop3": "pop3"},
+                    "alpnDefault": "imap",
+                },
             ],
         },
         {
@@ -127,14 +138,16 @@ def test_servers_with_one_listener_are_accepted(world: World) -> None:
     world.put(**SHARED)
     world.until(lambda: world.condition("Accepted") == ("True", "Accepted"), "acceptance")
     ports = world.found("Service")["spec"]["ports"]
-    assert [(one["name"], one["port"]) for one in ports] == [("imap-443", 443), ("imap-993", 993), ("pop3-995", 995)]
+    assert [(one["name"], one["port"]) for one in ports] == [
+        ("imap-443", 443),
+        ("imap-993", 993),
+        ("pop3-995", 995),
+    ]
 
 
 @only_real
 def test_second_server_without_ssl_is_rejected_by_the_schema(world: World) -> None:
     plain = {"name": "b", "protocol": "imap", "listen": [{"port": 143}]}
-    refused = world.cluster.api.create(
-        world.body(servers=[plain, {**plain, "name": "c"}]), dryRun="All"
-    )
+    refused = world.cluster.api.create(world.body(servers=[plain, {**plain, "name": "c"}]), dryRun="All")
     assert refused.status == 422
     assert "without ssl on the same port" in refused.message

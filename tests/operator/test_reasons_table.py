@@ -22,7 +22,7 @@ from mailproxy_operator.controller.observed import Observed, Pod, Workload
 from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.errors import ConditionCause, ReportedCause
 from mailproxy_operator.reasons import EventReason, InjectionReason, Reason, SysctlReason
-from mailproxy_operator.reasons.other_tables import INJECTION, CERTIFICATE_EVENTS, SIDECAR_EVENTS, SYSCTLS
+from mailproxy_operator.reasons.other_tables import CERTIFICATE_EVENTS, INJECTION, SIDECAR_EVENTS, SYSCTLS
 from mailproxy_operator.reasons.page import reference
 from mailproxy_operator.reasons.table import CONDITIONS, REASONS, ReasonRow, all_states, event_type
 from mailproxy_operator.render.sysctls import Policy, sysctls

@@ -43,7 +43,9 @@ class World:
             now=lambda: datetime(2026, 1, 1, tzinfo=UTC),
         )
 
-    def secret(self, name: str, created: str = "2026-01-01T00:00:00Z", namespace: str = "mail", **labels: str) -> None:
+    def secret(
+        self, name: str, created: str = "2026-01-01T00:00:00Z", namespace: str = "mail", **labels: str
+    ) -> None:
         found = {"name": name, "namespace": namespace, "creationTimestamp": created}
         self.cluster.secrets.append({**found, "labels": labels or {"mail": "yes"}})
 
@@ -96,7 +98,10 @@ async def test_selected_secrets_are_optional_and_others_are_not(world: World) ->
     await world.reconcile()
     template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]["spec"]
     (refs,) = [one for one in template["volumes"] if one["name"] == "refs"]
-    assert [source["secret"].get("optional", False) for source in refs["projected"]["sources"]] == [False, True]
+    assert [source["secret"].get("optional", False) for source in refs["projected"]["sources"]] == [
+        False,
+        True,
+    ]
 
 
 async def test_new_secret_is_mounted_after_the_next_list(world: World) -> None:
@@ -112,7 +117,9 @@ async def test_new_secret_is_mounted_after_the_next_list(world: World) -> None:
 
 
 async def test_resource_without_selector_lists_no_secrets() -> None:
-    world = World(mail={"authHttp": "http://auth.mail.svc:9000/auth", "sslCertificate": [{"secretName": "x"}]})
+    world = World(
+        mail={"authHttp": "http://auth.mail.svc:9000/auth", "sslCertificate": [{"secretName": "x"}]}
+    )
     outcome = await world.settle()
     assert world.cluster.listed_secrets == 0
     assert outcome.again_after is None
@@ -127,7 +134,10 @@ async def test_selector_of_server_without_tls_lists_no_secrets() -> None:
 @pytest.mark.parametrize(
     ("failure", "condition"),
     [
-        (TerminalError("the list of secrets: forbidden", Reason.FORBIDDEN), ("Accepted", "False", "Forbidden")),
+        (
+            TerminalError("the list of secrets: forbidden", Reason.FORBIDDEN),
+            ("Accepted", "False", "Forbidden"),
+        ),
         (TransientError("no response"), ("Reconciling", "True", "Retrying")),
     ],
 )
@@ -154,8 +164,14 @@ async def test_number_of_mounted_secrets_is_limited(world: World, monkeypatch: p
     assert "3 Secrets, of which the oldest 2 are mounted" in world.message("Accepted")
 
 
-BROKEN = 'servers[imap].ssl_certificate_selector: cannot load certificate "/x/20260101T000000Z-a-tls/tls.crt" with key'
-TAKEN = 'servers[imap].ssl_certificate: certificate "/x/b/tls.crt" is not used for a.example: "/x/a/tls.crt" comes first'
+BROKEN = (
+    'servers[imap].ssl_certificate_selector: cannot load certificate "/x/20260101T000000Z-a-tls/tls.crt" '
+    "with key"
+)
+TAKEN = (
+    'servers[imap].ssl_certificate: certificate "/x/b/tls.crt" is not used for a.example: "/x/a/tls.crt" '
+    "comes first"
+)
 
 
 async def test_certificate_that_does_not_load_is_named_by_the_condition(world: World) -> None:

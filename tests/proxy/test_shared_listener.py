@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several servers behind one listener: greeting, log, metrics and limits are those of the server that was chosen."""
+"""Several servers behind one listener: greeting, log, metrics and limits are those of the chosen one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ import pytest
 
 from mailproxy.app import App
 from mailproxy.net.listen_plan import ListenRef, plan_sockets, shared_lines
-from mailproxy_config.model import AuthHttp, AuthHttpHeader, ListenConfig, Protocol, ProxyConfig, Seconds, ServerConfig, StartTls
+from mailproxy_config.model import (
+    AuthHttp,
+    AuthHttpHeader,
+    ListenConfig,
+    Protocol,
+    ProxyConfig,
+    Seconds,
+    ServerConfig,
+    StartTls,
+)
 from support.configs import server
 from support.invariants import wait_until_idle
 from support.loopback_worker import Builder, LoopbackWorker, Peer, http_response, loopback_worker, run
@@ -62,7 +71,9 @@ async def connect(w: LoopbackWorker, name: str | None, *, alpn: list[str] | None
 def test_name_chooses_server(authority: Authority) -> None:
     async def main() -> None:
         async with loopback_worker(
-            block(authority, "a"), DENIED, others=[block(authority, "b", server_names=("b.example", "*.b.example"))]
+            block(authority, "a"),
+            DENIED,
+            others=[block(authority, "b", server_names=("b.example", "*.b.example"))],
         ) as w:
             greetings = {
                 name: (await (await connect(w, name)).read_line()).split()[1]
@@ -105,18 +116,23 @@ def test_connection_without_handshake_belongs_to_first_server(authority: Authori
             await wait_until_idle(w.app, w.metrics)
             accepted = "mailproxy_connections_accepted_total"
             assert [w.value(accepted, name, "smtp") for name in "ab"] == [1, 0]
-            assert sum(
-                value
-                for labels, value in w.metrics.snapshot()["series"]["mailproxy_connections_closed_total"]
-                if labels[0] == "a"
-            ) == 1
+            assert (
+                sum(
+                    value
+                    for labels, value in w.metrics.snapshot()["series"]["mailproxy_connections_closed_total"]
+                    if labels[0] == "a"
+                )
+                == 1
+            )
 
     run(main)
 
 
 def test_limit_of_connections_counts_for_first_server(authority: Authority) -> None:
     async def main() -> None:
-        async with loopback_worker(block(authority, "a"), DENIED, others=[block(authority, "b")], limit=1) as w:
+        async with loopback_worker(
+            block(authority, "a"), DENIED, others=[block(authority, "b")], limit=1
+        ) as w:
             first = await connect(w, "b.example")
             await first.read_line()
             with pytest.raises((ssl.SSLError, OSError)):

@@ -276,9 +276,7 @@ def test_encrypted_key_is_opened_with_password_file(tmp_path: Path) -> None:
     words = tmp_path / "words"
     words.write_bytes(b"wrong\nsecret\n")
     pairs = (authority.issue().files, named(secret, "a.example"))
-    config = server(
-        Protocol.IMAP, listen=TLS_PORT, ssl_certificate=pairs, ssl_password_file=str(words)
-    )
+    config = server(Protocol.IMAP, listen=TLS_PORT, ssl_certificate=pairs, ssl_password_file=str(words))
     assert serial_for(build(config, ticket_keys=KEYS), b"a.example") == secret.certificate.serial_number
 
 
@@ -399,8 +397,10 @@ def put(folder: Path, name: str, issued: Issued) -> None:
 
 def test_directory_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    default, old, new = authority.issue(), authority.issue(names=["a.example", "*.b.example"]), authority.issue(
-        names=["a.example", "c.example"]
+    default, old, new = (
+        authority.issue(),
+        authority.issue(names=["a.example", "*.b.example"]),
+        authority.issue(names=["a.example", "c.example"]),
     )
     folder = tmp_path / "selected"
     put(folder, "20260101-new", new)
@@ -500,7 +500,11 @@ def test_block_brings_its_versions_and_verification(blocks: dict[str, ServerTls]
 def test_alpn_chooses_block(
     blocks: dict[str, ServerTls], offer: list[str], block: str, version: ssl.TLSVersion
 ) -> None:
-    by_protocol = {b"imap": blocks["a"].params, b"pop3": blocks["pop3"].params, b"smtp": blocks["smtp"].params}
+    by_protocol = {
+        b"imap": blocks["a"].params,
+        b"pop3": blocks["pop3"].params,
+        b"smtp": blocks["smtp"].params,
+    }
     tls = for_listener(blocks["a"], AlpnChooser(by_protocol, blocks["a"].params))
     context = client(version)
     if offer:

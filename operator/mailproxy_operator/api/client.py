@@ -120,7 +120,7 @@ class KubeClient:
         return await self.list_all(kind, (namespace,), names.label_selector(labels))
 
     async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """Read the metadata of Secrets; the API server does not send their data (PartialObjectMetadataList)."""
+        """Read the metadata of Secrets; the API server sends no data (PartialObjectMetadataList)."""
         query = {"labelSelector": names.label_selector(labels), "fieldSelector": "type=kubernetes.io/tls"}
         return await self._list(SECRET, namespace, query, accept=_METADATA_ONLY)
 

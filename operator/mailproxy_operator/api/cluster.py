@@ -67,7 +67,7 @@ class Cluster(Protocol):
         """Read the objects of a namespace with these labels; empty if the cluster does not have the kind."""
 
     async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """Read the metadata of the Secrets of type kubernetes.io/tls with these labels, without their data."""
+        """Read the metadata of Secrets of type kubernetes.io/tls with these labels, without their data."""
 
     async def version(self) -> KubeVersion:
         """Return the version of the oldest node."""

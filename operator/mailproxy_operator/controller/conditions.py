@@ -185,8 +185,8 @@ def _unusable_certificate(pods: Iterable[Pod]) -> str | None:
         if found:
             more = f", and {len(found) - 1} more" if len(found) > 1 else ""
             return (
-                f"pod {pod.name}: {found[0]}{more}; renew this Secret, which pods load without a restart; all "
-                "other certificates are used"
+                f"pod {pod.name}: {found[0]}{more}; renew this Secret, which pods load without a restart; "
+                "all other certificates are used"
             )
     return None
 

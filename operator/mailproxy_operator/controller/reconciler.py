@@ -273,7 +273,6 @@ class Reconciler:
             pruned=run.pruned,
         )
 
-
     async def _report_certificates(self, run: _Run, observed: Observed, now: datetime) -> None:
         """Create an event for each certificate that a pod has begun not to use."""
         unused = status.unused_certificates(observed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Secrets that ``sslCertificateSelector`` selects: only their names and times are requested, never their data."""
+"""Secrets that ``sslCertificateSelector`` selects: names and times are requested, never their data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ async def _list(cluster: Cluster, namespace: str, selector: SelectorRef) -> tupl
     except TerminalError as error:
         if error.reason is not Reason.FORBIDDEN:
             raise
-        hint = "sslCertificateSelector needs the permission to list Secrets: see rbac.listSecrets of the chart"
+        hint = (
+            "sslCertificateSelector needs the permission to list Secrets: see rbac.listSecrets of the chart"
+        )
         raise TerminalError(f"{error}; {hint}", error.reason) from error
     listed = (
         SelectedSecret(str(one["metadata"].get("creationTimestamp") or ""), str(one["metadata"]["name"]))

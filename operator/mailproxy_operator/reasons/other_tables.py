@@ -91,8 +91,8 @@ CERTIFICATE_EVENTS: tuple[OtherRow, ...] = (
     OtherRow(
         reason=EventReason.CERTIFICATE_NOT_USED,
         meaning=(
-            "Pods do not use a certificate that clients choose by name, or not for all of its names: it cannot "
-            "be loaded, or an older Secret has the same name. All other certificates are used."
+            "Pods do not use a certificate that clients choose by name, or not for all of its names: it "
+            "cannot be loaded, or an older Secret has the same name. All other certificates are used."
         ),
         action="Correct the Secret that the note names, or remove its label.",
     ),

@@ -152,9 +152,7 @@ class ConfigLoader:
         loaded = result.runnable()
         self._tls = result.tls
         try:
-            return replace(
-                self._build_revision(loaded, result.notices), certificates=result.certificates
-            )
+            return replace(self._build_revision(loaded, result.notices), certificates=result.certificates)
         except ConfigError as error:
             raise ConfigError(sort_problems(map(loaded.located, error.problems))) from None
         except ListenError as error:

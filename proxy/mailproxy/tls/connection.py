@@ -120,7 +120,7 @@ class TlsParams:
     verify_client: VerifyClient
     has_proxy_v2: bool
     session_context: bytes
-    server: str
+    server: str = ""
     chooser: Chooser | None = None
     references: tuple[object, ...] = ()
     algorithms: dict[int, tuple[bytes | None, bytes | None]] = field(default_factory=dict)

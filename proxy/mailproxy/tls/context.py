@@ -211,7 +211,9 @@ def _pair_loader(server: ServerConfig, native: OpenSsl) -> PairLoader:
 
 def _is_same(before: CertificateChooser, table: CertificateTable, server: ServerConfig) -> bool:
     """Whether neither a certificate nor its names have changed."""
-    same_pairs = list(before.table.pairs.items()) == list(table.pairs.items())  # pairs are compared by identity
+    same_pairs = list(before.table.pairs.items()) == list(
+        table.pairs.items()
+    )  # pairs are compared by identity
     return (
         same_pairs
         and before.rejects == server.ssl_reject_handshake

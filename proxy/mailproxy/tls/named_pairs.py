@@ -76,7 +76,9 @@ class CertificateTable:
     @property
     def selected_not_after(self) -> float | None:
         """When the first of the certificates that are not in ``ssl_certificate`` expires."""
-        return min((pair.not_after for pair in self.pairs.values() if pair.not_after is not None), default=None)
+        return min(
+            (pair.not_after for pair in self.pairs.values() if pair.not_after is not None), default=None
+        )
 
 
 class PairLoader:
@@ -142,9 +144,7 @@ def load_pem(context: ssl.SSLContext, pem: Secret, passphrases: Sequence[Secret]
         os.close(descriptor)
 
 
-def read_table(
-    server: ServerConfig, loader: PairLoader, before: CertificateTable | None
-) -> CertificateTable:
+def read_table(server: ServerConfig, loader: PairLoader, before: CertificateTable | None) -> CertificateTable:
     """Read all certificates of a server; those that cannot be loaded keep their last good version.
 
     Args:
