@@ -165,7 +165,8 @@ class App:
         if config.tls_is_used:
             seconds = int(config.ssl_session_timeout)
             ticket_keys = self._ticket_keys.setdefault(seconds, TicketKeys.random())
-            tls = build(config, ticket_keys=ticket_keys, previous=previous.tls if previous else None)
+            last = previous.tls if previous else None
+            tls = build(config, ticket_keys=ticket_keys, previous=last, is_checked=True)
             if isinstance(tls.params.chooser, CertificateChooser):
                 tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
         metrics = self.context.metrics

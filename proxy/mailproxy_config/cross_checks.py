@@ -138,7 +138,7 @@ def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
 def _check_selectors(
     spec: Mapping[str, Any], mail: Level, servers: Sequence[ServerBlock], problems: Problems
 ) -> None:
-    """Report label selectors in mode Sidecar: the operator does not own the pods, and cannot renew their volumes."""
+    """Report label selectors in mode Sidecar: the operator cannot change the volumes of running pods."""
     if spec.get("mode") != "Sidecar":
         return
     levels = [("spec.mail", mail.values), *((server.path, server.level.values) for server in servers)]
@@ -198,9 +198,9 @@ SPEC_RULES: Final = (
         "FieldValueRequired",
     ),
     _rule(
-        "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || (has(a.ssl) && a.ssl) || "
-        f"!{_EVERY_IPV4.format('a')} || self.servers.exists_one(t, t.listen.exists(b, has(b.port) && "
-        f"b.port == a.port && {_EVERY_IPV4.format('b')}))))",
+        "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || "
+        f"(has(a.ssl) && a.ssl) || !{_EVERY_IPV4.format('a')} || self.servers.exists_one(t, "
+        f"t.listen.exists(b, has(b.port) && b.port == a.port && {_EVERY_IPV4.format('b')}))))",
         "servers[].listen: two servers listen without ssl on the same port of all IPv4 addresses",
     ),
     _rule(

@@ -425,8 +425,8 @@ SERVER_DIRECTIVES: Final = (
         inheritance=Inheritance.NONE,
         is_ours=True,
         meaning=(
-            "Names for SNI, by which clients choose among servers with the same ssl listener; the first one is "
-            "the default. Empty: serverName."
+            "Names for SNI, by which clients choose among servers with the same ssl listener; the first "
+            "one is the default. Empty: serverName."
         ),
     ),
 )

@@ -234,7 +234,7 @@ LISTEN_PARAMETERS: Final = (
             example="{imap: NAME, pop3: NAME, smtp: NAME}",
             fields={protocol.value: _BLOCK_NAME for protocol in Protocol},
             descriptions={
-                protocol.value: f"Name of the server for clients that offer the ALPN protocol {protocol.value}."
+                protocol.value: f"Name of the server for clients that offer the protocol {protocol.value}."
                 for protocol in Protocol
             },
         ),
@@ -251,7 +251,7 @@ LISTEN_PARAMETERS: Final = (
         model="alpn_default",
         schema=String(max_length=63, min_length=1),
         default=None,
-        meaning="With alpnServers: the server for clients without ALPN, or Close (default): they are rejected.",
+        meaning="With alpnServers: the server of clients without ALPN. Close, the default, rejects them.",
         is_ours=True,
     ),
 )
@@ -414,19 +414,22 @@ def _parse_nginx_parameter(word: str) -> dict[str, Raw]:
         return {field: True}
     if name not in _WITH_A_VALUE or not equals:
         raise ValueError(f'invalid parameter "{word}"{_parameter_hint(name)}')
+    return {field: _parse_nginx_value(name, value, word)}
+
+
+def _parse_nginx_value(name: str, value: str, word: str) -> Raw:
+    """Parse the value of a parameter."""
     match name:
         case "ipv6only" if value in {"on", "off"}:
-            return {field: value == "on"}
+            return value == "on"
         case "backlog" if re.fullmatch("[0-9]{1,9}", value, re.ASCII):
-            return {field: int(value)}
-        case "rcvbuf" | "sndbuf":
-            return {field: value}
+            return int(value)
+        case "rcvbuf" | "sndbuf" | "alpn_default":
+            return value
         case "so_keepalive":
-            return {field: _parse_nginx_keep_alive(value)}
+            return _parse_nginx_keep_alive(value)
         case "alpn_servers":
-            return {field: _parse_nginx_alpn_servers(value)}
-        case "alpn_default" if value:
-            return {field: value}
+            return _parse_nginx_alpn_servers(value)
     raise ValueError(f'invalid {name} "{word}"')
 
 

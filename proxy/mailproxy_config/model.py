@@ -321,7 +321,7 @@ class ServerConfig:
     xclient_mode: XclientMode
 
     server_names: tuple[str, ...] = ()
-    """Names by which clients choose this ``server`` block among those with the same ``ssl`` listener."""
+    """Names by which clients choose this block among those with the same ``ssl`` listener."""
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
 
@@ -336,7 +336,7 @@ class ServerConfig:
 
     @property
     def default_certificates(self) -> tuple[CertificateFiles, ...]:
-        """Certificates for clients that choose none: the first, and those of other key types for its names."""
+        """Certificates for clients that choose none: the first, and those of other key types for it."""
         if not self.chooses_certificates:
             return self.ssl_certificate
         names = self.ssl_certificate[0].server_names if self.ssl_certificate else None

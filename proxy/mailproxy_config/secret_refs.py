@@ -203,7 +203,7 @@ SELECTOR: Final = ValueType(
         fields={"matchLabels": MapOf(values=String(max_length=63), max_fields=8), "directory": ABSOLUTE_PATH},
         descriptions={
             "matchLabels": "Labels of Secrets of type kubernetes.io/tls in the namespace of the MailProxy.",
-            "directory": "Absolute path of a directory with NAME/tls.crt and NAME/tls.key for each certificate.",
+            "directory": "Absolute path of a directory with NAME/tls.crt and NAME/tls.key for each pair.",
         },
         rules=(
             Rule(

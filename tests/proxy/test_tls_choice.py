@@ -370,6 +370,34 @@ def test_pair_that_never_loaded_leaves_its_name_to_the_default(three: Tenants) -
     assert len(tls.problems) == 1
 
 
+def test_worker_loads_a_key_at_its_first_use(three: Tenants) -> None:
+    Path(three.issued[1].files.key).write_bytes(b"")
+    tls = build(three.config, ticket_keys=KEYS, is_checked=True)
+    assert tls.problems == ()
+    reports: list[str] = []
+    chooser_of(tls).report = reports.append
+    for _ in range(2):
+        assert serial_for(tls, b"t1.example") == three.default.certificate.serial_number
+    assert len(reports) == 1
+    assert three.issued[1].files.certificate in reports[0]
+    assert serial_for(tls, b"t2.example") == three.issued[2].certificate.serial_number
+
+
+def test_worker_checks_a_changed_pair_before_it_replaces_the_last_good_one(three: Tenants) -> None:
+    tls = build(three.config, ticket_keys=KEYS, is_checked=True)
+    Path(three.issued[1].files.key).write_bytes(Path(three.issued[0].files.key).read_bytes())
+    again = build(three.config, ticket_keys=KEYS, previous=tls, is_checked=True)
+    assert serial_for(again, b"t1.example") == three.issued[1].certificate.serial_number
+    assert len(again.problems) == 1
+
+
+def test_certificate_after_other_text_is_parsed(three: Tenants) -> None:
+    path = Path(three.issued[1].files.certificate)
+    path.write_bytes(b"Bag Attributes\n    name: x\n" + path.read_bytes() * 2)
+    tls = build(three.config, ticket_keys=KEYS, is_checked=True)
+    assert chooser_of(tls).table.names["t1.example"]
+
+
 def test_problems_contain_no_key(three: Tenants) -> None:
     key = Path(three.issued[1].files.key).read_bytes()
     Path(three.issued[1].files.certificate).write_bytes(key)

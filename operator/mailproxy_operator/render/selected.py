@@ -53,7 +53,5 @@ def notices(selection: Selection) -> Iterator[str]:
         if not secrets:
             yield f"sslCertificateSelector {labels}: no Secret of type kubernetes.io/tls has these labels"
         elif len(secrets) > MAX_SELECTED:
-            yield (
-                f"sslCertificateSelector {labels}: {len(secrets)} Secrets, of which the oldest {MAX_SELECTED} "
-                "are mounted"
-            )
+            number = f"{len(secrets)} Secrets, of which the oldest {MAX_SELECTED} are mounted"
+            yield f"sslCertificateSelector {labels}: {number}"

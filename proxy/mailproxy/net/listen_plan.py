@@ -134,7 +134,7 @@ def is_host_name(address: str) -> bool:
 
 
 def shared_lines(config: ProxyConfig) -> dict[ListenRef, tuple[ListenRef, ...]]:
-    """Return the ``ssl`` lines that several servers have, by the line of the first of them, which is included."""
+    """Return the ``ssl`` lines that several servers have, by the line of the first, which is included."""
     found: dict[Key, list[ListenRef]] = {}
     for number, server in enumerate(config.servers):
         for index, listen in enumerate(server.listen):

@@ -54,7 +54,7 @@ class VirtualServer:
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     choices: Mapping[str, VirtualServer] | None = None
-    """Servers behind one listener by name, where the ClientHello chooses one of them; see ``shared_listener``."""
+    """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
 

@@ -85,6 +85,7 @@ def build(
     ticket_keys: TicketKeys,
     previous: ServerTls | None = None,
     native: OpenSsl | OpenSslUnavailable | None = None,
+    is_checked: bool = False,
 ) -> ServerTls:
     """Build the TLS of a server from its directives and files.
 
@@ -94,6 +95,8 @@ def build(
             ``ssl_session_ticket_key`` names files.
         previous: The result before a reload; returned if nothing has changed.
         native: The library; that of this process if none is given.
+        is_checked: Whether another process has built the same and reported what it cannot load; see
+            ``named_pairs.PairLoader``.
 
     Raises:
         ConfigError: With all problems.
@@ -104,8 +107,12 @@ def build(
         inputs,
         ticket_keys,
     ):
-        return _with_names(server, previous, found, previous)
-    return _with_names(server, _build_default(server, inputs, ticket_keys, found), found, previous)
+        default = previous
+    else:
+        default = _build_default(server, inputs, ticket_keys, found)
+    if not server.chooses_certificates or not isinstance(found, OpenSsl):
+        return default
+    return _with_names(server, default, previous, _pair_loader(server, found, is_checked=is_checked), found)
 
 
 def _build_default(
@@ -176,15 +183,13 @@ def _params(builder: ContextBuilder, native: OpenSsl | None, context: bytes) -> 
 def _with_names(
     server: ServerConfig,
     default: ServerTls,
-    found: OpenSsl | OpenSslUnavailable,
     previous: ServerTls | None,
+    loader: PairLoader,
+    native: OpenSsl,
 ) -> ServerTls:
     """Add the certificates that clients choose by name; what has not changed is used again."""
-    if not server.chooses_certificates or not isinstance(found, OpenSsl):
-        return default
     last = previous.params.chooser if previous is not None else None
     before = last if isinstance(last, CertificateChooser) else None
-    loader = _pair_loader(server, found)
     table = read_table(server, loader, before.table if before is not None else None)
     is_default_kept = default is previous
     if is_default_kept and before is not None and _is_same(before, table, server):
@@ -195,18 +200,18 @@ def _with_names(
         table,
         params,
         rejects=server.ssl_reject_handshake,
-        make=partial(_build_for_names, server, found),
+        make=partial(_build_for_names, server, native),
         contexts=contexts,
     )
-    enable_choice(found, found.context(params.context))
+    enable_choice(native, native.context(params.context))
     return replace(default, params=params, problems=table.problems)
 
 
-def _pair_loader(server: ServerConfig, native: OpenSsl) -> PairLoader:
+def _pair_loader(server: ServerConfig, native: OpenSsl, *, is_checked: bool) -> PairLoader:
     builder = ContextBuilder(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     settings.apply(builder)
     passphrases = key_pairs.read_passphrases(builder, "ssl_password_file", server.ssl_password_file)
-    return PairLoader(native, builder.context, passphrases)
+    return PairLoader(native, builder.context, passphrases, is_checked=is_checked)
 
 
 def _is_same(before: CertificateChooser, table: CertificateTable, server: ServerConfig) -> bool:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import re
 import ssl
 from typing import Final
 
@@ -18,6 +20,9 @@ _DAY: Final = 86_400
 _KEY_TYPES: Final = {6: "RSA", 116: "DSA", 408: "EC"}
 _NID_SUBJECT_ALT_NAME: Final = 85
 _GEN_DNS: Final = 2
+_CERTIFICATE: Final = re.compile(
+    rb"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----", re.ASCII
+)
 
 
 def load(builder: ContextBuilder, native: OpenSsl | None) -> tuple[float | None, ...]:
@@ -127,6 +132,27 @@ def key_algorithms(native: OpenSsl, x509: int) -> tuple[bytes | None, bytes | No
     key = lib.X509_get0_pubkey(x509)
     kind = _KEY_TYPES.get(lib.EVP_PKEY_get_base_id(key)) if key else None
     return signature, f"{kind}{lib.EVP_PKEY_get_bits(key)}".encode() if kind else None
+
+
+def parse_certificate(native: OpenSsl, pem: bytes) -> int | None:
+    """Parse the first certificate of a PEM file, without its key.
+
+    Returns:
+        An ``X509``, to be freed with ``X509_free``; ``None`` if that fails.
+    """
+    found = _CERTIFICATE.search(pem)
+    if found is None:
+        return None
+    try:
+        der = base64.b64decode(found[1])
+    except ValueError:
+        return None
+    start = ctypes.c_char_p(der)
+    x509: int | None = native.lib.d2i_X509(None, ctypes.byref(start), len(der))
+    if not x509:
+        native.errors()
+        return None
+    return x509
 
 
 def key_type(native: OpenSsl, x509: int) -> int:

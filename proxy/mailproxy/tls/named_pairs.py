@@ -16,7 +16,7 @@ from typing import Final
 
 from mailproxy.protocols.types import Secret
 from mailproxy.tls.inputs import selected
-from mailproxy.tls.key_pairs import dns_names, expiry, key_type
+from mailproxy.tls.key_pairs import dns_names, expiry, key_type, parse_certificate
 from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import CertificateFiles, ServerConfig
@@ -89,12 +89,17 @@ class PairLoader:
         context: A context with the server's ciphers, hence with its minimum of key sizes; its
             certificates are replaced.
         passphrases: Of encrypted keys.
+        is_checked: Whether another process has loaded all pairs.  Then a key is not loaded before it is
+            used, unless the pair has changed: loading it takes 1.4 ms of CPU time with OpenSSL 3.0.
     """
 
-    def __init__(self, native: OpenSsl, context: ssl.SSLContext, passphrases: Sequence[Secret]) -> None:
+    def __init__(
+        self, native: OpenSsl, context: ssl.SSLContext, passphrases: Sequence[Secret], *, is_checked: bool
+    ) -> None:
         self._native = native
         self._context = context
         self._passphrases = passphrases
+        self._is_checked = is_checked
 
     def read(self, files: CertificateFiles, before: NamedPair | None) -> NamedPair:
         """Read a pair; ``before`` is returned if nothing has changed.
@@ -107,15 +112,21 @@ class PairLoader:
         if before is not None and before.digest == digest and before.files == files:
             return before
         pem = Secret(certificate + b"\n" + key)
-        load_pem(self._context, pem, self._passphrases)
-        native = self._native
-        x509 = native.lib.SSL_CTX_get0_certificate(native.context(self._context))
-        names = files.server_names or _usable(dns_names(native, x509))
+        native, parsed = self._native, None
+        if self._is_checked and before is None:
+            parsed = parse_certificate(native, certificate)
+        if parsed is None:
+            load_pem(self._context, pem, self._passphrases)
+        x509 = parsed or native.lib.SSL_CTX_get0_certificate(native.context(self._context))
+        try:
+            names = files.server_names or _usable(dns_names(native, x509))
+            facts = key_type(native, x509), expiry(native, x509)
+        finally:
+            if parsed is not None:
+                native.lib.X509_free(parsed)
         if not names:
             raise PairUnusable("the certificate has no DNS names: set serverNames")
-        return NamedPair(
-            files, names, bool(files.server_names), key_type(native, x509), expiry(native, x509), digest, pem
-        )
+        return NamedPair(files, names, bool(files.server_names), *facts, digest, pem)
 
 
 def load_pem(context: ssl.SSLContext, pem: Secret, passphrases: Sequence[Secret]) -> None:

@@ -64,6 +64,8 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "X509_get0_notAfter": (_P, _P),
     "X509_get_ext_by_NID": (_I, _P, _I, _I),
     "X509_get_ext": (_P, _P, _I),
+    "d2i_X509": (_P, _P, _P, _L),
+    "X509_free": (None, _P),
     "X509_get_ext_d2i": (_P, _P, _I, _P, _P),
     "OPENSSL_sk_num": (_I, _P),
     "OPENSSL_sk_value": (_P, _P, _I),

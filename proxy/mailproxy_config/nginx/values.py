@@ -192,14 +192,12 @@ def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secr
 
 def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
     """The value with absolute paths."""
-    if row.type is FILE:
-        return {"file": files.path(value["file"])}
+    if row.type is FILE or row.type is SELECTOR:
+        return {field: files.path(path) for field, path in value.items()}
     if row.type is FILES:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:
         return [{_pair_field(row): files.path(item["certificateFile"])} for item in value]
-    if row.type is SELECTOR:
-        return {"directory": files.path(value["directory"])}
     if row.type is CERTIFICATE:
         return {_pair_field(row): files.path(value["certificateFile"])}
     if row.type is CONF_COMMANDS:
