@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from mailproxy.enums import TlsFailure
-from mailproxy.tls import choice
+from mailproxy.tls import choice, named_pairs
 from mailproxy.tls.choice import AlpnChooser, CertificateChooser, NameChooser
 from mailproxy.tls.connection import TlsHandshakeFailed
 from mailproxy.tls.context import ServerTls, build, for_listener
@@ -462,6 +462,42 @@ def test_directory_that_does_not_exist_has_no_certificates(tmp_path: Path) -> No
     tls = build(config, ticket_keys=KEYS)
     assert tls.problems == ()
     assert serial_for(tls, b"a.example") == default.certificate.serial_number
+
+
+def test_directory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named_pairs, "MAX_SELECTED", 1)
+    authority = Authority(tmp_path)
+    for name in "ab":
+        put(tmp_path / "selected", name, authority.issue(names=[f"{name}.example"]))
+    config = server(
+        Protocol.IMAP,
+        listen=TLS_PORT,
+        ssl_certificate=(authority.issue().files,),
+        ssl_certificate_selector=str(tmp_path / "selected"),
+    )
+    tls = build(config, ticket_keys=KEYS)
+    assert {"a.example", "localhost"} == chooser_of(tls).table.names.keys()
+    (problem,) = tls.problems
+    assert problem.reason == "2 certificates, of which the first 1 are used"
+
+
+def test_names_of_a_certificate_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named_pairs, "MAX_NAMES", 2)
+    authority = Authority(tmp_path)
+    pairs = (authority.issue().files, named(authority.issue(names=["a.example", "b.example", "c.example"])))
+    tls = build(server(Protocol.IMAP, listen=TLS_PORT, ssl_certificate=pairs), ticket_keys=KEYS)
+    assert {"a.example", "b.example", "localhost"} == chooser_of(tls).table.names.keys()
+
+
+def test_large_certificate_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named_pairs, "MAX_FILE_BYTES", 2000)
+    authority = Authority(tmp_path)
+    large = authority.issue(names=["a.example"])
+    Path(large.files.certificate).write_bytes(Path(large.files.certificate).read_bytes() + b"\n" * 2000)
+    pairs = (authority.issue().files, named(large))
+    tls = build(server(Protocol.IMAP, listen=TLS_PORT, ssl_certificate=pairs), ticket_keys=KEYS)
+    (problem,) = tls.problems
+    assert problem.reason.endswith("has more than 2000 bytes")
 
 
 # --- server blocks ------------------------------------------------------------------
