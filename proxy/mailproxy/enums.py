@@ -21,6 +21,8 @@ class Method(StrEnum):
     APOP = "apop"
     EXTERNAL = "external"
     NONE = "none"
+    XOAUTH2 = "xoauth2"
+    OAUTHBEARER = "oauthbearer"
 
 
 class LoginResult(StrEnum):
@@ -73,6 +75,7 @@ class CloseReason(StrEnum):
     IDLE_TIMEOUT = "idle_timeout"
     PROTOCOL_ERROR = "protocol_error"
     MAX_ERRORS = "max_errors"
+    MAX_COMMANDS = "max_commands"
     TLS_FAILED = "tls_failed"
     PROXY_PROTOCOL_FAILED = "proxy_protocol_failed"
     LIMIT = "limit"
@@ -257,6 +260,7 @@ class Limit(StrEnum):
 
     CONN_TOTAL = "conn_total"
     MAX_ERRORS = "max_errors"
+    MAX_COMMANDS = "max_commands"
 
 
 class Direction(StrEnum):

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailproxy_config import structured_values
+from mailproxy_config.client_directives import CLIENT_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
+from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
+from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
 from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tls_directives import SERVER_NAMES, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
@@ -242,7 +245,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="imap_auth",
         module=_IMAP,
-        type=enum_set(("plain", "login", "cram-md5", "external"), AuthMethod),
+        type=enum_set(("plain", "login", "cram-md5", "external", *_TOKENS), AuthMethod),
         default=["plain"],
         inheritance=_LIST,
         meaning=(
@@ -271,7 +274,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="pop3_auth",
         module=_POP3,
-        type=enum_set(("plain", "apop", "cram-md5", "external"), AuthMethod),
+        type=enum_set(("plain", "apop", "cram-md5", "external", *_TOKENS), AuthMethod),
         default=["plain"],
         inheritance=_LIST,
         meaning=(
@@ -301,7 +304,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="smtp_auth",
         module=_SMTP,
-        type=enum_set(("plain", "login", "cram-md5", "external", "none"), AuthMethod),
+        type=enum_set(("plain", "login", "cram-md5", "external", "none", *_TOKENS), AuthMethod),
         default=["plain", "login"],
         inheritance=_LIST,
         meaning=(
@@ -395,6 +398,8 @@ LEVEL_DIRECTIVES: Final = (
     ),
     *TLS_DIRECTIVES,
     *UPSTREAM_DIRECTIVES,
+    *OAUTH_DIRECTIVES,
+    *CLIENT_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

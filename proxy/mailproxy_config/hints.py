@@ -74,7 +74,6 @@ _NAMES: Final[Mapping[str, str]] = {
     "so_keepalive": 'write it as a parameter of listen: "listen … so_keepalive=on"',
     "ssl": SSL,
     "client_max_body_size": '<smtp_capabilities> announces the largest message, as in "SIZE 50000000"',
-    "max_commands": "freenginx and Angie have it; here <timeout> and <max_errors> end a session before login",
     "status_zone": "metrics are always counted, by the name of the server; see /metrics",
     **dict.fromkeys(
         (

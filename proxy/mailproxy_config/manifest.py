@@ -31,6 +31,7 @@ from mailproxy_config.hints import advice_for_field, capability_hints
 from mailproxy_config.kubernetes import DeploymentSpec, read_deployment
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 from mailproxy_config.model import ProxyConfig
+from mailproxy_config.presets import PRESETS, with_presets
 from mailproxy_config.schema import (
     Array,
     Object,
@@ -87,7 +88,8 @@ SERVER_NAME: Final = String(
 
 PROTOCOL_RULE: Final = Rule(
     expression=(
-        "has(self.protocol) || self.listen.all(l, has(l.port) && l.port in [143, 993]) || "
+        "has(self.protocol) || has(self.preset) || "
+        "self.listen.all(l, has(l.port) && l.port in [143, 993]) || "
         "self.listen.all(l, has(l.port) && l.port in [110, 995]) || "
         "self.listen.all(l, has(l.port) && l.port in [25, 465, 587])"
     ),
@@ -102,12 +104,21 @@ PROTOCOL_RULE: Final = Rule(
 
 
 SERVER: Final = Object(
-    fields={"name": SERVER_NAME, **_rows(SERVER_DIRECTIVES), **MAIL.fields},
+    fields={
+        "name": SERVER_NAME,
+        "preset": String(max_length=16, enum=tuple(PRESETS)),
+        **_rows(SERVER_DIRECTIVES),
+        **MAIL.fields,
+    },
     required=("name", "listen"),
     rules=(PROTOCOL_RULE,),
     advice=advice_for_field,
     descriptions={
         "name": "Name of this server in metrics, logs and the status.",
+        "preset": (
+            "Fields of a usual SMTP server, which it need not have itself: Mx (no logins, for port 25), "
+            "Submission (STARTTLS and login required, for port 587) or Submissions (login, for port 465)."
+        ),
         **_descriptions(SERVER_DIRECTIVES),
         **MAIL.descriptions,
     },
@@ -209,7 +220,7 @@ def read_manifest(body: Mapping[str, Any], problems: Problems) -> MailProxyManif
     if not isinstance(spec, Mapping):
         problems.add("spec", "is required" if spec is None else f"must be an object, not {type_of(spec)}")
         return None
-    return _examined(body, metadata, _without_nulls(spec), problems)
+    return _examined(body, metadata, with_presets(_without_nulls(spec)), problems)
 
 
 def _examined(

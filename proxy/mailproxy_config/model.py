@@ -32,6 +32,15 @@ class AuthMethod(StrEnum):
     APOP = "apop"
     EXTERNAL = "external"
     NONE = "none"
+    XOAUTH2 = "xoauth2"
+    OAUTHBEARER = "oauthbearer"
+
+
+class ImapId(StrEnum):
+    """``imap_id_command``: the response to ID before login."""
+
+    IGNORE = "Ignore"
+    ANSWER = "Answer"
 
 
 class StartTls(StrEnum):
@@ -316,6 +325,12 @@ class ServerConfig:
     proxy_ssl_conf_command: tuple[tuple[str, str], ...]
     proxy_smtp_guard: bool
     proxy_imap_guard: bool
+    oauth_strict: bool
+    imap_id_command: ImapId | None
+    smtp_auth_command: bool
+    max_commands: int
+    limit_rate: ByteCount
+    limit_rate_after: ByteCount
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode
@@ -385,6 +400,13 @@ class ServerConfig:
     def negotiates_xclient(self) -> bool:
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
         return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
+
+    @property
+    def answers_id(self) -> bool:
+        """Whether IMAP ID is allowed before login; by default where ``proxy_id`` needs it."""
+        if self.imap_id_command is None:
+            return self.proxy_id is not SendIdentity.DISABLED
+        return self.imap_id_command is ImapId.ANSWER
 
     @property
     def sends_identity(self) -> bool:

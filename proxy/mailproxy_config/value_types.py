@@ -184,6 +184,14 @@ def _buffer(value: int | str, _: ErrorPath) -> int:
     return data
 
 
+SIZE: Final = ValueType(
+    syntax="size",
+    schema=SIZE_SHAPE,
+    read=lambda value, _: units.parse_size(value),
+    write=units.format_size,
+    nginx=parse_nginx_text,
+)
+
 BUFFER: Final = ValueType(
     syntax="size", schema=SIZE_SHAPE, read=_buffer, write=units.format_size, nginx=parse_nginx_text
 )

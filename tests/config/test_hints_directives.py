@@ -66,7 +66,6 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
         ("content_by_lua_block { }", "mail {} runs no scripts"),
         ("js_import x;", "mail {} runs no scripts"),
         # directives of forks
-        ("max_commands 100;", 'freenginx and Angie have it; here "timeout" and "max_errors"'),
         ("sasl_service_name imap;", "Zimbra's nginx has it"),
         ("zm_lookup on;", "Zimbra's nginx has it"),
         ("imap_id name nginx;", "Zimbra's nginx has it"),
@@ -141,7 +140,6 @@ def test_misplaced_directive_names_allowed_context() -> None:
         ("proxyReadTimeout", '"proxyTimeout" limits how long a session may be silent'),
         ("ssl", "write {port: 993, ssl: true} in listen"),
         ("proxyPass", "the authentication service names the mail server"),
-        ("maxCommands", '"timeout" and "maxErrors"'),
     ],
 )
 def test_unknown_field_of_manifest_gets_the_same_hint(field: str, advice: str) -> None:

@@ -73,7 +73,8 @@ _SERVER = "config.servers.0"
         (f"{_SERVER}.server_name", "\ud800", "config.servers[0].server_name: is not valid Unicode text"),
         (f"{_SERVER}.imap_auth", "plain", "config.servers[0].imap_auth: must be a list, not text"),
         (f"{_SERVER}.imap_auth", ["apple"],
-         "config.servers[0].imap_auth[0]: must be one of plain, login, cram-md5, apop, external, none"),
+         "config.servers[0].imap_auth[0]: must be one of plain, login, cram-md5, apop, external, none, "
+         "xoauth2, oauthbearer"),
         (f"{_SERVER}.imap_capabilities", ["A", 1],
          "config.servers[0].imap_capabilities[1]: must be text, not a number"),
         (f"{_SERVER}.ssl_conf_command", [["a"]], "config.servers[0].ssl_conf_command[0]: must have 2 items"),

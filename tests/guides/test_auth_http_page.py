@@ -181,6 +181,7 @@ def _servers(ports: dict[str, int], tls: Certificates) -> list[dict[str, Any]]:
         server("pop3", "pop3", pop3Auth=["plain", "apop", "cram-md5"], starttls="Enabled"),
         server("smtp", "smtp", smtpAuth=methods, starttls="Enabled"),
         server("imap-external", "imap", imapAuth=["external"], **with_certificate),
+        server("imap-oauth", "imap", imapAuth=["xoauth2"]),
         server(
             "smtp-mx", "smtp", smtpAuth=["none"], listen={"proxyProtocol": True}, setRealIpFrom=["127.0.0.1"]
         ),
@@ -193,7 +194,7 @@ def _servers(ports: dict[str, int], tls: Certificates) -> list[dict[str, Any]]:
     ]
 
 
-NAMES: Final = ("imap", "pop3", "smtp", "imap-external", "smtp-mx", "imap-nginx")
+NAMES: Final = ("imap", "pop3", "smtp", "imap-external", "imap-oauth", "smtp-mx", "imap-nginx")
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +250,7 @@ def test_page_has_every_protocol_with_every_method() -> None:
         ("imap", "plain"),
         ("imap", "cram-md5"),
         ("imap", "external"),
+        ("imap", "xoauth2"),
         ("pop3", "plain"),
         ("pop3", "apop"),
         ("smtp", "plain"),

@@ -22,6 +22,8 @@ _METHODS: Final = {
     "apop": "apop",
     "external": "external",
     "none": "none",
+    "xoauth2": "xoauth2",
+    "oauthbearer": "oauthbearer",
 }
 
 
@@ -82,7 +84,12 @@ def auth_response(text: str, port: int) -> bytes:
         lines.append(b"Auth-Status: " + unescaped(reason))
     if "wait" in named:
         lines.append(b"Auth-Wait: " + named["wait"].removesuffix("s").encode())
-    headers = {"user": b"Auth-User: ", "password": b"Auth-Pass: ", "code": b"Auth-Error-Code: "}
+    headers = {
+        "user": b"Auth-User: ",
+        "password": b"Auth-Pass: ",
+        "code": b"Auth-Error-Code: ",
+        "sasl": b"Auth-Error-SASL: ",
+    }
     lines += [header + parse_word(named[key]) for key, header in headers.items() if key in named]
     return b"\r\n".join([*lines, b"", b""])
 

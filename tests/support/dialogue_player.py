@@ -7,7 +7,7 @@ The steps marked ``=``:
     the request to the authentication service and its response.  Words have the
     escapes of bytes; ``-`` is no password; ``by password`` and ``attempt 1`` are
     the defaults.  Responses: ``granted HOST:PORT[, user U][, password P]``,
-    ``denied[, code C][, wait 3s]: TEXT``, ``wait 3s[, user U][, password P]``,
+    ``denied[, code C][, sasl B64][, wait 3s]: TEXT``, ``wait 3s[, user U][, password P]``,
     ``unavailable``.
 ``tls``, ``tls failed``        the handshake after STARTTLS
 ``resolve -> HOST``            the client's host name is looked up
@@ -347,7 +347,8 @@ def _decision(
         return AuthDeferred(int(rest.removesuffix("s")), user, password)
     if kind == "denied":
         code = parts["code"].encode() if "code" in parts else None
-        return AuthDenied(text, int(parts.get("wait", "0s").removesuffix("s")), code, user)
+        sasl_error = parts["sasl"].encode() if "sasl" in parts else None
+        return AuthDenied(text, int(parts.get("wait", "0s").removesuffix("s")), code, user, sasl_error)
     assert kind == "granted", f"no response of the service: {verb}"
     address, _, port = rest.rpartition(":")
     credentials = request.credentials

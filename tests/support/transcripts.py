@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mailproxy.protocols.types import Client, ClientCertificate, TlsInfo
-from mailproxy_config.model import AuthMethod, Protocol, ResolverConfig, ServerConfig
+from mailproxy_config.model import AuthMethod, ImapId, Protocol, ResolverConfig, ServerConfig
 from support import configs
 
 ROOT: Final = Path(__file__).parent.parent / "dialogues"
@@ -198,6 +198,8 @@ def _value(name: str, text: str) -> Any:
     """Parse a directive's value according to the type of its default."""
     if name == "resolver":
         return ResolverConfig(addresses=(text,))
+    if name == "imap_id_command":
+        return ImapId(text)
     default = getattr(configs.server(Protocol.SMTP), name)
     if isinstance(default, Enum):
         return type(default)(text)

@@ -38,6 +38,8 @@ _AUTH_METHOD: Final = {
     Method.APOP: b"apop",
     Method.EXTERNAL: b"external",
     Method.NONE: b"none",
+    Method.XOAUTH2: b"xoauth2",
+    Method.OAUTHBEARER: b"oauthbearer",
 }
 
 

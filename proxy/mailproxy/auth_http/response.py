@@ -49,6 +49,8 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _CONTROLS: Final = bytes(range(0x20))
 _BYTE: Final = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_SASL_ERROR: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==|[A-Za-z0-9+/]=))?")
+_MAX_SASL_ERROR: Final = 4096
 _IPV4: Final = re.compile(_BYTE + rb"(?:\." + _BYTE + rb"){3}")
 
 _SMTP: Final = Protocol.SMTP
@@ -62,7 +64,15 @@ _REPEATABLE: Final = {
 }
 """Headers of which each occurrence counts, and the separator between their values."""
 _MEANINGFUL: Final = frozenset(
-    (*_REPEATABLE, b"auth-server", b"auth-port", b"auth-user", b"auth-pass", b"auth-error-code")
+    (
+        *_REPEATABLE,
+        b"auth-server",
+        b"auth-port",
+        b"auth-user",
+        b"auth-pass",
+        b"auth-error-code",
+        b"auth-error-sasl",
+    )
 )
 _IGNORED: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """Other headers that services send often; their names need no check."""
@@ -360,7 +370,15 @@ def _denial(headers: Mapping[bytes, bytes], text: bytes, wait: int, protocol: Pr
     if code is not None and len(_checked("Auth-Error-Code", code)) > MAX_CODE:
         raise InvalidAuthResponse(f"Auth-Error-Code of {len(code)} bytes, at most {MAX_CODE} accepted")
     shown = _checked("Auth-Status", text)[: MAX_TEXT[protocol]]
-    return AuthDenied(shown, wait, code or None, headers.get(b"auth-user"))
+    return AuthDenied(shown, wait, code or None, headers.get(b"auth-user"), _sasl_error(headers))
+
+
+def _sasl_error(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """Return the challenge with the error of a token; ``None`` also for text that is not base64."""
+    error = headers.get(b"auth-error-sasl")
+    if not error or len(error) > _MAX_SASL_ERROR or _SASL_ERROR.fullmatch(error) is None:
+        return None
+    return error
 
 
 def _upstream_password(

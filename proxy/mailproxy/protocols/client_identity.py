@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterator, Set
 from typing import Final
 
+from mailproxy.protocols.imap_id import MAX_PAIRS, quoted
 from mailproxy.protocols.types import Client, UpstreamLogin
 
 PROXY_TTL: Final = 6
 """Number of proxies that may follow; each takes one off, so that a loop ends."""
 MAX_LINE: Final = 512
 """Bytes of an SMTP command with its line end (RFC 5321 section 4.5.3.1.4)."""
+_MAX_OWN: Final = 7168
+"""Bytes of a client's own ID pairs that are sent on; with ours the line has at most 8192."""
 _MAX_ATTRIBUTE: Final = 255
 """Bytes of an attribute's value that Postfix accepts."""
 _HOST_NAME: Final = re.compile(rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
@@ -29,8 +32,11 @@ def xtext(data: bytes) -> bytes:
 
 def imap_id(client: Client, tag: bytes) -> bytes:
     """Return the ID command; Dovecot believes it from ``login_trusted_networks``."""
-    pairs = b" ".join(b'"%b" "%b"' % (key, value) for key, value in _imap_pairs(client))
-    return b"%b ID (%b)\r\n" % (tag, pairs)
+    ours = [b'"%b" "%b"' % (key, value) for key, value in _imap_pairs(client)]
+    own = [quoted(key) + b" " + quoted(value) for key, value in client.id_pairs[: MAX_PAIRS - len(ours)]]
+    while sum(map(len, own)) > _MAX_OWN:
+        own.pop()
+    return b"%b ID (%b)\r\n" % (tag, b" ".join((*own, *ours)))
 
 
 def _imap_pairs(client: Client) -> Iterator[tuple[bytes, bytes]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import ClassVar, Final, Generic, TypeVar
 
@@ -42,6 +42,7 @@ from mailproxy.protocols.sansio import (
     wait,
 )
 from mailproxy.protocols.sasl import Framing, SaslFailure, authenticate, find_mechanism
+from mailproxy.protocols.sasl_tokens import TOKEN_LINE, TOKEN_METHODS, StrictRules, is_error_response
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
@@ -69,6 +70,7 @@ _PROXY_HEADER: Final = re.compile(rb"PROXY (?:TCP4|TCP6|UNKNOWN)(?: |\Z)|\0\Z")
 _HTTP_METHODS: Final = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH", b"PRI")
 )
+_TOKENS: Final = frozenset({AuthMethod.XOAUTH2, AuthMethod.OAUTHBEARER})
 _CONTROL_CHARS: Final = bytes((*range(0x20), 0x7F))
 
 CommandResult = AuthRequest | SessionEnd | None
@@ -91,6 +93,11 @@ def classify_bad_line(line: bytes) -> ProtocolErrorKind:
     if has_control_chars(line):
         return ProtocolErrorKind.CONTROL_CHAR
     return ProtocolErrorKind.UNKNOWN_COMMAND
+
+
+def line_limit(client_buffer: int, methods: Set[AuthMethod]) -> int:
+    """Return the longest command in bytes: the client's buffer, or more where tokens are accepted."""
+    return client_buffer if methods.isdisjoint(_TOKENS) else max(client_buffer, TOKEN_LINE)
 
 
 class FrontendConfig:
@@ -137,6 +144,7 @@ class Frontend(ABC, Generic[ConfigT]):
         client: The client; ``client.tls`` is set by STARTTLS, ``client.host`` by the name lookup.
         reader: Reads the client's lines.
         login_attempts: Logins sent to the authentication service (``Auth-Login-Attempt``); never reset.
+        commands_left: Commands that the client may still send; set only with ``max_commands``.
         error_count: Syntax errors that count towards ``max_errors``; never reset.
     """
 
@@ -145,7 +153,8 @@ class Frontend(ABC, Generic[ConfigT]):
     certificate_replies: ClassVar[dict[CertificateFault, bytes]]
     """The replies to a bad certificate: instead of the greeting, or after STARTTLS."""
 
-    __slots__ = ("_challenge", "client", "config", "error_count", "login_attempts", "reader")
+    __slots__ = ("_challenge", "client", "commands_left", "config", "error_count", "login_attempts", "reader")
+    commands_left: int
 
     def __init__(self, config: ConfigT, client: Client) -> None:
         self.config = config
@@ -182,6 +191,9 @@ class Frontend(ABC, Generic[ConfigT]):
     @abstractmethod
     def denied_reply(self, denied: AuthDenied) -> bytes:
         """Return the reply to a login that the authentication service denied."""
+
+    def prepare_reply(self, line: bytes) -> None:
+        """Remember what the reply to an unhandled line needs (IMAP: its tag)."""
 
     def read_command(self) -> ProtocolGenerator[bytes]:
         """Read a command's first line if it did not arrive in one piece and alone."""
@@ -352,10 +364,16 @@ class Frontend(ABC, Generic[ConfigT]):
             enabled=enabled,
             get_challenge=self.challenge,
             budget=budget,
+            strict=self._strict_rules() if self.server.oauth_strict else None,
         )
         if isinstance(result, SaslFailure):
             return (yield from self.reply_sasl_failure(result))
         return self.auth_request(result)
+
+    def _strict_rules(self) -> StrictRules:
+        """Return what ``oauth_strict`` compares a token's message with."""
+        tls = self.client.tls
+        return StrictRules(None if tls is None else tls.server_name)
 
     def reply_sasl_failure(self, failure: SaslFailure) -> ProtocolGenerator[SessionEnd | None]:
         """Reply to a SASL exchange that failed."""
@@ -398,11 +416,30 @@ class Frontend(ABC, Generic[ConfigT]):
         yield from note(LoginDenied(text, decision.code))
         if decision.wait:
             yield from wait(decision.wait)
+        if decision.sasl_error is not None and credentials.method in TOKEN_METHODS:
+            is_finished = yield from self._send_token_error(credentials.method, decision.sasl_error)
+            if not is_finished:
+                return None
         yield from send(self.denied_reply(decision))
         if not decision.wait:
             return SessionEnd(CloseReason.AUTH_REJECTED)
         yield self.config.deadline
         return None
+
+    def _send_token_error(self, method: Method, challenge: bytes) -> ProtocolGenerator[bool]:
+        """Send the challenge with the error of a token, and read the client's response to it.
+
+        Returns:
+            Whether the response is the one of RFC 7628 section 3.2.3.  Any other one is an invalid
+            command, and the session goes on.
+        """
+        yield self.config.deadline
+        yield from send(self.framing.prefix + challenge + b"\r\n")
+        line = yield from self.reader.read_line()
+        if is_error_response(method, line):
+            return True
+        yield from self.reply_invalid(ProtocolErrorKind.BAD_ARGUMENTS)
+        return False
 
 
 def repeat_deferred(

@@ -9,15 +9,17 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
+from mailproxy.protocols.command_limit import with_command_limit
 from mailproxy.protocols.frontend import Frontend, FrontendConfig
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
+from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
 from mailproxy.protocols.imap.upstream import imap_upstream
 from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.protocols.smtp import replies as smtp_replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
+from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, SmtpWithoutAuthFrontend
 from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import Client
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
@@ -29,8 +31,8 @@ class MailProtocol:
     """A mail protocol."""
 
     name: Protocol
-    frontend: type[Frontend[Any]]
-    """The server side of one client's session."""
+    frontend: Callable[[ServerConfig], type[Frontend[Any]]]
+    """Returns the class of the server side of a client's session."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
     upstream: Callable[[ServerConfig], UpstreamLoginBase]
@@ -44,14 +46,25 @@ class MailProtocol:
 
     def frontend_for(self, server: ServerConfig) -> Callable[[Client], Frontend[Any]]:
         """Return what makes the frontends of one server."""
-        return partial(self.frontend, self.frontend_config(server))
+        frontend = self.frontend(server)
+        if server.max_commands:
+            frontend = with_command_limit(frontend)
+        return partial(frontend, self.frontend_config(server))
+
+
+def _imap_frontend(server: ServerConfig) -> type[ImapFrontend]:
+    return ImapIdFrontend if server.answers_id else ImapFrontend
+
+
+def _smtp_frontend(server: ServerConfig) -> type[SmtpFrontend]:
+    return SmtpFrontend if server.smtp_auth_command else SmtpWithoutAuthFrontend
 
 
 PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
     {
         Protocol.IMAP: MailProtocol(
             name=Protocol.IMAP,
-            frontend=ImapFrontend,
+            frontend=_imap_frontend,
             frontend_config=ImapFrontendConfig,
             upstream=imap_upstream,
             internal_error=imap_replies.INTERNAL_ERROR,
@@ -60,7 +73,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         ),
         Protocol.POP3: MailProtocol(
             name=Protocol.POP3,
-            frontend=Pop3Frontend,
+            frontend=lambda _: Pop3Frontend,
             frontend_config=Pop3FrontendConfig,
             upstream=Pop3Upstream,
             internal_error=pop3_replies.INTERNAL_ERROR,
@@ -69,7 +82,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         ),
         Protocol.SMTP: MailProtocol(
             name=Protocol.SMTP,
-            frontend=SmtpFrontend,
+            frontend=_smtp_frontend,
             frontend_config=SmtpFrontendConfig,
             upstream=SmtpUpstream,
             internal_error=smtp_replies.INTERNAL_ERROR,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SASL as the three protocols share it: PLAIN, LOGIN, CRAM-MD5 and EXTERNAL.
+"""SASL as the three protocols share it: PLAIN, LOGIN, CRAM-MD5, EXTERNAL, XOAUTH2 and OAUTHBEARER.
 
 ``authenticate`` runs one exchange and returns credentials or a failure.  The
 protocol passes in how it frames challenges and how many words a response line
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
 from mailproxy.protocols.sansio import LineReader, ProtocolGenerator, send
+from mailproxy.protocols.sasl_tokens import TOKEN_METHODS, StrictRules, has_controls, parse_token
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
 
@@ -28,8 +29,15 @@ _MECHANISMS: Final = {
     b"LOGIN": Method.LOGIN,
     b"CRAM-MD5": Method.CRAM_MD5,
     b"EXTERNAL": Method.EXTERNAL,
+    b"XOAUTH2": Method.XOAUTH2,
+    b"OAUTHBEARER": Method.OAUTHBEARER,
 }
-_ON_DEMAND: Final = {Method.CRAM_MD5: AuthMethod.CRAM_MD5, Method.EXTERNAL: AuthMethod.EXTERNAL}
+_ON_DEMAND: Final = {
+    Method.CRAM_MD5: AuthMethod.CRAM_MD5,
+    Method.EXTERNAL: AuthMethod.EXTERNAL,
+    Method.XOAUTH2: AuthMethod.XOAUTH2,
+    Method.OAUTHBEARER: AuthMethod.OAUTHBEARER,
+}
 """The mechanisms that work only where they are configured; the others always do, as in nginx."""
 
 
@@ -78,6 +86,7 @@ class _Exchange(NamedTuple):
     reader: LineReader
     method: Method
     end: int | None
+    strict: StrictRules | None
 
 
 def find_mechanism(arguments: Sequence[bytes]) -> Method | None:
@@ -115,6 +124,7 @@ def authenticate(
     enabled: frozenset[AuthMethod],
     get_challenge: Callable[[], ProtocolGenerator[bytes]],
     budget: int | None = None,
+    strict: StrictRules | None = None,
 ) -> ProtocolGenerator[Credentials | SaslFailure]:
     """Run one SASL exchange, from the arguments of AUTH to the credentials.
 
@@ -126,6 +136,7 @@ def authenticate(
         get_challenge: Returns the session's ``<R.T@NAME>``.
         budget: Maximum of bytes in all response lines together (IMAP,
             where they share the command's buffer); ``None`` limits each line alone.
+        strict: The rules of ``oauth_strict``, ``None`` where it is off.
 
     Raises:
         LineTooLong: A response line, or all of them together, exceeded the limit.
@@ -136,12 +147,15 @@ def authenticate(
     needed = _ON_DEMAND.get(method)
     if needed is not None and needed not in enabled:
         return SaslFailure(method, LoginResult.METHOD_DISABLED)
-    exchange = _Exchange(framing, reader, method, None if budget is None else reader.consumed + budget)
+    end = None if budget is None else reader.consumed + budget
+    exchange = _Exchange(framing, reader, method, end, strict)
     initial = arguments[1] if len(arguments) == 2 else None
     if method is Method.CRAM_MD5:
         return (yield from _cram_md5(exchange, initial, get_challenge))
     if method is Method.LOGIN:
         return (yield from _login(exchange, initial))
+    if method in TOKEN_METHODS:
+        return (yield from _token(exchange, initial))
     return (yield from _one_response(exchange, initial))
 
 
@@ -153,6 +167,18 @@ def _one_response(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerat
     if isinstance(response, SaslFailure):
         return response
     return _plain(response) if is_plain else _checked(Credentials(Method.EXTERNAL, response))
+
+
+def _token(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | SaslFailure]:
+    """XOAUTH2 and OAUTHBEARER: one response holds user name and access token."""
+    method = exchange.method
+    response = yield from _response(exchange, initial, exchange.framing.empty)
+    if isinstance(response, SaslFailure):
+        return response
+    credentials = parse_token(method, response, exchange.strict)
+    if credentials is None:
+        return _malformed(method, ProtocolErrorKind.BAD_ARGUMENTS)
+    return _malformed(method, ProtocolErrorKind.CONTROL_CHAR) if has_controls(credentials) else credentials
 
 
 def _login(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | SaslFailure]:

@@ -133,6 +133,8 @@ class Client:
     """SMTP: the confirmed host name, or one of the two placeholders."""
     session_id: str = ""
     """At most 64 letters, digits and hyphens; as in the log."""
+    id_pairs: tuple[tuple[bytes, bytes], ...] = ()
+    """IMAP: what the client wrote about itself with ID, in printable ASCII."""
     proxied_destination: tuple[str, int] | None = None
     """Address and port that the client has connected to, of a PROXY header that was believed."""
 
@@ -231,6 +233,8 @@ class AuthDenied:
     """``Auth-Error-Code``, SMTP only."""
     user: bytes | None = None
     """``Auth-User``, which is also used after a denial."""
+    sasl_error: bytes | None = None
+    """``Auth-Error-SASL``: the challenge of XOAUTH2 or OAUTHBEARER with an error, in base64."""
 
 
 @dataclass(slots=True)

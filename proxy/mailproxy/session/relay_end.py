@@ -77,6 +77,8 @@ class RelayEnd:
 
     other: RelayEnd
     relay: Relay
+    is_paused: bool = False
+    """Whether its socket is not read for now; see ``rate_limit``."""
 
     def __init__(
         self,
@@ -144,7 +146,7 @@ class RelayEnd:
     def update_events(self) -> None:
         """Read here unless the other end has unsent bytes; write here if this one has."""
         events = NO_EVENTS
-        if not self.is_eof and not self.other.has_unsent:
+        if not (self.is_eof or self.other.has_unsent or self.is_paused):
             events = READ
         if self.has_unsent:
             events |= WRITE

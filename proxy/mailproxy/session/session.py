@@ -291,7 +291,7 @@ class Session(ProtocolDriver):
             self.record,
             self._state_gauge,
             client=RelayEnd(self.sock, self.fd, self._events, protocol_metrics.bytes_to_upstream, self.tls),
-            upstream=RelayEnd(
+            upstream=self.server.upstream_end(
                 upstream.sock, upstream.fd, READ, protocol_metrics.bytes_to_client, upstream.tls
             ),
         )

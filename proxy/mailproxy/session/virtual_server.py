@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
@@ -19,12 +19,19 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.types import Client
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.session.rate_limit import relay_end_for
+from mailproxy.session.relay_end import RelayEnd
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.model import ServerConfig
+
+_LIMITS: Final = {
+    CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
+    CloseReason.MAX_COMMANDS: Limit.MAX_COMMANDS,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -57,10 +64,13 @@ class VirtualServer:
     """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
+    upstream_end: Callable[..., RelayEnd] = field(init=False)
+    """Makes the upstream's end of a relay."""
 
     def __post_init__(self) -> None:
         self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
+        self.upstream_end = relay_end_for(self.config)
 
     def count_accepted(self) -> None:
         """Count a client for which there is no session."""
@@ -84,8 +94,8 @@ class VirtualServer:
         metrics = self.metrics
         metrics.active.value -= 1
         metrics.closed[reason].value += 1
-        if reason is CloseReason.MAX_ERRORS:
-            metrics.limit_rejections[Limit.MAX_ERRORS].value += 1
+        if (limit := _LIMITS.get(reason)) is not None:
+            metrics.limit_rejections[limit].value += 1
         is_authenticated = record.result is LoginResult.SUCCESS
         self.protocol_metrics.session_seconds[is_authenticated].observe(duration)
         self.log.session(record)

@@ -17,6 +17,7 @@ from mailproxy.protocols.frontend import (
     Frontend,
     FrontendConfig,
     classify_bad_line,
+    line_limit,
 )
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.commands import (
@@ -53,7 +54,8 @@ class ImapFrontendConfig(FrontendConfig):
     __slots__ = ("capabilities", "capabilities_in_clear")
 
     def __init__(self, server: ServerConfig) -> None:
-        super().__init__(server, server.imap_client_buffer, _GREETING)
+        limit = line_limit(server.imap_client_buffer, server.imap_auth)
+        super().__init__(server, limit, _GREETING)
         self.capabilities = replies.capabilities(server)
         self.capabilities_in_clear = replies.capabilities(server, server.starttls)
 
@@ -89,6 +91,10 @@ class ImapFrontend(Frontend[ImapFrontendConfig]):
     def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what the login at the upstream needs."""
         return UpstreamLogin(grant, request.credentials.method, self.reader.take_unread(), self._tag)
+
+    def prepare_reply(self, line: bytes) -> None:
+        """Remember the tag."""
+        self._tag = tag_of(line)
 
     def read_command(self) -> ProtocolGenerator[bytes]:
         """Read a command's first line; the reply to one that is too long has its tag."""

@@ -22,7 +22,10 @@ _MECHANISMS: Final = (
     (AuthMethod.LOGIN, b" AUTH=LOGIN"),
     (AuthMethod.CRAM_MD5, b" AUTH=CRAM-MD5"),
     (AuthMethod.EXTERNAL, b" AUTH=EXTERNAL"),
+    (AuthMethod.XOAUTH2, b" AUTH=XOAUTH2"),
+    (AuthMethod.OAUTHBEARER, b" AUTH=OAUTHBEARER"),
 )
+_TOKENS: Final = frozenset({AuthMethod.XOAUTH2, AuthMethod.OAUTHBEARER})
 
 
 def completed(tag: bytes) -> bytes:
@@ -33,6 +36,16 @@ def completed(tag: bytes) -> bytes:
 def invalid(tag: bytes) -> bytes:
     """Reply that a command is unknown, malformed or not allowed now."""
     return tag + b" BAD invalid command\r\n"
+
+
+def id_completed(tag: bytes) -> bytes:
+    """Reply to ID: nothing about the proxy."""
+    return b"* ID NIL\r\n" + tag + b" OK ID completed.\r\n"
+
+
+def enable_ignored(tag: bytes) -> bytes:
+    """Reply to ENABLE before login: nothing is enabled."""
+    return b"* ENABLED\r\n" + tag + b" OK ENABLE ignored in non-authenticated state.\r\n"
 
 
 def denied(tag: bytes, text: bytes) -> bytes:
@@ -47,9 +60,20 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
         server: The server.
         starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
     """
-    words = "".join(f" {word}" for word in server.imap_capabilities).encode()
+    words = "".join(f" {word}" for word in _words(server)).encode()
     if starttls is StartTls.ONLY:
         return b"* CAPABILITY" + words + b" STARTTLS LOGINDISABLED\r\n"
     mechanisms = b"".join(word for method, word in _MECHANISMS if method in server.imap_auth)
     end = b"\r\n" if starttls is StartTls.DISABLED else b" STARTTLS\r\n"
     return b"* CAPABILITY" + words + mechanisms + end
+
+
+def _words(server: ServerConfig) -> list[str]:
+    """Return the configured capabilities, and those of what is turned on: ID, and SASL-IR with tokens."""
+    words = list(server.imap_capabilities)
+    listed = {word.upper() for word in words}
+    if server.answers_id:
+        words += [word for word in ("ID", "SASL-IR") if word not in listed]
+    elif not _TOKENS.isdisjoint(server.imap_auth) and "SASL-IR" not in listed:
+        words.append("SASL-IR")
+    return words

@@ -11,6 +11,7 @@ from mailproxy.protocols.frontend import (
     CommandResult,
     Frontend,
     FrontendConfig,
+    line_limit,
 )
 from mailproxy.protocols.pop3 import commands, replies
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, send
@@ -41,7 +42,8 @@ class Pop3FrontendConfig(FrontendConfig):
 
     def __init__(self, server: ServerConfig) -> None:
         is_greeting_static = server.pop3_auth.isdisjoint(_CHALLENGED)
-        super().__init__(server, server.pop3_client_buffer, _GREETING, is_greeting_static=is_greeting_static)
+        limit = line_limit(server.pop3_client_buffer, server.pop3_auth)
+        super().__init__(server, limit, _GREETING, is_greeting_static=is_greeting_static)
         self.mechanisms = replies.mechanisms(server)
         self.capabilities = replies.capabilities(server)
         self.capabilities_in_clear = replies.capabilities(server, server.starttls)

@@ -22,6 +22,8 @@ _MECHANISMS: Final = (
     (AuthMethod.PLAIN, ("PLAIN", "LOGIN")),
     (AuthMethod.CRAM_MD5, ("CRAM-MD5",)),
     (AuthMethod.EXTERNAL, ("EXTERNAL",)),
+    (AuthMethod.XOAUTH2, ("XOAUTH2",)),
+    (AuthMethod.OAUTHBEARER, ("OAUTHBEARER",)),
 )
 """In the order of the replies; LOGIN comes with ``plain``, and APOP is no SASL mechanism."""
 

@@ -12,6 +12,7 @@ from mailproxy.protocols.frontend import (
     Frontend,
     FrontendConfig,
     has_control_chars,
+    line_limit,
 )
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, note, peek, resolve_client, send
 from mailproxy.protocols.sasl import Framing, parse_plain
@@ -39,7 +40,8 @@ class SmtpFrontendConfig(FrontendConfig):
     def __init__(self, server: ServerConfig) -> None:
         greeting = Send(replies.greeting(server))
         is_static = server.resolver is None and server.smtp_greeting_delay <= 0
-        super().__init__(server, server.smtp_client_buffer, greeting, is_greeting_static=is_static)
+        limit = line_limit(server.smtp_client_buffer, server.smtp_auth)
+        super().__init__(server, limit, greeting, is_greeting_static=is_static)
         self.hello = Send(replies.hello(server))
         self.capabilities = Send(replies.capabilities(server))
         self.capabilities_in_clear = Send(replies.capabilities(server, server.starttls))
@@ -210,3 +212,19 @@ class SmtpFrontend(Frontend[SmtpFrontendConfig]):
         commands.STARTTLS: _starttls,
     }
     """The method for each command."""
+
+
+class SmtpWithoutAuthFrontend(SmtpFrontend):
+    """The same without AUTH (``smtp_auth_command off``), for mail from other servers."""
+
+    __slots__ = ()
+
+    def handle_command(self, line: bytes) -> CommandHandling:
+        """Refuse AUTH, whatever its arguments."""
+        if line[:5].upper().rstrip(b" ") == commands.AUTH:
+            return self._refuse_auth()
+        return super().handle_command(line)
+
+    def _refuse_auth(self) -> ProtocolGenerator[CommandResult]:
+        yield from self.reply_invalid(ProtocolErrorKind.BAD_SEQUENCE, replies.AUTH_DISABLED)
+        return None

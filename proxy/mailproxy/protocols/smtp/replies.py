@@ -15,6 +15,7 @@ AUTHENTICATED: Final = b"235 2.0.0 OK\r\n"
 INVALID: Final = b"500 5.5.1 Invalid command\r\n"
 INVALID_ARGUMENT: Final = b"501 5.5.4 Invalid argument\r\n"
 BAD_SEQUENCE: Final = b"503 5.5.1 Bad sequence of commands\r\n"
+AUTH_DISABLED: Final = b"502 5.5.1 Authentication not enabled\r\n"
 EARLY_TALKER: Final = b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
 AUTH_REQUIRED: Final = b"530 5.7.1 Authentication required\r\n"
 TLS_REQUIRED: Final = b"530 5.7.0 Must issue a STARTTLS command first\r\n"
@@ -31,6 +32,8 @@ _MECHANISMS: Final = (
     (AuthMethod.LOGIN, "LOGIN"),
     (AuthMethod.CRAM_MD5, "CRAM-MD5"),
     (AuthMethod.EXTERNAL, "EXTERNAL"),
+    (AuthMethod.XOAUTH2, "XOAUTH2"),
+    (AuthMethod.OAUTHBEARER, "OAUTHBEARER"),
 )
 """In the order of the reply, whatever the directive's."""
 
@@ -59,7 +62,7 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
     """
     lines = [server.server_name, *server.smtp_capabilities]
     mechanisms = [word for method, word in _MECHANISMS if method in server.smtp_auth]
-    if mechanisms and starttls is not StartTls.ONLY:
+    if mechanisms and starttls is not StartTls.ONLY and server.smtp_auth_command:
         lines.append(" ".join(("AUTH", *mechanisms)))
     if starttls is not StartTls.DISABLED:
         lines.append("STARTTLS")

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directives about clients before login that nginx does not have."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mailproxy_config.model import ImapId
+from mailproxy_config.value_types import FLAG, NUMBER, SIZE, Directive, choice
+
+CLIENT_DIRECTIVES: Final = (
+    Directive(
+        name="imap_id_command",
+        field="imapId",
+        module="mail_imap",
+        type=choice({"ignore": "Ignore", "answer": "Answer"}, ImapId),
+        is_ours=True,
+        meaning=(
+            "ID and ENABLE before login: Ignore (BAD, as nginx) or Answer. Not set: Answer where proxyId "
+            "is not Disabled."
+        ),
+    ),
+    Directive(
+        name="smtp_auth_command",
+        module="mail_smtp",
+        type=FLAG,
+        default=True,
+        is_ours=True,
+        meaning=(
+            "Allows the SMTP command AUTH. false: AUTH is not announced and is refused with 502, for port 25 "
+            "with smtpAuth none."
+        ),
+    ),
+    Directive(
+        name="max_commands",
+        module="mail_core",
+        type=NUMBER,
+        default=0,
+        is_ours=True,
+        meaning="Number of commands before login after which the connection is closed. 0: not limited.",
+    ),
+    Directive(
+        name="limit_rate",
+        module="mail_proxy",
+        type=SIZE,
+        default="0",
+        is_ours=True,
+        meaning="Bytes per second that a client gets from the mail server, per connection. 0: not limited.",
+    ),
+    Directive(
+        name="limit_rate_after",
+        module="mail_proxy",
+        type=SIZE,
+        default="0",
+        is_ours=True,
+        meaning="Bytes that a client gets before limitRate applies.",
+    ),
+)
+"""Directives allowed in ``spec.mail`` and every server."""
