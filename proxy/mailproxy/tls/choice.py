@@ -96,6 +96,11 @@ class Rejected(Exception):
 class Chooser(Protocol):
     """Chooses for a connection what it shares with others."""
 
+    @property
+    def binds_sessions(self) -> bool:
+        """Whether sessions belong to the ``server`` block that was chosen."""
+        ...
+
     def choose(self, hello: ClientHello) -> TlsParams:
         """Return the parameters for a client.
 
@@ -110,6 +115,8 @@ class OnlyChoice:
 
     OpenSSL keeps the name with a session only if a callback has accepted it.
     """
+
+    binds_sessions = False
 
     def __init__(self, params: TlsParams) -> None:
         self._params = params
@@ -133,6 +140,8 @@ class CertificateChooser:
     Attributes:
         report: Called with the reason if a certificate cannot be used after all; the default one is used.
     """
+
+    binds_sessions = False
 
     def __init__(
         self,
@@ -189,6 +198,8 @@ class NameChooser:
         default: Those of the server for all other names.
     """
 
+    binds_sessions = True
+
     def __init__(self, servers: Mapping[str, TlsParams], default: TlsParams) -> None:
         self._servers = servers
         self._default = default
@@ -206,6 +217,8 @@ class AlpnChooser:
         servers: The parameters of each server by protocol.
         default: Those of the server for clients without ALPN; ``None`` rejects them.
     """
+
+    binds_sessions = True
 
     def __init__(self, servers: Mapping[bytes, TlsParams], default: TlsParams | None) -> None:
         self._servers = servers
@@ -277,4 +290,3 @@ def switch_context(native: OpenSsl, pointer: int, base: TlsParams, chosen: TlsPa
             pointer, lib.SSL_CTX_get_verify_mode(context), lib.SSL_CTX_get_verify_callback(context)
         )
         lib.SSL_set_verify_depth(pointer, lib.SSL_CTX_get_verify_depth(context))
-    lib.SSL_set_session_id_context(pointer, chosen.session_context, 32)

@@ -15,6 +15,7 @@ from mailproxy.errors import TlsFailed
 from mailproxy.protocols.types import TlsInfo, certificate_fault
 from mailproxy.tls.choice import Chooser, ClientHello, expect_client_hello, switch_context
 from mailproxy.tls.client_certs import TOLERABLE, client_certificate
+from mailproxy.tls.inputs import context_of_server
 from mailproxy.tls.key_pairs import key_algorithms
 from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy_config.model import VerifyClient
@@ -197,6 +198,10 @@ class TlsConnection(ssl.SSLSocket):
         self._params = chosen = base.chooser.choose(hello)
         if chosen.context is not base.context:
             switch_context(native, self._pointer, base, chosen)
+        sessions = chosen.session_context
+        if base.chooser.binds_sessions:
+            sessions = context_of_server(sessions, chosen.server)
+        native.lib.SSL_set_session_id_context(self._pointer, sessions, 32)
 
     def rejected_as(self, failure: TlsFailure) -> None:
         """Record why the choice rejects the client; the handshake fails."""

@@ -88,10 +88,9 @@ def _digest_inputs(
 def session_context(server: ServerConfig, chosen: Iterable[bytes] = ()) -> bytes:
     """Return the context in which TLS sessions may be resumed (``SSL_CTX_set_session_id_context``), 32 bytes.
 
-    nginx digests ``MAIL``, the certificates and the CA list.  Here the name of
-    the server and all other directives for the verification of clients are
-    digested too, so that a session is resumed neither after they have changed
-    nor in another ``server`` block (CVE-2025-23419).  Tickets contain it.
+    nginx digests ``MAIL``, the certificates and the CA list.  Here all other
+    directives for the verification of clients are digested too, so that a
+    session is not resumed after they have changed.  Tickets contain it.
 
     Args:
         server: The server.
@@ -104,7 +103,15 @@ def session_context(server: ServerConfig, chosen: Iterable[bytes] = ()) -> bytes
     verified_by = (
         f"{directive}={_file_digest(path)}" for directive, path in server.client_verification_files
     )
-    return _digest(("MAIL", server.name, *certificates, *rules, *verified_by))
+    return _digest(("MAIL", *certificates, *rules, *verified_by))
+
+
+def context_of_server(context: bytes, server: str) -> bytes:
+    """Return the context for sessions of one ``server`` block among several behind a listener, 32 bytes.
+
+    So a ticket of another block is a full handshake (CVE-2025-23419).
+    """
+    return hashlib.sha256(context + server.encode()).digest()
 
 
 def _ordered(value: object) -> object:
