@@ -203,7 +203,7 @@ def bench(python: str) -> Iterator[Bench]:
         load = LoadProcess(python)
         made = Bench(folder, python, load, stub_servers.pid)
         try:
-            _wait_for(PORTS.peer("smtp"), stub_servers)
+            wait_for(PORTS.peer("smtp"), stub_servers)
             yield made
         finally:
             for proxy in made.proxies.values():
@@ -218,13 +218,27 @@ def start_nginx(folder: Path, workers: int) -> Proxy:
     process = pinned(
         PROXY_CPU if workers == 1 else "", "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")
     )
-    _wait_for(PORTS.proxy("nginx", "smtps"), process, folder / "nginx.error")
+    wait_for(PORTS.proxy("nginx", "smtps"), process, folder / "nginx.error")
     return Proxy("nginx", process, _workers(process.pid, "worker process", workers))
 
 
 def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str, ...], path: str) -> Proxy:
     """Start mailproxy, with the same configuration."""
-    (folder / "mailproxy.conf").write_text(nginx_conf(folder, "mailproxy", workers))
+    conf = nginx_conf(folder, "mailproxy", workers)
+    return start_with_conf(folder, python, conf, PORTS.proxy("mailproxy", "smtps"), workers, options, path)
+
+
+def start_with_conf(
+    folder: Path,
+    python: str,
+    conf: str,
+    last_port: int,
+    workers: int = 1,
+    options: tuple[str, ...] = (),
+    path: str = "",
+) -> Proxy:
+    """Start mailproxy with an ``nginx.conf``, and wait until its last listener is open."""
+    (folder / "mailproxy.conf").write_text(conf)
     modules = [*([str(_ROOT / path)] if path else []), str(_ROOT / "proxy"), *sys.path[1:]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(modules)}
     with open(folder / "mailproxy.log", "a", encoding="utf-8") as log:
@@ -234,7 +248,7 @@ def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str,
             "--workers", str(workers), "--admin", f"127.0.0.1:{PORTS.base + 60}", *options,
             stderr=log, env=environment,
         )  # fmt: skip
-    _wait_for(PORTS.proxy("mailproxy", "smtps"), process, folder / "mailproxy.log")
+    wait_for(last_port, process, folder / "mailproxy.log")
     found = _workers(process.pid, "mailproxy-work", workers)
     time.sleep(0.5)
     return Proxy("mailproxy", process, found)
@@ -285,7 +299,7 @@ def _certificates(folder: Path) -> None:
         (folder / f"{kind}.key").chmod(0o644)
 
 
-def _wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None) -> None:
+def wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None) -> None:
     """Wait until a process listens; raises with the end of its log where it does not."""
     for _ in range(200):
         try:

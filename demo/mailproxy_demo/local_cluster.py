@@ -33,6 +33,7 @@ from mailproxy_operator.api.kinds import (
     kind_of,
 )
 from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.api.pod_report import read_config
 
 LOCAL_VERSION = KubeVersion(1, 36)
 # How long a process that is replaced has to close its listeners before the next one opens them.
@@ -270,7 +271,16 @@ class LocalCluster:
                 running = await response.json(content_type=None)
         except (aiohttp.ClientError, OSError, ValueError):
             return None
-        return RunningConfig(str(running.get("hash") or ""), str(running.get("last_error") or ""))
+        return read_config(running)
+
+    async def policies(self, namespace: str) -> None:
+        """Return ``None``: there are no BackendTLSPolicies."""
+
+    async def config_map_keys(self, key: Key) -> None:
+        """Return ``None``: no policy refers to a ConfigMap."""
+
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        """Do nothing: there are no policies."""
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Return why volumes could not be mounted, by pod."""

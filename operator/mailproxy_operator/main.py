@@ -22,7 +22,7 @@ from mailproxy_operator.api import names, watch_monitor
 from mailproxy_operator.api.client import KubeClient, api_client
 from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.credentials import Configuration, Credentials
-from mailproxy_operator.api.kinds import MAIL_PROXY, Kind
+from mailproxy_operator.api.kinds import GATEWAY_GROUP, MAIL_PROXY, Kind
 from mailproxy_operator.api.leader_election import LeaderElector
 from mailproxy_operator.api.watch_monitor import Login, WatchMonitor, from_environment
 from mailproxy_operator.controller.cache import Cache
@@ -177,7 +177,7 @@ class Operator:
         await self._until_installed(cluster)
         kinds = await _retry_until_ok(lambda: _served_kinds(cluster))
         cache = Cache(cluster)
-        cache.attach({kind: kwargs[kind.plural] for kind in WATCHED})
+        cache.attach({kind: kwargs[kind.id] for kind in kinds})
         reconciler = Reconciler(cache, self._settings.platform(version))
         handlers = EventHandlers(
             reconciler, cache, recorder=self._metrics.reconciled, request_config=cluster.running_config
@@ -345,7 +345,7 @@ def kopf_settings() -> kopf.OperatorSettings:
 
 
 def _is_not_ours(resource: kopf.Resource) -> bool:
-    return resource.group != names.GROUP
+    return resource.group not in {names.GROUP, GATEWAY_GROUP}
 
 
 class _BackOffs:

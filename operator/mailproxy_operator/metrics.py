@@ -28,7 +28,7 @@ _REASONS: Mapping[str, str] = {
 }
 _READY = {"True": "true", "False": "false"}
 MAX_RESOURCES = 200
-"""The maximum number of resources with series for their conditions: up to 4200 series."""
+"""The maximum number of resources with series for their conditions: up to 4800 series."""
 
 
 class Conditions:

@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import Drainable, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
+from mailproxy.dns.upstream_names import UpstreamNames
 from mailproxy.loop.worker_loop import WorkerLoop
-from mailproxy.net.listen_plan import plan_sockets, shared_lines
+from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener
+from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.shared_listener import check_choices, listen_target
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
@@ -33,7 +36,11 @@ from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.resumption import TicketKeys
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ProxySsl, ResolverConfig, ServerConfig
+from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
+from mailproxy_config.upstream_login import ProxyAuthToken
+
+if TYPE_CHECKING:
+    from mailproxy.oauth.token_source import TokenSource
 
 _LAG_INTERVAL: Final = 0.1
 _IDLE_LAG_INTERVAL: Final = 1.0
@@ -46,8 +53,10 @@ _TICKS_PER_FLUSH: Final = 10
 """Measurements between two writes of the log's buffer."""
 _DRAIN_POLL_SECONDS: Final = 0.05
 
-AuthKey = tuple[AuthHttp, float, bool, int | None]
+AuthKey = tuple[AuthHttp, float, bool, int | None, bool]
 ResolverKey = tuple[ResolverConfig, float]
+NamesKey = tuple[ResolverConfig | None, float, tuple[str, ...]]
+TokenKey = tuple[ProxyAuthToken, Secret | None, Secret | None]
 
 
 class App:
@@ -56,6 +65,7 @@ class App:
     Args:
         log: The log of sessions and events.
         metrics: The metrics.
+        upstream_health: Shared by all workers; ``None`` for a worker without others.
 
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
@@ -63,19 +73,25 @@ class App:
         listeners: The listening sockets of the current configuration.
     """
 
-    def __init__(self, *, log: Log, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, *, log: Log, metrics: WorkerMetrics, upstream_health: UpstreamHealth | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, WorkerLoop):
             message = "an App runs on the event loop that make_loop() makes"
             raise TypeError(message)
-        self.context = WorkerContext(loop, loop.epoll, log=log, metrics=metrics)
+        self.context = WorkerContext(
+            loop, loop.epoll, log=log, metrics=metrics, upstream_health=upstream_health
+        )
         loop.epoll.on_error = self.context.handle_error
         loop.set_exception_handler(self.context.handle_loop_exception)
         self.listeners: list[Listener] = []
         self._servers: dict[str, VirtualServer] = {}
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self._resolvers: dict[ResolverKey, Resolver] = {}
-        self._retired: list[Resolver] = []
+        self._upstream_names: dict[NamesKey, UpstreamNames] = {}
+        self._retired: list[Resolver | UpstreamNames] = []
+        self._tokens: dict[TokenKey, TokenSource] = {}
         self._ticket_keys: dict[int, TicketKeys] = {}
         self._ticks = 0
         self._iterations = 0
@@ -178,32 +194,58 @@ class App:
             resolver=self._resolver(config),
             tls=tls,
             upstream_tls=self._upstream_tls(config, previous),
+            tokens=self._token_source(config),
+            login_secrets=read_login_secrets(config),
             trusted=_trusted(config, names),
             metrics=metrics.server(config.name, config.protocol),
             protocol_metrics=metrics.protocol(config.protocol),
             login_timeouts=self.context.timers.queue(config.timeout),
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
             log=self.context.log.for_server(config),
+            upstream_names=self._names(config) if config.auth_http_server_names else None,
         )
 
     def _log_unusable_certificate(self, server: str, reason: str) -> None:
         self.context.log.event(LogLevel.ERROR, "certificate_unusable", server=server, reason=reason)
 
     def _upstream_tls(self, config: ServerConfig, previous: VirtualServer | None) -> UpstreamTls | None:
-        if config.proxy_ssl is ProxySsl.DISABLED:
+        if not config.may_use_upstream_tls:
             return None
         return upstream_context.build(config, previous=previous.upstream_tls if previous else None)
 
+    def _token_source(self, config: ServerConfig) -> TokenSource | None:
+        """Return the source of access tokens; it and its token survive a reload that does not change it."""
+        token = config.proxy_auth_token
+        if token is None:
+            return None
+        from mailproxy.oauth.token_source import TokenSource  # noqa: PLC0415 - aiohttp is needed for it only
+
+        secret, refresh = (
+            None if path is None else read_secret(config.name, "proxy_auth_token", path)
+            for path in (token.client_secret_file, token.refresh_token_file)
+        )
+        key = (token, secret, refresh)
+        if key not in self._tokens:
+            self._tokens[key] = TokenSource(self.context, token, secret, refresh)
+        return self._tokens[key]
+
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
-        key = (where, config.auth_http_timeout, keeps, maximum)
+        names = config.auth_http_server_names
+        key = (where, config.auth_http_timeout, keeps, maximum, names)
         if key not in self.auth_clients:
             addresses = HostAddresses(
                 where, metrics=self.context.metrics, on_failure=self.context.log_lookup_failure
             )
             tls = ClientTls(where.host) if where.tls else None
             self.auth_clients[key] = AuthHttpClient(
-                self.context, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
+                self.context,
+                addresses,
+                config.auth_http_timeout,
+                tls,
+                keeps=keeps,
+                maximum=maximum,
+                accepts_names=names,
             )
         return self.auth_clients[key]
 
@@ -219,6 +261,19 @@ class App:
                 on_failure=self.context.log_lookup_failure,
             )
         return self._resolvers[key]
+
+    def _names(self, config: ServerConfig) -> UpstreamNames:
+        key = (config.resolver, config.resolver_timeout, config.auth_http_server_networks)
+        if key not in self._upstream_names:
+            self._upstream_names[key] = UpstreamNames(
+                config.resolver,
+                timeout=config.resolver_timeout,
+                networks=config.auth_http_server_networks,
+                metrics=self.context.metrics,
+                on_failure=self.context.log_lookup_failure,
+                on_refused=self.context.log_refused_address,
+            )
+        return self._upstream_names[key]
 
     def _report_expiry(self, servers: Sequence[VirtualServer]) -> None:
         for server in servers:
@@ -244,7 +299,10 @@ class App:
         for listener in old:
             listener.close()
         target = partial(listen_target, config, servers, shared_lines(config))
-        for planned in plan_sockets(config, names):
+        plans = plan_sockets(config, names)
+        for upstream_names in self._upstream_names.values():
+            upstream_names.listeners = listening_addresses(plans)
+        for planned in plans:
             targets = {address: target(route) for address, route in planned.routes.items()}
             default = target(planned.default)
             for sock in sockets.get(planned.key, ()):
@@ -260,9 +318,16 @@ class App:
         services = {id(server.auth) for server in servers}
         for auth_key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(auth_key).close()  # for its sessions: a connection per request
+        for source in self._tokens.values():
+            source.servers = frozenset(each.config.name for each in servers if each.tokens is source)
+        # Sessions may still wait for one that is dropped here.
+        self._tokens = {key: source for key, source in self._tokens.items() if source.servers}
         resolvers = {id(server.resolver) for server in servers}
         for key in [key for key, resolver in self._resolvers.items() if id(resolver) not in resolvers]:
             self._retired.append(self._resolvers.pop(key))
+        used = {id(server.upstream_names) for server in servers}
+        for names_key in [key for key, names in self._upstream_names.items() if id(names) not in used]:
+            self._retired.append(self._upstream_names.pop(names_key))
 
     async def _close_retired(self) -> None:
         """Close resolvers that an earlier reload left to the sessions that used them."""
@@ -324,8 +389,13 @@ class App:
             await service.addresses.close()
         for resolver in self._resolvers.values():
             await resolver.close()
+        for names in self._upstream_names.values():
+            await names.close()
+        for source in self._tokens.values():
+            await source.close()
         self.auth_clients.clear()
         self._resolvers.clear()
+        self._upstream_names.clear()
 
     # -- the event loop's lag
 

@@ -20,6 +20,7 @@ from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.loop.epoll import Epoll
 from mailproxy.loop.timeouts import Timeouts
 from mailproxy.net.pipes import Pipes
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import LogLevel
@@ -28,8 +29,8 @@ BUFFER_BYTES: Final = 256 * 1024
 """Size of the buffer for bulk transfers in which one side uses TLS; all relays of a worker share it."""
 _LINKS: Final = ("owner", "__self__", "func", "_callback")
 """Of an object: its owner; of a method: its object; of a partial: its function; of a handle: its callback."""
-_MAX_LINKS: Final = 8
-"""Links that are followed; a chain has at most five."""
+_MAX_LINKS: Final = 10
+"""Links that are followed; a chain has at most eight."""
 
 
 class Drainable(Protocol):
@@ -70,10 +71,17 @@ class WorkerContext:
         limit: The most client connections (``worker_connections``).
         lingering: Connections in their lingering close.
         live: Every session and relay; a drain waits for them.
+        upstream_health: Addresses of upstreams that failed; all workers share it.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, epoll: Epoll, *, log: Log, metrics: WorkerMetrics
+        self,
+        loop: asyncio.AbstractEventLoop,
+        epoll: Epoll,
+        *,
+        log: Log,
+        metrics: WorkerMetrics,
+        upstream_health: UpstreamHealth | None = None,
     ) -> None:
         self.loop = loop
         self.epoll = epoll
@@ -87,6 +95,7 @@ class WorkerContext:
         self.lingering: set[Drainable] = set()
         self.buffer = bytearray(BUFFER_BYTES)
         self.pipes = Pipes()
+        self.upstream_health = UpstreamHealth() if upstream_health is None else upstream_health
 
     def make_challenge(self, server_name: str) -> bytes:
         """Make a challenge ``<R.T@NAME>``: 31 random bits, the current time, the server's name."""
@@ -95,6 +104,10 @@ class WorkerContext:
     def log_lookup_failure(self, purpose: DnsPurpose, name: str, result: DnsResult) -> None:
         """Log that a name server did not answer, or not usably; at ``error``, as nginx does."""
         self.log.event(LogLevel.ERROR, "name_lookup_failed", purpose=purpose, name=name, result=result)
+
+    def log_refused_address(self, name: str, address: str, reason: str) -> None:
+        """Log that a name in ``Auth-Server`` resolves to an address that it must not resolve to."""
+        self.log.event(LogLevel.ERROR, "upstream_address_refused", name=name, address=address, reason=reason)
 
     def handle_error(self, source: object, error: Exception) -> None:
         """Log an internal error, and end what it belongs to; never raises.

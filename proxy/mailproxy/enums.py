@@ -112,7 +112,9 @@ class AuthErrorReason(StrEnum):
 class UpstreamStage(StrEnum):
     """The step of a login at the upstream."""
 
+    RESOLVE = "resolve"
     CONNECT = "connect"
+    TOKEN = "token"  # noqa: S105 - a label
     GREETING = "greeting"
     TLS = "tls"
     ID = "id"
@@ -121,6 +123,23 @@ class UpstreamStage(StrEnum):
     LOGIN = "login"
     ENVELOPE = "envelope"
     RELAY = "relay"
+
+
+class UpstreamTry(StrEnum):
+    """How a try of a login at an upstream ended, where there may be several."""
+
+    SUCCESS = "success"
+    """The login is complete."""
+    NEXT = "next"
+    """It failed, and another try followed."""
+    FINAL = "final"
+    """It failed in a way that is not tried again, such as a wrong password."""
+    EXHAUSTED = "exhausted"
+    """It failed, and was the last one (``proxy_next_upstream_tries``)."""
+    TIMEOUT = "timeout"
+    """It failed, and there was no time for another one (``proxy_next_upstream_timeout``)."""
+    ABANDONED = "abandoned"
+    """Another address of the same name was connected first, or the client has left."""
 
 
 class ProxyHeaderResult(StrEnum):
@@ -178,12 +197,26 @@ class UpstreamTlsFailure(StrEnum):
     TIMEOUT = "timeout"
 
 
+class TokenResult(StrEnum):
+    """How a request for an access token ended."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    """The service does not know the client, its secret, the scope or the refresh token."""
+    UNAVAILABLE = "unavailable"
+    """No connection, or an error of the service."""
+    TIMEOUT = "timeout"
+    INVALID = "invalid"
+    """The answer has no usable token."""
+
+
 class DnsPurpose(StrEnum):
     """The purpose of a name lookup."""
 
     PTR = "ptr"
     FORWARD = "forward"
     AUTH = "auth"
+    UPSTREAM = "upstream"
 
 
 class DnsResult(StrEnum):

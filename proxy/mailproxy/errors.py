@@ -174,6 +174,12 @@ class UpstreamTlsError(UpstreamError):
         self.is_misconfigured = failure not in _PASSING_TLS_FAILURES
 
 
+class UpstreamConfigError(UpstreamError):
+    """The proxy and the upstream, or the authentication service, are not configured for each other."""
+
+    is_misconfigured = True
+
+
 class UpstreamGuardError(UpstreamError):
     """The upstream offers something with which the client could leave its login (``proxy_smtp_guard``)."""
 
@@ -184,6 +190,32 @@ class UpstreamGuardError(UpstreamError):
     ) -> None:
         super().__init__(message, stage=stage, reply=reply)
         self.client_reply = client_reply
+
+
+class ProxyLoopError(UpstreamError):
+    """The client has come through so many proxies that they are probably a loop."""
+
+    is_misconfigured = True
+
+
+class TokenUnavailable(UpstreamError):
+    """The token service provides no access token; nothing was sent to the upstream."""
+
+    def __init__(self, message: str, *, is_misconfigured: bool = False) -> None:
+        super().__init__(message, stage=UpstreamStage.TOKEN)
+        self.is_misconfigured = is_misconfigured
+
+
+class UpstreamTokenRefused(UpstreamError):
+    """The upstream refused the proxy's access token.
+
+    Attributes:
+        token: The token, of a type that prints as ``***``.
+    """
+
+    def __init__(self, reply: bytes, token: object) -> None:
+        super().__init__("upstream refused the access token", stage=UpstreamStage.LOGIN, reply=reply)
+        self.token = token
 
 
 class UpstreamRefused(UpstreamError):

@@ -29,6 +29,7 @@ from mailproxy_config.secret_refs import (
     Reference,
     SelectorRef,
 )
+from mailproxy_config.upstream_login_directives import AuthTokenRef, MasterUserRef
 
 _ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
 _BUILT_IN: Final = {row.name: row.builtin() for row in _ROWS}
@@ -103,7 +104,7 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
         effective = _effective(manifest, server)
         uses_tls = effective["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
         unused: tuple[str, ...] = () if uses_tls else ("ssl_",)
-        if effective["proxy_ssl"] is ProxySsl.DISABLED:
+        if effective["proxy_ssl"] is ProxySsl.DISABLED and not effective["auth_http_overrides"]:
             unused += ("proxy_ssl_",)
         for name, value in effective.items():
             for ref in _key_refs(value) if not name.startswith(unused) else ():
@@ -180,6 +181,8 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
             return mounts.selected(value)
         case HeaderRef():
             return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
+        case MasterUserRef() | AuthTokenRef():
+            return value.with_paths(mounts)
         case tuple():
             return tuple(_with_paths(item, mounts) for item in value)
     return value
@@ -195,6 +198,8 @@ def _key_refs(value: object) -> Iterator[KeyRef]:
             yield from _key_refs(value.key)
         case HeaderRef():
             yield value.source
+        case MasterUserRef() | AuthTokenRef():
+            yield from value.references
         case tuple():
             for item in value:
                 yield from _key_refs(item)

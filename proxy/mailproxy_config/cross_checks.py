@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conditions between several fields of a manifest.
 
-Each condition exists twice: as a CEL rule for the CRD, and as a check with the exact path.
+Each condition exists twice: as a CEL rule for the CRD, and as a check with the exact path.  That of
+REQUIRETLS is only a check: it depends on the protocol, which may be derived from the ports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from mailproxy_config.addresses import WELL_KNOWN_PORTS
@@ -14,7 +15,7 @@ from mailproxy_config.directives import LEVEL_DIRECTIVES, Level, ServerBlock
 from mailproxy_config.errors import Problems
 from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
-from mailproxy_config.model import ListenConfig, Protocol, StartTls, VerifyClient
+from mailproxy_config.model import ListenConfig, Protocol, ProxySsl, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
 from mailproxy_config.secret_refs import SelectorRef
 from mailproxy_config.shared_listeners import SHARED_SETTINGS, Block, check_shared_listeners, sni_names
@@ -49,6 +50,7 @@ def check_consistency(
         if not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
         _check_tls(server, mail, problems)
+        _check_require_tls(server, mail, problems)
         _check_ports(server, spec, problems)
     _check_names(servers, problems)
     check_shared_listeners([_as_block(server, mail) for server in servers], problems)
@@ -83,6 +85,40 @@ def _check_tls(server: ServerBlock, mail: Level, problems: Problems) -> None:
     ):
         reason = f"{verify} needs sslClientCertificate or sslTrustedCertificate"
         problems.add(f"{server.path}.sslVerifyClient", reason)
+
+
+def _check_require_tls(server: ServerBlock, mail: Level, problems: Problems) -> None:
+    """Check that REQUIRETLS is listed only where all mail passes through verified TLS (RFC 8689)."""
+    protocol = server.protocol or derive_protocol(server.listen)
+    capabilities = _value("smtp_capabilities", server, mail)
+    if protocol is not Protocol.SMTP or not isinstance(capabilities, tuple):
+        return
+    if not lists_require_tls(capabilities):
+        return
+    for reason in require_tls_problems(
+        listen=server.listen,
+        starttls=_value("starttls", server, mail),
+        proxy_ssl=_value("proxy_ssl", server, mail),
+        verifies=_value("proxy_ssl_verify", server, mail) is not False,
+    ):
+        problems.add(f"{server.path}.smtpCapabilities", reason)
+
+
+def lists_require_tls(capabilities: Iterable[str]) -> bool:
+    """Return whether ``smtp_capabilities`` has REQUIRETLS."""
+    return any(capability.upper().split(" ")[0] == "REQUIRETLS" for capability in capabilities)
+
+
+def require_tls_problems(
+    *, listen: Iterable[ListenConfig], starttls: object, proxy_ssl: object, verifies: bool
+) -> Iterator[str]:
+    """Yield what a server lacks for REQUIRETLS, and how to mend it."""
+    if starttls is not StartTls.ONLY and not all(listener.ssl for listener in listen):
+        yield 'REQUIRETLS needs TLS with every client: set "starttls" to Only, or ssl for every listener'
+    if proxy_ssl in {None, ProxySsl.DISABLED}:
+        yield 'REQUIRETLS needs TLS to mail servers: set "proxySsl" to Starttls or Enabled (on)'
+    elif not verifies:
+        yield 'REQUIRETLS needs certificates of mail servers to be verified: remove "proxySslVerify"'
 
 
 def _check_ports(server: ServerBlock, spec: Mapping[str, Any], problems: Problems) -> None:

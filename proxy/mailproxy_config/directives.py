@@ -14,13 +14,18 @@ from typing import Final
 
 from mailproxy_config import structured_values
 from mailproxy_config.client_directives import CLIENT_DIRECTIVES
+from mailproxy_config.failover_directives import FAILOVER_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
 from mailproxy_config.schema import Integer, IntOrString
+from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
 from mailproxy_config.tls_directives import SERVER_NAMES, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
+from mailproxy_config.upstream_facts_directives import UPSTREAM_FACTS_DIRECTIVES
+from mailproxy_config.upstream_login_directives import UPSTREAM_LOGIN_DIRECTIVES
+from mailproxy_config.upstream_names_directives import UPSTREAM_NAMES_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
     CAPABILITIES,
@@ -179,7 +184,7 @@ LEVEL_DIRECTIVES: Final = (
         module=_CORE,
         type=structured_values.RESOLVER,
         default={"mode": "Disabled"},
-        meaning="DNS servers for looking up the host names of SMTP clients.",
+        meaning="DNS servers for looking up the host names of SMTP clients, and host names in Auth-Server.",
     ),
     Directive(
         name="resolver_timeout",
@@ -398,8 +403,13 @@ LEVEL_DIRECTIVES: Final = (
     ),
     *TLS_DIRECTIVES,
     *UPSTREAM_DIRECTIVES,
+    *UPSTREAM_NAMES_DIRECTIVES,
+    *FAILOVER_DIRECTIVES,
+    *TEMPFAIL_DIRECTIVES,
+    *UPSTREAM_LOGIN_DIRECTIVES,
     *OAUTH_DIRECTIVES,
     *CLIENT_DIRECTIVES,
+    *UPSTREAM_FACTS_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

@@ -46,7 +46,7 @@ _SSL_FIELD: Final = "write {port: 993, ssl: true} in listen"
 
 
 _NAMES: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("proxy_connect_timeout", "proxy_ctimeout", "connect_timeout"), _CONNECTING),
+    **dict.fromkeys(("proxy_ctimeout", "connect_timeout"), _CONNECTING),
     **dict.fromkeys(("proxy_read_timeout", "proxy_send_timeout", "proxy_idle_timeout"), _SILENCE),
     **dict.fromkeys(
         (
@@ -119,7 +119,6 @@ _NAMES: Final[Mapping[str, str]] = {
 
 _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"limit_(conn|req|rate)"), _ACCESS),
-    (re.compile(r"proxy_next_upstream"), _UPSTREAM),
     (re.compile(r"(js|perl|lua|njs)_|.*_by_(lua|js)(_|\Z)"), _SCRIPTS),
     (re.compile(r"(zm|sasl|login_ip|xoip)_"), _ZIMBRA),
     (re.compile(r"ssl_(stapling|ocsp|ct|dyn_rec)"), _ELSEWHERE),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mailproxy_config import kubernetes_ports
+from mailproxy_config import kubernetes_ports, upstream_service
 from mailproxy_config.cross_checks import SPEC_RULES, check_consistency
 from mailproxy_config.directives import (
     DIRECTIVES,
@@ -74,9 +74,11 @@ def _descriptions(rows: Sequence[Directive]) -> dict[str, str]:
 
 
 MAIL: Final = Object(
-    fields=_rows(LEVEL_DIRECTIVES), descriptions=_descriptions(LEVEL_DIRECTIVES), advice=advice_for_field
+    fields={**_rows(LEVEL_DIRECTIVES), upstream_service.FIELD: upstream_service.SERVICE_REF},
+    descriptions={**_descriptions(LEVEL_DIRECTIVES), upstream_service.FIELD: upstream_service.MEANING},
+    advice=advice_for_field,
 )
-"""``spec.mail``: every directive allowed in ``mail {}``."""
+"""``spec.mail``: every directive allowed in ``mail {}``, and what only resources have."""
 
 
 SERVER_NAME: Final = String(

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
+from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
+
 Seconds = NewType("Seconds", float)
 ByteCount = NewType("ByteCount", int)
 
@@ -90,6 +92,31 @@ class XclientMode(StrEnum):
     ALWAYS = "Always"
     AUTO = "Auto"
     REQUIRED = "Required"
+
+
+class NextUpstream(StrEnum):
+    """``proxy_next_upstream``: a failure after which a login is tried again."""
+
+    CONNECT = "Connect"
+    GREETING = "Greeting"
+    TLS = "Tls"
+    STARTTLS = "Starttls"
+    HELLO = "Hello"
+    UNAVAILABLE = "Unavailable"
+
+
+class Tempfail(StrEnum):
+    """``proxy_tempfail``: replies to a login that an outage made fail; nginx's, or temporary failures."""
+
+    NGINX = "Nginx"
+    RFC5530 = "Rfc5530"
+
+
+class SmtpHelo(StrEnum):
+    """``proxy_smtp_helo``: whose name an SMTP upstream gets in EHLO."""
+
+    SERVER = "Server"
+    CLIENT = "Client"
 
 
 class LogLevel(StrEnum):
@@ -308,6 +335,8 @@ class ServerConfig:
     ssl_crl: str | None
     ssl_conf_command: tuple[tuple[str, str], ...]
 
+    auth_http_server_names: bool
+    auth_http_server_networks: tuple[str, ...]
     auth_http_variables: bool
     proxy_ssl: ProxySsl
     proxy_ssl_verify: bool
@@ -334,6 +363,20 @@ class ServerConfig:
     proxy_id: SendIdentity
     proxy_pop3_xclient: SendIdentity
     xclient_mode: XclientMode
+    proxy_connect_timeout: Seconds | None
+    proxy_next_upstream: frozenset[NextUpstream]
+    proxy_next_upstream_tries: int
+    proxy_next_upstream_timeout: Seconds
+    proxy_protocol_unique_id: bool
+    proxy_forward: tuple[tuple[str, str], ...]
+    auth_http_facts: bool
+    auth_http_overrides: bool
+    proxy_tempfail: Tempfail
+    proxy_smtp_helo: SmtpHelo
+    proxy_auth: tuple[ProxyAuth, ...]
+    proxy_auth_require_tls: bool | None
+    proxy_master_user: ProxyMasterUser | None
+    proxy_auth_token: ProxyAuthToken | None
 
     server_names: tuple[str, ...] = ()
     """Names by which clients choose this block among those with the same ``ssl`` listener."""
@@ -420,13 +463,33 @@ class ServerConfig:
 
     @property
     def uses_connected_address(self) -> bool:
-        """Whether the address and the SNI name that a client has connected to are passed on."""
-        return self.sends_identity or self.auth_http_variables
+        """Whether the address and the SNI name that a client has connected to may be passed on."""
+        return (
+            self.sends_identity
+            or self.auth_http_variables
+            or self.auth_http_facts
+            or self.auth_http_overrides
+        )
+
+    @property
+    def may_use_upstream_tls(self) -> bool:
+        """Whether some logins at upstreams use TLS."""
+        return self.proxy_ssl is not ProxySsl.DISABLED or self.auth_http_overrides
+
+    @property
+    def upstream_login_files(self) -> tuple[tuple[str, str], ...]:
+        """Directives and paths of the files with secrets for the login at upstreams."""
+        found: list[tuple[str, str]] = []
+        if self.proxy_master_user is not None:
+            found.append(("proxy_master_user", self.proxy_master_user.password_file))
+        if self.proxy_auth_token is not None:
+            found += [("proxy_auth_token", path) for path in self.proxy_auth_token.files]
+        return tuple(found)
 
     @property
     def upstream_tls_files(self) -> tuple[tuple[str, str], ...]:
         """Directives and paths of all files that TLS to upstreams reads; none if it is not used."""
-        if self.proxy_ssl is ProxySsl.DISABLED:
+        if not self.may_use_upstream_tls:
             return ()
         pair = self.proxy_ssl_certificate
         files: tuple[tuple[str, str | None], ...] = (

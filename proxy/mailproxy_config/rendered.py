@@ -16,6 +16,7 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mailproxy_config.cross_checks import lists_require_tls, require_tls_problems
 from mailproxy_config.directives import (
     IGNORED,
     LEVEL_DIRECTIVES,
@@ -29,6 +30,7 @@ from mailproxy_config.model import (
     AuthHttpHeader,
     CertificateFiles,
     ListenConfig,
+    Protocol,
     ProxyConfig,
     ServerConfig,
     VerifyClient,
@@ -37,6 +39,8 @@ from mailproxy_config.schema import is_encodable, join_path, type_of
 from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
 from mailproxy_config.shared_listeners import SHARED_SETTINGS, Block, check_shared_listeners, sni_names
 from mailproxy_config.units import MAX_SECONDS
+from mailproxy_config.upstream_login import ProxyAuthToken, ProxyMasterUser
+from mailproxy_config.upstream_login_directives import auth_token_ref, master_user_ref
 from mailproxy_config.value_types import ErrorPath
 
 FORMAT: Final = "mailproxy.dev/proxy-configuration"
@@ -273,6 +277,7 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
     for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES:
         if row.field not in IGNORED:
             _check_value(row, getattr(server, row.name), f"{path}.{row.name}", problems)
+    _check_require_tls(server, f"{path}.smtp_capabilities", problems)
     if not server.tls_is_used:
         return
     if not server.ssl_certificate:
@@ -281,6 +286,17 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
         server.ssl_client_certificate or server.ssl_trusted_certificate
     ):
         problems.add(f"{path}.ssl_verify_client", "needs ssl_client_certificate or ssl_trusted_certificate")
+
+
+def _check_require_tls(server: ServerConfig, path: str, problems: Problems) -> None:
+    if server.protocol is Protocol.SMTP and lists_require_tls(server.smtp_capabilities):
+        for reason in require_tls_problems(
+            listen=server.listen,
+            starttls=server.starttls,
+            proxy_ssl=server.proxy_ssl,
+            verifies=server.proxy_ssl_verify,
+        ):
+            problems.add(path, reason)
 
 
 def _check_value(row: Directive, value: Any, here: str, problems: Problems) -> None:  # noqa: ANN401 -- of any directive
@@ -320,6 +336,10 @@ def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any dir
             return HeaderRef(value.name, _STAND_IN)
         case CertificateFiles():
             return CertificateRef(value.certificate, value.key, value.server_names)
+        case ProxyMasterUser():
+            return master_user_ref(value)
+        case ProxyAuthToken():
+            return auth_token_ref(value)
         case tuple():
             return tuple(map(_with_references, value))
     return value

@@ -98,8 +98,8 @@ UPSTREAM_DIRECTIVES: Final = (
         default="",
         is_ours=True,
         meaning=(
-            "Name that the mail server's certificate must have, sent in SNI. Empty: the address in "
-            "Auth-Server."
+            "Name that the mail server's certificate must have, sent in SNI. Empty: the host name or "
+            "address in Auth-Server."
         ),
     ),
     Directive(
@@ -108,7 +108,7 @@ UPSTREAM_DIRECTIVES: Final = (
         type=FLAG,
         default=True,
         is_ours=True,
-        meaning="Sends proxySslName in SNI. An IP address is never sent.",
+        meaning="Sends proxySslName, or the host name in Auth-Server, in SNI. An IP address is never sent.",
     ),
     Directive(
         name="proxy_ssl_trusted_certificate",

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mailproxy_config.model import Protocol, Seconds, StartTls
+from mailproxy_config.model import Protocol, Seconds, StartTls, Tempfail
 from support.checked_worker import (
     ACCEPTANCES,
     LOGINS,
@@ -230,14 +230,21 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
     visits=VISITS,
     service=st.lists(SERVICE, min_size=1, max_size=4),
     upstreams=st.lists(UPSTREAM, min_size=1, max_size=4),
+    tempfail=st.sampled_from(Tempfail),
 )
 def test_no_resources_are_left_after_random_events(
-    protocol: Protocol, identities: Identities, visits: list[Visit], service: list[str], upstreams: list[str]
+    protocol: Protocol,
+    identities: Identities,
+    visits: list[Visit],
+    service: list[str],
+    upstreams: list[str],
+    tempfail: Tempfail,
 ) -> None:
     build = server_builder(
         protocol,
         identities,
         starttls=StartTls.ENABLED,
+        proxy_tempfail=tempfail,
         timeout=Seconds(0.2),
         auth_http_timeout=Seconds(0.2),
         proxy_timeout=Seconds(0.2),

@@ -146,6 +146,18 @@ def test_references_of_servers_are_collected() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("directives", "names"),
+    [({}, []), ({"proxySsl": "Starttls"}, ["mail-ca"]), ({"authHttpOverrides": True}, ["mail-ca"])],
+)
+def test_references_of_tls_to_mail_servers_count_if_some_login_may_use_it(
+    directives: dict[str, Any], names: list[str]
+) -> None:
+    ca = {"configMapKeyRef": {"name": "mail-ca", "key": "ca.crt"}}
+    manifest = parse_manifest(body(server(proxySslTrustedCertificate=ca, **directives)))
+    assert [reference.name for reference in collect_references(manifest)] == names
+
+
 def test_port_offset_keeps_derived_protocols() -> None:
     listen = [{"port": 143}, {"address": "[::]", "port": 993}]
     found = compile_proxy(parse_manifest(body(server(listen=listen))), port_offset=10_000).servers[0]

@@ -15,6 +15,12 @@ from support.config_bodies import body, server
 
 _CERTIFICATE = {"sslCertificate": [{"secretName": "tls"}]}
 _SHM = {"name": "kernel.shm_rmid_forced", "value": "1"}
+_REQUIRE_TLS = {
+    "smtpCapabilities": ["SIZE 1000", "RequireTLS"],
+    "starttls": "Only",
+    "proxySsl": "Starttls",
+    **_CERTIFICATE,
+}
 _CA = {"sslClientCertificate": {"file": "/ca.pem"}}
 
 
@@ -60,6 +66,11 @@ def test_protocol_is_derived_from_well_known_ports(
         ),
         body(server(port=1143, protocol="imap"), pod={"hostNetwork": True}, sysctls={"extra": [_SHM]}),
         body(autoscaling={"maxReplicas": 3}),
+        body(server(port=25, **_REQUIRE_TLS)),
+        body(server(listen=[{"port": 465, "ssl": True}], **_REQUIRE_TLS | {"starttls": "Enabled"})),
+        body(server(port=25, **_CERTIFICATE), mail={"authHttp": "a", **_REQUIRE_TLS}),
+        body(server(port=143, smtpCapabilities=["REQUIRETLS"])),  # not of SMTP
+        body(server(port=25, smtpCapabilities=["XREQUIRETLS"])),
     ],
 )
 def test_consistent_manifest_is_accepted(resource: dict[str, Any]) -> None:
@@ -100,6 +111,17 @@ def test_consistent_manifest_is_accepted(resource: dict[str, Any]) -> None:
         (body(server(port=1143, protocol="imap"), pod={"hostNetwork": True},
               sysctls={"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "1"}]}),
          "spec.sysctls.extra[0]", "with pod.hostNetwork no net.* sysctl can be set"),
+        (body(server(port=25, **_REQUIRE_TLS | {"starttls": "Enabled"})), "spec.servers[0].smtpCapabilities",
+         'REQUIRETLS needs TLS with every client: set "starttls" to Only, or ssl for every listener'),
+        (body(server(listen=[{"port": 465, "ssl": True}, {"port": 25}],
+                     **_REQUIRE_TLS | {"starttls": "Disabled"})),
+         "spec.servers[0].smtpCapabilities",
+         'REQUIRETLS needs TLS with every client: set "starttls" to Only, or ssl for every listener'),
+        (body(server(port=25, **_REQUIRE_TLS | {"proxySsl": "Disabled"})), "spec.servers[0].smtpCapabilities",
+         'REQUIRETLS needs TLS to mail servers: set "proxySsl" to Starttls or Enabled (on)'),
+        (body(server(port=587), mail={"authHttp": "a", **_REQUIRE_TLS, "proxySslVerify": False}),
+         "spec.servers[0].smtpCapabilities",
+         'REQUIRETLS needs certificates of mail servers to be verified: remove "proxySslVerify"'),
         (body(mode="DaemonSet", autoscaling={"maxReplicas": 3}), "spec.autoscaling", "needs mode Deployment"),
         (body(mode="Sidecar", networkPolicy={"enabled": True}), "spec.networkPolicy.enabled",
          "is not allowed with mode Sidecar: the operator does not own the pods; "

@@ -31,7 +31,6 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
     ("line", "advice"),
     [
         # directives with a misleading name
-        ("proxy_connect_timeout 5s;", CONNECTING),
         ("proxy_ctimeout 5s;", CONNECTING),
         ("connect_timeout 5s;", CONNECTING),
         ("proxy_read_timeout 5s;", '"proxy_timeout" limits how long a session may be silent'),
@@ -136,7 +135,7 @@ def test_misplaced_directive_names_allowed_context() -> None:
 @pytest.mark.parametrize(
     ("field", "advice"),
     [
-        ("proxyConnectTimeout", '"timeout" limits connecting to the mail server'),
+        ("proxyCtimeout", '"timeout" limits connecting to the mail server'),
         ("proxyReadTimeout", '"proxyTimeout" limits how long a session may be silent'),
         ("ssl", "write {port: 993, ssl: true} in listen"),
         ("proxyPass", "the authentication service names the mail server"),

@@ -300,6 +300,25 @@ def test_file_that_includes_itself_is_reported(tmp_path: Path) -> None:
             'n.conf:2: "imap_capabilities": '
             "a capability must not contain control characters such as CR or LF",
         ]),
+        ("mail {\nauth_http a;\nserver {\nlisten 25; smtp_capabilities DSN\nREQUIRETLS;\nproxy_ssl on; } }", [
+            'n.conf:4: "smtp_capabilities": REQUIRETLS needs TLS with every client: '
+            'set "starttls" to Only, or ssl for every listener',
+        ]),
+        ("mail {\nauth_http a; smtp_capabilities REQUIRETLS; ssl_certificate a; ssl_certificate_key b;\n"
+         "server {\nlisten 465 ssl; } }", [
+            'n.conf:3: "server": "smtp_capabilities" REQUIRETLS needs TLS to mail servers: '
+            'set "proxy_ssl" to Starttls or Enabled (on)',
+        ]),
+        ("mail {\nauth_http a;\nproxy_forward site $remote_user;\nserver { listen 143; } }", [
+            'n.conf:3: "proxy_forward": value "$remote_user" is no variable; there are $protocol, '
+            "$remote_addr, $remote_port, $server_addr, $server_port, $session_id, $ssl_server_name",
+        ]),
+        ("mail {\nauth_http a; proxy_forward a 1;\nproxy_forward A 2;\nserver { listen 143; } }", [
+            'n.conf:2: "proxy_forward": has "a" twice',
+        ]),
+        ("mail {\nauth_http a; proxy_forward 'a b' 1;\nserver { listen 143; } }", [
+            "n.conf:2: \"proxy_forward\": name 'a b' is not valid: must be letters, digits, - and _",
+        ]),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

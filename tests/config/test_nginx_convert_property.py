@@ -137,6 +137,8 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "ssl_conf_command": st.sampled_from(
         ["Options PrioritizeChaCha", "VerifyCAFile ca.pem", "Ciphersuites ''"]
     ),
+    "auth_http_server_names": _FLAG,
+    "auth_http_server_networks": _some("127.0.0.0/8", "::1", "10.1.2.3"),
     "auth_http_variables": _FLAG,
     "proxy_smtp_guard": _FLAG,
     "proxy_imap_guard": _FLAG,
@@ -148,7 +150,28 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "imap_id_command": st.sampled_from(["ignore", "answer"]),
     "proxy_id": st.sampled_from(["off", "auto", "required"]),
     "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
+    "proxy_connect_timeout": _MSEC,
+    "proxy_next_upstream": st.one_of(
+        st.just("off"), _some("connect", "Greeting", "tls", "starttls", "hello", "unavailable")
+    ),
+    "proxy_next_upstream_tries": st.sampled_from(["1", "16"]),
+    "proxy_next_upstream_timeout": _MSEC,
     "xclient_mode": st.sampled_from(["always", "auto", "required"]),
+    "proxy_protocol_unique_id": _FLAG,
+    "proxy_forward": st.sampled_from(["site 'a b'", "port $remote_port", "id ${session_id}"]),
+    "auth_http_facts": _FLAG,
+    "auth_http_overrides": _FLAG,
+    "proxy_tempfail": st.sampled_from(["nginx", "rfc5530", "RFC5530"]),
+    "proxy_smtp_helo": st.sampled_from(["server", "client"]),
+    "proxy_auth": st.sampled_from(["plain login", "XOAUTH2 native", "external oauthbearer plain"]),
+    "proxy_auth_require_tls": _FLAG,
+    "proxy_master_user": st.sampled_from(["proxy master.txt", "proxy /m separator=%"]),
+    "proxy_auth_token": st.sampled_from(
+        [
+            'https://login.example/token client_id=app client_secret_file=s.txt "scope=a b"',
+            "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
+        ]
+    ),
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

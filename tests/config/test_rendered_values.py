@@ -19,7 +19,9 @@ from mailproxy_config.model import (
     DrainConfig,
     KeepAlive,
     ListenConfig,
+    Protocol,
     ProxyConfig,
+    ProxySsl,
     ResolverConfig,
     Seconds,
     SessionCache,
@@ -83,6 +85,14 @@ def test_valid_values_are_accepted(fields: dict[str, Any]) -> None:
          "auth_http_header[0].value: must be text, not nothing"),
         ({"auth_http_header": (AuthHttpHeader(name="X", value="v", value_file="/f"),)},
          "auth_http_header: has contradictory values"),
+        ({"proxy_forward": (("a", "$x"),)},
+         "proxy_forward[0].value: \"$x\" is no variable; there are $protocol, "
+         "$remote_addr, $remote_port, $server_addr, $server_port, $session_id, $ssl_server_name"),
+        ({"proxy_forward": (("a", "é"),)},
+         "proxy_forward[0].value: 'é' is not valid: must be printable ASCII characters"),
+        ({"protocol": Protocol.SMTP, "smtp_capabilities": ("REQUIRETLS",), "proxy_ssl": ProxySsl.ENABLED},
+         'smtp_capabilities: REQUIRETLS needs TLS with every client: '
+         'set "starttls" to Only, or ssl for every listener'),
         ({"starttls": StartTls.ONLY}, "ssl_certificate: is required for listen ssl and starttls"),
     ],
 )  # fmt: skip

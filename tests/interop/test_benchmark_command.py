@@ -66,6 +66,22 @@ def test_exchanges_benchmark_measures_imap_and_imaps() -> None:
     ]
 
 
+def test_upstream_tls_benchmark_measures_logins_resumption_and_bulk_data() -> None:
+    command = [sys.executable, "-m", "benchmarks.upstream_tls", "--rounds", "1", "--seconds", "0.05"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ran = subprocess.run(
+        [*command, "--clients", "4"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("  ")]
+    figures = [float(line[64:74]) for line in lines]
+    assert all(figure > 0 for figure in figures), ran.stdout
+    assert sum(line.startswith("  login, ") for line in lines) == 6
+    assert sum(line.startswith("  CPU per GiB ") for line in lines) == 6
+    [resumed] = [line for line in lines if line.startswith("  resumed, of 200 handshakes at 50/s")]
+    assert float(resumed[64:74]) > 90
+
+
 def test_missing_nginx_is_reported_with_its_package(tmp_path: Path) -> None:
     ran = _bench("exchanges", environ={"PATH": str(tmp_path)})
     assert (ran.returncode, ran.stderr) == (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client names, resolved by dnsmasq and Unbound."""
+"""Names of clients and of upstreams, resolved by dnsmasq and Unbound."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from mailproxy.dns import Resolver
-from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
+from mailproxy.dns.upstream_names import Resolved, UpstreamNames
+from mailproxy.errors import UpstreamError
+from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE, UpstreamServer
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import client_name, free_port
@@ -118,3 +120,27 @@ async def test_client_names_are_confirmed_by_dns_servers(needs: Needs, server: s
         TEMPUNAVAIL,  # the PTR record's value is not a host name
         UNAVAILABLE,  # there is no PTR record
     ]
+
+
+@pytest.mark.parametrize("server", sorted(SERVER_COMMANDS))
+async def test_names_of_upstreams_are_resolved_by_dns_servers(
+    needs: Needs, server: str, tmp_path: Path
+) -> None:
+    async with dns_server_process(server, needs(server), tmp_path) as address:
+        names = UpstreamNames(ResolverConfig(addresses=(address,)), timeout=5.0, metrics=WorkerMetrics())
+
+        async def resolve(*hosts: str) -> Resolved:
+            found: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
+            names.resolve([UpstreamServer(host, 143) for host in hosts], found.set_result)
+            return await found
+
+        both = await resolve("mail.example.test")
+        listed = await resolve("liar.example.test", "absent.example.test")
+        absent = await resolve("absent.example.test")
+        await names.close()
+    assert isinstance(both, tuple)
+    assert {each.address for each in both} == {"192.0.2.1", "2001:db8::1"}
+    assert isinstance(listed, tuple)
+    assert [each.address for each in listed] == ["192.0.2.99"]
+    assert isinstance(absent, UpstreamError)
+    assert "the name does not exist, or has no address" in str(absent)

@@ -7,6 +7,7 @@ import imaplib
 import poplib
 import smtplib
 import socket
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +17,10 @@ import pytest
 from support.needs import Needs
 from support.servers import dovecot as dovecots
 from support.servers import postfix as postfixes
+from support.servers import unbound as unbounds
 from support.servers.auth_service import AuthRule, AuthService
 from support.servers.certificates import Certificates
+from support.servers.clients import RawClient
 from support.servers.dovecot import Dovecot
 from support.servers.postfix import DovecotPorts, Postfix
 from support.servers.programs import TIMEOUT_SECONDS, Ports, eventually
@@ -184,6 +187,68 @@ def test_submission_with_tls_to_dovecot(
     )
 
 
+FACTS: Final = [
+    {"name": "site", "value": 'east "1\\2'},
+    {"name": "port", "value": "$protocol:$remote_port"},
+    {"name": "long", "value": "v" * 150},
+]
+
+
+def raw_login(client: RawClient, protocol: str) -> None:
+    """Log alice in."""
+    client.read_line()
+    password = PASSWORDS["alice"].encode()
+    if protocol == "imap":
+        client.send(b'a LOGIN alice "%b"\r\n' % password)
+        assert client.read_until(b"a ")[-1].startswith(b"a OK")
+    elif protocol == "pop3":
+        assert client.exchange(b"USER alice").startswith(b"+OK")
+        assert client.exchange(b"PASS " + password).startswith(b"+OK")
+    else:
+        client.send(b"EHLO client.example.org\r\n")
+        client.read_until(b"250 ")
+        assert client.exchange(b"AUTH PLAIN " + b64encode(b"\0alice\0" + password)).startswith(b"235")
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "submission"])
+def test_dovecot_gets_the_facts_of_proxy_forward(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy, protocol: str
+) -> None:
+    dovecot, _ = tls_dovecot
+    ours = "smtp" if protocol == "submission" else protocol
+    directives = {
+        "imap": {"proxyId": "Required"},
+        "pop3": {"proxyXclient": "Required"},
+        "smtp": {"xclientMode": "Required", "proxySmtpAuth": True},
+    }[ours]
+    _, port = started(ours, dovecot.ports[protocol], proxySsl="Starttls", proxyForward=FACTS, **directives)
+    with RawClient(port) as client:
+        raw_login(client, ours)
+        client_port = client.port
+    fields = (
+        'forward_site=east "1\\2',
+        f"forward_port={ours}:{client_port}",
+        "forward_long=" + "v" * 150,
+    )
+    eventually(lambda: dovecot.log_lines("client passdb out: OK", *fields), "the facts in Dovecot's log")
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "submission"])
+def test_dovecot_accepts_the_unique_id_of_a_proxy_header(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy, protocol: str
+) -> None:
+    dovecot, _ = tls_dovecot
+    ours = "smtp" if protocol == "submission" else protocol
+    directives: dict[str, Any] = {"xclient": False, "proxySmtpAuth": True} if ours == "smtp" else {}
+    upstream = dovecot.ports[f"{protocol}_haproxy"]
+    tls = {"proxySsl": "Starttls", "proxyProtocol": "V2", "proxyProtocolUniqueId": True}
+    _, port = started(ours, upstream, **tls, **directives)
+    with RawClient(port) as client:
+        raw_login(client, ours)
+        words = (f"service={protocol}", f"rport={client.port}")
+        eventually(lambda: dovecot.log_lines("client in: AUTH", *words), "the client in Dovecot's log")
+
+
 def test_smtp_with_starttls_to_postfix(tls_postfix: Postfix, started: StartProxy) -> None:
     _, port = started(
         "smtp",
@@ -223,3 +288,63 @@ def test_certificate_of_dovecot_with_another_name_is_rejected(
     client.shutdown()
     event = proxy.event("upstream_failed", failure="name")
     assert '"mail.example.org" is not among its names (DNS:localhost)' in event["reason"]
+
+
+@pytest.fixture(scope="module")
+def name_server(needs: Needs, new_folder: Callable[[str], Path], ports: Ports) -> Iterator[unbounds.Unbound]:
+    """Unbound with the addresses of Dovecot, whose certificate has the name ``localhost``."""
+    records = ("localhost. 60 IN A 127.0.0.1", "other.example. 60 IN A 127.0.0.1")
+    running = unbounds.start(
+        needs("unbound"), new_folder("unbound-tls"), ports.take(), ("localhost.", "other.example."), records
+    )
+    yield running
+    running.running.stop()
+
+
+NAMES: Final = {
+    "authHttpServerNames": True,
+    "authHttpServerNetworks": ["127.0.0.0/8"],
+    "proxySslName": "",
+    "proxySsl": "Starttls",
+}
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3"])
+def test_login_at_dovecot_by_name(
+    tls_dovecot: tuple[Dovecot, dict[str, int]],
+    started: StartProxy,
+    service_rules: AuthService,
+    name_server: unbounds.Unbound,
+    protocol: str,
+) -> None:
+    dovecot, _ = tls_dovecot
+    upstream = dovecot.ports[protocol]
+    proxy, port = started(protocol, upstream, resolver={"addresses": [name_server.address]}, **NAMES)
+    service_rules.rules[f"/tls-{port}"] = AuthRule(upstream, address="localhost")
+    for _ in range(3):
+        if protocol == "imap":
+            imap_login(port).logout()
+        else:
+            client = poplib.POP3("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+            client.user("alice")
+            assert client.pass_(PASSWORDS["alice"]).startswith(b"+OK")
+            client.quit()
+    assert proxy.value("mailproxy_dns_queries_total", purpose="upstream", result="ok") == 1
+
+
+def test_certificate_of_dovecot_without_the_host_name_is_rejected(
+    tls_dovecot: tuple[Dovecot, dict[str, int]],
+    started: StartProxy,
+    service_rules: AuthService,
+    name_server: unbounds.Unbound,
+) -> None:
+    dovecot, _ = tls_dovecot
+    upstream = dovecot.ports["imap"]
+    proxy, port = started("imap", upstream, resolver={"addresses": [name_server.address]}, **NAMES)
+    service_rules.rules[f"/tls-{port}"] = AuthRule(upstream, address="other.example")
+    client = ImapClient("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    with pytest.raises(imaplib.IMAP4.error):
+        client.login("alice", PASSWORDS["alice"])
+    client.shutdown()
+    reason = proxy.event("upstream_failed", failure="name")["reason"]
+    assert '"other.example" is not among its names (DNS:localhost)' in reason

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from mailproxy_operator.api.kinds import MAIL_PROXY, OWNED
+from support.backend_tls import definition, policy
 from support.kube_api import Object
 from support.kube_cluster import SYSTEM, USER, Cluster, Operator, manifests, real_cluster
 from support.kube_server import Request, programs
@@ -94,6 +95,9 @@ def _without_monitoring(world: World) -> None:
     """A cluster without the kinds of the Prometheus operator: those are skipped, the others are created."""
     world.put(monitoring=MONITORING)
     world.settle()
+    _ = world.api.apply(definition("v1")).checked_body
+    policies = "/apis/gateway.networking.k8s.io/v1/backendtlspolicies"
+    eventually(lambda: world.api.get(policies).status == 200, "BackendTLSPolicy")
     for name, plural in (("PodMonitor", "podmonitors"), ("PrometheusRule", "prometheusrules")):
         _ = world.api.apply(additional_kind(name, plural)).checked_body
         listing = f"/apis/monitoring.coreos.com/v1/{plural}"
@@ -102,7 +106,10 @@ def _without_monitoring(world: World) -> None:
 
 def _with_everything(world: World) -> None:
     """One resource uses every kind, stops using them, and gets pods in every state."""
-    world.put(**EVERYTHING)
+    _ = world.api.apply(policy(namespace=world.namespace)).checked_body
+    mail = {"authHttp": "http://auth/", "proxySsl": "Enabled", "proxySslService": {"name": "dovecot"}}
+    world.put(**EVERYTHING, mail=mail)
+    world.until(lambda: "status" in world.found("BackendTLSPolicy", "dovecot"), "the status of the policy")
     kinds = ("HorizontalPodAutoscaler", "NetworkPolicy", "PodMonitor", "PrometheusRule")
     world.until(lambda: all(world.find(kind) for kind in kinds), "every kind")
     _edit_a_port(world)

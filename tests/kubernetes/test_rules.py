@@ -90,6 +90,7 @@ def selector(operator: str, *values: str) -> Object:
 
 
 SECRET: Final = {"secretKeyRef": {"name": "a", "key": "b"}}
+TOKEN: Object = {"tokenUrl": "https://login.example/token", "clientId": "app", "clientSecretFrom": SECRET}
 CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 
 INVALID: Final[list[tuple[Object, str, str]]] = [
@@ -173,6 +174,42 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         {"mail": {"authHttp": "http://a/\nb"}},
         "spec.mail.authHttp",
         "authHttp must not contain control characters such as CR or LF",
+    ),
+    (
+        mail(proxyAuth=["Plain", "Plain"]),
+        "spec.mail.proxyAuth",
+        "each mechanism may be listed once",
+    ),
+    (
+        mail(proxyMasterUser={"user": "a\nb", "passwordFrom": {"file": "/m"}}),
+        "spec.mail.proxyMasterUser.user",
+        "the name of a master user must not contain control characters such as CR or LF",
+    ),
+    (
+        mail(proxyMasterUser={"user": "a", "passwordFrom": {**SECRET, "file": "/m"}}),
+        "spec.mail.proxyMasterUser.passwordFrom",
+        "exactly one of secretKeyRef and file must be set",
+    ),
+    (
+        mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://login.example/token"}),
+        "spec.mail.proxyAuthToken.tokenUrl",
+        "must begin with https://; http:// is allowed for a loopback address only",
+    ),
+    (
+        mail(proxyAuthToken={**TOKEN, "clientId": "a\rb"}),
+        "spec.mail.proxyAuthToken.clientId",
+        "a client identifier must not contain control characters such as CR or LF",
+    ),
+    (
+        mail(proxyAuthToken={**TOKEN, "scope": "a\nb"}),
+        "spec.mail.proxyAuthToken.scope",
+        "a scope must not contain control characters such as CR or LF",
+    ),
+    (
+        mail(proxyAuthToken={**TOKEN, "grant": "RefreshToken"}),
+        "spec.mail.proxyAuthToken",
+        "grant RefreshToken needs refreshTokenFrom; ClientCredentials needs clientSecretFrom and takes no "
+        "refreshTokenFrom",
     ),
     (
         mail(authHttpHeader=[{"name": "X"}]),
@@ -312,6 +349,10 @@ VALID: Final[list[Object]] = [
     mail(resolver={"mode": "Disabled"}),
     mail(resolver={"addresses": ["127.0.0.1", "[::1]:5353"], "valid": "30s", "ipv6": False}),
     mail(authHttpHeader=[{"name": "X-Key", "valueFrom": SECRET}, {"name": "X", "value": ""}]),
+    mail(proxyAuth=["Xoauth2"], proxyAuthToken=TOKEN),
+    mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://127.0.0.1:8080/token"}),
+    mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://[::1]/token"}),
+    mail(proxyMasterUser={"user": "proxy", "passwordFrom": SECRET, "separator": "%"}),
     {"mail": {"authHttp": "https://auth.example.com/mail"}},
     {"mail": {"authHttp": "auth:9000/auth"}},
     {"mail": {}, **servers(imap({"port": 143}, **AUTH))},

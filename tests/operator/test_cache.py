@@ -9,9 +9,17 @@ import pytest
 
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Applied, Key
-from mailproxy_operator.api.kinds import CONFIG_MAP, POD, SERVICE, Manifest
+from mailproxy_operator.api.kinds import (
+    BACKEND_TLS_POLICY,
+    CONFIG_MAP,
+    OLDER_POLICIES,
+    POD,
+    SERVICE,
+    Manifest,
+)
 from mailproxy_operator.controller.cache import NEVER_A_VERSION, Cache, slim
 from mailproxy_operator.errors import NameConflict, NotFoundOrConflict
+from support.backend_tls import policy
 from support.operator_cluster import MemoryCluster
 
 EDGE = Key("mail", "edge")
@@ -199,3 +207,34 @@ def test_index_keeps_the_own_managed_fields_of_deployments_only() -> None:
     body = {"kind": "Deployment", "metadata": {"name": "edge", "managedFields": fields}}
     assert slim(body)["metadata"]["managedFields"] == fields[:1]
     assert slim({**body, "kind": "Service"})["metadata"]["managedFields"] == []
+
+
+def stored_policy(number: int, name: str = "dovecot", **more: Any) -> Manifest:
+    made = policy(name, **more)
+    made["metadata"] |= {"uid": name, "resourceVersion": str(number)}
+    return made
+
+
+async def test_policies_are_those_of_the_namespace_in_the_first_version_of_the_cluster(world: World) -> None:
+    [older] = OLDER_POLICIES
+    assert await world.cache.policies("mail") is None
+    old = {Key("mail", "dovecot"): [stored_policy(10, version="v1alpha3")]}
+    world.cache.attach({older: old})
+    assert await world.cache.policies("mail") == old[Key("mail", "dovecot")]
+    new = {
+        Key("mail", "dovecot"): [stored_policy(10)],
+        Key("mail", "cyrus"): [stored_policy(11, "cyrus")],
+        Key("other", "dovecot"): [stored_policy(12)],
+    }
+    world.cache.attach({BACKEND_TLS_POLICY: new, older: old})
+    found = await world.cache.policies("mail") or []
+    assert [one["metadata"]["resourceVersion"] for one in found] == ["11", "10"]
+
+
+async def test_policy_that_was_deleted_or_is_missing_in_the_index(world: World) -> None:
+    world.cache.attach({BACKEND_TLS_POLICY: {Key("mail", "dovecot"): [stored_policy(10)]}})
+    world.cache.deleted(stored_policy(11))
+    assert await world.cache.policies("mail") == []
+    world.cache.remember(stored_policy(12, "cyrus"))
+    found = await world.cache.policies("mail") or []
+    assert [one["metadata"]["name"] for one in found] == ["cyrus"]

@@ -14,6 +14,7 @@ from mailproxy_config.decode import parse_json
 from mailproxy_config.rendered import parse_rendered
 from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.api.kinds import (
+    BACKEND_TLS_POLICY,
     DAEMON_SET,
     DEPLOYMENT,
     LEASE,
@@ -27,6 +28,7 @@ from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.manifest_text import rendered_text
 from mailproxy_operator.settings import Platform
+from support.backend_tls import policy
 from support.operator_bodies import body
 from support.operator_fakekube import KINDS, FakeKube
 from support.operator_running import running, until
@@ -125,7 +127,10 @@ async def _exercise_all_permissions(kube: FakeKube) -> None:
         "networkPolicy": {"enabled": True},
         "monitoring": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
     }
-    kube.put(body(**everything))
+    kube.put(policy())
+    mail = {"authHttp": "http://auth/", "proxySsl": "Enabled", "proxySslService": {"name": "dovecot"}}
+    kube.put(body(**everything, mail=mail))
+    await until(lambda: "status" in kube.found(BACKEND_TLS_POLICY, "dovecot"))
     await until(lambda: kube.find(DEPLOYMENT, "edge") and len(kube.names(OWNED[-1])) == 1)
     template = kube.found(DEPLOYMENT, "edge")["spec"]["template"]["metadata"]
     _put_pod(kube, "edge-starting", template, {"phase": "Pending"})
@@ -178,5 +183,5 @@ def _permissions(verb: str, kind_name: str, sub: str) -> set[Permission]:
     resource = f"{kind.plural}/{sub}" if sub else kind.plural
     # An apply may create, except for a subresource; the right to create is then required as well.
     verbs = ("patch",) if sub else _VERBS.get(verb, (verb,))
-    assert kind in {*OWNED, MAIL_PROXY, POD, LEASE}
+    assert kind in {*OWNED, MAIL_PROXY, POD, LEASE, BACKEND_TLS_POLICY}
     return {(group, resource, one) for one in verbs}

@@ -9,12 +9,23 @@ import pytest
 
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Key
-from mailproxy_operator.api.kinds import AUTOSCALER, CONFIG_MAP, DEPLOYMENT, MAIL_PROXY, POD, SERVICE, Kind
+from mailproxy_operator.api.kinds import (
+    AUTOSCALER,
+    BACKEND_TLS_POLICY,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    MAIL_PROXY,
+    OLDER_POLICIES,
+    POD,
+    SERVICE,
+    Kind,
+)
 from mailproxy_operator.controller.cache import Cache
 from mailproxy_operator.controller.handlers import EventHandlers
 from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.controller.work_queue import WorkQueue
 from mailproxy_operator.settings import Platform
+from support.backend_tls import policy
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster
 
@@ -127,3 +138,29 @@ async def test_resync_enqueues_every_resource_and_deleted_ones_once(world: World
     world.resources[EDGE] = [world.cluster.found(MAIL_PROXY, "edge")]
     world.handlers.resync(spread=0.0)
     assert world.is_enqueued()
+
+
+OURS = {"ancestorRef": {"name": "gone"}, "controllerName": "mailproxy.dev/operator", "conditions": []}
+
+
+async def test_policy_enqueues_those_of_its_namespace_that_refer_to_a_service(world: World) -> None:
+    """Any Service: a policy may have been for another one before."""
+    with_service = {"authHttp": "http://auth/", "proxySslService": {"name": "cyrus"}}
+    for namespace, name, spec in (
+        ("mail", "edge", {}),
+        ("mail", "named", {"mail": with_service}),
+        ("mail", "of-server", {"servers": [{"name": "imap", "proxySslService": {"name": "x"}}]}),
+        ("mail", "broken", {"servers": 7, "mail": []}),
+        ("other", "elsewhere", {"mail": with_service}),
+    ):
+        resource = {**body(**spec), "metadata": {"name": name, "namespace": namespace}}
+        world.resources[Key(namespace, name)] = [resource]
+    found = {**policy(), "status": {"ancestors": [OURS]}}
+    world.handlers.changed(BACKEND_TLS_POLICY, found, is_deleted=False)
+    assert world.handlers.queue.keys() == {Key("mail", name) for name in ("named", "of-server", "gone")}
+
+
+def test_versions_of_a_kind_have_different_ids() -> None:
+    [older] = OLDER_POLICIES
+    assert (BACKEND_TLS_POLICY.id, older.id) == ("backendtlspolicies", "backendtlspolicies_v1alpha3")
+    assert MAIL_PROXY.id == MAIL_PROXY.plural

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import pytest
 
+from mailproxy.protocols.upstream_tls import injected, not_offered
 from mailproxy_config.model import ListenConfig
 from mailproxy_operator.api.api_errors import ApiResponse, error_from
-from mailproxy_operator.api.cluster import Key, RunningConfig
+from mailproxy_operator.api.cluster import Key, RunningConfig, UpstreamState
 from mailproxy_operator.api.kinds import DEPLOYMENT
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.controller import forbidden_sysctls
@@ -21,13 +22,29 @@ from mailproxy_operator.controller.conditions import Facts, conditions, evaluate
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
 from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.errors import ConditionCause, ReportedCause
-from mailproxy_operator.reasons import EventReason, InjectionReason, Reason, SysctlReason
-from mailproxy_operator.reasons.other_tables import CERTIFICATE_EVENTS, INJECTION, SIDECAR_EVENTS, SYSCTLS
+from mailproxy_operator.reasons import (
+    EventReason,
+    InjectionReason,
+    PolicyReason,
+    Reason,
+    SysctlReason,
+    UpstreamEventReason,
+)
+from mailproxy_operator.reasons.other_tables import (
+    CERTIFICATE_EVENTS,
+    INJECTION,
+    POLICIES,
+    SIDECAR_EVENTS,
+    SYSCTLS,
+    UPSTREAM_EVENTS,
+)
 from mailproxy_operator.reasons.page import reference
-from mailproxy_operator.reasons.table import CONDITIONS, REASONS, ReasonRow, all_states, event_type
+from mailproxy_operator.reasons.rows import ReasonRow
+from mailproxy_operator.reasons.table import CONDITIONS, REASONS, all_states, event_type
 from mailproxy_operator.render.sysctls import Policy, sysctls
 from mailproxy_operator.settings import Platform
 from support import reasons_page
+from support.backend_tls import policy
 from support.operator_bodies import body, server
 from support.operator_cluster import MemoryCluster
 
@@ -66,6 +83,27 @@ def evaluated(workload: Workload | None = SERVING, *pods: Pod, **more: Any) -> C
     return {str(one["type"]): one for one in listed}
 
 
+NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def upstream(port: int = 993, failure: str = "", message: str = "", **more: Any) -> Conditions:
+    """A pod reports this about its mail server."""
+    state = UpstreamState(
+        server="imap",
+        state="failed" if failure else "succeeded",
+        failure=failure,
+        upstream=f"192.0.2.7:{port}",
+        message=message,
+        **more,
+    )
+    running = RunningConfig(DIGEST, upstreams=(state,))
+    return evaluated(SERVING, pod(running=running), tls_servers=frozenset({"imap"}), now=NOW)
+
+
+def not_accepted(failure: str, reason: str) -> Conditions:
+    return upstream(failure=failure, message=f"certificate not accepted: {reason}")
+
+
 def failing(kind: str, reason: str, message: str) -> Workload:
     return Workload(desired=2, failures={kind: ReportedCause(reason, message)})
 
@@ -97,6 +135,19 @@ async def foreign_service() -> Conditions:
     metadata = {"name": "edge", "namespace": "mail"}
     cluster.put({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {}})
     return await reconciled(cluster)
+
+
+WITH_POLICY: Final = {
+    "authHttp": "http://auth/",
+    "proxySsl": "Enabled",
+    "proxySslService": {"name": "dovecot"},
+}
+
+
+def policy_without_config_map() -> MemoryCluster:
+    cluster = MemoryCluster()
+    cluster.put(policy())
+    return cluster
 
 
 def same_port() -> dict[str, Any]:
@@ -151,6 +202,7 @@ SITUATIONS: Final[dict[Reason, Callable[[], Awaitable[Conditions]]]] = {
             ),
         )
     ),
+    Reason.INVALID_BACKEND_TLS_POLICY: lambda: reconciled(policy_without_config_map(), mail=WITH_POLICY),
     Reason.MINIMUM_REPLICAS_AVAILABLE: at_once(evaluated),
     Reason.SCALED_TO_ZERO: at_once(lambda: evaluated(Workload(desired=0))),
     Reason.SIDECAR_MODE: at_once(lambda: evaluated(None, *TWO_PODS, mode="Sidecar")),
@@ -203,6 +255,35 @@ SITUATIONS: Final[dict[Reason, Callable[[], Awaitable[Conditions]]]] = {
             SERVING, pod(), pod("edge-6d9c7-8hk", running=RunningConfig(OLD.hash, "*:143: address in use"))
         )
     ),
+    Reason.UPSTREAM_TLS_ESTABLISHED: at_once(upstream),
+    Reason.UPSTREAM_CERTIFICATE_EXPIRING: at_once(
+        lambda: upstream(certificate_expires=datetime(2026, 1, 4, 12, tzinfo=UTC))
+    ),
+    Reason.NO_UPSTREAM_TLS_YET: at_once(lambda: evaluated(tls_servers=frozenset({"imap"}))),
+    Reason.UPSTREAM_NAME_MISMATCH: at_once(
+        lambda: not_accepted(
+            "name", '"192.0.2.7" is not among its names (DNS:imap.example.com): set proxySslName'
+        )
+    ),
+    Reason.UPSTREAM_CERTIFICATE_NOT_TRUSTED: at_once(
+        lambda: not_accepted(
+            "verify",
+            "unable to get local issuer certificate (its names: DNS:imap.example.com): "
+            "set proxySslTrustedCertificate",
+        )
+    ),
+    Reason.UPSTREAM_CERTIFICATE_EXPIRED: at_once(lambda: not_accepted("expired", "certificate has expired")),
+    Reason.UPSTREAM_TLS_NOT_OFFERED: at_once(
+        lambda: upstream(143, "stripped", str(not_offered(b"", "STARTTLS")))
+    ),
+    Reason.UPSTREAM_BYTES_INJECTED: at_once(lambda: upstream(143, "injected", str(injected("STARTTLS")))),
+    Reason.UPSTREAM_TLS_INCOMPATIBLE: at_once(
+        lambda: upstream(143, "protocol", "TLS handshake failed: wrong version number")
+    ),
+    Reason.UPSTREAM_TLS_REFUSED: at_once(
+        lambda: upstream(993, "refused", "TLS handshake failed: tlsv13 alert certificate required")
+    ),
+    Reason.UPSTREAM_TLS_TIMEOUT: at_once(lambda: upstream(993, "timeout", "TLS handshake timed out")),
     Reason.ROLLING_OUT: at_once(
         lambda: evaluated(
             Workload(desired=2, replicas=3, updated=1, ready=2, available=2),
@@ -233,6 +314,8 @@ def test_every_reason_has_a_row_and_a_situation() -> None:
     assert [row.reason for row in SYSCTLS] == list(SysctlReason)
     assert [row.reason for row in (*CERTIFICATE_EVENTS, *SIDECAR_EVENTS)] == list(EventReason)
     assert [row.reason for row in INJECTION] == list(InjectionReason)
+    assert [row.reason for row in POLICIES] == list(PolicyReason)
+    assert [row.reason for row in UPSTREAM_EVENTS] == list(UpstreamEventReason)
 
 
 @pytest.mark.parametrize("row", REASONS, ids=lambda row: row.reason)
@@ -271,8 +354,8 @@ def test_examples_of_sysctls_are_messages_of_the_code() -> None:
         SysctlReason.NODE_TOO_OLD: Policy(),
     }
     examples = {row.reason: row.example for row in SYSCTLS}
-    for reason, policy in policies.items():
-        found = {one.reason: one.message for one in sysctls(listen, policy, old, privileged_port=143)}
+    for reason, one_policy in policies.items():
+        found = {one.reason: one.message for one in sysctls(listen, one_policy, old, privileged_port=143)}
         assert found[reason] == examples[reason]
 
 
@@ -323,7 +406,8 @@ def test_literal_reason_is_found(tmp_path: Path) -> None:
 def test_every_reason_is_used_by_the_code() -> None:
     """A reason that no code writes would be described for nothing."""
     code = "".join(path.read_text() for path in SOURCES if path.parent.name != "reasons")
-    members = [member for kind in (Reason, SysctlReason, EventReason, InjectionReason) for member in kind]
+    kinds = (Reason, SysctlReason, EventReason, InjectionReason, UpstreamEventReason, PolicyReason)
+    members = [member for kind in kinds for member in kind]
     unused = [
         f"{type(member).__name__}.{member.name}"
         for member in members

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,11 +12,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mailproxy.enums import Method
-from mailproxy.errors import PeerClosed, SessionError, UpstreamError
+from mailproxy.enums import Method, UpstreamStage
+from mailproxy.errors import (
+    AuthUnreachable,
+    PeerClosed,
+    SessionError,
+    UpstreamError,
+    UpstreamGuardError,
+    UpstreamRefused,
+)
 from mailproxy.protocols import sansio
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.sansio import ProtocolGenerator
+from mailproxy.protocols.tempfail import ResumableLogin
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
@@ -29,7 +38,7 @@ from mailproxy.protocols.types import (
     UpstreamLogin,
     UpstreamLoginResult,
 )
-from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, StartTls
+from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, StartTls, Tempfail
 from support import configs
 
 EVERY_METHOD: Final = {
@@ -92,8 +101,8 @@ class Outcome:
     left: bytes = b""
 
 
-def run_generator(  # noqa: C901 - one case per action
-    dialogue: ProtocolGenerator[Any], pieces: list[bytes], decisions: list[Decision]
+def run_generator(  # noqa: C901, PLR0912 - one case per action
+    dialogue: ProtocolGenerator[Any], pieces: list[bytes], decisions: Iterable[Any]
 ) -> Outcome:
     """Run a conversation on these bytes, cut like this, and close behind them."""
     outcome, incoming, verdicts = Outcome(), [piece for piece in pieces if piece], iter(decisions)
@@ -114,6 +123,8 @@ def run_generator(  # noqa: C901 - one case per action
                     assert limit > 0
                     answer = incoming[0][:limit] if incoming else PeerClosed()
                     incoming[:1] = [incoming[0][limit:]] if incoming and len(incoming[0]) > limit else []
+                case sansio.ReportAuthFailure():
+                    outcome.course.append("no decision")
                 case sansio.Note(event):
                     outcome.notes.append(event)
                 case sansio.Authenticate(request):
@@ -163,6 +174,78 @@ def test_replies_are_the_same_for_input_in_pieces_of_any_size(
         assert pieces.result.unread + pieces.left == whole.result.unread + whole.left
         pieces.result.unread = whole.result.unread = b""
     assert pieces.result == whole.result
+
+
+OUTAGES: Final = st.lists(
+    st.sampled_from(
+        [
+            UpstreamError("upstream timed out", stage=UpstreamStage.LOGIN),
+            UpstreamGuardError("no", stage=UpstreamStage.HELLO, reply=b""),
+            UpstreamRefused(b"421 no\r\n", stage=UpstreamStage.GREETING),
+        ]
+    ),
+    max_size=4,
+)
+UNSTABLE_VERDICTS: Final = st.lists(st.one_of(DECISIONS, st.builds(AuthUnreachable)), max_size=6)
+
+
+def run_through_outages(
+    config: ServerConfig,
+    chunks: bytes,
+    verdicts: list[Any],
+    outages: list[UpstreamError],
+    places: set[int],
+) -> tuple[list[Outcome], bytes]:
+    """Run a session whose logins fail at the upstream; return its parts, and what the relay begins with."""
+    generator: ProtocolGenerator[Any] | None = frontend(config)
+    parts, decisions, failures, left = [], iter(verdicts), iter(outages), chunks
+    while generator is not None:
+        parts.append(outcome := run_generator(generator, split(left, places), decisions))
+        left, login = outcome.left, outcome.result
+        failure = next(failures, None)
+        generator = login.resume(failure) if failure and isinstance(login, ResumableLogin) else None
+    return parts, login.unread + left if isinstance(login, ResumableLogin) else b""
+
+
+LOGIN_LINES: Final = {
+    Protocol.IMAP: b"a LOGIN alice secret\r\n",
+    Protocol.POP3: b"USER alice\r\nPASS secret\r\n",
+    Protocol.SMTP: b"AUTH PLAIN " + b64(b"\0alice\0secret") + b"\r\n",
+}
+
+
+@each_protocol
+@given(
+    chunks=st.lists(st.one_of(LINES, st.just(b"login")), max_size=12),
+    verdicts=UNSTABLE_VERDICTS,
+    outages=OUTAGES,
+    places=st.sets(st.integers(0, 500), max_size=20),
+)
+def test_session_with_outages_is_the_same_for_input_in_pieces_of_any_size(
+    protocol: Protocol,
+    chunks: list[bytes],
+    verdicts: list[Any],
+    outages: list[UpstreamError],
+    places: set[int],
+) -> None:
+    """So each byte that the client sends ahead is read once, in order, whatever was received with it."""
+    data = b"".join(LOGIN_LINES[protocol] if chunk == b"login" else chunk for chunk in chunks)
+    config = server(protocol, proxy_tempfail=Tempfail.RFC5530, max_errors=4)
+    whole, left = run_through_outages(config, data, verdicts, outages, set())
+    pieces, left_of_pieces = run_through_outages(config, data, verdicts, outages, places)
+    assert left == left_of_pieces
+    assert [part.course for part in pieces] == [part.course for part in whole]
+    assert [part.notes for part in pieces] == [part.notes for part in whole]
+    assert all(is_well_formed(reply) for part in whole for reply in part.sends)
+    tries = sum(isinstance(item, str) and "AuthRequest" in item for part in whole for item in part.course)
+    assert sum(part.sends.count(OUTAGE[protocol]) for part in whole) <= min(tries, 4)
+
+
+OUTAGE: Final = {
+    Protocol.IMAP: b"a NO [UNAVAILABLE] Account is temporarily unavailable.\r\n",
+    Protocol.POP3: b"-ERR [SYS/TEMP] Account is temporarily unavailable.\r\n",
+    Protocol.SMTP: b"454 4.7.0 Temporary authentication failure\r\n",
+}
 
 
 @each_protocol

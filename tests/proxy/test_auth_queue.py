@@ -30,7 +30,12 @@ def pending(results: list[Any] | None = None, durations: Any = None) -> PendingR
 def pending_with(callback: Callable[[Any], None], durations: Any = None) -> PendingRequest:
     request = AuthRequest(Credentials(Method.PASSWORD, b"u"), 1, Client("192.0.2.1"))
     return PendingRequest(
-        callback, b"GET", request, Protocol.POP3, {} if durations is None else durations, time.monotonic()
+        callback,
+        b"GET",
+        request,
+        server(Protocol.POP3),
+        {} if durations is None else durations,
+        time.monotonic(),
     )
 
 

@@ -621,3 +621,31 @@ def test_head_ends_after_the_first_blank_line(data: bytes, start: int) -> None:
     end = -1 if whole is None else whole.end()
     if end < 0 or start < end:
         assert head_end(buffer, start) == end
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(b"no", False), (b"NO", False), (b"yes", True), (b"Yes", True)]
+)
+def test_auth_smtp_decides_about_auth_at_the_upstream(value: bytes, expected: bool) -> None:
+    headers = WHERE + b"Auth-SMTP: " + value + b"\r\n"
+    for status in (b"", b"Auth-Status: OK\r\n"):
+        decision = decided(status + headers, protocol=SMTP)
+        assert isinstance(decision, AuthAllowed)
+        assert decision.smtp_auth is expected
+    without = decided(WHERE, protocol=SMTP)
+    assert isinstance(without, AuthAllowed)
+    assert without.smtp_auth
+
+
+@pytest.mark.parametrize("value", [b"", b"none", b"off", b"0", b"no, yes", b"n"])
+def test_other_value_of_auth_smtp_is_invalid(value: bytes) -> None:
+    headers = WHERE + b"Auth-SMTP: " + value + b"\r\n"
+    with pytest.raises(InvalidAuthResponse, match=r'Auth-SMTP "[^"]*" is neither yes nor no'):
+        decided(headers, protocol=SMTP)
+    for protocol in (IMAP, POP3):
+        assert decided(headers, protocol=protocol) == GRANTED
+
+
+def test_auth_smtp_has_no_effect_on_a_denial() -> None:
+    denied = decided(b"Auth-Status: no\r\nAuth-SMTP: whatever\r\n", protocol=SMTP)
+    assert denied == AuthDenied(b"no")

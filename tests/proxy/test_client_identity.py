@@ -4,14 +4,25 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.enums import Method, UpstreamStage
-from mailproxy.errors import UpstreamError, UpstreamGuardError, UpstreamRefused
-from mailproxy.protocols.client_identity import imap_id, pop3_xclient, smtp_xclient
+from mailproxy.errors import ProxyLoopError, UpstreamError, UpstreamGuardError, UpstreamRefused
+from mailproxy.protocols.client_identity import (
+    MAX_ID_LINE,
+    MAX_LINE,
+    MAX_POP3_LINE,
+    Fact,
+    forwarded_facts,
+    imap_id,
+    pop3_xclient,
+    smtp_xclient,
+    xtext,
+)
 from mailproxy.protocols.imap.upstream import ImapUpstream
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.protocols.real_ip import TrustedPeers, apply_real_ip
@@ -129,6 +140,132 @@ def test_destination_of_a_proxy_header_from_strangers_is_not_used() -> None:
     of.proxied = ProxyAddresses(b"203.0.113.9", b"203.0.113.1", 5555, 143)
     assert not apply_real_ip(of, TrustedPeers([]))
     assert b'"x-connected-ip" "198.51.100.7"' in imap_id(of, b"x3")
+
+
+# --- facts of proxy_forward -------------------------------------------------------------------------
+
+
+def facts(*pairs: tuple[str, str], protocol: Protocol = Protocol.IMAP) -> tuple[Fact, ...]:
+    return forwarded_facts(configs.server(protocol, proxy_forward=pairs))
+
+
+def forwarded(line: bytes, *, xtext_encoded: bool = False) -> bytes:
+    """Return the content of FORWARD in an XCLIENT command."""
+    value = line.split(b" FORWARD=")[1].removesuffix(b"\r\n")
+    if xtext_encoded:
+        value = re.sub(rb"\+([0-9A-F]{2})", lambda found: bytes.fromhex(found[1].decode()), value)
+    return b64decode(value, validate=True)
+
+
+SITE = (("site", "east-$protocol"), ("port", "${remote_port}"))
+
+
+def test_facts_follow_the_keys_of_dovecot_in_imap_id() -> None:
+    line = imap_id(client(), b"x3", facts(*SITE))
+    assert line.startswith(imap_id(client(), b"x3").removesuffix(b")\r\n"))
+    assert line.endswith(b' "x-forward-site" "east-imap" "x-forward-port" "4711")\r\n')
+
+
+def test_facts_are_one_word_in_pop3_xclient() -> None:
+    line = pop3_xclient(client(), facts(*SITE, protocol=Protocol.POP3))
+    assert line.startswith(pop3_xclient(client()).removesuffix(b"\r\n") + b" FORWARD=")
+    assert forwarded(line) == b"site=east-pop3\tport=4711"
+
+
+def test_facts_are_in_smtp_xclient_if_forward_is_listed() -> None:
+    of, prepared = login(Protocol.SMTP), facts(("a", ">>>???~"), protocol=Protocol.SMTP)
+    [line] = smtp_xclient(client(), of, frozenset({b"FORWARD"}), has_login=True, facts=prepared)
+    assert line == b"XCLIENT FORWARD=" + xtext(b"YT0+Pj4/Pz9+") + b"\r\n"
+    assert b"+2B" in line  # base64's plus sign in xtext
+    assert forwarded(line, xtext_encoded=True) == b"a=>>>???~"
+    assert smtp_xclient(client(), of, frozenset({b"ADDR"}), has_login=True, facts=prepared) == [
+        b"XCLIENT ADDR=192.0.2.1\r\n"
+    ]
+
+
+def test_quotes_and_backslashes_of_facts_are_escaped_in_imap_id() -> None:
+    line = imap_id(client(), b"x3", facts(("a", '"\\)')))
+    assert line.endswith(b' "x-forward-a" "\\"\\\\)")\r\n')
+
+
+@pytest.mark.parametrize("name", [b"a\r\nb", b"a\tb", b"\x00", b"\x01", b"\xc3\xa4", b"\x7f"])
+def test_fact_with_other_characters_than_printable_ascii_is_left_out(name: bytes) -> None:
+    of = client(tls=TlsInfo("TLSv1.3", "c", server_name=name))
+    both = facts(("bad", "<$ssl_server_name>"), ("good", "1"))
+    assert b"bad" not in imap_id(of, b"x3", both)
+    assert b'"x-forward-good" "1"' in imap_id(of, b"x3", both)
+    assert forwarded(pop3_xclient(of, both)) == b"good=1"
+
+
+def test_facts_that_do_not_fit_into_the_line_are_left_out() -> None:
+    many = [(f"n{index}", "v" * 1000) for index in range(15)]
+    line = imap_id(client(), b"x3", facts(*many, ("last", "1")))
+    assert MAX_ID_LINE - 1000 < len(line) <= MAX_ID_LINE
+    assert b'"x-forward-n0"' in line
+    assert b'"x-forward-n14"' not in line
+    assert b'"x-forward-last" "1"' in line
+    line = pop3_xclient(client(), facts(("a", "v" * 300), ("b", "v" * 400), ("c", "v" * 300)))
+    assert len(line) <= MAX_POP3_LINE
+    assert [field[:1] for field in forwarded(line).split(b"\t")] == [b"a", b"c"]
+    large = facts(("a", "v" * 200), ("b", "v" * 300), ("c", "v"))
+    of, offered = login(Protocol.SMTP), frozenset({b"FORWARD", b"ADDR"})
+    lines = smtp_xclient(client(), of, offered, has_login=True, facts=large)
+    assert all(len(line) <= MAX_LINE for line in lines)
+    assert forwarded(lines[-1], xtext_encoded=True) == b"a=" + b"v" * 200 + b"\tc=v"
+
+
+def test_no_fact_is_sent_if_none_fits() -> None:
+    large = facts(("a", "v" * 1000))
+    assert b"FORWARD" not in pop3_xclient(client(), large)
+    offered = frozenset({b"FORWARD"})
+    assert smtp_xclient(client(), login(Protocol.SMTP), offered, has_login=True, facts=large) == []
+
+
+@given(value=st.binary(max_size=400), name=st.binary(max_size=300))
+def test_no_byte_of_a_fact_ends_a_line_or_a_string(value: bytes, name: bytes) -> None:
+    of = client(tls=TlsInfo("TLSv1.3", "c", server_name=name))
+    literal: Fact = (b"n", (value, lambda each: (each.tls and each.tls.server_name) or b""))
+    line = imap_id(of, b"x3", (literal,))
+    assert re.fullmatch(
+        rb'x3 ID \("(?:[^"\\\x00-\x1f]|\\["\\])*"(?: "(?:[ !#-\[\]-~]|\\["\\])*")*\)\r\n', line
+    )
+    offered = frozenset({b"FORWARD"})
+    for each in (
+        pop3_xclient(of, (literal,)),
+        *smtp_xclient(of, login(Protocol.SMTP), offered, has_login=True, facts=(literal,)),
+    ):
+        assert re.fullmatch(rb"XCLIENT [!-~ ]*\r\n", each)
+
+
+# --- loops ------------------------------------------------------------------------------------------
+
+
+def test_ttl_of_the_client_is_sent() -> None:
+    of = client()
+    of.proxy_ttl = 1
+    assert b'"x-proxy-ttl" "1"' in imap_id(of, b"x3")
+    assert b" TTL=1 " in pop3_xclient(of)
+    assert smtp_xclient(of, login(Protocol.SMTP), frozenset({b"TTL"}), has_login=True) == [
+        b"XCLIENT TTL=1\r\n"
+    ]
+
+
+@pytest.mark.parametrize("ttl", [0, -1])
+def test_client_without_ttl_is_not_logged_in(ttl: int) -> None:
+    of = client()
+    of.proxy_ttl = ttl
+    imap = ImapUpstream(configs.server(Protocol.IMAP, proxy_id=SendIdentity.AUTO))
+    pop3 = Pop3Upstream(configs.server(Protocol.POP3, proxy_pop3_xclient=SendIdentity.AUTO))
+    smtp = SmtpUpstream(configs.server(Protocol.SMTP, xclient_mode=XclientMode.AUTO))
+    for generator, *replies in (
+        (imap.log_in(of, login(Protocol.IMAP)), GREETING),
+        (pop3.log_in(of, login(Protocol.POP3)), b"+OK [XCLIENT] hi\r\n"),
+        (smtp.log_in(of, login(Protocol.SMTP)), b"220 hi\r\n", LISTED),
+    ):
+        with pytest.raises(ProxyLoopError, match="proxy loop") as raised:
+            drive(generator, *replies)
+        assert raised.value.is_misconfigured
+        assert raised.value.stage in {UpstreamStage.ID, UpstreamStage.XCLIENT}
 
 
 # --- IMAP -------------------------------------------------------------------------------------------

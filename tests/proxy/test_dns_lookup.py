@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mailproxy.dns.lookup import LookupCache, LookupResult, ResultCache, Waiter, packed
+from mailproxy.dns.lookup import LookupCache, LookupLimits, LookupResult, ResultCache, Waiter, packed
 from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
 from mailproxy.telemetry.metrics import WorkerMetrics
 
@@ -36,7 +36,12 @@ class Harness:
         self.queries = Queries()
         self.metrics = WorkerMetrics()
         self.lookups = LookupCache(
-            DnsPurpose.PTR, self.queries.query, timeout=timeout, valid=None, metrics=self.metrics, limit=limit
+            DnsPurpose.PTR,
+            self.queries.query,
+            timeout=timeout,
+            valid=None,
+            metrics=self.metrics,
+            limits=LookupLimits(lookups=limit),
         )
         self.results: list[LookupResult[str]] = []
 
@@ -247,8 +252,8 @@ def test_result_without_ttl_is_not_cached() -> None:
 
 def test_full_cache_removes_oldest_and_gauge_follows() -> None:
     metrics = WorkerMetrics()
-    cache: ResultCache[int, str] = ResultCache(None, metrics, size=3)
-    other: ResultCache[int, str] = ResultCache(None, metrics, size=3)
+    cache: ResultCache[int, str] = ResultCache(None, metrics, LookupLimits(results=3))
+    other: ResultCache[int, str] = ResultCache(None, metrics, LookupLimits(results=3))
     other.put(0, found(60))
     for key in (1, 2, 3, 1, 4, 5):
         cache.put(key, found(60))

@@ -23,6 +23,7 @@ from mailproxy.dns.client_name import Confirmation
 from mailproxy.dns.lookup import Waiter
 from mailproxy.loop.epoll import Epoll
 from mailproxy.protocols import proxy_protocol, real_ip
+from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.session import accept, lingering_close, session
 from mailproxy.session.accept import Listener
 from mailproxy.session.driver import ProtocolDriver
@@ -32,10 +33,11 @@ from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.session import Session
 from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.upstream_candidates import UpstreamAttempts
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.tls.connection import TlsConnection
-from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
+from mailproxy_config.model import NextUpstream, Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants
 from support.checked_worker import (
     GREETINGS,
@@ -271,6 +273,7 @@ HEADER = {"listen_proxy_protocol": True, "set_real_ip_from": ("127.0.0.0/8",)}
 IMPLICIT = {"listen_ssl": True}
 STLS = {"starttls": StartTls.ENABLED}
 SOON = {"timeout": Seconds(0.3)}
+TRIES = {"proxy_next_upstream": frozenset(NextUpstream)}
 
 CASES = [
     case("listener: accept", (accept, "_client"), connects),
@@ -321,7 +324,7 @@ CASES = [
         service="none",
         auth_http_timeout=Seconds(0.3),
     ),
-    case("upstream: connecting", (UpstreamConnection, "connect"), logs_in),
+    case("upstream: connecting", (Pop3Upstream, "log_in"), logs_in),
     case("upstream: deferred", (UpstreamConnection, "_connect"), logs_in),
     case(
         "upstream: connected", (UpstreamConnection, "_on_connected"), logs_in_at_an_upstream(INTERNAL_ERROR)
@@ -338,6 +341,12 @@ CASES = [
     case("upstream: the relay", (Relay, "start"), logs_in_at_an_upstream(INTERNAL_ERROR)),
     case("upstream: an end of it", (session, "RelayEnd"), logs_in_at_an_upstream(INTERNAL_ERROR)),
     case("upstream: abandoned", (UpstreamConnection, "cancel"), leaves_at_an_upstream),
+    case("tries: the first", (UpstreamAttempts, "_begin"), logs_in, **TRIES),
+    case("tries: connected", (UpstreamAttempts, "on_connected"), logs_in, **TRIES),
+    case("tries: failing", (UpstreamAttempts, "on_failed"), logs_in, **SOON, **TRIES),
+    case("tries: the next", (UpstreamAttempts, "_begin_later"), logs_in, **SOON, **TRIES),
+    case("tries: logged in", (UpstreamAttempts, "on_login"), logs_in_at_an_upstream(INTERNAL_ERROR), **TRIES),
+    case("tries: abandoned", (UpstreamAttempts, "cancel"), leaves_at_an_upstream, **TRIES),
     case("relay: deferred", (Relay, "_open"), logs_in_at_an_upstream(b"+OK\r\n")),
     case("relay: readiness, plain", (RelayEnd, "on_event"), relays(10)),
     case("relay: plain", (RelayEnd, "copy"), relays(10, from_client=False)),

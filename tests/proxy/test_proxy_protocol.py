@@ -263,6 +263,34 @@ def test_outbound_v2_maps_ipv4_if_families_differ() -> None:
     assert header[32:48] == ipaddress.ip_address("::1").packed
 
 
+@pytest.mark.parametrize(
+    "client",
+    [
+        Client("192.0.2.1", 1, "192.0.2.2", 2, session_id="0f3a-1c"),
+        Client("192.0.2.1", 1, "::1", 2, tls=TlsInfo("TLSv1.3", "c"), session_id="0f3a-1c"),
+        Client("unix:", 0, "unix:/run/imap", 0, session_id="0f3a-1c"),
+    ],
+    ids=["plain", "tls", "unix"],
+)
+def test_outbound_v2_has_unique_id_before_the_checksum_if_configured(client: Client) -> None:
+    config = server(Protocol.IMAP, proxy_protocol=SendProxyProtocol.V2, proxy_protocol_unique_id=True)
+    header, without = outbound_header(config, client), outbound_header(V2, client)
+    tlv = b"\x05\x00\x070f3a-1c"
+    assert tlv not in without
+    assert header[16:-7] == without[16:-7] + tlv
+    assert int.from_bytes(header[14:16], "big") == len(header) - 16
+    assert int.from_bytes(header[-4:], "big") == crc32c(header[:-4] + bytes(4))
+    read = read_header(header)
+    assert read is not None
+    assert read.consumed == len(header)
+
+
+def test_version_1_has_no_unique_id() -> None:
+    config = server(Protocol.IMAP, proxy_protocol=SendProxyProtocol.V1, proxy_protocol_unique_id=True)
+    client = Client("192.0.2.1", 1, "192.0.2.2", 2, session_id="0f3a-1c")
+    assert outbound_header(config, client) == outbound_header(V1, client)
+
+
 def test_outbound_v2_is_local_for_unix_client() -> None:
     header = outbound_header(V2, Client("unix:", 0, "unix:/run/imap", 0))
     assert header[:-4] == SIGNATURE + bytes.fromhex("20 00 0007 03 0004")

@@ -19,6 +19,9 @@ EVERY = frozenset(
 )
 ENABLED = partial(replies.capabilities, starttls=StartTls.ENABLED)
 ONLY = partial(replies.capabilities, starttls=StartTls.ONLY)
+LISTS_REQUIRETLS = configs.server(
+    Protocol.SMTP, server_name="mx", smtp_auth=EVERY, smtp_capabilities=("RequireTLS", "DSN")
+)
 SERVER = configs.server(Protocol.SMTP, server_name="mx", smtp_auth=EVERY, smtp_capabilities=("SIZE 1", "DSN"))
 AUTH = b"AUTH PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n"
 
@@ -66,3 +69,8 @@ def test_every_reply_is_one_line_with_matching_enhanced_code(name: str) -> None:
     match = re.fullmatch(rb"(\d)\d\d (\d)\.\d\.\d [ -~]+\r\n", reply)
     assert match is not None
     assert match[1] == match[2]
+
+
+def test_requiretls_is_listed_with_tls_only() -> None:
+    assert b"250-RequireTLS\r\n" in replies.capabilities(LISTS_REQUIRETLS)
+    assert ONLY(LISTS_REQUIRETLS) == b"250-mx\r\n250-DSN\r\n250 STARTTLS\r\n"

@@ -208,7 +208,7 @@ def test_fork_server_that_ends_during_a_fork_leaves_no_traceback() -> None:
         "read, write = os.pipe()\n"
         "os.close(read)\n"
         "one, other = socket.socketpair()\n"
-        "raise SystemExit(_fork_again(write, one, other, lambda fd: 0))\n"
+        "raise SystemExit(_fork_again(write, one, lambda: 0))\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (0, "")

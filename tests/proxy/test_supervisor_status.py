@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from mailproxy.enums import RestartReason
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.version import revision, version
@@ -37,7 +38,7 @@ class StillWorkers:
 
 @pytest.fixture
 def status() -> Status:
-    return Status()
+    return Status(UpstreamHealth())
 
 
 @pytest.mark.parametrize(
@@ -73,13 +74,15 @@ def test_status_is_not_ready_while_a_worker_is_silent(status: Status) -> None:
 
 def test_status_has_the_hash_that_all_workers_run(status: Status) -> None:
     first, second = make_revision([]), make_revision([], "pop3", serial=2)
-    assert status.config() == {
+    nothing = {
         "hash": None,
         "generation": None,
         "loaded_at": None,
         "last_error": None,
         "certificates": [],
+        "upstreams": {},
     }
+    assert status.config() == nothing
     status.pool = StillWorkers(wanted=first)
     assert status.config()["hash"] is None
     status.is_started = True
@@ -93,6 +96,7 @@ def test_status_has_the_hash_that_all_workers_run(status: Status) -> None:
         "loaded_at": "1970-01-01T00:20:34.500000+00:00",
         "last_error": None,
         "certificates": [],
+        "upstreams": {},
     }
 
 

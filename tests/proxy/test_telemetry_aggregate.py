@@ -92,6 +92,7 @@ def test_supervisor_adds_its_own_metrics() -> None:
         build=BUILD,
         workers=3,
         started=1000.0,
+        unhealthy_upstreams=2,
         restarts={RestartReason.CRASH: 2},
         reloads={ReloadResult.SUCCESS: 5},
         config_rejected=True,
@@ -111,6 +112,7 @@ def test_supervisor_adds_its_own_metrics() -> None:
         c.PROCESS_MAX_FDS: {(): 100},
         c.PROCESS_CPU: {(): 1.0},
         c.PROCESS_START: {(): 1000.0},
+        c.UPSTREAM_UNHEALTHY: {(): 2},
     }
 
 

@@ -80,6 +80,16 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         ("imap", "hello"),
     ),
     (
+        lambda m: bump(m.protocol(Protocol.IMAP).upstream_tries[enums.UpstreamTry.NEXT]),
+        "upstream_tries_total",
+        ("imap", "next"),
+    ),
+    (
+        lambda m: bump(m.protocol(Protocol.IMAP).upstream_config_errors[enums.UpstreamStage.XCLIENT]),
+        "upstream_config_errors_total",
+        ("imap", "xclient"),
+    ),
+    (
         lambda m: bump(m.protocol(Protocol.IMAP).upstream_tls_failures[enums.UpstreamTlsFailure.NAME]),
         "upstream_tls_failures_total",
         ("imap", "name"),
@@ -89,6 +99,12 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         "upstream_certificate_expiry_timestamp_seconds",
         ("s",),
     ),
+    (
+        lambda m: bump(m.token_requests[enums.TokenResult.TIMEOUT]),
+        "token_requests_total",
+        ("timeout",),
+    ),
+    (lambda m: m.token_received("s", 1.0), "token_expiry_timestamp_seconds", ("s",)),
     (lambda m: bump(m.protocol(Protocol.IMAP).bytes_to_client), "relayed_bytes_total", ("imap", "to_client")),
     (
         lambda m: bump(m.protocol(Protocol.IMAP).bytes_to_upstream),
@@ -130,6 +146,7 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
 ]
 
 SPANS: list[tuple[Callable[[WorkerMetrics], Histogram], str, tuple[str, ...]]] = [
+    (lambda m: m.token_seconds, "token_request_duration_seconds", ()),
     (lambda m: m.protocol(Protocol.IMAP).session_seconds[True], "session_duration_seconds", ("imap", "true")),
     (
         lambda m: m.protocol(Protocol.IMAP).session_seconds[False],

@@ -78,6 +78,8 @@ def test_fingerprint_changes_with_every_file(config: ServerConfig, tmp_path: Pat
         ({"ssl_protocols": frozenset({"TLSv1.3", "TLSv1.2"})}, False),  # the same, in another order
         ({"protocol": Protocol.SMTP}, True),
         ({"name": "other"}, True),
+        ({"auth_http_facts": True}, True),  # SNI and the client's certificate are noted for it
+        ({"auth_http_overrides": True}, True),
         ({"timeout": Seconds(1.0)}, False),
         ({"listen": (ListenConfig(port=1143),)}, False),
     ],

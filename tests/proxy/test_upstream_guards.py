@@ -9,7 +9,7 @@ import pytest
 
 from mailproxy.enums import Method, UpstreamStage
 from mailproxy.errors import UpstreamGuardError
-from mailproxy.protocols.imap.upstream import imap_upstream
+from mailproxy.protocols.imap.upstream_auth import imap_upstream
 from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult

@@ -17,6 +17,7 @@ from typing import Any, Final
 import pytest
 
 from mailproxy.enums import UpstreamTlsFailure
+from mailproxy.tls.upstream_context import Peer as TlsPeer
 from mailproxy.tls.upstream_context import build
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
@@ -789,8 +790,12 @@ def test_sessions_are_kept_for_a_limited_number_of_upstreams(
     tls, kept = build(config(authority)), ssl.create_default_context()
     del kept
     for port in (1, 2, 3):
-        tls.remember(("192.0.2.1", port), f"session {port}")  # type: ignore[arg-type]  # any object is kept
-    assert [tls.session_for(("192.0.2.1", port)) is not None for port in (1, 2, 3)] == [False, True, True]
+        tls.remember(TlsPeer("192.0.2.1", port), f"session {port}")  # type: ignore[arg-type]  # any object is kept
+    assert [tls.session_for(TlsPeer("192.0.2.1", port)) is not None for port in (1, 2, 3)] == [
+        False,
+        True,
+        True,
+    ]
 
 
 # --- configuration ----------------------------------------------------------------------------------

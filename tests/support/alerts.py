@@ -34,9 +34,17 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
     "MailProxyUpstreamTlsFails": [
         (f'mailproxy_upstream_tls_failures_total{{{JOB}, protocol="imap", reason="name"}}', "0+60x90")
     ],
+    "MailProxyUpstreamMisconfigured": [
+        (f'mailproxy_upstream_config_errors_total{{{JOB}, protocol="imap", stage="id"}}', "0+60x90")
+    ],
     "MailProxyUpstreamCertificateExpires": [
         (f'mailproxy_upstream_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
     ],
+    "MailProxyUpstreamFailsOver": [
+        (f'mailproxy_upstream_tries_total{{{JOB}, protocol="imap", result="next"}}', "0+60x90"),
+        (f'mailproxy_upstream_tries_total{{{JOB}, protocol="imap", result="success"}}', "0+60x90"),
+    ],
+    "MailProxyTokenRequestsFail": [(f'mailproxy_token_requests_total{{{JOB}, result="refused"}}', "0+60x90")],
     "MailProxyCertificateExpires": [
         (f'mailproxy_tls_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
     ],

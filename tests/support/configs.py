@@ -20,14 +20,18 @@ from mailproxy_config.model import (
     SendProxyProtocol,
     ServerConfig,
     SessionCache,
+    SmtpHelo,
     StartTls,
+    Tempfail,
     VerifyClient,
     XclientMode,
 )
+from mailproxy_config.upstream_login import ProxyAuth
 
 NOT_OF_NGINX: Final = frozenset(
     {
         *("auth_http_keepalive", "auth_http_max_connections", "pop3_client_buffer"),
+        *("auth_http_server_names", "auth_http_server_networks"),
         *("auth_http_variables", "proxy_ssl", "proxy_ssl_verify", "proxy_ssl_verify_depth", "proxy_ssl_name"),
         *("proxy_ssl_server_name", "proxy_ssl_trusted_certificate", "proxy_ssl_crl"),
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
@@ -37,6 +41,11 @@ NOT_OF_NGINX: Final = frozenset(
         *("limit_rate", "limit_rate_after"),
         *("proxy_pop3_xclient", "xclient_mode"),
         *("ssl_certificate_selector", "ssl_reject_handshake", "server_names"),
+        *("proxy_connect_timeout", "proxy_next_upstream", "proxy_next_upstream_tries"),
+        "proxy_next_upstream_timeout",
+        *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
+        *("proxy_tempfail", "proxy_smtp_helo"),
+        *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
     }
 )
 """Directives that nginx does not have."""
@@ -55,6 +64,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "auth_http_pass_client_cert": False,
     "auth_http_keepalive": True,
     "auth_http_max_connections": None,
+    "auth_http_server_names": False,
+    "auth_http_server_networks": (),
     "imap_auth": frozenset({AuthMethod.PLAIN}),
     "imap_capabilities": ("IMAP4", "IMAP4rev1", "UIDPLUS"),
     "imap_client_buffer": ByteCount(4096),
@@ -119,6 +130,20 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_id": SendIdentity.DISABLED,
     "proxy_pop3_xclient": SendIdentity.DISABLED,
     "xclient_mode": XclientMode.ALWAYS,
+    "proxy_connect_timeout": None,
+    "proxy_next_upstream": frozenset(),
+    "proxy_next_upstream_tries": 3,
+    "proxy_next_upstream_timeout": Seconds(30.0),
+    "proxy_protocol_unique_id": False,
+    "proxy_forward": (),
+    "auth_http_facts": False,
+    "auth_http_overrides": False,
+    "proxy_tempfail": Tempfail.NGINX,
+    "proxy_smtp_helo": SmtpHelo.SERVER,
+    "proxy_auth": (ProxyAuth.NATIVE,),
+    "proxy_auth_require_tls": None,
+    "proxy_master_user": None,
+    "proxy_auth_token": None,
 }
 
 

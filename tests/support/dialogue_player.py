@@ -42,6 +42,7 @@ from mailproxy.errors import (
 from mailproxy.protocols import sansio
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.sansio import ProtocolGenerator
+from mailproxy.protocols.tempfail import ResumableLogin
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
@@ -117,6 +118,11 @@ class Player:
         self._sender, self._peer = "S", "C"
         try:
             result = self._perform(protocol.frontend_for(server)(client).run())
+            while isinstance(result, UpstreamLogin) and self._peek_step() is not None:
+                next_steps = self._upstream(client, result)
+                if next_steps is None:
+                    return
+                result = self._perform(next_steps)
         except ShuttingDown as failure:
             self._close(protocol.shutdown, failure)
             return
@@ -126,12 +132,13 @@ class Player:
             return
         if isinstance(result, SessionEnd):
             self._expect_event(f"closed {result.reason}")
-        elif self._peek_step() is not None:
-            self._upstream(client, result)
 
-    def _upstream(self, client: Client, login: UpstreamLogin) -> None:
+    def _upstream(
+        self, client: Client, login: UpstreamLogin
+    ) -> ProtocolGenerator[UpstreamLogin | SessionEnd] | None:
+        """Log in at the upstream; return what goes on after an outage (``proxy_tempfail``)."""
         server = self.transcript.server
-        unread, self._incoming = login.unread + self._incoming, b""
+        from_client, self._incoming = self._incoming, b""
         self._compare_sent("S")
         self._sender, self._peer = "P", "U"
         try:
@@ -144,15 +151,20 @@ class Player:
             self._events["trouble"].append(
                 f"trouble {failure.stage}" + (f" {failure.kind}" if failure.kind else "")
             )
+            next_steps = login.resume(failure) if isinstance(login, ResumableLogin) else None
+            if next_steps is not None:
+                self._peer, self._incoming = "C", from_client
+                return next_steps
             is_shown = isinstance(failure, UpstreamRefused) and server.proxy_pass_error_message
             self._close(failure.reply if is_shown else self.protocol.internal_error, failure)
-            return
+            return None
         self._compare_sent("P")
         self._sent = logged_in.reply
         self._compare_sent("S")
         self._expect_event("relay")
-        self._sent = unread
+        self._sent = login.unread + from_client
         self._sender = "P"
+        return None
 
     def _close(self, reply: bytes, failure: SessionError) -> None:
         self._sent += reply
@@ -181,6 +193,8 @@ class Player:
                 self._sent += data
             case sansio.Note(event):
                 self._events["note"] += [] if isinstance(event, LoginDenied) else [_note_text(event)]
+            case sansio.ReportAuthFailure():
+                pass
             case sansio.SetDeadline(seconds):
                 self._events["deadline"].append(f"deadline {seconds:g}s")
             case sansio.MakeChallenge(name):

@@ -40,6 +40,7 @@ PLURALS: Final = {
     "NetworkPolicy": ("networking.k8s.io/v1", "networkpolicies"),
     "PodMonitor": ("monitoring.coreos.com/v1", "podmonitors"),
     "PrometheusRule": ("monitoring.coreos.com/v1", "prometheusrules"),
+    "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "backendtlspolicies"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
     "ResourceQuota": ("v1", "resourcequotas"),
 }

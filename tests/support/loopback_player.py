@@ -231,6 +231,8 @@ class _Player:
                 await self._perform_event(step)
 
     async def _send(self, peer: Peer, step: Step) -> None:
+        if self.service.is_down:  # only for the last request
+            self.service.is_down, self.auth_connection = False, None
         peer.writer.write(step.data)
         if step.is_joined:
             return
@@ -286,6 +288,7 @@ class _Player:
             self.auth_connection.close()
             return
         self.upstream_is_peer = response.startswith("granted")
+        self.upstream = None
         await self.auth_connection.send(auth_response(response, self.upstream_port))
 
     # ---- the end ----

@@ -11,16 +11,19 @@ from typing import Any
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.api.kinds import (
+    CONFIG_MAP,
     DAEMON_SET,
     DEPLOYMENT,
     MAIL_PROXY,
     POD,
+    POLICIES,
     Kind,
     Manifest,
     kind_of,
     uid_of,
 )
 from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.errors import TransientError
 from support.reasons_page import check_event, check_status
 
 
@@ -38,6 +41,7 @@ class MemoryCluster:
         secrets: The metadata of the Secrets of type kubernetes.io/tls.
         listed_secrets: How often they were listed.
         running: The configuration that each pod reports, by name; other pods do not respond.
+        has_policies: Whether the cluster has BackendTLSPolicies.
     """
 
     def __init__(self) -> None:
@@ -49,6 +53,7 @@ class MemoryCluster:
         self.secrets: list[Manifest] = []
         self.listed_secrets = 0
         self.events: list[Manifest] = []
+        self.has_policies = True
         self._counter = itertools.count(1)
 
     # -- what tests do ----------------------------------------------------
@@ -119,7 +124,7 @@ class MemoryCluster:
         """Let every pod report this configuration."""
         for kind, key in self.objects:
             if kind is POD:
-                self.running[key.name] = RunningConfig(config_hash, error, certificates)
+                self.running[key.name] = RunningConfig(config_hash, error, certificates=certificates)
 
     # -- the interface ----------------------------------------------------
 
@@ -186,6 +191,28 @@ class MemoryCluster:
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         return self.running.get(pod["metadata"]["name"])
+
+    async def policies(self, namespace: str) -> list[Manifest] | None:
+        if not self.has_policies:
+            return None
+        return [
+            copy.deepcopy(one)
+            for (kind, key), one in self.objects.items()
+            if kind in POLICIES and key.namespace == namespace
+        ]
+
+    async def config_map_keys(self, key: Key) -> frozenset[str] | None:
+        found = self.objects.get((CONFIG_MAP, key))
+        return None if found is None else frozenset(found["data"])
+
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        kind, key = kind_of(policy), key_of(policy)
+        self.calls.append(("ancestors", kind.name, key.name))
+        stored = self.objects[kind, key]
+        if stored["metadata"]["resourceVersion"] != policy["metadata"]["resourceVersion"]:
+            raise TransientError("it has changed")
+        stored["status"] = {"ancestors": copy.deepcopy(entries)}
+        stored["metadata"]["resourceVersion"] = str(next(self._counter))
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         del namespace

@@ -21,7 +21,16 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from mailproxy_operator.api.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBHOOK, OWNED, POD, Kind
+from mailproxy_operator.api.kinds import (
+    BACKEND_TLS_POLICY,
+    EVENT,
+    LEASE,
+    MAIL_PROXY,
+    MUTATING_WEBHOOK,
+    OWNED,
+    POD,
+    Kind,
+)
 from support.operator_fields import Fields, flatten, managed, unflatten
 from support.reasons_page import check_world
 
@@ -31,7 +40,18 @@ ObjectKey = tuple[Kind, str, str]
 _NAMESPACE = Kind("v1", "Namespace", "namespaces")
 _CRD = Kind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions")
 _CORE_EVENT = Kind("v1", "Event", "events")
-KINDS = (*OWNED, MAIL_PROXY, POD, EVENT, LEASE, MUTATING_WEBHOOK, _NAMESPACE, _CRD, _CORE_EVENT)
+KINDS = (
+    *OWNED,
+    MAIL_PROXY,
+    POD,
+    EVENT,
+    LEASE,
+    BACKEND_TLS_POLICY,
+    MUTATING_WEBHOOK,
+    _NAMESPACE,
+    _CRD,
+    _CORE_EVENT,
+)
 _CLUSTER_WIDE = {_NAMESPACE, _CRD, MUTATING_WEBHOOK}
 _WITHOUT_GENERATION = {
     "ConfigMap",
@@ -405,6 +425,9 @@ class FakeKube:
 
     def _patch(self, key: ObjectKey, body: Any, manager: str, sub: str) -> web.Response:
         before = self._existing(key)
+        version = body.get("metadata", {}).get("resourceVersion") if isinstance(body, dict) else None
+        if version and version != before.object["metadata"]["resourceVersion"]:
+            raise RequestError(409, "the object has been modified")
         shown = self._returned(before)
         patched = _json_patch(shown, body) if isinstance(body, list) else _merge_patch(shown, body)
         if sub != "status":

@@ -30,7 +30,7 @@ from mailproxy_config.model import LogLevel, ProxyConfig, ServerConfig
 class StandIn:
     """Greets clients, and echoes what they send."""
 
-    def __init__(self, *, log: Log, metrics: WorkerMetrics) -> None:
+    def __init__(self, *, log: Log, metrics: WorkerMetrics, **_: object) -> None:
         self._log = log
         self._metrics = metrics
         self._servers: list[asyncio.Server] = []

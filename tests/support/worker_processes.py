@@ -13,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from mailproxy.net.upstream_health import shared_memory
 from mailproxy.supervisor import fork_server
 from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.key_rotation import KeyRotation
@@ -37,7 +38,12 @@ def make_launcher(
     fork_server.become_subreaper()
     spawn = functools.partial(fork_server.spawn, WORKER)
     return WorkerLauncher(
-        tasks, spawn(), arguments, spawn=spawn, log_event=log_event or (lambda *_, **__: None)
+        tasks,
+        spawn(),
+        arguments,
+        spawn=spawn,
+        memory=shared_memory(),
+        log_event=log_event or (lambda *_, **__: None),
     )
 
 

@@ -35,6 +35,13 @@ SPDX-License-Identifier: Apache-2.0
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors, prometheusrules]
   verbs: [get, list, watch, create, patch, delete]
+# For spec.mail.proxySslService: to read TLS settings, and to report what became of a policy.
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [backendtlspolicies]
+  verbs: [list, watch]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [backendtlspolicies/status]
+  verbs: [patch]
 # The operator patches an annotation so that the kubelet updates a pod's files at once, and deletes pods that a node refused.
 - apiGroups: [""]
   resources: [pods]

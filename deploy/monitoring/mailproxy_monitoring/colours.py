@@ -17,10 +17,11 @@ FAILURE: Final = "red"
 NEUTRAL: Final = "#8e8e8e"
 _WARM: Final = (
     "red", "orange", "dark-red", "light-orange", "light-red", "dark-orange",
-    "dark-yellow", "purple", "light-purple", "super-light-red",
+    "dark-yellow", "purple", "light-purple", "super-light-red", "super-light-orange",
 )  # fmt: skip
 _COOL: Final = (
     "blue", "purple", "yellow", "light-blue", "dark-purple", "dark-blue", "light-purple",
+    "super-light-blue", "light-yellow",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ LOGIN_RESULTS: Final[Colours] = MappingProxyType(
     }
 )
 METHODS: Final[Colours] = MappingProxyType(
-    _kinds("password", "plain", "login", "cram_md5", "apop", "external", "none")
+    _kinds("password", "plain", "login", "cram_md5", "apop", "external", "none", "xoauth2", "oauthbearer")
 )
 SESSION_STATES: Final[Colours] = MappingProxyType(
     {
@@ -85,6 +86,7 @@ CLOSE_REASONS: Final[Colours] = MappingProxyType(
         "proxy_protocol_failed": "light-purple",
         "protocol_error": "light-orange",
         "max_errors": "dark-orange",
+        "max_commands": "semi-dark-orange",
         "limit": "yellow",
     }
 )
@@ -95,11 +97,43 @@ AUTH_ERRORS: Final[Colours] = MappingProxyType(
     _failures("connect", "timeout", "http_5xx", "dns", "invalid_response", "no_server", "bad_address", "tls")
 )
 UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
-    _failures("connect", "login", "greeting", "tls", "xclient", "hello", "envelope", "relay", "id")
+    _failures(
+        "connect",
+        "login",
+        "greeting",
+        "tls",
+        "xclient",
+        "hello",
+        "envelope",
+        "relay",
+        "id",
+        "token",
+        "resolve",
+    )
+)
+TOKEN_RESULTS: Final[Colours] = MappingProxyType(
+    {
+        "ok": SUCCESS,
+        "refused": FAILURE,
+        "unavailable": "dark-red",
+        "timeout": "light-red",
+        "invalid": "semi-dark-red",
+    }
 )
 UPSTREAM_TLS_FAILURES: Final[Colours] = MappingProxyType(
     _failures("expired", "name", "timeout", "verify", "refused", "stripped", "protocol", "injected")
 )
+UPSTREAM_TRIES: Final[Colours] = MappingProxyType(
+    {
+        "success": SUCCESS,
+        "next": "orange",
+        "final": "light-orange",
+        "exhausted": FAILURE,
+        "timeout": "dark-red",
+        "abandoned": NEUTRAL,
+    }
+)
+RESUMED: Final[Colours] = MappingProxyType({"resumed": "blue", "complete": "purple"})
 DIRECTIONS: Final[Colours] = MappingProxyType({"to_client": "blue", "to_upstream": "purple"})
 TLS_MODES: Final[Colours] = MappingProxyType({"implicit": "blue", "starttls": "purple"})
 TLS_FAILURES: Final[Colours] = MappingProxyType(
@@ -119,8 +153,8 @@ DNS_RESULTS: Final[Colours] = MappingProxyType(
         "invalid": "dark-orange",
     }
 )
-DNS_PURPOSES: Final[Colours] = MappingProxyType(_kinds("ptr", "forward", "auth"))
-DNS_TIMEOUTS: Final[Colours] = MappingProxyType(_failures("auth", "ptr", "forward"))
+DNS_PURPOSES: Final[Colours] = MappingProxyType(_kinds("ptr", "forward", "auth", "upstream"))
+DNS_TIMEOUTS: Final[Colours] = MappingProxyType(_failures("auth", "ptr", "forward", "upstream"))
 PROTOCOL_ERRORS: Final[Colours] = MappingProxyType(
     {
         **_failures("no_greeting", "unexpected_reply", "reply_too_long"),
@@ -148,7 +182,9 @@ PROXY_HEADERS: Final[Colours] = MappingProxyType(
         **_failures("missing", "untrusted", "invalid", "timeout"),
     }
 )
-LIMITS: Final[Colours] = MappingProxyType({"conn_total": FAILURE, "max_errors": "orange"})
+LIMITS: Final[Colours] = MappingProxyType(
+    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow"}
+)
 QUANTILES: Final[Colours] = MappingProxyType({"median": "green", "90 %": "yellow", "99 %": "orange"})
 RELOADS: Final[Colours] = MappingProxyType(
     {"success": SUCCESS, "failure": FAILURE, "pods with an old configuration": "orange"}

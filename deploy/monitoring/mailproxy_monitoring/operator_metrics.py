@@ -25,7 +25,8 @@ _OPEN: Final = {
     "kind": "of the object: `Deployment`, `Service`, …",
     "namespace": "of the resource",
     "name": "of the resource",
-    "type": "`Ready` `Accepted` `ResolvedRefs` `Available` `ConfigSynced` `Reconciling` `Stalled`",
+    "type": "`Ready` `Accepted` `ResolvedRefs` `Available` `ConfigSynced` `UpstreamTLSReady` "
+    "`Reconciling` `Stalled`",
     "status": "`True` `False` `Unknown`: 1 for the one that holds, 0 for the others",
     "version": "of the package",
     "revision": "of the source; `unknown` where the build did not get it",

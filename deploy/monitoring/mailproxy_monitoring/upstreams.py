@@ -13,13 +13,16 @@ from mailproxy_monitoring.colours import (
     DNS_RESULTS,
     DNS_TIMEOUTS,
     QUANTILES,
+    RESUMED,
     TLS_FAILURES,
     TLS_MODES,
+    TOKEN_RESULTS,
     UPSTREAM_STAGES,
     UPSTREAM_TLS_FAILURES,
+    UPSTREAM_TRIES,
 )
 from mailproxy_monitoring.grafana import EVENTS_PER_SECOND, Panel, Row
-from mailproxy_monitoring.queries import FROM_CACHE, JOB, quantile, rate
+from mailproxy_monitoring.queries import FILTER, FROM_CACHE, JOB, quantile, rate
 
 AUTHENTICATION: Final = Row(
     "Authentication service",
@@ -96,7 +99,24 @@ UPSTREAMS: Final = Row(
             queries=((rate("mailproxy_upstream_tls_failures_total", "reason"), "{{reason}}"),),
             colours=UPSTREAM_TLS_FAILURES,
             description="Logins that failed because TLS with the mail server could not be started.",
-            alerts=("MailProxyUpstreamTlsFails", "MailProxyUpstreamCertificateExpires"),
+            alerts=("MailProxyUpstreamTlsFails",),
+        ),
+        Panel(
+            title="Tries by result",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=6,
+            queries=((rate("mailproxy_upstream_tries_total", "result"), "{{result}}"),),
+            colours=UPSTREAM_TRIES,
+            description="With proxyNextUpstream or several addresses. next: another try followed.",
+            alerts=("MailProxyUpstreamFailsOver",),
+        ),
+        Panel(
+            title="Unhealthy addresses",
+            width=6,
+            queries=((f"max (mailproxy_upstream_unhealthy{{{JOB}}})", "in one pod"),),
+            description="Addresses of mail servers that failed three times in a row: tried last.",
+            alerts=("MailProxyUpstreamFailsOver",),
         ),
         Panel(
             title="Relayed bytes",
@@ -105,6 +125,63 @@ UPSTREAMS: Final = Row(
             queries=((rate("mailproxy_relayed_bytes_total", "direction"), "{{direction}}"),),
             colours=DIRECTIONS,
             description="Bytes per second after login.",
+        ),
+        Panel(
+            title="Configuration errors by stage",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=8,
+            queries=((rate("mailproxy_upstream_config_errors_total", "stage"), "{{stage}}"),),
+            colours=UPSTREAM_STAGES,
+            description="Logins that fail until a configuration is changed; tls includes certificates.",
+            alerts=("MailProxyUpstreamMisconfigured",),
+        ),
+        Panel(
+            title="TLS handshake time, 99th percentile",
+            unit="s",
+            width=8,
+            queries=tuple(
+                (
+                    quantile(
+                        0.99,
+                        "mailproxy_upstream_tls_handshake_seconds",
+                        where=f'{FILTER}, resumed="{value}"',
+                    ),
+                    name,
+                )
+                for value, name in (("true", "resumed"), ("false", "complete"))
+            ),
+            colours=RESUMED,
+            description="Handshakes with mail servers, with proxySsl.",
+        ),
+        Panel(
+            title="Time to expiry of certificates",
+            unit="s",
+            width=8,
+            queries=(
+                (
+                    "min by (server) (mailproxy_upstream_certificate_expiry_timestamp_seconds"
+                    f"{{{JOB}}}) - time()",
+                    "{{server}}",
+                ),
+            ),
+            description="The earliest expiry of a certificate that a mail server has sent, by server block.",
+            alerts=("MailProxyUpstreamCertificateExpires",),
+        ),
+    ),
+)
+
+TOKENS: Final = Row(
+    "Access tokens",
+    (
+        Panel(
+            title="Token requests",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            queries=((rate("mailproxy_token_requests_total", "result"), "{{result}}"),),
+            colours=TOKEN_RESULTS,
+            description="Requests to token services (proxyAuthToken), by their result.",
+            alerts=("MailProxyTokenRequestsFail",),
         ),
     ),
 )

@@ -25,9 +25,11 @@ from mailproxy_operator.api.api_tls import describe_error
 from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.api.credentials import Configuration, Credentials, client_context
 from mailproxy_operator.api.kinds import (
+    CONFIG_MAP,
     EVENT,
     LEASE,
     MAIL_PROXY,
+    POLICIES,
     SECRET,
     SERVICE,
     Kind,
@@ -36,14 +38,13 @@ from mailproxy_operator.api.kinds import (
     uid_of,
 )
 from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.api.pod_report import read_config
 from mailproxy_operator.errors import NotFoundOrConflict, OperatorError, TransientError
 
 REQUEST_SECONDS = 15.0
 POD_SECONDS = 2.0
 PAGE = 500
 MAX_CONFIG_BYTES = 64 * 1024
-MAX_CERTIFICATES = 20
-"""The maximum number of certificates that are read of a pod's report."""
 _JSON = "application/json"
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _APPLY, _MERGE, _JSON_PATCH = (
@@ -267,11 +268,39 @@ class KubeClient:
                     body = json.loads(await response.content.read(MAX_CONFIG_BYTES))
         except (aiohttp.ClientError, OSError, ValueError):
             return None
-        if not isinstance(body, dict):
-            return None
-        return RunningConfig(
-            str(body.get("hash") or "")[:64], str(body.get("last_error") or "")[:1000], _texts(body)
+        return read_config(body)
+
+    # -- policies ---------------------------------------------------------
+
+    async def policies(self, namespace: str) -> list[Manifest] | None:
+        """Read the BackendTLSPolicies of a namespace, in the first version that the cluster has."""
+        for kind in POLICIES:
+            if kind not in self._missing:
+                return await self._list(kind, namespace, {})
+        return None
+
+    async def config_map_keys(self, key: Key) -> frozenset[str] | None:
+        """Read the keys of a ConfigMap."""
+        found = await self.get(CONFIG_MAP, key)
+        return (
+            None
+            if found is None
+            else frozenset((*(found.get("data") or ()), *(found.get("binaryData") or ())))
         )
+
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        """Write ``status.ancestors``; the list is atomic, so the resource version detects other writers."""
+        kind, key = kind_of(policy), _key(policy)
+        version = {"resourceVersion": policy["metadata"]["resourceVersion"]}
+        response = await self._request(
+            "patch", "PATCH", kind.path(key.namespace, key.name) + "/status",
+            query={"fieldManager": names.FIELD_MANAGER},
+            body={"metadata": version, "status": {"ancestors": entries}}, content_type=_MERGE,
+        )  # fmt: skip
+        if response.status == 409:
+            raise TransientError(f"{kind.name} {key} has changed", delay=1.0)
+        if response.status != 404:
+            self._check(response, kind, f"the status of {kind.name} {key}")
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Read the kubelet's events about volumes; empty without permission to read them."""
@@ -443,12 +472,6 @@ def _parsed(text: bytes) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return body if isinstance(body, dict) else {}
-
-
-def _texts(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the certificates that a pod does not use."""
-    found = body.get("certificates")
-    return tuple(str(one)[:1000] for one in found[:MAX_CERTIFICATES]) if isinstance(found, list) else ()
 
 
 def _seconds(text: str | None) -> float | None:

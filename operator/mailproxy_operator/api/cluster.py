@@ -8,7 +8,8 @@ interprets status codes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
 
@@ -30,14 +31,59 @@ class Key:
         return f"{self.namespace}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamConfigError:
+    """An error at the mail servers that somebody has to mend; equal if stage and failure are.
+
+    Attributes:
+        stage: The step of the login.
+        failure: Why TLS could not be started; empty for another error.
+        message: The cause, and what to set.
+    """
+
+    stage: str
+    failure: str = ""
+    message: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamState:
+    """What logins of one server at its mail servers have shown; equal if nothing but texts differs.
+
+    Attributes:
+        server: The name of the server.
+        state: TLS is ``failed``, ``succeeded`` or ``unknown``.
+        failure: Why TLS could not be started last; empty if it could.
+        upstream: The address at which it could not.
+        message: The cause, and what to set.
+        certificate_expires: The earliest expiry of a certificate of a mail server.
+        errors: Configuration errors, the newest first.
+    """
+
+    server: str
+    state: str = "unknown"
+    failure: str = ""
+    upstream: str = field(default="", compare=False)
+    message: str = field(default="", compare=False)
+    certificate_expires: datetime | None = None
+    errors: tuple[UpstreamConfigError, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class RunningConfig:
-    """The running configuration of a pod: the response of ``/config``."""
+    """The running configuration of a pod: the response of ``/config``.
+
+    Attributes:
+        hash: The hash of the configuration.
+        last_error: Why it rejected the newest configuration; empty if it did not.
+        upstreams: What it reports about mail servers, by server; servers without logins are left out.
+        certificates: Certificates that clients choose by name and that the pod does not use, with the reason.
+    """
 
     hash: str
     last_error: str = ""
+    upstreams: tuple[UpstreamState, ...] = ()
     certificates: tuple[str, ...] = ()
-    """Certificates that clients choose by name and that the pod does not use, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +153,19 @@ class Cluster(Protocol):
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         """Request the running configuration of a pod; ``None`` when it does not respond."""
+
+    async def policies(self, namespace: str) -> list[Manifest] | None:
+        """Read the BackendTLSPolicies of a namespace; ``None`` if the cluster does not have the kind."""
+
+    async def config_map_keys(self, key: Key) -> frozenset[str] | None:
+        """Read the keys of a ConfigMap of another owner; ``None`` if it does not exist."""
+
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        """Write ``status.ancestors`` of a policy, if it still has the version that was read.
+
+        Raises:
+            TransientError: It has another version.
+        """
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Return recent mount failures: pod name to message."""

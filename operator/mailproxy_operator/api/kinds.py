@@ -26,6 +26,12 @@ class Kind:
     plural: str
     optional: bool = False
 
+    @property
+    def id(self) -> str:
+        """A name for indexes and handlers; the plural, with an older version of an API also that."""
+        version = self.api_version.rpartition("/")[2]
+        return f"{self.plural}_{version}" if self in OLDER_POLICIES else self.plural
+
     def path(self, namespace: str | None, name: str = "") -> str:
         """Return the path of one object, of all objects in a namespace, or of all objects."""
         root = f"/api/{self.api_version}" if self.api_version == "v1" else f"/apis/{self.api_version}"
@@ -54,6 +60,12 @@ NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"
 POD_MONITOR = Kind("monitoring.coreos.com/v1", "PodMonitor", "podmonitors", optional=True)
 PROMETHEUS_RULE = Kind("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules", optional=True)
 
+GATEWAY_GROUP = "gateway.networking.k8s.io"
+BACKEND_TLS_POLICY = Kind(f"{GATEWAY_GROUP}/v1", "BackendTLSPolicy", "backendtlspolicies", optional=True)
+OLDER_POLICIES = (Kind(f"{GATEWAY_GROUP}/v1alpha3", "BackendTLSPolicy", "backendtlspolicies", optional=True),)
+POLICIES = (BACKEND_TLS_POLICY, *OLDER_POLICIES)
+"""The versions of BackendTLSPolicy; the first one that the cluster has is used."""
+
 OWNED = (
     SERVICE_ACCOUNT,
     CONFIG_MAP,
@@ -71,7 +83,8 @@ OWNED = (
 WORKLOADS = (DEPLOYMENT, DAEMON_SET)
 
 _BY_NAME = {
-    (kind.api_version, kind.name): kind for kind in (*OWNED, MAIL_PROXY, POD, EVENT, LEASE, MUTATING_WEBHOOK)
+    (kind.api_version, kind.name): kind
+    for kind in (*OWNED, *POLICIES, MAIL_PROXY, POD, EVENT, LEASE, MUTATING_WEBHOOK)
 }
 
 

@@ -16,7 +16,16 @@ from typing import Any
 from mailproxy_operator.api import names
 from mailproxy_operator.api.client import KubeClient
 from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
-from mailproxy_operator.api.kinds import MAIL_PROXY, POD, Kind, Manifest, is_controlled_by, kind_of, uid_of
+from mailproxy_operator.api.kinds import (
+    MAIL_PROXY,
+    POD,
+    POLICIES,
+    Kind,
+    Manifest,
+    is_controlled_by,
+    kind_of,
+    uid_of,
+)
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.errors import NameConflict, NotFoundOrConflict
 
@@ -61,6 +70,18 @@ class Cache:
             unlabelled = self._unlabelled.get(owner, [])
             found += [one for one in unlabelled if one["metadata"]["name"] not in known]
         return [one for one in found if labels.items() <= (one["metadata"].get("labels") or {}).items()]
+
+    async def policies(self, namespace: str) -> list[Manifest] | None:
+        """Return the BackendTLSPolicies of a namespace; ``None`` if the cluster does not have the kind."""
+        kind = next((kind for kind in POLICIES if kind in self._indexes), None)
+        if kind is None:
+            return None
+        keys = {*self._indexes[kind], *(key for written, key in self._written if written is kind)}
+        return [
+            one
+            for key in sorted(key for key in keys if key.namespace == namespace)
+            for one in self._owned_by(kind, key).values()
+        ]
 
     def resources(self) -> list[Manifest]:
         """Return every MailProxy."""
@@ -214,11 +235,19 @@ class Cache:
             self.remember(patched)
         return patched
 
+    async def write_ancestors(self, policy: Manifest, entries: list[Manifest]) -> None:
+        """Write ``status.ancestors`` of a policy."""
+        await self._cluster.write_ancestors(policy, entries)
+
     # -- delegated --------------------------------------------------------
 
     async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the metadata of Secrets."""
         return await self._cluster.list_tls_secrets(namespace, labels)
+
+    async def config_map_keys(self, key: Key) -> frozenset[str] | None:
+        """Read the keys of a ConfigMap, which may have another owner."""
+        return await self._cluster.config_map_keys(key)
 
     async def version(self) -> KubeVersion:
         """Return the version of the oldest node."""
@@ -249,7 +278,7 @@ def slim(body: Mapping[str, Any]) -> Manifest:
 def _owner(manifest: Manifest) -> Key:
     metadata = manifest["metadata"]
     namespace = str(metadata["namespace"])
-    if kind_of(manifest) is MAIL_PROXY:
+    if kind_of(manifest) in (MAIL_PROXY, *POLICIES):
         return Key(namespace, str(metadata["name"]))
     return Key(namespace, names.owner_of(metadata.get("labels") or {}))
 

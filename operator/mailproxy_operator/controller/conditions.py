@@ -6,9 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from mailproxy_operator.api import names
 from mailproxy_operator.controller.observed import Observed, Pod
+from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
+from mailproxy_operator.controller.upstream_tls import upstream_tls
 from mailproxy_operator.errors import ConditionCause, ReportedCause
 from mailproxy_operator.reasons import Reason
 
@@ -40,6 +43,9 @@ class Facts:
         config_hash: The hash of the expected configuration of every pod.
         warnings: The warnings of the API server about accepted objects.
         notices: Notices about an accepted resource.
+        unresolved: Why a BackendTLSPolicy cannot be used.
+        tls_servers: The servers that use TLS with mail servers.
+        now: The time, for certificates that expire.
         has_references: Whether Secrets or ConfigMaps are mounted besides the configuration.
         reference_paths: The fields that refer to a Secret or ConfigMap, by its kind and name.
     """
@@ -56,6 +62,9 @@ class Facts:
     sysctl_refused: ConditionCause | None = None
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    unresolved: ConditionCause | None = None
+    tls_servers: frozenset[str] = frozenset()
+    now: datetime | None = None
 
     @property
     def needs_pods(self) -> bool:
@@ -81,7 +90,7 @@ class ConditionState:
 
 
 def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
-    """Evaluate all seven conditions."""
+    """Evaluate all conditions; ``UpstreamTLSReady`` only for a resource that uses TLS with mail servers."""
     found = {
         "Accepted": _accepted(facts),
         "ResolvedRefs": _resolved_refs(facts),
@@ -91,6 +100,9 @@ def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
     }
     found["Reconciling"] = _reconciling(facts, found)
     found["Ready"] = _ready(facts, found)
+    tls = upstream_tls(facts.observed, facts.tls_servers, facts.now)
+    if tls is not None:
+        found[UPSTREAM_TLS] = ConditionState(*tls)
     return found
 
 
@@ -119,11 +131,20 @@ def conditions(
             "reason": str(one.reason),
             "message": one.message[:32_000],
         }
-        for name, one in ((name, found[name]) for name in _ORDER)
+        for name, one in ((name, found[name]) for name in _ORDER if name in found)
     ]
 
 
-_ORDER = ("Ready", "Accepted", "ResolvedRefs", "Available", "ConfigSynced", "Reconciling", "Stalled")
+_ORDER = (
+    "Ready",
+    "Accepted",
+    "ResolvedRefs",
+    "Available",
+    "ConfigSynced",
+    UPSTREAM_TLS,
+    "Reconciling",
+    "Stalled",
+)
 
 
 def _since(before: Mapping[str, object] | None, status: str, now: str) -> object:
@@ -151,6 +172,8 @@ def _accepted(facts: Facts) -> ConditionState:
 
 
 def _resolved_refs(facts: Facts) -> ConditionState:
+    if facts.unresolved:
+        return ConditionState(_FALSE, facts.unresolved.reason, facts.unresolved.message)
     current = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
     for pod in current:
         message = facts.observed.mount_failures.get(pod.name)

@@ -14,19 +14,33 @@ from typing import Any
 
 import kopf
 
+from mailproxy_config.upstream_service import refers_to_service
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Key
-from mailproxy_operator.api.kinds import MAIL_PROXY, OWNED, POD, SERVICE, WORKLOADS, Kind, Manifest
+from mailproxy_operator.api.kinds import (
+    MAIL_PROXY,
+    OWNED,
+    POD,
+    POLICIES,
+    SERVICE,
+    WORKLOADS,
+    Kind,
+    Manifest,
+)
 from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.cache import Cache, slim
 from mailproxy_operator.controller.config_poll import ConfigPoll, RequestConfig
 from mailproxy_operator.controller.reconciler import Outcome, Reconciler
 from mailproxy_operator.controller.work_queue import Recorder, WorkQueue
 from mailproxy_operator.errors import OperatorError
+from mailproxy_operator.policies import ancestors
 
 SETTLE_SECONDS = 0.2
 """Delay before a reconcile: changes of owned objects come in bursts, and one reconcile handles all."""
-WATCHED = (MAIL_PROXY, *OWNED, POD)
+WATCHED = (MAIL_PROXY, *OWNED, POD, *POLICIES)
+
+_BY_NAME = frozenset(kind.name for kind in (MAIL_PROXY, *POLICIES))
+"""Kinds that are indexed by their own name; the others belong to a MailProxy."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +75,7 @@ class EventHandlers:
     def register(self, registry: kopf.OperatorRegistry) -> None:
         """Register an event handler for each kind."""
         for kind in WATCHED:
-            kopf.on.event(*_resource(kind), id=kind.plural, labels=_labels(kind), registry=registry)(
+            kopf.on.event(*_resource(kind), id=kind.id, labels=_labels(kind), registry=registry)(
                 self._handler(kind)
             )
 
@@ -96,6 +110,9 @@ class EventHandlers:
         if kind is MAIL_PROXY:
             self.resource_changed(manifest["metadata"], is_deleted=is_deleted)
             return
+        if kind in POLICIES:
+            self.policy_changed(manifest)
+            return
         metadata = manifest["metadata"]
         for name in names.owners_of(metadata.get("labels") or {}):
             key = Key(str(metadata["namespace"]), name)
@@ -117,6 +134,17 @@ class EventHandlers:
         else:
             self._seen[key] = state
         self.queue.enqueue(key, reset_backoff=True)
+
+    def policy_changed(self, policy: Manifest) -> None:
+        """Enqueue the MailProxies that a policy may concern: all of its namespace that refer to a Service."""
+        namespace = str(policy["metadata"]["namespace"])
+        found = ancestors.names_in(policy)
+        for one in self._cache.resources():
+            metadata = one["metadata"]
+            if metadata["namespace"] == namespace and refers_to_service(one.get("spec")):
+                found.add(metadata["name"])
+        for name in found:
+            self.enqueue(Key(namespace, name))
 
     async def pod_refused(self, pod: Manifest) -> None:
         """Remove refused sysctls immediately: the controller replaces a refused pod without a back-off."""
@@ -154,7 +182,7 @@ def register_indexes(registry: kopf.OperatorRegistry) -> None:
     kopf creates its indexes first, so they are registered before the handlers.
     """
     for kind in WATCHED:
-        kopf.index(*_resource(kind), id=kind.plural, labels=_labels(kind), registry=registry)(_indexed)
+        kopf.index(*_resource(kind), id=kind.id, labels=_labels(kind), registry=registry)(_indexed)
 
 
 def _resource(kind: Kind) -> tuple[str, str, str]:
@@ -163,13 +191,13 @@ def _resource(kind: Kind) -> tuple[str, str, str]:
 
 
 def _labels(kind: Kind) -> dict[str, Any] | None:
-    return None if kind is MAIL_PROXY else {names.PROXY: kopf.PRESENT}
+    return None if kind in (MAIL_PROXY, *POLICIES) else {names.PROXY: kopf.PRESENT}
 
 
 async def _indexed(body: kopf.Body, **_: object) -> dict[Key, Manifest]:
     manifest = slim(body)
     metadata = manifest["metadata"]
-    if manifest["kind"] == names.KIND:
+    if manifest["kind"] in _BY_NAME:
         return {Key(metadata["namespace"], metadata["name"]): manifest}
     return {Key(metadata["namespace"], name): manifest for name in names.owners_of(metadata["labels"])}
 

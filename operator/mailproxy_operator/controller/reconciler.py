@@ -22,9 +22,12 @@ from mailproxy_operator.controller.children import AppliedCache, Children
 from mailproxy_operator.controller.injected_pods import observe_injected_pods
 from mailproxy_operator.controller.observe import belongs_to_workload, is_reachable, observe
 from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.controller.policy_status import PolicyStatus
 from mailproxy_operator.controller.selected_secrets import RELIST_SECONDS, select_secrets
+from mailproxy_operator.controller.upstream_events import UpstreamEvents
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import ConditionCause, OperatorError, TerminalError, TransientError
+from mailproxy_operator.policies.resolve import Resolution, resolve
 from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import Plan, planned, render
 from mailproxy_operator.render.plan import SIDECAR
@@ -34,6 +37,9 @@ ROLLOUT_REQUEUE_SECONDS = 5.0
 """Requeue delay while a rollout is in progress; an event requeues earlier."""
 FORBIDDEN_SECONDS = 60.0
 """Requeue delay after ``Forbidden``: no watched object changes when a quota or RBAC is changed."""
+
+UNRESOLVED_SECONDS = 60.0
+"""Requeue delay while a policy cannot be used: ConfigMaps of others are not watched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +74,7 @@ class _Run:
     key: Key
     body: Manifest
     resource: Resource | None = None
+    policies: Resolution | None = None
     plan: Plan | None = None
     refused: ConditionCause | None = None
     failed: TransientError | None = None
@@ -98,6 +105,8 @@ class Reconciler:
         self._now = now
         self._applied = AppliedCache()
         self._unused: dict[Key, frozenset[str]] = {}
+        self._upstream_events = UpstreamEvents()
+        self._policy_status = PolicyStatus(cluster)
 
     def unchanged_since_apply(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
         """Return whether an object has not changed since the operator's last apply."""
@@ -109,6 +118,8 @@ class Reconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._applied.forget(key)
             self._unused.pop(key, None)
+            self._upstream_events.forget(key)
+            await self._policy_status.remove(key)
             return Outcome(is_gone=True)
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
         await children.read()
@@ -131,7 +142,8 @@ class Reconciler:
         """Read the resource and plan its objects, if it is valid."""
         run = _Run(key, body, paused=bool(body.get("spec", {}).get("paused")))
         try:
-            run.resource = Resource.read(body)
+            run.policies = await resolve(self._cluster, Resource.read(body))
+            run.resource = run.policies.resource
             refused = forbidden_sysctls.remembered(children.workloads(), run.resource.generation)
             selection = await select_secrets(self._cluster, run.resource)
             run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused), selection)
@@ -228,6 +240,8 @@ class Reconciler:
             run.pruned = await children.prune(keep=() if can_prune_old else WORKLOADS)
             for pod in pods:
                 await self._annotate_pod(run.plan, pod)
+            if run.policies is not None:
+                await self._policy_status.update(run.key, run.policies, self._time())
 
     async def _annotate_pod(self, plan: Plan, pod: Manifest) -> None:
         metadata = pod["metadata"]
@@ -242,6 +256,9 @@ class Reconciler:
                 POD, key, {names.CONFIG_HASH: plan.config_hash}, labels=labels
             )
 
+    def _time(self) -> str:
+        return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+
     async def _update_status(self, run: _Run, observed: Observed) -> Outcome:
         now = self._now()
         previous = run.body.get("status") or {}
@@ -254,7 +271,8 @@ class Reconciler:
             warnings=self._applied.warnings(run.key),
             lacking=run.lacking,
         )
-        written = status.status(facts, run.plan, previous=previous, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        facts = status.with_policies(facts, run.policies, now)
+        written = status.status(facts, run.plan, previous=previous, now=self._time())
         if written != previous:
             identity = {"name": run.key.name, "namespace": run.key.namespace}
             await self._cluster.apply_status(
@@ -264,6 +282,8 @@ class Reconciler:
             if event:
                 await self._cluster.create_event(event)
         await self._report_certificates(run, observed, now)
+        for event in self._upstream_events.due(run.key, run.body, observed, now):
+            await self._cluster.create_event(event)
         return Outcome(
             refused=run.refused,
             failed=run.failed,
@@ -313,6 +333,8 @@ def _is_of_template(pod: Manifest, workload: Manifest) -> bool:
 def _again_after(run: _Run, written: Manifest) -> float | None:
     if run.refused and run.refused.reason == Reason.FORBIDDEN:
         return FORBIDDEN_SECONDS
+    if run.policies is not None and run.policies.cause is not None:
+        return UNRESOLVED_SECONDS
     if status.is_in_progress(written):
         return ROLLOUT_REQUEUE_SECONDS
     return RELIST_SECONDS if run.plan is not None and run.plan.selection else None

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from mailproxy_operator.api import names
 from mailproxy_operator.api.client import KubeClient
-from mailproxy_operator.api.kinds import MAIL_PROXY, OWNED, POD, Kind
+from mailproxy_operator.api.kinds import MAIL_PROXY, POD, POLICIES, Kind
 from mailproxy_operator.controller.cache import Cache
-from mailproxy_operator.controller.handlers import EventHandlers
+from mailproxy_operator.controller.handlers import WATCHED, EventHandlers
 from mailproxy_operator.errors import OperatorError
 
 SPREAD = 0.1
@@ -78,7 +78,7 @@ class Resync:
         while True:
             self._changed.clear()
             is_due = _now() >= due
-            kinds = (MAIL_PROXY, *OWNED, POD) if is_due else tuple(self._listed_again)
+            kinds = WATCHED if is_due else tuple(self._listed_again)
             self._listed_again.difference_update(kinds)
             try:
                 await self._compare(kinds)
@@ -112,7 +112,7 @@ class Resync:
 
     async def _compare(self, kinds: Iterable[Kind]) -> None:
         for kind in kinds:
-            selector = "" if kind is MAIL_PROXY else names.PROXY
+            selector = "" if kind in (MAIL_PROXY, *POLICIES) else names.PROXY
             before = self._cache.uids(kind)
             listed = await self._cluster.list_all(kind, self._namespaces, selector, self._record_progress)
             for differing in self._cache.compare(kind, before, listed):

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from mailproxy_config.model import ProxySsl
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.conditions import Facts, conditions, count_synced, evaluate_conditions
 from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.crd.reference_paths import reference_paths
 from mailproxy_operator.errors import ConditionCause, OperatorError
+from mailproxy_operator.policies.resolve import Resolution
 from mailproxy_operator.reasons import EventReason, Reason
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
@@ -67,7 +71,26 @@ def facts(
         ),
         retrying=ConditionCause(Reason.RETRYING, str(failed)) if failed else None,
         sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
+        tls_servers=_tls_servers(plan, observed, previous),
     )
+
+
+def with_policies(inputs: Facts, policies: Resolution | None, now: datetime) -> Facts:
+    """Add what BackendTLSPolicies mean for the resource, and the time."""
+    if policies is None:
+        return replace(inputs, now=now)
+    notices = (*inputs.notices, *policies.notices)
+    return replace(inputs, now=now, notices=notices, unresolved=policies.cause)
+
+
+def _tls_servers(plan: Plan | None, observed: Observed, previous: Mapping[str, Any]) -> frozenset[str]:
+    """Return the servers with ``proxySsl``; of an invalid resource, those that the pods still report."""
+    if plan is not None:
+        return frozenset(one.name for one in plan.config.servers if one.proxy_ssl is not ProxySsl.DISABLED)
+    if all(one.get("type") != UPSTREAM_TLS for one in previous.get("conditions") or []):
+        return frozenset()
+    running = (pod.running for pod in observed.pods if pod.running is not None)
+    return frozenset(state.server for config in running for state in config.upstreams)
 
 
 def status(inputs: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now: str) -> Manifest:

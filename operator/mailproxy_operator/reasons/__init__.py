@@ -30,6 +30,7 @@ class Reason(StrEnum):
     CONFIG_MAP_KEY_NOT_FOUND = "ConfigMapKeyNotFound"
     MOUNT_FAILED = "MountFailed"
     INVALID_CERTIFICATE = "InvalidCertificate"
+    INVALID_BACKEND_TLS_POLICY = "InvalidBackendTLSPolicy"
     # Available
     MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -46,6 +47,18 @@ class Reason(StrEnum):
     CONFIG_PROPAGATING = "ConfigPropagating"
     PODS_UNREACHABLE = "PodsUnreachable"
     CONFIG_REJECTED = "ConfigRejected"
+    # UpstreamTLSReady
+    UPSTREAM_TLS_ESTABLISHED = "UpstreamTLSEstablished"
+    UPSTREAM_CERTIFICATE_EXPIRING = "UpstreamCertificateExpiring"
+    NO_UPSTREAM_TLS_YET = "NoUpstreamTLSYet"
+    UPSTREAM_NAME_MISMATCH = "UpstreamNameMismatch"
+    UPSTREAM_CERTIFICATE_NOT_TRUSTED = "UpstreamCertificateNotTrusted"
+    UPSTREAM_CERTIFICATE_EXPIRED = "UpstreamCertificateExpired"
+    UPSTREAM_TLS_NOT_OFFERED = "UpstreamTLSNotOffered"
+    UPSTREAM_BYTES_INJECTED = "UpstreamBytesInjected"
+    UPSTREAM_TLS_INCOMPATIBLE = "UpstreamTLSIncompatible"
+    UPSTREAM_TLS_REFUSED = "UpstreamTLSRefused"
+    UPSTREAM_TLS_TIMEOUT = "UpstreamTLSTimeout"
     # Reconciling
     ROLLING_OUT = "RollingOut"
     RETRYING = "Retrying"
@@ -79,6 +92,24 @@ class EventReason(StrEnum):
     CERTIFICATE_NOT_USED = "CertificateNotUsed"
     SIDECAR_MISSING = "SidecarMissing"
     SIDECAR_REFUSED = "SidecarRefused"
+
+
+class UpstreamEventReason(StrEnum):
+    """Reasons of the events about mail servers."""
+
+    UPSTREAM_MISCONFIGURED = "UpstreamMisconfigured"
+
+
+class PolicyReason(StrEnum):
+    """Reasons of conditions in ``status.ancestors`` of a BackendTLSPolicy; words of the Gateway API."""
+
+    ACCEPTED = "Accepted"
+    RESOLVED_REFS = "ResolvedRefs"
+    CONFLICTED = "Conflicted"
+    INVALID = "Invalid"
+    NO_VALID_CA_CERTIFICATE = "NoValidCACertificate"
+    INVALID_CA_CERTIFICATE_REF = "InvalidCACertificateRef"
+    INVALID_KIND = "InvalidKind"
 
 
 class InjectionReason(StrEnum):

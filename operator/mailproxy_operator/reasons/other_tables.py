@@ -5,14 +5,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailproxy_operator.reasons import EventReason, InjectionReason, SysctlReason
+from mailproxy_operator.reasons import (
+    EventReason,
+    InjectionReason,
+    PolicyReason,
+    SysctlReason,
+    UpstreamEventReason,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherRow:
     """One reason that is not one of a condition."""
 
-    reason: SysctlReason | EventReason | InjectionReason
+    reason: SysctlReason | EventReason | InjectionReason | UpstreamEventReason | PolicyReason
     meaning: str
     action: str = ""
     example: str = ""
@@ -114,6 +120,65 @@ SIDECAR_EVENTS: tuple[OtherRow, ...] = (
     ),
 )
 """Every reason of an event about pods without their sidecar; the type is Warning."""
+
+POLICIES: tuple[OtherRow, ...] = (
+    OtherRow(
+        reason=PolicyReason.ACCEPTED,
+        meaning="`Accepted=True`: connections to the Service use the policy.",
+        example="the policy is used for connections to this Service",
+    ),
+    OtherRow(
+        reason=PolicyReason.RESOLVED_REFS,
+        meaning="`ResolvedRefs=True`: the ConfigMap exists and has the key, or no object is referred to.",
+        example="all references are resolved",
+    ),
+    OtherRow(
+        reason=PolicyReason.CONFLICTED,
+        meaning="`Accepted=False`: an older policy is for the same Service and port.",
+        action="Delete one of the two, or set `sectionName`.",
+        example="the older policy dovecot is for the same Service and port",
+    ),
+    OtherRow(
+        reason=PolicyReason.INVALID,
+        meaning="`Accepted=False`: it has what the proxy does not support, or `proxySsl` is Disabled.",
+        action="Change what the message names.",
+        example=(
+            "proxySsl of server imap is Disabled: set Enabled or Starttls; a policy does not have how TLS "
+            "begins"
+        ),
+    ),
+    OtherRow(
+        reason=PolicyReason.NO_VALID_CA_CERTIFICATE,
+        meaning="`Accepted=False`: the reference to the CA certificates is not valid.",
+        action="See `ResolvedRefs` of the policy.",
+        example="caCertificateRefs: ConfigMap mail-ca does not exist; create it with the key ca.crt",
+    ),
+    OtherRow(
+        reason=PolicyReason.INVALID_CA_CERTIFICATE_REF,
+        meaning="`ResolvedRefs=False`: the ConfigMap does not exist, or has no key `ca.crt`.",
+        action="Create it. The operator looks again within a minute at first, later within ten.",
+        example="caCertificateRefs: ConfigMap mail-ca has no key ca.crt",
+    ),
+    OtherRow(
+        reason=PolicyReason.INVALID_KIND,
+        meaning="`ResolvedRefs=False`: the reference is to another kind than ConfigMap and Secret.",
+        action="Put the certificates into a ConfigMap.",
+        example="caCertificateRefs: ClusterTrustBundle is not supported, only ConfigMap and Secret",
+    ),
+)
+"""Every reason in ``status.ancestors`` of a BackendTLSPolicy."""
+
+UPSTREAM_EVENTS: tuple[OtherRow, ...] = (
+    OtherRow(
+        reason=UpstreamEventReason.UPSTREAM_MISCONFIGURED,
+        meaning=(
+            "Logins fail at a mail server, and no retry helps: TLS, a guard, or XCLIENT or ID that is "
+            "required and not accepted. The note has the server, the stage and the cause."
+        ),
+        action="Change the directive in the note, or the mail server: [upstreams.md](../upstreams.md).",
+    ),
+)
+"""Every reason of an event about mail servers; the type is Warning."""
 
 INJECTION: tuple[OtherRow, ...] = (
     OtherRow(

@@ -12,11 +12,14 @@ from collections.abc import Iterable
 from mailproxy_operator.reasons.other_tables import (
     CERTIFICATE_EVENTS,
     INJECTION,
+    POLICIES,
     SIDECAR_EVENTS,
     SYSCTLS,
+    UPSTREAM_EVENTS,
     OtherRow,
 )
-from mailproxy_operator.reasons.table import CONDITIONS, REASONS, ReasonRow, all_states, event_type
+from mailproxy_operator.reasons.rows import ReasonRow
+from mailproxy_operator.reasons.table import CONDITIONS, REASONS, all_states, event_type
 
 _HEAD = """\
 # Conditions, reasons and events
@@ -45,9 +48,9 @@ A message names the field or the object, its value, and how to correct it. In th
 """
 _READY = """
 `Ready` has the reason and the message of the first of these conditions that is not healthy: `Accepted`,
-`Stalled`, `ResolvedRefs`, `Available`, `ConfigSynced`. When the status or the reason of `Ready` changes,
-the operator creates an event for the MailProxy with this reason and message. All other events are in the
-last sections of this page.
+`Stalled`, `ResolvedRefs`, `Available`, `ConfigSynced`. `UpstreamTLSReady` does not count: other pods would
+not help, and only a MailProxy with `proxySsl` has it. When the status or the reason of `Ready` changes, the
+operator creates an event for the MailProxy with this reason and message.
 
 ## Reasons of conditions
 
@@ -66,6 +69,21 @@ _EVENTS = """## Events about sidecars
 
 The webhook creates these events for the MailProxy of the pod's label, or for the owner of the pod if the
 MailProxy does not exist. Their type is Warning.
+
+"""
+_UPSTREAMS = """
+## Events about mail servers
+
+The operator creates these events from what pods report. Their type is Warning. An error that lasts gets one
+event an hour, and a MailProxy at most ten. All other events of the operator are those of `Ready`.
+
+"""
+_POLICIES = """
+## Reasons in `status.ancestors` of a BackendTLSPolicy
+
+The operator reports for each MailProxy with `proxySslService` what became of the policies of this Service,
+with the `controllerName` `mailproxy.dev/operator`:
+[upstreams.md](../upstreams.md#on-kubernetes-condition-events-backendtlspolicy).
 
 """
 _INJECTION = """
@@ -93,6 +111,10 @@ def reference() -> str:
             _table(SIDECAR_EVENTS, ""),
             _INJECTION,
             _table(INJECTION, "Message"),
+            _UPSTREAMS,
+            _table(UPSTREAM_EVENTS, ""),
+            _POLICIES,
+            _table(POLICIES, "Message"),
         ]
     )
 

@@ -7,45 +7,9 @@ has no row, or if a row describes what the operator never writes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mailproxy_operator.reasons import Reason
-
-State = tuple[str, str]
-"""A condition type and its status: ``("Accepted", "False")``."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConditionType:
-    """One condition.
-
-    Attributes:
-        good: The status of a healthy resource.
-    """
-
-    name: str
-    good: str
-    meaning: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReasonRow:
-    """One reason of conditions.
-
-    Attributes:
-        states: The conditions that the reason is written to, with the status that it has there.
-        action: What to do; empty when there is nothing to do.
-        example: A message with this reason.
-        is_transient: Whether a resource that is not ready has it during every rollout.
-    """
-
-    reason: Reason
-    states: tuple[State, ...]
-    meaning: str
-    action: str = ""
-    example: str
-    is_transient: bool = False
-
+from mailproxy_operator.reasons.rows import ConditionType, ReasonRow, State
+from mailproxy_operator.reasons.upstream_rows import UPSTREAM_TLS
 
 CONDITIONS = (
     ConditionType("Ready", "True", "clients are served with the newest configuration; sums up the others"),
@@ -55,6 +19,11 @@ CONDITIONS = (
     ),
     ConditionType("Available", "True", "enough pods are ready"),
     ConditionType("ConfigSynced", "True", "every ready pod runs the newest configuration"),
+    ConditionType(
+        "UpstreamTLSReady",
+        "True",
+        "TLS with mail servers works; only with `proxySsl`, and not part of `Ready`",
+    ),
     ConditionType("Reconciling", "False", "a change is in progress"),
     ConditionType("Stalled", "False", "the resource does not become ready without a change by a user"),
 )
@@ -266,6 +235,22 @@ REASONS = (
             "another one"
         ),
     ),
+    ReasonRow(
+        reason=Reason.INVALID_BACKEND_TLS_POLICY,
+        states=_UNRESOLVED,
+        meaning=(
+            "The BackendTLSPolicy of the Service in `proxySslService` cannot be used, or a ConfigMap that it "
+            "refers to does not exist. The status of the policy has the same cause."
+        ),
+        action=(
+            "Correct the policy, or set `proxySsl`: "
+            "[upstreams.md](../upstreams.md#on-kubernetes-condition-events-backendtlspolicy)."
+        ),
+        example=(
+            "BackendTLSPolicy dovecot: caCertificateRefs: ConfigMap mail-ca does not exist; create it with "
+            "the key ca.crt"
+        ),
+    ),
     # -- Available -------------------------------------------------------------
     ReasonRow(
         reason=Reason.MINIMUM_REPLICAS_AVAILABLE,
@@ -429,6 +414,7 @@ REASONS = (
             " the pod loads the new configuration without a restart"
         ),
     ),
+    *UPSTREAM_TLS,
     # -- Reconciling -----------------------------------------------------------
     ReasonRow(
         reason=Reason.ROLLING_OUT,

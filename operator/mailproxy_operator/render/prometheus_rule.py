@@ -138,6 +138,17 @@ ALERTS = (
         "No credentials were sent. The log of the pods has the mail server and the cause in upstream_failed.",
     ),
     Alert(
+        "MailProxyUpstreamMisconfigured",
+        "sum by (PROXY, protocol, stage)"
+        ' (rate(mailproxy_upstream_config_errors_total{JOB, stage!="tls"}[5m])) > 0',
+        "5m",
+        "critical",
+        "WHO: {{ $labels.protocol }} logins fail at the mail server until its configuration or that of the"
+        " proxy is changed ({{ $labels.stage }})",
+        "No retry helps. The event UpstreamMisconfigured and upstream_failed in the log of the pods have the"
+        " cause, and what to set.",
+    ),
+    Alert(
         "MailProxyUpstreamCertificateExpires",
         "min by (PROXY, server) (mailproxy_upstream_certificate_expiry_timestamp_seconds{JOB}) - time()"
         " < 7 * 86400",
@@ -146,6 +157,27 @@ ALERTS = (
         "WHO: a certificate of the mail servers behind server {{ $labels.server }} expires in"
         " {{ $value | humanizeDuration }}",
         "Logins fail when it has expired. It must be renewed at the mail server.",
+    ),
+    Alert(
+        "MailProxyUpstreamFailsOver",
+        "sum by (PROXY, protocol)"
+        ' (rate(mailproxy_upstream_tries_total{JOB, result=~"next|exhausted|timeout"}[5m]))\n'
+        "  / sum by (PROXY, protocol)"
+        ' (rate(mailproxy_upstream_tries_total{JOB, result!="abandoned"}[5m])) > 0.05',
+        "10m",
+        "warning",
+        "WHO: more than one in twenty tries of {{ $labels.protocol }} logins at the mail servers fails",
+        "At least one address of the mail servers fails. While others work, logins only take longer. The log"
+        " of the pods has the address and the cause in upstream_try_failed.",
+    ),
+    Alert(
+        "MailProxyTokenRequestsFail",
+        'sum by (PROXY, result) (rate(mailproxy_token_requests_total{JOB, result!="ok"}[5m])) > 0',
+        "10m",
+        "critical",
+        "WHO: the token service provides no access tokens ({{ $labels.result }})",
+        "Logins at mail servers fail when the last token has expired, at most an hour later. The log of the"
+        " pods has the cause in token_request_failed.",
     ),
     Alert(
         "MailProxyCertificateExpires",

@@ -15,11 +15,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mailproxy_config.errors import ConfigError
+from mailproxy_config.upstream_service import upstream_services
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Cluster, Key
 from mailproxy_operator.api.kinds import MAIL_PROXY, POD, Manifest
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import InjectionRefusal
+from mailproxy_operator.policies.resolve import resolve
 from mailproxy_operator.reasons import EventReason, InjectionReason
 from mailproxy_operator.render import planned
 from mailproxy_operator.render.sidecar import sidecar
@@ -134,6 +136,8 @@ class Admission:
                     InjectionReason.NOT_SELECTED,
                     f"MailProxy {request.key.name} is for other pods: see spec.sidecar.selector",
                 )
+            if upstream_services(resource.manifest.raw["spec"]):
+                resource = (await resolve(self._cluster, resource)).resource
             made = sidecar(planned(resource, await self._platform()))
         except ConfigError as error:
             return InjectionRefusal(

@@ -24,7 +24,7 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
 from mailproxy.telemetry.metrics import Histogram
 from mailproxy.tls.client import ClientTls
-from mailproxy_config.model import LogLevel, Protocol
+from mailproxy_config.model import LogLevel, ServerConfig
 
 MAX_IDLE: Final = 32
 """Connections kept open between requests."""
@@ -54,7 +54,7 @@ class PendingRequest:
         data: The HTTP request.
         durations: Histograms of the time until the response, by its outcome.
         is_repeated: Whether it was sent twice.
-        protocol: That of the client; the rules for a response depend on it.
+        server: The server of the client; the rules for a response depend on it.
         started: Time of the request, as in ``Epoll.now``.
         tried: The service's addresses that did not work for it.
     """
@@ -66,7 +66,7 @@ class PendingRequest:
         "data",
         "durations",
         "is_repeated",
-        "protocol",
+        "server",
         "started",
         "tried",
     )
@@ -76,14 +76,14 @@ class PendingRequest:
         callback: AuthCallback,
         data: bytes,
         auth_request: AuthRequest,
-        protocol: Protocol,
+        server: ServerConfig,
         durations: Mapping[AuthOutcome, Histogram],
         started: float,
     ) -> None:
         self.callback: AuthCallback | None = callback
         self.data = data
         self.auth_request = auth_request
-        self.protocol = protocol
+        self.server = server
         self.durations = durations
         self.started = started
         self.connection: AuthConnection | None = None
@@ -101,6 +101,7 @@ class AuthHttpClient:
         tls: How to verify the service, where its URL is ``https``.
         keeps: ``auth_http_keepalive``: whether connections are used again.
         maximum: ``auth_http_max_connections``; ``None`` is ``worker_connections``.
+        accepts_names: ``auth_http_server_names``.
 
     Attributes:
         body_timeouts: Timeouts of the length ``BODY_SECONDS``.
@@ -118,6 +119,7 @@ class AuthHttpClient:
         "_in_flight",
         "_maximum",
         "_timeout",
+        "accepts_names",
         "addresses",
         "body_timeouts",
         "connections",
@@ -141,11 +143,13 @@ class AuthHttpClient:
         *,
         keeps: bool = True,
         maximum: int | None = None,
+        accepts_names: bool = False,
     ) -> None:
         self.context = context
         self.tls = tls
         self.addresses = addresses
         self.keeps_alive = keeps
+        self.accepts_names = accepts_names
         self.body_timeouts: TimeoutQueue = context.timers.queue(BODY_SECONDS)
         self.seconds = seconds
         self._in_flight = context.metrics.auth_in_flight

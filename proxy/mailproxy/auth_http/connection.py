@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from mailproxy.auth_http.overrides import set_overrides
 from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimResponse, head_end, parse
 from mailproxy.auth_http.response_body import BadBody, Body, body_of
 from mailproxy.dns import Target, target_text
@@ -289,11 +290,14 @@ class AuthConnection:
             credentials = request.auth_request.credentials
             response = parse(
                 head[:end],
-                protocol=request.protocol,
+                protocol=request.server.protocol,
                 method=credentials.method,
                 user=credentials.user,
                 password=credentials.password,
+                accepts_names=self.http_client.accepts_names,
             )
+            if request.server.auth_http_overrides:
+                set_overrides(response, head[:end], request.server, credentials.password)
         except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):
                 raise

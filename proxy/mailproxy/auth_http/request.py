@@ -12,8 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from mailproxy.auth_http.header_variables import Part, parse_value, render_value
+from mailproxy.auth_http.facts import facts_headers
 from mailproxy.enums import Method
+from mailproxy.protocols.client_variables import Part, parse_value, render_value
 from mailproxy.protocols.types import (
     AuthRequest,
     Client,
@@ -58,7 +59,14 @@ class RequestTemplate:
             header's name is invalid.  The message does not contain the value.
     """
 
-    __slots__ = ("_pass_certificate", "_sends_host", "_templates", "_variable_headers", "_verifies")
+    __slots__ = (
+        "_pass_certificate",
+        "_sends_facts",
+        "_sends_host",
+        "_templates",
+        "_variable_headers",
+        "_verifies",
+    )
 
     def __init__(
         self,
@@ -83,6 +91,7 @@ class RequestTemplate:
         self._sends_host = server.protocol is Protocol.SMTP
         self._verifies = server.ssl_verify_client is not VerifyClient.DISABLED
         self._pass_certificate = server.auth_http_pass_client_cert
+        self._sends_facts = server.auth_http_facts
 
     def render(self, request: AuthRequest) -> bytes:
         """Render a request, blank line included; it contains the client's password."""
@@ -96,6 +105,8 @@ class RequestTemplate:
         client_headers = b""
         if self._sends_host or client.proxied is not None or client.tls is not None:
             client_headers = self._client_headers(client, request.envelope)
+        if self._sends_facts:
+            client_headers += facts_headers(client)
         rendered = self._templates[credentials.method] % (
             user,
             password,

@@ -9,7 +9,6 @@ client or a command to the upstream.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from mailproxy.auth_http.response_body import MAX_DIGITS, BodyFraming, framing_of
+from mailproxy.auth_http.upstream_servers import has_controls, is_name, upstream_address, upstream_servers
 from mailproxy.enums import AuthErrorReason, Method
 from mailproxy.errors import InvalidAuthResponse
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision, Secret
@@ -47,11 +47,8 @@ _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _PASSWORD_LINE: Final = re.compile(rb"\nauth-pass:([^\x00-\x1f]*)\r?\n", re.IGNORECASE)
 _STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
-_CONTROLS: Final = bytes(range(0x20))
-_BYTE: Final = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _SASL_ERROR: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==|[A-Za-z0-9+/]=))?")
 _MAX_SASL_ERROR: Final = 4096
-_IPV4: Final = re.compile(_BYTE + rb"(?:\." + _BYTE + rb"){3}")
 
 _SMTP: Final = Protocol.SMTP
 _DIGESTS: Final = frozenset({Method.APOP, Method.CRAM_MD5})
@@ -72,15 +69,14 @@ _MEANINGFUL: Final = frozenset(
         b"auth-pass",
         b"auth-error-code",
         b"auth-error-sasl",
+        b"auth-smtp",
     )
 )
 _IGNORED: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """Other headers that services send often; their names need no check."""
+_YES_OR_NO: Final = frozenset((b"yes", b"no"))
 _SWITCHING_PROTOCOLS: Final = 101
 _CR: Final = 13
-_UNIX: Final = b"unix:"
-_MAX_SOCKET_PATH: Final = 107
-"""The longest path in ``sockaddr_un``, in bytes (unix(7))."""
 _MAX_CACHED: Final = 1024
 """The longest head that is cached, in bytes."""
 _MIN_SECRET: Final = 4
@@ -147,6 +143,7 @@ def parse(
     method: Method,
     user: bytes,
     password: Secret | None,
+    accepts_names: bool = False,
     use_cache: bool = True,
 ) -> AuthResponse:
     """Parse the head of a response.
@@ -158,6 +155,7 @@ def parse(
         user: The client's user name; ``Auth-User`` replaces it.
         password: The client's password or digest; ``Auth-Pass`` replaces it,
             and is required where there is no password.
+        accepts_names: ``auth_http_server_names``.
         use_cache: Whether a head that was parsed before may come from the cache of ``read_head``.
 
     Raises:
@@ -172,12 +170,12 @@ def parse(
         headers, framing, keep_alive, status, where = read_head(common)
     try:
         if where is None:
-            decision = _decision(headers, sent, protocol, method, user, password)
+            decision = _decision(headers, sent, protocol, method, user, password, accepts_names)
         else:
             address, port = where
             decision = AuthAllowed(address, port, user, _upstream_password(protocol, method, password, sent))
     except InvalidAuthResponse as error:
-        raise _with_status(_with_value(error, password, sent), headers, status) from None
+        raise _with_status(quote_value(error, password, sent), headers, status) from None
     return AuthResponse(decision, framing, keep_alive, status)
 
 
@@ -272,12 +270,6 @@ def _with_status(
     return explained
 
 
-def _invalid_address(header: str, value: bytes, why: str) -> InvalidAuthResponse:
-    error = InvalidAuthResponse(f"{header} {{}} {why}", AuthErrorReason.BAD_ADDRESS)
-    error.value = value
-    return error
-
-
 def _contains_secret(value: bytes, secret: bytes) -> bool:
     """Return whether a value is a secret, or one of the two contains the other."""
     if min(len(value), len(secret)) < _MIN_SECRET:
@@ -285,7 +277,7 @@ def _contains_secret(value: bytes, secret: bytes) -> bool:
     return secret in value or value in secret
 
 
-def _with_value(
+def quote_value(
     error: InvalidAuthResponse, password: Secret | None, sent: bytes | None
 ) -> InvalidAuthResponse:
     """Add the invalid value to an error, unless it contains a password; the log escapes it."""
@@ -303,10 +295,10 @@ def _with_value(
 
 def _simple_address(headers: Mapping[bytes, bytes]) -> tuple[str, int] | None:
     """Return the upstream's address, if the response contains nothing else that matters."""
-    if headers.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in headers:
+    if headers.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in headers or b"auth-smtp" in headers:
         return None
     try:
-        return _upstream_address(headers)
+        return upstream_address(headers)
     except InvalidAuthResponse:
         return None  # raised again where the decision is made
 
@@ -318,6 +310,7 @@ def _decision(
     method: Method,
     user: bytes,
     password: Secret | None,
+    accepts_names: bool,
 ) -> Decision:
     """Make the decision as nginx does, denials first."""
     new_user = headers.get(b"auth-user")
@@ -334,8 +327,26 @@ def _decision(
         if waits:
             # Without Auth-Wait nginx sends the request again at once, and for ever.
             return AuthDeferred(wait or 1, new_user, None if new_password is None else Secret(new_password))
-    address, port = _upstream_address(headers)
-    return AuthAllowed(address, port, user, _upstream_password(protocol, method, password, new_password))
+    smtp_auth = protocol is not _SMTP or _uses_smtp_auth(headers.get(b"auth-smtp", b"yes"))
+    if not accepts_names:
+        address, port = upstream_address(headers)
+        upstream_password = _upstream_password(protocol, method, password, new_password)
+        return AuthAllowed(address, port, user, upstream_password, smtp_auth=smtp_auth)
+    servers = upstream_servers(headers)
+    first = servers[0]
+    upstream_password = _upstream_password(protocol, method, password, new_password)
+    several = servers if len(servers) > 1 or is_name(first.host) else ()
+    return AuthAllowed(first.host, first.port, user, upstream_password, several, smtp_auth=smtp_auth)
+
+
+def _uses_smtp_auth(value: bytes) -> bool:
+    """Parse ``Auth-SMTP``: whether ``proxy_smtp_auth`` applies to this login."""
+    word = value.lower()
+    if word in _YES_OR_NO:
+        return word == b"yes"
+    error = InvalidAuthResponse("Auth-SMTP {} is neither yes nor no")
+    error.value = value
+    raise error
 
 
 def _last_status(verdicts: list[bytes], protocol: Protocol) -> tuple[bytes | None, bool]:
@@ -355,12 +366,8 @@ def _wait_seconds(values: list[bytes]) -> int:
     return min(int(numbers[-1]), MAX_WAIT) if numbers else 0
 
 
-def _has_controls(value: bytes) -> bool:
-    return len(value.translate(None, _CONTROLS)) != len(value)
-
-
 def _checked(header: str, value: bytes) -> bytes:
-    if _has_controls(value):
+    if has_controls(value):
         raise InvalidAuthResponse(f"{header} holds a control character")
     return value
 
@@ -392,58 +399,3 @@ def _upstream_password(
     if protocol is _SMTP:
         return None
     raise InvalidAuthResponse(f"the response has no Auth-Pass, which a login by {method} needs")
-
-
-def _upstream_address(headers: Mapping[bytes, bytes]) -> tuple[str, int]:
-    server = headers.get(b"auth-server")
-    if server and server[:5] == _UNIX:
-        return _socket(server), 0
-    port = headers.get(b"auth-port")
-    if not server or not port:
-        missing = " and ".join(
-            name for name, value in (("Auth-Server", server), ("Auth-Port", port)) if not value
-        )
-        hint = "" if b"auth-status" in headers or server or port else "; is auth_http the right URL?"
-        raise InvalidAuthResponse(f"the response has no {missing}{hint}", AuthErrorReason.NO_SERVER)
-    return _endpoint(server, port)
-
-
-@lru_cache(maxsize=1024)
-def _endpoint(server: bytes, port: bytes) -> tuple[str, int]:
-    """Parse an upstream's address; cached, as there are few of them."""
-    return _address(server), _port(port)
-
-
-def _socket(text: bytes) -> str:
-    """Parse ``unix:`` and an absolute path; nginx refuses it.  It needs no ``Auth-Port``."""
-    path = text[len(_UNIX) :]
-    if path.startswith(b"/") and len(path) <= _MAX_SOCKET_PATH and not _has_controls(path):
-        try:
-            return text.decode()
-        except UnicodeDecodeError:
-            pass
-    why = f"is not unix: and the absolute path of a socket, of at most {_MAX_SOCKET_PATH} bytes"
-    raise _invalid_address("Auth-Server", text, why)
-
-
-def _address(text: bytes) -> str:
-    """Parse an IP address.  IPv6 may be in brackets, which nginx refuses; a zone is refused."""
-    if _IPV4.fullmatch(text):
-        return text.decode("ascii")
-    bare = text[1:-1] if text.startswith(b"[") and text.endswith(b"]") else text
-    try:
-        address = bare.decode("ascii")
-        if "%" not in address:
-            ipaddress.IPv6Address(address)
-            return address
-    except ValueError:
-        pass
-    why = "is not an IP address: the authentication service must resolve names,"
-    why += " and send an IPv4 or IPv6 address there and the port in Auth-Port"
-    raise _invalid_address("Auth-Server", text, why)
-
-
-def _port(text: bytes) -> int:
-    if text.isdigit() and len(text) <= MAX_DIGITS and 0 < int(text) < 65536:
-        return int(text)
-    raise _invalid_address("Auth-Port", text, "is not a port: the service must send a number from 1 to 65535")

@@ -51,7 +51,7 @@ _FAILURES: Final = {
 _ABSENT: Final = frozenset({errno.ARES_ENODATA, errno.ARES_ENOTFOUND})
 _UNREACHABLE: Final = frozenset({errno.ARES_ECONNREFUSED, errno.ARES_ESERVICE})
 
-_Found = tuple[list[bytes], list[int]]
+FoundAddresses = tuple[list[bytes], list[int]]
 """Packed addresses, and the TTLs of all records on the way to them."""
 
 
@@ -105,15 +105,19 @@ class DnsClient:
         config: The directive.
         retry: When queries are repeated.
         resolv_conf: The file with the system's name servers, for ``system``; read once.
+
+    Attributes:
+        resolv_conf: As given.
+        record_types: ``A`` and ``AAAA``, as far as the directive allows them.
     """
 
     def __init__(
         self, config: ResolverConfig, retry: RetryPolicy = RetryPolicy(), *, resolv_conf: Path = _RESOLV_CONF
     ) -> None:
         self._config = config
-        self._record_types = ["A"] * config.ipv4 + ["AAAA"] * config.ipv6
+        self.record_types = ["A"] * config.ipv4 + ["AAAA"] * config.ipv6
         self._retry = retry
-        self._resolv_conf = resolv_conf
+        self.resolv_conf = resolv_conf
         self._servers: tuple[str, ...] = ()
         self._finding = asyncio.Lock()
         self._find_again_at = 0.0
@@ -148,11 +152,12 @@ class DnsClient:
         precedence over NXDOMAIN.
         """
         first = self.next_server()
-        families: list[asyncio.Task[_Found | None]] = []
+        families: list[asyncio.Task[FoundAddresses | None]] = []
         try:
             async with asyncio.TaskGroup() as group:
                 families = [
-                    group.create_task(self._family(name.decode(), kind, first)) for kind in self._record_types
+                    group.create_task(self.family_of(name.decode(), kind, first))
+                    for kind in self.record_types
                 ]
         except ExceptionGroup as failures:
             error = failures.exceptions[0]
@@ -170,11 +175,19 @@ class DnsClient:
             return LookupResult(DnsResult.NXDOMAIN, ttl=0)
         return LookupResult(DnsResult.OK, frozenset(addresses), min(ttls))
 
-    async def _family(self, name: str, kind: str, first: int) -> _Found | None:
+    async def family_of(self, name: str, kind: str, first: int) -> FoundAddresses | None:
         """Look up the addresses of one family and follow aliases that the server did not follow.
+
+        Args:
+            name: In presentation form.
+            kind: ``A`` or ``AAAA``.
+            first: From ``next_server``.
 
         Returns:
             ``None`` if the name does not exist.
+
+        Raises:
+            DnsError: See ``query``.
         """
         ttls: list[int] = []
         seen: set[str] = set()
@@ -316,7 +329,7 @@ class DnsClient:
             if time.monotonic() < self._find_again_at:
                 raise _ServersUnreachable
             if self._config.system:
-                self._servers = system_servers(self._resolv_conf)
+                self._servers = system_servers(self.resolv_conf)
             else:
                 found = [await servers_of(address) for address in self._config.addresses]
                 self._servers = tuple(dict.fromkeys(server for servers in found for server in servers))

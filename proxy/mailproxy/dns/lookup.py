@@ -74,6 +74,25 @@ class LookupResult(Generic[V]):
     ttl: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LookupLimits:
+    """How long results are cached, in seconds, and how many lookups and results there are.
+
+    Attributes:
+        shortest: What a lower TTL is raised to.
+        longest: What a higher TTL is lowered to.
+        negative: How long NXDOMAIN is cached; ``valid=`` may shorten it.
+        results: The maximum number of results; above that the oldest is removed.
+        lookups: The maximum number of lookups in progress.
+    """
+
+    shortest: int = 0
+    longest: int = MAX_TTL
+    negative: int = NEGATIVE_TTL
+    results: int = MAX_ENTRIES
+    lookups: int = MAX_LOOKUPS
+
+
 def count_lookup(metrics: WorkerMetrics, purpose: DnsPurpose, result: DnsResult, seconds: float) -> None:
     """Count one lookup that was sent to a name server."""
     metrics.dns_queries[purpose, result].value += 1
@@ -88,12 +107,14 @@ class ResultCache(Generic[K, V]):
     Args:
         valid: ``valid=`` of the ``resolver`` directive, in seconds; replaces every TTL.
         metrics: Counts cache hits and entries.
-        size: The maximum number of results.
+        limits: How long results are cached, and how many.
     """
 
-    def __init__(self, valid: float | None, metrics: WorkerMetrics, *, size: int = MAX_ENTRIES) -> None:
+    def __init__(
+        self, valid: float | None, metrics: WorkerMetrics, limits: LookupLimits = LookupLimits()
+    ) -> None:
         self._valid = valid
-        self._size = size
+        self._limits = limits
         # In a plain dict, finding the oldest entry skips over all entries deleted before it, one by one.
         self._entries: OrderedDict[K, tuple[float, LookupResult[V]]] = OrderedDict()
         # The counters themselves: hashing an enum member takes longer than the rest of `get`.
@@ -126,7 +147,7 @@ class ResultCache(Generic[K, V]):
             return
         if key in self._entries:
             self._remove(key)
-        elif len(self._entries) >= self._size:
+        elif len(self._entries) >= self._limits.results:
             self._remove(next(iter(self._entries)))
         expires = int(time.monotonic()) + self._lifetime(result.result, result.ttl) + _SAME_SECOND
         self._entries[key] = (expires, result)
@@ -138,10 +159,12 @@ class ResultCache(Generic[K, V]):
         self._entries.clear()
 
     def _lifetime(self, result: DnsResult, ttl: int) -> float:
-        valid = self._valid
+        valid, limits = self._valid, self._limits
         if result is DnsResult.NXDOMAIN:
-            return NEGATIVE_TTL if valid is None else min(valid, NEGATIVE_TTL)
-        return min(ttl, MAX_TTL) if valid is None else valid
+            return limits.negative if valid is None else min(valid, limits.negative)
+        if result is not DnsResult.OK:
+            return ttl
+        return min(max(ttl, limits.shortest), limits.longest) if valid is None else valid
 
     def _remove(self, key: K) -> None:
         del self._entries[key]
@@ -219,8 +242,8 @@ class LookupCache(Generic[K, V]):
         timeout: ``resolver_timeout`` in seconds; 0 is no limit.
         valid: ``valid=`` of the ``resolver`` directive, in seconds; ``None`` if it has none.
         metrics: Counts lookups, durations and cache hits.
-        limit: The maximum number of lookups in progress.
         on_failure: Called for each lookup that fails or times out; NXDOMAIN is no failure.
+        limits: Limits of time and number.
 
     Attributes:
         cached: Returns the cached result of a key, ``None`` if there is none.
@@ -234,15 +257,15 @@ class LookupCache(Generic[K, V]):
         timeout: float,
         valid: float | None,
         metrics: WorkerMetrics,
-        limit: int = MAX_LOOKUPS,
         on_failure: Callable[[K, DnsResult], None] | None = None,
+        limits: LookupLimits = LookupLimits(),
     ) -> None:
         self._purpose = purpose
         self._query = query
         self._timeout = timeout or None
-        self._cache: ResultCache[K, V] = ResultCache(valid, metrics)
+        self._cache: ResultCache[K, V] = ResultCache(valid, metrics, limits)
         self._metrics = metrics
-        self._limit = limit
+        self._limit = limits.lookups
         self._on_failure = on_failure
         self._pending: dict[K, _PendingLookup[K, V]] = {}
         self._tasks = TaskSet()
@@ -298,7 +321,7 @@ class LookupCache(Generic[K, V]):
 class TaskSet:
     """Owns tasks until they end, and cancels them when it is closed.
 
-    Lookups are started by sessions, which are no tasks and cannot keep a task group open.  An
+    Sessions start lookups and token requests; they are no tasks and cannot keep a task group open.  An
     exception that escapes from a task is a bug and goes to the loop's exception handler.
     """
 
@@ -323,5 +346,5 @@ class TaskSet:
         self._running.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            context = {"message": "a name lookup failed with a bug", "exception": error, "task": task}
+            context = {"message": "a task failed with a bug", "exception": error, "task": task}
             task.get_loop().call_exception_handler(context)

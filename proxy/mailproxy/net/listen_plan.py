@@ -122,6 +122,15 @@ def diff_plans(old: Sequence[SocketPlan], new: Sequence[SocketPlan]) -> SocketDi
     )
 
 
+def listening_addresses(plans: Sequence[SocketPlan]) -> frozenset[tuple[str, int]]:
+    """Return addresses and ports that are listened on, wildcards included; none for UNIX sockets."""
+    found = {
+        (address, plan.port) for plan in plans if not plan.is_unix for address in (plan.address, *plan.routes)
+    }
+    found |= {("0.0.0.0", plan.port) for plan in plans if plan.address == "::" and not plan.ipv6only}  # noqa: S104 - as above
+    return frozenset(found)
+
+
 def is_host_name(address: str) -> bool:
     """Whether the address of a ``listen`` line has to be looked up."""
     if address == "*" or address.startswith(("[", _UNIX)):

@@ -58,7 +58,7 @@ from mailproxy.protocols.types import (
     certificate_fault,
 )
 from mailproxy.protocols.upstream_reply import reply_for_log
-from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, VerifyClient
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, Tempfail, VerifyClient
 
 UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
 MAX_DEFERRAL: Final = 86400
@@ -111,7 +111,8 @@ class FrontendConfig:
 
     Attributes:
         deadline: Sets the deadline of the directive ``timeout``.
-        is_greeting_static: False also with ``ssl_verify_client``: the greeting may be a certificate error.
+        is_greeting_static: False also with ``ssl_verify_client``, as the greeting may be a certificate
+            error, and with ``proxy_tempfail rfc5530``, as ``run`` may be called again after it.
         requires_tls: Whether logins need TLS (``starttls only``).
         receive: Receives as much as an empty ``LineReader`` holds.
     """
@@ -124,7 +125,11 @@ class FrontendConfig:
         self.server = server
         self.limit = limit
         self.greeting = greeting
-        self.is_greeting_static = is_greeting_static and server.ssl_verify_client is VerifyClient.DISABLED
+        self.is_greeting_static = (
+            is_greeting_static
+            and server.ssl_verify_client is VerifyClient.DISABLED
+            and server.proxy_tempfail is Tempfail.NGINX
+        )
         self.deadline = SetDeadline(server.timeout)
         self.requires_tls = server.starttls is StartTls.ONLY
         self.receive = Receive(limit)

@@ -38,6 +38,7 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 _TLV_ALPN: Final = 0x01
 _TLV_AUTHORITY: Final = 0x02
 _TLV_CRC32C: Final = 0x03
+_TLV_UNIQUE_ID: Final = 0x05
 _TLV_SSL: Final = 0x20
 _SUBTYPE_VERSION: Final = 0x21
 _SUBTYPE_CN: Final = 0x22
@@ -198,11 +199,12 @@ def outbound_header(server: ServerConfig, client: Client) -> bytes:
 
     Source is the client, after ``set_real_ip_from``; destination is the
     address that accepted the connection, never that of an inbound header.
+    With ``proxy_protocol_unique_id``, version 2 has the session's ID.
     """
     if server.proxy_protocol is SendProxyProtocol.V1:
         return _write_v1(client)
     if server.proxy_protocol is SendProxyProtocol.V2:
-        return _write_v2(client)
+        return _write_v2(client, has_id=server.proxy_protocol_unique_id)
     return b""
 
 
@@ -239,7 +241,7 @@ def _write_v1(client: Client) -> bytes:
     )
 
 
-def _write_v2(client: Client) -> bytes:
+def _write_v2(client: Client, *, has_id: bool) -> bytes:
     ends = _packed_ends(client)
     if ends is None:
         kind, body = b"\x20\x00", b""
@@ -251,6 +253,8 @@ def _write_v2(client: Client) -> bytes:
         body = source + destination + client.port.to_bytes(2, "big") + client.local_port.to_bytes(2, "big")
     if client.tls is not None:
         body += _tls_tlvs(client.tls)
+    if has_id:
+        body += _tlv(_TLV_UNIQUE_ID, client.session_id.encode())
     length = len(body) + 7
     unsigned = b"%b%b%b%b%b" % (
         SIGNATURE,

@@ -8,22 +8,35 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
+from typing import Protocol as TypingProtocol
 
 from mailproxy.protocols.command_limit import with_command_limit
 from mailproxy.protocols.frontend import Frontend, FrontendConfig
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
 from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
-from mailproxy.protocols.imap.upstream import imap_upstream
+from mailproxy.protocols.imap.tempfail import ImapTempfailFrontend
+from mailproxy.protocols.imap.upstream_auth import imap_upstream
 from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
-from mailproxy.protocols.pop3.upstream import Pop3Upstream
+from mailproxy.protocols.pop3.tempfail import Pop3TempfailFrontend
+from mailproxy.protocols.pop3.upstream_auth import pop3_upstream
 from mailproxy.protocols.smtp import replies as smtp_replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, SmtpWithoutAuthFrontend
-from mailproxy.protocols.smtp.upstream import SmtpUpstream
-from mailproxy.protocols.types import Client
+from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
+from mailproxy.protocols.smtp.upstream_choice import smtp_upstream
+from mailproxy.protocols.tempfail import TempfailFrontend, with_tempfail
+from mailproxy.protocols.types import Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
-from mailproxy_config.model import Protocol, ServerConfig
+from mailproxy_config.model import Protocol, ServerConfig, Tempfail
+
+
+class UpstreamFactory(TypingProtocol):
+    """Makes the login at the upstreams of one server."""
+
+    def __call__(self, server: ServerConfig, secrets: LoginSecrets = ...) -> UpstreamLoginBase:
+        """Make it, of the class that the directives need."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +46,11 @@ class MailProtocol:
     name: Protocol
     frontend: Callable[[ServerConfig], type[Frontend[Any]]]
     """Returns the class of the server side of a client's session."""
+    tempfail_frontend: type[TempfailFrontend[Any]]
+    """What is added to it with ``proxy_tempfail rfc5530``."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
-    upstream: Callable[[ServerConfig], UpstreamLoginBase]
+    upstream: UpstreamFactory
     """The login at the upstreams of one server."""
     internal_error: bytes
     """The reply to a client after an error of the proxy, an upstream or the authentication service."""
@@ -47,6 +62,8 @@ class MailProtocol:
     def frontend_for(self, server: ServerConfig) -> Callable[[Client], Frontend[Any]]:
         """Return what makes the frontends of one server."""
         frontend = self.frontend(server)
+        if server.proxy_tempfail is Tempfail.RFC5530:
+            frontend = with_tempfail(self.tempfail_frontend, frontend)
         if server.max_commands:
             frontend = with_command_limit(frontend)
         return partial(frontend, self.frontend_config(server))
@@ -65,6 +82,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.IMAP: MailProtocol(
             name=Protocol.IMAP,
             frontend=_imap_frontend,
+            tempfail_frontend=ImapTempfailFrontend,
             frontend_config=ImapFrontendConfig,
             upstream=imap_upstream,
             internal_error=imap_replies.INTERNAL_ERROR,
@@ -74,8 +92,9 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.POP3: MailProtocol(
             name=Protocol.POP3,
             frontend=lambda _: Pop3Frontend,
+            tempfail_frontend=Pop3TempfailFrontend,
             frontend_config=Pop3FrontendConfig,
-            upstream=Pop3Upstream,
+            upstream=pop3_upstream,
             internal_error=pop3_replies.INTERNAL_ERROR,
             shutdown=pop3_replies.SHUTDOWN,
             busy=pop3_replies.BUSY,
@@ -83,8 +102,9 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.SMTP: MailProtocol(
             name=Protocol.SMTP,
             frontend=_smtp_frontend,
+            tempfail_frontend=SmtpTempfailFrontend,
             frontend_config=SmtpFrontendConfig,
-            upstream=SmtpUpstream,
+            upstream=smtp_upstream,
             internal_error=smtp_replies.INTERNAL_ERROR,
             shutdown=smtp_replies.SHUTDOWN,
             busy=smtp_replies.BUSY,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from mailproxy.enums import Note as NoteValue
-from mailproxy.errors import LineTooLong
+from mailproxy.errors import AuthUnavailable, LineTooLong
 from mailproxy.protocols.types import AuthRequest, TlsInfo
 
 T = TypeVar("T")
@@ -70,8 +70,8 @@ class UpgradeToTls:
 class Authenticate:
     """Send a request to the authentication service; the result is a ``Decision``.
 
-    ``AuthUnavailable`` is raised if there is no usable response.  Do not catch
-    it: the session sends the error reply.
+    ``AuthUnavailable`` is raised if there is no usable response.  The session
+    sends the error reply; only ``tempfail`` catches it and goes on.
     """
 
     request: AuthRequest
@@ -90,6 +90,14 @@ class MakeChallenge:
 
 
 @dataclass(slots=True)
+class GetToken:
+    """Get an access token (``proxy_auth_token``); the result is a ``Secret``.
+
+    ``UpstreamError`` is raised if the token service provides none.
+    """
+
+
+@dataclass(slots=True)
 class Wait:
     """Pause.  Nothing is read meanwhile."""
 
@@ -103,6 +111,13 @@ class Note:
     event: NoteValue
 
 
+@dataclass(slots=True)
+class ReportAuthFailure:
+    """Count and log a login that failed without a decision, after which the client may log in again."""
+
+    error: AuthUnavailable
+
+
 Effect = (
     Send
     | Receive
@@ -112,8 +127,10 @@ Effect = (
     | Authenticate
     | ResolveClient
     | MakeChallenge
+    | GetToken
     | Wait
     | Note
+    | ReportAuthFailure
 )
 
 ProtocolGenerator = Generator[Effect, Any, T]
@@ -279,3 +296,7 @@ class LineReader:
         unread = buffered[self._start :]
         self.buffered, self._start = b"", 0
         return unread
+
+    def put_back(self, unread: bytes) -> None:
+        """Return bytes of ``take_unread`` to the buffer: they are read next."""
+        self.buffered, self._start = unread + self.buffered[self._start :], 0

@@ -18,6 +18,8 @@ UNAVAILABLE: Final = b"[UNAVAILABLE]"
 """Instead of a host name: the client has none, it is not confirmed, or there is no resolver."""
 TEMPUNAVAIL: Final = b"[TEMPUNAVAIL]"
 """Instead of a host name: name servers failed or timed out."""
+PROXY_TTL: Final = 6
+"""How many proxies may follow the first one; each takes one off, so that a loop ends."""
 
 
 class Secret:
@@ -40,6 +42,17 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._data)
+
+
+@dataclass(frozen=True, slots=True)
+class LoginSecrets:
+    """Secrets of the proxy for logins at upstreams, read from files."""
+
+    master_password: Secret | None = None
+    """The password of ``proxy_master_user``."""
+
+
+NO_SECRETS: Final = LoginSecrets()
 
 
 @dataclass(slots=True)
@@ -137,6 +150,8 @@ class Client:
     """IMAP: what the client wrote about itself with ID, in printable ASCII."""
     proxied_destination: tuple[str, int] | None = None
     """Address and port that the client has connected to, of a PROXY header that was believed."""
+    proxy_ttl: int = PROXY_TTL
+    """How many proxies may follow: the number that was received, less one."""
 
     @property
     def connected(self) -> tuple[str, int]:
@@ -206,6 +221,10 @@ class UpstreamAddress:
     name: str = ""
 
 
+Overrides = tuple[tuple[str, object], ...]
+"""Directives of ``ServerConfig`` with the values that they have for one login, sorted by name."""
+
+
 @dataclass(slots=True)
 class AuthAllowed:
     """The client may log in at this upstream.
@@ -214,6 +233,7 @@ class AuthAllowed:
     ``user`` and ``password`` are the credentials for the upstream: those from the
     service where it sent some.  ``servers`` has all items of a response with names or several
     addresses; it is empty for one address, and ``address`` and ``port`` are those of the first item.
+    ``overrides`` are from the service, too (``auth_http_overrides``).
     """
 
     address: str
@@ -221,6 +241,9 @@ class AuthAllowed:
     user: bytes
     password: Secret | None = None
     servers: tuple[UpstreamServer, ...] = ()
+    overrides: Overrides = ()
+    smtp_auth: bool = True
+    """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
 
 
 @dataclass(slots=True)
@@ -265,6 +288,12 @@ class UpstreamLogin:
     """SMTP: the client's HELO or EHLO argument, ``None`` if it sent none."""
     esmtp: bool = False
     """SMTP: whether the client used EHLO at least once."""
+    is_committed: bool = False
+    """Whether something about the client was sent inside of the protocol, set before its first byte is.
+
+    That is a credential, XCLIENT, an ID with its address, or MAIL.  The login is tried at no other
+    address after that.
+    """
 
 
 @dataclass(slots=True)

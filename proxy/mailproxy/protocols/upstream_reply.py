@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from binascii import b2a_base64
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from typing import Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
+from mailproxy.protocols.client_identity import forwarded_facts
 from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, Secret, UpstreamLogin, UpstreamLoginResult
@@ -46,6 +47,7 @@ class UpstreamLoginBase(ABC):
     """The login at one server's upstreams, prepared once per server.
 
     Attributes:
+        facts: The facts of ``proxy_forward``.
         limit: The longest reply in bytes (directive ``proxy_buffer``).
         receive: Receives a reply from its first byte.
         has_preamble: Whether something comes before the greeting; see ``preamble``.
@@ -55,10 +57,20 @@ class UpstreamLoginBase(ABC):
         starts_tls: Whether STARTTLS comes after the greeting (``proxy_ssl starttls``).
     """
 
-    __slots__ = ("has_preamble", "has_prologue", "limit", "prologue_stage", "receive", "server", "starts_tls")
+    __slots__ = (
+        "facts",
+        "has_preamble",
+        "has_prologue",
+        "limit",
+        "prologue_stage",
+        "receive",
+        "server",
+        "starts_tls",
+    )
 
     def __init__(self, server: ServerConfig) -> None:
         self.server = server
+        self.facts = forwarded_facts(server)
         self.limit = server.proxy_buffer
         self.receive = Receive(self.limit)
         self.starts_tls = server.proxy_ssl is ProxySsl.STARTTLS
@@ -133,7 +145,9 @@ def upstream_refused(
     kind = None if is_valid_reply else ProtocolErrorKind.UNEXPECTED_REPLY
     is_denial = stage in _CREDENTIALS and not is_bye
     reply = received[: received.rfind(b"\n") + 1]
-    return UpstreamRefused(reply, stage=stage, kind=kind, is_denial=is_denial)
+    error = UpstreamRefused(reply, stage=stage, kind=kind, is_denial=is_denial)
+    error.is_misconfigured = stage is UpstreamStage.XCLIENT and is_valid_reply and not is_bye
+    return error
 
 
 def reply_for_log(reply: bytes, user: bytes, password: Secret | None) -> bytes:
@@ -151,6 +165,13 @@ def reply_for_log(reply: bytes, user: bytes, password: Secret | None) -> bytes:
     if password is not None and _contains_password(text[:_SEARCHED].lower(), user, password.reveal()):
         return WITHHELD
     return text[:MAX_LOGGED] + (b"..." if len(text) > MAX_LOGGED else b"")
+
+
+def contains_secret(reply: bytes, secrets: Iterable[bytes]) -> bool:
+    """Whether the part of a reply that is logged contains one of these secrets, or a part of one."""
+    text = reply[:_SEARCHED].lower()
+    words = set(text.split())
+    return any(_contains(text, words, secret.lower()) for secret in secrets if secret)
 
 
 def _contains_password(text: bytes, user: bytes, password: bytes) -> bool:

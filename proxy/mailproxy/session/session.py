@@ -16,6 +16,8 @@ The life of a client, with the function of each step (a method of ``Session`` wh
    ``on_upstream_error`` is called.
 8. ``on_upstream_login`` passes both connections to a ``Relay``, which copies
    bytes until one side closes.  The ``Session`` object is done.
+   With ``proxy_tempfail rfc5530``, ``on_upstream_error`` runs the frontend
+   again after an outage: step 4.
 9. Any other end is ``_close_with``: it sends the last reply, and ``_close``
    closes the connection, records the metrics and logs the session.
 """
@@ -34,21 +36,22 @@ from mailproxy.auth_http.client import PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.dns import Cancel
 from mailproxy.enums import CloseReason, LoginResult, Method
-from mailproxy.errors import AuthUnavailable, SessionError, UpstreamError, UpstreamRefused
+from mailproxy.errors import AuthUnavailable, SessionError, UpstreamError
 from mailproxy.loop.epoll import READ, hung_up
 from mailproxy.protocols import sansio, types
 from mailproxy.protocols.sansio import Effect
-from mailproxy.protocols.upstream_reply import reply_for_log
+from mailproxy.protocols.tempfail import ResumableLogin
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.upstream_failure import report_upstream_failure
+from mailproxy.session.upstream_lookup import Connecting
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import Field, SessionRecord
 from mailproxy.telemetry.metrics import Gauge
-from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import LogLevel
 
 _AUTH_STAGE: Final = "auth"
@@ -115,7 +118,7 @@ class Session(ProtocolDriver):
         self._login_seconds = 0.0
         self._method: Method | None = None  # of the login in progress
         self._reason: CloseReason | None = None
-        self._upstream: UpstreamConnection | None = None
+        self._upstream: Connecting | None = None
         self._state_gauge = gauge = protocol_metrics.preauth
         gauge.value += 1
         context.live.add(self)
@@ -233,7 +236,7 @@ class Session(ProtocolDriver):
             self.on_auth_result,
             server.template.render(request),
             request,
-            server.config.protocol,
+            server.config,
             self.protocol_metrics.auth_seconds,
             self.context.epoll.now,
         )
@@ -247,14 +250,25 @@ class Session(ProtocolDriver):
         if isinstance(result, types.AuthAllowed):
             self.resume(result)
         elif isinstance(result, AuthUnavailable):
-            self._count_login(_AUTH_FAILURES.get(type(result), LoginResult.UNAVAILABLE))
+            self.count_login(_AUTH_FAILURES.get(type(result), LoginResult.UNAVAILABLE))
             self.throw(result)
         else:
             if isinstance(result, types.AuthDenied):
                 is_temporary = result.code is not None and result.code.startswith(b"4")
-                self._count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
+                self.count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
             self._enter(self.protocol_metrics.preauth)
             self.resume(result)
+
+    def _report_auth_failure(self, effect: sansio.ReportAuthFailure) -> object:
+        self._log_auth_failure(effect.error)
+        self._enter(self.protocol_metrics.preauth)
+        return None
+
+    def _log_auth_failure(self, error: AuthUnavailable) -> None:
+        self.count_login(LoginResult.UNAVAILABLE)  # unless it is counted with its cause
+        self.record.stage, self.record.reply = _AUTH_STAGE, None
+        reason = str(error) or error.failure
+        self.log_event(LogLevel.ERROR, "authorization_failed", reason=reason, service=error.service)
 
     # -- the upstream
 
@@ -273,7 +287,7 @@ class Session(ProtocolDriver):
             record.user = grant.user
         self._step_started = time.monotonic()
         try:
-            self._upstream = UpstreamConnection.connect(self, login)
+            self._upstream = self.server.connect(self, login)
         except UpstreamError as error:
             self.on_upstream_error(error)
 
@@ -281,7 +295,7 @@ class Session(ProtocolDriver):
         """The upstream accepted the login: pass both connections to a relay."""
         context, protocol_metrics = self.context, self.protocol_metrics
         self.record.upstream_seconds = self._end_step()
-        self._count_login(LoginResult.SUCCESS)
+        self.count_login(LoginResult.SUCCESS)
         self._enter(protocol_metrics.relay)
         if self.timer is not None:
             context.timers.disarm(self)
@@ -305,39 +319,20 @@ class Session(ProtocolDriver):
         """The upstream refused the login, could not be reached, or did not keep to the protocol."""
         self._upstream = None
         self.record.upstream_seconds = self._end_step()
-        reply = self.server.protocol.internal_error
         if not isinstance(error, UpstreamError):
             self.context.log_internal_error(self, error, "UpstreamConnection")
-            self._count_login(LoginResult.UPSTREAM_FAILED)
-            self._close_with(reply, CloseReason.INTERNAL_ERROR)
+            self.count_login(LoginResult.UPSTREAM_FAILED)
+            self._close_with(self.server.protocol.internal_error, CloseReason.INTERNAL_ERROR)
             return
-        self.protocol_metrics.upstream_failed(error.stage, error.kind, error.tls_failure)
-        login_result, is_passed_on = LoginResult.UPSTREAM_FAILED, False
-        if isinstance(error, UpstreamRefused):
-            # A denial concerns this client, a refusal all of them.
-            login_result = LoginResult.UPSTREAM_DENIED if error.is_denial else LoginResult.UPSTREAM_REFUSED
-            is_passed_on = self.server.config.proxy_pass_error_message
-        self._count_login(login_result)
-        self._log_upstream_error(error, is_passed_on=is_passed_on)
-        last_reply = error.reply if is_passed_on else error.client_reply or reply
-        self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
-
-    def _log_upstream_error(self, error: UpstreamError, *, is_passed_on: bool) -> None:
-        """Log how far the login came; at ``info``, as in nginx, where the client gets to see a denial."""
-        record, grant = self.record, self._login.grant
-        record.stage = error.stage
-        upstream = format_host_port(record.upstream, record.upstream_port)
-        fields: dict[str, Field] = {"upstream": upstream, "stage": error.stage, "reason": str(error)}
-        if error.kind is not None:
-            fields["kind"] = error.kind
-        if error.tls_failure is not None:
-            fields["failure"] = error.tls_failure
-        if error.reply:
-            record.reply = reply_for_log(error.reply, grant.user, grant.password)
-            fields["reply"] = record.reply
-        is_denial = isinstance(error, UpstreamRefused) and error.is_denial
-        level = LogLevel.INFO if is_denial and is_passed_on else LogLevel.ERROR
-        self.log_event(level, "upstream_failed", **fields)
+        login = self._login
+        next_steps = login.resume(error) if isinstance(login, ResumableLogin) else None
+        last_reply = report_upstream_failure(self, login.grant, error, is_outage=next_steps is not None)
+        if next_steps is None:
+            self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
+            return
+        del self._login
+        self._enter(self.protocol_metrics.preauth)
+        self.begin(next_steps)
 
     # -- the end
 
@@ -345,12 +340,9 @@ class Session(ProtocolDriver):
         """The frontend raised, or the client's connection broke."""
         protocol = self.server.protocol
         if isinstance(error, AuthUnavailable):
-            self._count_login(LoginResult.UNAVAILABLE)
-            self.record.stage = _AUTH_STAGE
-            reason = str(error) or error.failure
-            self.log_event(LogLevel.ERROR, "authorization_failed", reason=reason, service=error.service)
+            self._log_auth_failure(error)
         else:
-            self._count_login(LoginResult.ABORTED)
+            self.count_login(LoginResult.ABORTED)
         if isinstance(error, errors.ShuttingDown):
             self._close_with(protocol.shutdown, CloseReason.DRAIN)
         elif not isinstance(error, SessionError):
@@ -423,7 +415,7 @@ class Session(ProtocolDriver):
         """Close now: the time for draining is over."""
         if self.fd >= 0:
             self.release()
-            self._count_login(LoginResult.ABORTED)
+            self.count_login(LoginResult.ABORTED)
             self._close(CloseReason.DRAIN)
 
     def on_internal_error(self) -> None:
@@ -434,7 +426,7 @@ class Session(ProtocolDriver):
             self.force_close()
             return
         can_reply = self._reason is None and (self._handshake is None or self._handshake.can_reply)
-        self._count_login(LoginResult.ABORTED)
+        self.count_login(LoginResult.ABORTED)
         self._cancel_pending()
         self.release()
         if can_reply:
@@ -478,7 +470,7 @@ class Session(ProtocolDriver):
         self._login_seconds += seconds
         return seconds
 
-    def _count_login(self, result: LoginResult) -> None:
+    def count_login(self, result: LoginResult) -> None:
         """Count the login in progress, if there is one."""
         method, self._method = self._method, None
         if method is None:
@@ -498,4 +490,5 @@ class Session(ProtocolDriver):
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,
         sansio.Note: _note,
+        sansio.ReportAuthFailure: _report_auth_failure,
     }

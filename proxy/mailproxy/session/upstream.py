@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage, UpstreamTlsFailure
 from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError, UpstreamTlsError
@@ -22,6 +22,7 @@ from mailproxy.protocols.upstream_tls import injected
 from mailproxy.session.driver import PENDING, DriverState, ProtocolDriver
 from mailproxy.tls.connection import HandshakeStep
 from mailproxy.tls.upstream_connection import UpstreamTlsConnection
+from mailproxy.tls.upstream_context import Peer
 
 if TYPE_CHECKING:
     from mailproxy.session.session import Session
@@ -54,7 +55,7 @@ class UpstreamConnection(ProtocolDriver):
         owner: The session that an internal error ends, also after the login.
     """
 
-    __slots__ = ("_handshake_started", "_is_connecting", "_session", "_started", "_target", "owner")
+    __slots__ = ("_handshake_started", "_is_connecting", "_name", "_session", "_started", "_target", "owner")
 
     def __init__(
         self,
@@ -64,12 +65,13 @@ class UpstreamConnection(ProtocolDriver):
         generator: ProtocolGenerator[UpstreamLoginResult],
     ) -> None:
         context, server = session.context, session.server
-        seconds = server.config.timeout
+        seconds = server.upstream.server.timeout
         super().__init__(context, sock, sock.fileno(), seconds)
         self.owner = session
         self._session: Session | None = session
         self._generator = generator
         self._target = target
+        self._name = ""
         self._is_connecting = True
         self._handshake_started = 0.0  # monotonic, in seconds, while TLS is started
         self._started = started = context.epoll.now
@@ -78,21 +80,23 @@ class UpstreamConnection(ProtocolDriver):
         context.epoll.defer(self._connect)
 
     @classmethod
-    def connect(cls, session: Session, login: UpstreamLogin) -> UpstreamConnection:
+    def connect(cls, session: Session, login: UpstreamLogin, name: str = "") -> Self:
         """Connect at the end of this event loop iteration.
+
+        Args:
+            session: Waits for the login.
+            login: Where, and what to log in with.
+            name: The host name that was resolved to the address; its certificate must have it.
 
         Raises:
             UpstreamError: No socket can be made, for lack of descriptors perhaps.
         """
         address, port = login.grant.address, login.grant.port
-        path = address.removeprefix("unix:") if port == 0 else ""
-        family = _UNIX if path else _IPV6 if ":" in address else _IPV4
+        target = address.removeprefix("unix:") if port == 0 else (address, port)
         generator = session.server.upstream.log_in(session.client, login)
-        try:
-            sock = socket.SocketType(family, _TYPE)
-        except OSError as error:
-            raise _connect_error(error.errno) from error
-        return cls(session, sock, path or (address, port), generator)
+        self = cls(session, open_socket(target), target, generator)
+        self._name = name
+        return self
 
     # -- connecting
 
@@ -177,7 +181,7 @@ class UpstreamConnection(ProtocolDriver):
         assert server.upstream_tls is not None  # noqa: S101 - the application builds it with proxy_ssl
         if server.upstream.starts_tls and _has_unread(self.sock):
             raise injected("STARTTLS")
-        peer = (target, 0) if isinstance(target, str) else target
+        peer = Peer(target, 0) if isinstance(target, str) else Peer(*target, self._name)
         self.sock = self.tls = UpstreamTlsConnection.start(self.sock, server.upstream_tls, peer)
         self._handshake_started = time.monotonic()
         self.context.epoll.defer(partial(self._continue_handshake, session))
@@ -200,6 +204,7 @@ class UpstreamConnection(ProtocolDriver):
         seconds = time.monotonic() - self._handshake_started
         self._handshake_started = 0.0
         session.protocol_metrics.upstream_tls_seconds[connection.is_resumed].observe(seconds)
+        session.server.record_upstream_tls(session.record)
         if not connection.is_resumed and (expiry := connection.certificate_expiry()) is not None:
             self.context.metrics.upstream_certificate_seen(session.server.config.name, expiry)
         self.set_events(READ)
@@ -246,6 +251,10 @@ class UpstreamConnection(ProtocolDriver):
         elif isinstance(error, PeerDisconnected):
             reason, kind = "upstream closed the connection", ProtocolErrorKind.OTHER
             error = UpstreamError(reason, stage=UpstreamStage.LOGIN, kind=kind)
+        self._on_failed(session, error)
+
+    def _on_failed(self, session: Session, error: Exception) -> None:
+        """The login failed; the connection is closed."""
         session.on_upstream_error(error)
 
     # -- the end
@@ -262,6 +271,7 @@ class UpstreamConnection(ProtocolDriver):
         if self.fd >= 0:
             self.context.epoll.close_socket(self.sock, self.fd)
             self.fd = -1
+            self._events = READ  # so that ``set_events(READ)`` of a caller has no effect
 
     @property
     def unsent(self) -> bytes:
@@ -273,6 +283,19 @@ class UpstreamConnection(ProtocolDriver):
         sansio.UpgradeToTls: _start_tls,
         sansio.Wait: ProtocolDriver.wait,
     }
+
+
+def open_socket(target: Target) -> socket.SocketType:
+    """Make a socket for a target.
+
+    Raises:
+        UpstreamError: There are no descriptors, or no IPv6.
+    """
+    family = _UNIX if isinstance(target, str) else _IPV6 if ":" in target[0] else _IPV4
+    try:
+        return socket.SocketType(family, _TYPE)
+    except OSError as error:
+        raise _connect_error(error.errno) from error
 
 
 def _has_unread(sock: socket.SocketType) -> bool:

@@ -4,30 +4,42 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.dns import Resolver
+from mailproxy.dns.upstream_names import UpstreamNames
 from mailproxy.enums import CloseReason, Limit, LoginResult
+from mailproxy.errors import UpstreamError
 from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import Client
+from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.rate_limit import relay_end_for
 from mailproxy.session.relay_end import RelayEnd
+from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.upstream_candidates import connector
+from mailproxy.session.upstream_lookup import Connecting, UpstreamLookup
+from mailproxy.session.upstream_token import TokenUpstreamConnection
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
 from mailproxy.tls.upstream_context import UpstreamTls
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import ServerConfig
 
+if TYPE_CHECKING:
+    from mailproxy.oauth.token_source import TokenSource
 _LIMITS: Final = {
     CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
     CloseReason.MAX_COMMANDS: Limit.MAX_COMMANDS,
@@ -58,23 +70,61 @@ class VirtualServer:
     """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
     """The log of its sessions."""
+    tokens: TokenSource | None = None
+    """The access tokens for logins at upstreams."""
+    login_secrets: LoginSecrets = NO_SECRETS
+    """Secrets for logins at upstreams."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
     choices: Mapping[str, VirtualServer] | None = None
     """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
+    upstream_names: UpstreamNames | None = None
+    """Resolves host names in ``Auth-Server``."""
+    base: VirtualServer | None = None
+    """Of a variant for logins with overrides: the server of the configuration."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
+    connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
+    """Connects a login of a session to its upstream."""
+    connect_address: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
+    """The same for a single address."""
+    connection: type[UpstreamConnection] = field(init=False)
+    """The class of connections to upstreams."""
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
+    variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
+    """For logins with overrides; the one unused for longest is first."""
 
     def __post_init__(self) -> None:
+        self.connection = UpstreamConnection if self.tokens is None else TokenUpstreamConnection
+        self.connect_address = connector(self.config, self.connection)
+        names = self.config.auth_http_server_names
+        self.connect = UpstreamLookup.connect if names else self.connect_address
+        if self.config.auth_http_overrides:
+            self.connect = partial(connect_for_login, self, self.connect)
         self.frontend = self.protocol.frontend_for(self.config)
-        self.upstream = self.protocol.upstream(self.config)
+        self.upstream = self.login_at_upstreams(self.config)
         self.upstream_end = relay_end_for(self.config)
 
     def count_accepted(self) -> None:
         """Count a client for which there is no session."""
         self.metrics.accepted.value += 1
+
+    def login_at_upstreams(self, config: ServerConfig) -> UpstreamLoginBase:
+        """Prepare the login at upstreams, with the directives of this server or others for single logins."""
+        return self.protocol.upstream(config, self.login_secrets)
+
+    def record_upstream_error(self, record: SessionRecord, error: UpstreamError) -> None:
+        """Update the metrics for a login that failed at the upstream, and the report about upstreams."""
+        self.protocol_metrics.upstream_failed(error)
+        if error.is_misconfigured or error.tls_failure is not None:
+            upstream = format_host_port(record.upstream, record.upstream_port)
+            self.metrics.upstreams.failed(upstream, error, time.time())
+
+    def record_upstream_tls(self, record: SessionRecord) -> None:
+        """Record a TLS handshake with the upstream that was completed."""
+        upstream = format_host_port(record.upstream, record.upstream_port)
+        self.metrics.upstreams.tls_established(upstream, time.time())
 
     def record_end(
         self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason

@@ -8,7 +8,8 @@ memory pages until one of them writes to them.
 It has no event loop, no thread, no log, no listening socket and no
 configuration, so a worker inherits none of these: configuration, sockets and
 secrets reach a worker through its own ``Channel``.  Descriptors other than 0
-to 2, the supervisor's socket and the worker's end of its channel are closed.
+to 2, the supervisor's socket, the worker's end of its channel and the memory
+that workers share (``net.upstream_health``) are closed.
 
 A worker is forked twice.  The process in between exits at once, and the
 supervisor, a subreaper (prctl(2)), becomes the worker's parent: it receives
@@ -33,6 +34,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NoReturn, Protocol, cast
 
 NAME: Final = "mailproxy-fork"
@@ -53,6 +55,8 @@ _SIGNALS: Final = (
     signal.SIGUSR2,
 )
 _RESULT: Final = struct.Struct("i")
+_DESCRIPTORS: Final = 2
+"""Descriptors of a request."""
 
 
 class WorkerModule(Protocol):
@@ -131,7 +135,10 @@ def spawn(module: str) -> ForkServer:
 
 
 def encode_request(arguments: Sequence[str]) -> bytes:
-    """Encode a request for a worker with these arguments; its end of the channel is sent with it."""
+    """Encode a request for a worker with these arguments.
+
+    Two descriptors are sent with it: the worker's end of its channel, and the memory that all workers share.
+    """
     return json.dumps(list(arguments)).encode()
 
 
@@ -180,22 +187,23 @@ def _run(module: str, control: socket.socket) -> int:
     gc.collect()
     gc.freeze()  # a collection writes to every object, and each worker would get its own copy of the pages
     while True:
-        request, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_SIZE, 1)
+        request, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_SIZE, _DESCRIPTORS)
         if not request:
             return 0
-        if not descriptors:  # lost, because this process may open no more
-            control.send(_RESULT.pack(-errno.EMFILE))
-            continue
-        with socket.socket(fileno=descriptors[0]) as end:
-            result = _fork_worker(
-                control,
-                end,
-                lambda fd: worker.main([*json.loads(request), f"--control-fd={fd}"]),  # noqa: B023 - runs before the next request
-            )
+        if len(descriptors) == _DESCRIPTORS:
+            result = _fork_worker(control, partial(_run_worker, worker, request, *descriptors))
+        else:  # lost, because this process may open no more
+            result = -errno.EMFILE
+        for descriptor in descriptors:
+            os.close(descriptor)
         control.send(_RESULT.pack(result))
 
 
-def _fork_worker(control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
+def _run_worker(worker: WorkerModule, request: bytes, channel: int, memory: int) -> int:
+    return worker.main([*json.loads(request), f"--control-fd={channel}", f"--health-fd={memory}"])
+
+
+def _fork_worker(control: socket.socket, work: Callable[[], int]) -> int:
     """Fork a worker whose parent is the supervisor; returns its process ID, or a negative errno."""
     try:
         ours, theirs = os.pipe()
@@ -205,7 +213,7 @@ def _fork_worker(control: socket.socket, end: socket.socket, work: Callable[[int
         between = os.fork()
         if between == 0:
             os.close(ours)
-            _run_and_exit(lambda: _fork_again(theirs, control, end, work))
+            _run_and_exit(lambda: _fork_again(theirs, control, work))
         os.waitpid(between, 0)
         os.set_blocking(ours, False)
         answer = os.read(ours, _RESULT.size)
@@ -219,20 +227,20 @@ def _fork_worker(control: socket.socket, end: socket.socket, work: Callable[[int
         os.close(theirs)
 
 
-def _fork_again(pipe: int, control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
+def _fork_again(pipe: int, control: socket.socket, work: Callable[[], int]) -> int:
     try:
         pid = os.fork()
     except OSError as error:
         os.write(pipe, _RESULT.pack(-(error.errno or errno.EAGAIN)))
         return 1
     if pid == 0:
-        _run_and_exit(lambda: _work(pipe, control, end, work))
+        _run_and_exit(lambda: _work(pipe, control, work))
     with suppress(BrokenPipeError):  # the fork server has ended; the worker ends when it finds no supervisor
         os.write(pipe, _RESULT.pack(pid))
     return 0
 
 
-def _work(pipe: int, control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
+def _work(pipe: int, control: socket.socket, work: Callable[[], int]) -> int:
     """Run a worker: it keeps nothing of the fork server but its memory."""
     os.setsid()
     for signum in _SIGNALS:
@@ -240,7 +248,7 @@ def _work(pipe: int, control: socket.socket, end: socket.socket, work: Callable[
     control.close()
     os.close(pipe)
     _set_name(WORKER_NAME)
-    return work(end.detach())
+    return work()
 
 
 def _run_and_exit(run: Callable[[], int]) -> NoReturn:

@@ -55,6 +55,7 @@ class WorkerLauncher:
         server: The fork server.
         arguments: The command line of each worker.
         spawn: Starts another fork server.
+        memory: The descriptor of the memory that all workers share; open until ``close``.
         log_event: Writes to the log.
     """
 
@@ -65,11 +66,13 @@ class WorkerLauncher:
         arguments: Sequence[str],
         *,
         spawn: Callable[[], ForkServer],
+        memory: int,
         log_event: LogCallback,
     ) -> None:
         self._tasks = tasks
         self._arguments = arguments
         self._spawn = spawn
+        self._memory = memory
         self._log_event = log_event
         self._lock = asyncio.Lock()
         self._is_closed = False
@@ -133,7 +136,8 @@ class WorkerLauncher:
         async with self._lock:
             control, child = self._control, self._child
             try:
-                socket.send_fds(control, [fork_server.encode_request(self._arguments)], [descriptor])
+                request = fork_server.encode_request(self._arguments)
+                socket.send_fds(control, [request], [descriptor, self._memory])
             except OSError as error:
                 raise _ended() from error
             reply = self._tasks.create_task(self._reply(control))

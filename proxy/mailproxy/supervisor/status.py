@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from mailproxy.enums import ReloadResult
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor import version
 from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.worker_pool import WorkerPool
@@ -31,13 +32,17 @@ _MAX_CERTIFICATES: Final = 20
 class Status:
     """Collects what the admin endpoint reports.
 
+    Args:
+        upstream_health: The table that the workers share.
+
     Attributes:
         pool: The workers; ``None`` before the start.
         is_started: Whether all workers have been ready once.
         is_draining: Whether the proxy is shutting down.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, upstream_health: UpstreamHealth) -> None:
+        self._upstream_health = upstream_health
         self.pool: WorkerPool | None = None
         self.is_started = False
         self.is_draining = False
@@ -89,6 +94,7 @@ class Status:
             reloads=self._reloads,
             config_rejected=self._last_error is not None,
             draining=self.is_draining,
+            unhealthy_upstreams=self._upstream_health.unhealthy(),
             process=process_stats(),
         )
         return self._aggregator.page(facts)
@@ -110,6 +116,7 @@ class Status:
         """Return hash, generation and load time of the configuration in all workers, and what is wrong.
 
         ``certificates`` are those that clients choose by name and that are not used, or not for all names.
+        ``upstreams`` has what logins at upstreams have shown, by server.
         """
         if self.pool is not None and self.is_started and self.pool.is_settled:
             self._shown = self.pool.wanted
@@ -120,6 +127,7 @@ class Status:
             "loaded_at": datetime.fromtimestamp(shown.loaded_at, UTC).isoformat() if shown else None,
             "last_error": self._last_error,
             "certificates": [str(problem) for problem in self._certificates],
+            "upstreams": self._aggregator.upstreams(time.time()),
         }
 
 

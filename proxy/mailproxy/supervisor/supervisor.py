@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from mailproxy.file_watcher import FileWatcher
+from mailproxy.net import upstream_health
 from mailproxy.net.bind_errors import ListenError
 from mailproxy.supervisor import admin_endpoint, fork_server, ipc_messages
 from mailproxy.supervisor.config_check import format_problem, sort_problems
@@ -63,6 +64,7 @@ def run(options: RunOptions) -> int:
     try:
         fork_server.become_subreaper()
         server = fork_server.fork(options.worker_module)  # before there is a thread or an event loop
+        memory = upstream_health.shared_memory()
     except OSError as error:
         sys.stderr.write(f"mailproxy: cannot start a process for workers: {error.strerror or error}\n")
         return ExitCode.CANNOT_START
@@ -71,7 +73,7 @@ def run(options: RunOptions) -> int:
     log = Log(2, options.log_format, level or LogLevel.NOTICE, is_fixed=level is not None)
     logging.basicConfig(handlers=[LibraryLogHandler(log)], level=logging.WARNING)
     try:
-        return asyncio.run(Supervisor(options, log, server).run())
+        return asyncio.run(Supervisor(options, log, server, memory).run())
     finally:
         server.control.close()  # where no launcher was started
         log.close()
@@ -80,11 +82,12 @@ def run(options: RunOptions) -> int:
 class Supervisor:
     """The process that starts, configures, replaces and stops the workers."""
 
-    def __init__(self, options: RunOptions, log: Log, server: ForkServer) -> None:
+    def __init__(self, options: RunOptions, log: Log, server: ForkServer, memory: int) -> None:
         self._options = options
         self._log = log
         self._server = server
-        self._status = Status()
+        self._memory = memory
+        self._status = Status(upstream_health.UpstreamHealth(memory))
         self._file_watcher = FileWatcher([options.file])
         self._config_loader = ConfigLoader(options)
         self._reload_requested = asyncio.Event()
@@ -139,6 +142,7 @@ class Supervisor:
             self._server,
             self._worker_arguments(),
             spawn=functools.partial(fork_server.spawn, self._options.worker_module),
+            memory=self._memory,
             log_event=self._log_event,
         )
         try:

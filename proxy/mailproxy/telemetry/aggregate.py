@@ -19,6 +19,7 @@ from mailproxy.enums import ReloadResult, RestartReason
 from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.definitions import Aggregation, MetricDefinition, MetricType
 from mailproxy.telemetry.metrics import Snapshot, Value
+from mailproxy.telemetry.upstream_report import ReportState, summarize
 
 Labels = tuple[str, ...]
 _Series = dict[Labels, Value]
@@ -55,6 +56,7 @@ class SupervisorFacts:
 
     ``process`` is its ``process_stats()``, ``started`` a Unix time.
     ``config_rejected`` is true when the last configuration was rejected.
+    ``unhealthy_upstreams`` is the number of addresses that are last in order.
     """
 
     build: BuildInfo
@@ -64,6 +66,7 @@ class SupervisorFacts:
     reloads: Mapping[ReloadResult, int] = field(default_factory=dict)
     config_rejected: bool = False
     draining: bool = False
+    unhealthy_upstreams: int = 0
     process: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -72,6 +75,7 @@ class _LastSnapshot:
     life: int
     number: int
     series: dict[str, _Series]
+    upstreams: Mapping[str, ReportState]
 
 
 class Aggregator:
@@ -105,7 +109,7 @@ class Aggregator:
             for name, cells in snapshot["series"].items()
             if name in c.BY_NAME
         }
-        self._last[worker_id] = _LastSnapshot(life, number, series)
+        self._last[worker_id] = _LastSnapshot(life, number, series, snapshot.get("upstreams", {}))
 
     def retire(self, worker_id: object) -> None:
         """Keep the counters of a worker that has exited, and drop its gauges."""
@@ -139,6 +143,26 @@ class Aggregator:
             if merged:
                 page[family] = {labels: _in_base_unit(family, value) for labels, value in merged.items()}
         return page
+
+    def upstreams(self, now: float) -> dict[str, dict[str, object]]:
+        """Return what running workers have found out about the upstreams of each server.
+
+        Args:
+            now: A Unix time.
+        """
+        found: dict[str, list[ReportState]] = {}
+        for last in self._last.values():
+            for name, state in last.upstreams.items():
+                if self._servers is None or name in self._servers:
+                    found.setdefault(name, []).append(state)
+        expiries: _Series = {}
+        for last in self._last.values():
+            series = last.series.get(c.UPSTREAM_CERTIFICATE_EXPIRY.name, {})
+            _combine(Aggregation.MIN, expiries, series)
+        return {
+            name: summarize(states, now, expiries.get((name,)))  # type: ignore[arg-type]  # a gauge
+            for name, states in sorted(found.items())
+        }
 
     def _merged(self, family: MetricDefinition, supervisor: SupervisorFacts) -> _Series:
         merged: _Series = {}
@@ -208,5 +232,6 @@ def _supervisor_series(family: MetricDefinition, supervisor: SupervisorFacts) ->
         c.WORKER_RESTARTS: {(reason.value,): supervisor.restarts.get(reason, 0) for reason in RestartReason},
         c.CONFIG_RELOADS: {(result.value,): supervisor.reloads.get(result, 0) for result in ReloadResult},
         c.PROCESS_START: {(): supervisor.started},
+        c.UPSTREAM_UNHEALTHY: {(): supervisor.unhealthy_upstreams},
     }
     return values[family]

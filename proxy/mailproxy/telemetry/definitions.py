@@ -200,6 +200,26 @@ UPSTREAM_ERRORS: Final = MetricDefinition(
     help="Failed logins at upstreams, by their stage; stage login includes wrong passwords.",
     from_start=True,
 )
+UPSTREAM_TRIES: Final = MetricDefinition(
+    name="mailproxy_upstream_tries_total",
+    type=MetricType.COUNTER,
+    labels=(_PROTOCOL, _closed("result", enums.UpstreamTry)),
+    help="Tries of logins at upstreams with several addresses or proxy_next_upstream, by their result.",
+    from_start=True,
+)
+UPSTREAM_UNHEALTHY: Final = MetricDefinition(
+    name="mailproxy_upstream_unhealthy",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    help="Addresses of upstreams that failed three times in a row, and so are last in order.",
+)
+UPSTREAM_CONFIG_ERRORS: Final = MetricDefinition(
+    name="mailproxy_upstream_config_errors_total",
+    type=MetricType.COUNTER,
+    labels=(_PROTOCOL, _closed("stage", enums.UpstreamStage)),
+    help="Failed logins at upstreams that fail until an administrator changes the configuration, by stage.",
+    from_start=True,
+)
 UPSTREAM_TLS_FAILURES: Final = MetricDefinition(
     name="mailproxy_upstream_tls_failures_total",
     type=MetricType.COUNTER,
@@ -220,6 +240,27 @@ UPSTREAM_CERTIFICATE_EXPIRY: Final = MetricDefinition(
     labels=(_SERVER,),
     aggregation=Aggregation.MIN,
     help="The earliest expiry of a certificate that an upstream has sent since the last reload.",
+)
+TOKEN_REQUESTS: Final = MetricDefinition(
+    name="mailproxy_token_requests_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("result", enums.TokenResult),),
+    help="Requests for access tokens (proxyAuthToken), by their result.",
+    from_start=True,
+)
+TOKEN_REQUEST_DURATION: Final = MetricDefinition(
+    name="mailproxy_token_request_duration_seconds",
+    type=MetricType.HISTOGRAM,
+    labels=(),
+    buckets=CONNECT_BUCKETS,
+    help="Duration of requests for access tokens, failed ones included.",
+)
+TOKEN_EXPIRY: Final = MetricDefinition(
+    name="mailproxy_token_expiry_timestamp_seconds",
+    type=MetricType.GAUGE,
+    labels=(_SERVER,),
+    aggregation=Aggregation.MAX,
+    help="Expiry of the newest access token. Tokens are renewed by logins only, so it may be in the past.",
 )
 RELAYED_BYTES: Final = MetricDefinition(
     name="mailproxy_relayed_bytes_total",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypedDict, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 from mailproxy import enums
 from mailproxy.enums import (
@@ -23,8 +23,10 @@ from mailproxy.enums import (
     Resumed,
     TlsVersion,
 )
+from mailproxy.errors import UpstreamError
 from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.process_stats import process_stats
+from mailproxy.telemetry.upstream_report import ReportState, UpstreamReport
 from mailproxy_config.model import Protocol
 
 
@@ -105,12 +107,13 @@ class Snapshot(TypedDict):
     """A worker's metrics at one moment; plain JSON.
 
     ``life`` identifies the process under a worker's ID, and ``number`` orders
-    its snapshots.
+    its snapshots.  ``upstreams`` has the reports about upstreams by server.
     """
 
     life: int
     number: int
     series: dict[str, list[tuple[Sequence[str], Value]]]
+    upstreams: NotRequired[dict[str, ReportState]]
 
 
 class Registry:
@@ -175,9 +178,9 @@ def _zero(cell: Cell) -> Value:
 
 
 class ServerMetrics:
-    """The cells of one server."""
+    """The cells of one server, and its report about upstreams."""
 
-    __slots__ = ("accepted", "active", "closed", "limit_rejections", "proxy_headers")
+    __slots__ = ("accepted", "active", "closed", "limit_rejections", "proxy_headers", "upstreams")
 
     def __init__(self, registry: Registry, name: str, protocol: Protocol) -> None:
         self.accepted = registry.counter(c.CONNECTIONS_ACCEPTED, name, protocol)
@@ -189,6 +192,7 @@ class ServerMetrics:
         self.limit_rejections: dict[str, Counter] = {
             limit: registry.counter(c.LIMIT_REJECTIONS, name, limit, c.LIMIT_MODE) for limit in Limit
         }
+        self.upstreams = UpstreamReport()
 
 
 class ProtocolMetrics:
@@ -208,10 +212,12 @@ class ProtocolMetrics:
         "starting",
         "states",
         "upstream",
+        "upstream_config_errors",
         "upstream_connect",
         "upstream_errors",
         "upstream_tls_failures",
         "upstream_tls_seconds",
+        "upstream_tries",
     )
 
     def __init__(self, registry: Registry, protocol: Protocol) -> None:
@@ -235,6 +241,10 @@ class ProtocolMetrics:
         self.upstream_errors = {
             s: registry.counter(c.UPSTREAM_ERRORS, protocol, s) for s in enums.UpstreamStage
         }
+        self.upstream_tries = {r: registry.counter(c.UPSTREAM_TRIES, protocol, r) for r in enums.UpstreamTry}
+        self.upstream_config_errors = {
+            s: registry.counter(c.UPSTREAM_CONFIG_ERRORS, protocol, s) for s in enums.UpstreamStage
+        }
         self.upstream_tls_failures = {
             f: registry.counter(c.UPSTREAM_TLS_FAILURES, protocol, f) for f in enums.UpstreamTlsFailure
         }
@@ -255,18 +265,15 @@ class ProtocolMetrics:
             False: registry.histogram(c.SESSION_DURATION, protocol, Authenticated.FALSE),
         }
 
-    def upstream_failed(
-        self,
-        stage: enums.UpstreamStage,
-        kind: enums.ProtocolErrorKind | None,
-        tls_failure: enums.UpstreamTlsFailure | None,
-    ) -> None:
+    def upstream_failed(self, error: UpstreamError) -> None:
         """Count a login that failed at the upstream."""
-        self.upstream_errors[stage].value += 1
-        if kind is not None:
-            self.errors[kind].value += 1
-        if tls_failure is not None:
-            self.upstream_tls_failures[tls_failure].value += 1
+        self.upstream_errors[error.stage].value += 1
+        if error.kind is not None:
+            self.errors[error.kind].value += 1
+        if error.tls_failure is not None:
+            self.upstream_tls_failures[error.tls_failure].value += 1
+        if error.is_misconfigured:
+            self.upstream_config_errors[error.stage].value += 1
 
 
 class Handshakes(dict[tuple[enums.TlsMode, str], Counter]):
@@ -317,6 +324,8 @@ class WorkerMetrics:
         self.tls_seconds = {m: registry.histogram(c.TLS_DURATION, m) for m in enums.TlsMode}
         self.certificate_expiry = Expiries(registry)
         self._upstream_expiries: dict[str, Gauge] = {}
+        self.token_requests = {r: registry.counter(c.TOKEN_REQUESTS, r) for r in enums.TokenResult}
+        self.token_seconds = registry.histogram(c.TOKEN_REQUEST_DURATION)
         self.dns_timeouts = {p: registry.counter(c.DNS_TIMEOUTS, p) for p in enums.DnsPurpose}
         self.dns_queries = {
             (p, r): registry.counter(c.DNS_QUERIES, p, r) for p in enums.DnsPurpose for r in enums.DnsResult
@@ -376,6 +385,11 @@ class WorkerMetrics:
         self._registry.drop(c.UPSTREAM_CERTIFICATE_EXPIRY, server)
         self._upstream_expiries.pop(server, None)
 
+    def token_received(self, server: str, expiry: float) -> None:
+        """Record when a server's access token expires, as a Unix time."""
+        self._registry.drop(c.TOKEN_EXPIRY, server)
+        self._registry.gauge(c.TOKEN_EXPIRY, server).value = expiry
+
     def config_loaded(self, config_hash: str, generation: int, when: float) -> None:
         """Record the configuration that this worker runs; ``when`` is a Unix time."""
         self._registry.drop(c.CONFIG_INFO)
@@ -394,4 +408,9 @@ class WorkerMetrics:
         self.flush()
         series = self._registry.series()
         series.update({name: [((), value)] for name, value in process_stats().items()})
-        return {"life": self.life, "number": self._number, "series": series}
+        upstreams = {
+            name: state
+            for (name, _), metrics in self._servers.items()
+            if (state := metrics.upstreams.state()) is not None
+        }
+        return {"life": self.life, "number": self._number, "series": series, "upstreams": upstreams}

@@ -22,6 +22,8 @@ _OF_IDENTITY = frozenset(
         "xclient",
         "xclient_mode",
         "auth_http_variables",
+        "auth_http_facts",
+        "auth_http_overrides",
     }
 )
 """Directives that decide what a connection notes about its client."""

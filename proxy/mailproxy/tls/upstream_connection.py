@@ -13,6 +13,7 @@ from mailproxy.tls.connection import HandshakeStep, TlsConnection
 from mailproxy.tls.key_pairs import expiry
 from mailproxy.tls.openssl import reason_of
 from mailproxy.tls.upstream_context import Peer, UpstreamTls
+from mailproxy.tls.upstream_session import session_of
 
 _SET_HOST_NAME: Final = 55
 """``SSL_CTRL_SET_TLSEXT_HOSTNAME``."""
@@ -46,7 +47,7 @@ class UpstreamTlsConnection(TlsConnection):
         Args:
             sock: The socket.
             tls: The TLS of its server.
-            peer: Address and port of the upstream.
+            peer: The upstream.
 
         Raises:
             UpstreamTlsError: There is no name to verify.
@@ -72,10 +73,13 @@ class UpstreamTlsConnection(TlsConnection):
         native = params.native
         assert native is not None  # noqa: S101 - upstream_context.build demands it
         self._sslobj = params.context._wrap_socket(  # type: ignore[attr-defined]  # noqa: SLF001 - as SSLSocket
-            self, False, name, session=tls.session_for(self._peer)
+            self, False, name
         )
         self._pointer = native.connection(self._sslobj)
-        if tls.hides_name:
+        session = tls.session_for(self._peer)
+        if session is not None:
+            session.resume_with(self._pointer)
+        if tls.hides_name(self._peer):
             native.lib.SSL_ctrl(self._pointer, _SET_HOST_NAME, 0, None)
 
     def handshake(self) -> HandshakeStep:
@@ -131,6 +135,9 @@ class UpstreamTlsConnection(TlsConnection):
 
         With TLS 1.3 the upstream sends it after the handshake, so call this after bytes were read.
         """
-        session = self._sslobj.session
-        if session is not None and (session.has_ticket or self._sslobj.version() != "TLSv1.3"):
+        native = self._params.native
+        if native is None or not self._tls.reuses_sessions:
+            return
+        session = session_of(native, self._pointer, needs_ticket=self._sslobj.version() == "TLSv1.3")
+        if session is not None:
             self._tls.remember(self._peer, session)

@@ -2,10 +2,10 @@
 """TLS with the upstreams of a server: one ``SSL_CTX`` per ``server`` block with ``proxy_ssl``.
 
 Certificates are verified against ``proxy_ssl_trusted_certificate``, or the system's authorities, and
-for a name (RFC 9525): ``proxy_ssl_name``, or the address of the upstream.  The common name of a
-certificate is no name.
+for a name (RFC 9525): ``proxy_ssl_name``, or the host name or address in ``Auth-Server``.  The common
+name of a certificate is no name.
 
-Sessions are resumed per address.  A resumed session is not verified again, so they belong to one
+Sessions are resumed per address and name.  A resumed session is not verified again, so they belong to one
 object of ``UpstreamTls``: after a reload with other directives or files there is a new one without sessions.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 from mailproxy.enums import UpstreamTlsFailure
 from mailproxy.tls import settings
@@ -23,6 +23,7 @@ from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.inputs import upstream_fingerprint
 from mailproxy.tls.key_pairs import load_pair, read_passphrases
 from mailproxy.tls.openssl import CHAIN_CALLBACK, OpenSsl, OpenSslUnavailable, load_openssl
+from mailproxy.tls.upstream_session import UpstreamSession
 from mailproxy_config.model import ServerConfig, VerifyClient
 
 MAX_SESSIONS: Final = 1024
@@ -40,8 +41,13 @@ _FAILURES: Final = {
     64: UpstreamTlsFailure.NAME,
 }
 
-Peer = tuple[str, int]
-"""Address and port of an upstream; a UNIX socket has the port 0."""
+
+class Peer(NamedTuple):
+    """An upstream: address, port (0 for a UNIX socket), and its host name in ``Auth-Server``, if any."""
+
+    address: str
+    port: int
+    name: str = ""
 
 
 class Verifier:
@@ -104,29 +110,36 @@ class UpstreamTls:
         self.reuses_sessions = server.proxy_ssl_session_reuse
         self._name = server.proxy_ssl_name
         self._sends_name = server.proxy_ssl_server_name
-        self._sessions: OrderedDict[Peer, ssl.SSLSession] = OrderedDict()
+        self._sessions: OrderedDict[Peer, UpstreamSession] = OrderedDict()
 
     def name_for(self, peer: Peer) -> str | None:
-        """Return the name or address that the certificate must have.
+        """Return the name or address that the certificate must have; a name is also that of SNI.
 
         ``None`` for a UNIX socket without ``proxy_ssl_name``, and for an address that is not verified.
         """
-        if self._name:
-            return self._name
-        return peer[0] if self.verifier is not None and peer[1] else None
+        name = self._name or peer.name
+        if name:
+            return name
+        return peer.address if self.verifier is not None and peer.port else None
 
-    @property
-    def hides_name(self) -> bool:
+    def for_login(self, server: ServerConfig) -> UpstreamTls:
+        """Return the same TLS with another ``proxy_ssl_name``; nothing else may differ.
+
+        It has sessions of its own: a resumed one is not verified for the name.
+        """
+        return UpstreamTls(server, self.params, self.verifier, self.fingerprint_of_inputs)
+
+    def hides_name(self, peer: Peer) -> bool:
         """Whether SNI is not sent although there is a name."""
-        return bool(self._name) and not self._sends_name
+        return not self._sends_name and bool(self._name or peer.name)
 
-    def session_for(self, peer: Peer) -> ssl.SSLSession | None:
+    def session_for(self, peer: Peer) -> UpstreamSession | None:
         """Return the session to resume, if there is one."""
         return self._sessions.get(peer) if self.reuses_sessions else None
 
-    def remember(self, peer: Peer, session: ssl.SSLSession | None) -> None:
+    def remember(self, peer: Peer, session: UpstreamSession) -> None:
         """Keep the newest session of an upstream."""
-        if session is None or not self.reuses_sessions:
+        if not self.reuses_sessions:
             return
         self._sessions[peer] = session
         self._sessions.move_to_end(peer)

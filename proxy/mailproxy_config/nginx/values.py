@@ -22,6 +22,7 @@ from mailproxy_config.errors import Problems
 from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 from mailproxy_config.secret_refs import FILE, FILES, SELECTOR
 from mailproxy_config.tls_directives import CERTIFICATE, CERTIFICATES, CONF_COMMANDS
+from mailproxy_config.upstream_login_directives import AUTH_TOKEN, MASTER_USER, map_files
 from mailproxy_config.value_types import Raw
 
 MAIN: Final = by_name(MAIN_DIRECTIVES)
@@ -192,8 +193,10 @@ def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secr
 
 def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
     """The value with absolute paths."""
-    if row.type is FILE or row.type is SELECTOR:
-        return {field: files.path(path) for field, path in value.items()}
+    if any(row.type is each for each in (FILE, MASTER_USER, AUTH_TOKEN)):
+        return map_files(value, files.path)
+    if row.type is SELECTOR:
+        return {"directory": files.path(value["directory"])}
     if row.type is FILES:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from mailproxy_config.model import Protocol, ProxySsl
 from support.demo_servers import ACCOUNT, DemoServers, demo_servers
 from support.dns_server import DnsServer, address_record, dns_server, ptr_record, reply_with
 from support.servers import proxy as proxies
@@ -20,6 +22,7 @@ from support.servers.certificates import Certificates, certificates
 from support.servers.programs import Ports
 from support.servers.proxy import Proxy, manifest
 from support.servers.shared_proxy import certificate_element
+from support.upstream_tls import mail_server, session
 
 _CLIENT: Final = "1.0.0.127.in-addr.arpa"
 _PATIENCE: Final = 60.0
@@ -58,6 +61,10 @@ def places(folder: Path, pods: int = 1) -> Iterator[Places]:
         }
         (folder / "tls").mkdir()
         found = Places(mail, dns, certificates(folder / "tls"), service)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(found.tls.proxy.certificate, found.tls.proxy.key)
+        secured = stack.enter_context(mail_server(session(Protocol.IMAP, ProxySsl.ENABLED), context))
+        service.rules["/secured"] = AuthRule(secured.port)
         for number in range(pods):
             ports, body = _planned(found, taken, f"127.0.0.1:{silent.getsockname()[1]}")
             found.ports.append(ports)
@@ -89,6 +96,9 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
     serve("smtp", "smtp", good, tls=True, xclient=True, resolver=named)
     serve("balanced", "imap", good, behind=True, setRealIpFrom=["127.0.0.0/8"])
     serve("dead", "imap", found.service.url("/dead"))
+    secured: dict[str, Any] = {"proxySsl": "Enabled", "proxySslVerify": False}
+    serve("secured", "imap", found.service.url("/secured"), **secured)
+    serve("unresumed", "imap", found.service.url("/secured"), **secured, proxySslSessionReuse=False)
     serve("slow", "imap", found.service.url("/slow"), authHttpTimeout="300ms")
     serve("lost", "pop3", f"http://127.0.0.1:{taken.take()}/")
     silenced = {"addresses": [silent]}

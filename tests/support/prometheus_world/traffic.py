@@ -151,6 +151,15 @@ def resume_tls(places: Places, ports: Ports) -> None:
             session = client.session
 
 
+def use_tls_to_the_mail_server(places: Places, ports: Ports) -> None:
+    """Log in at a mail server with TLS, with and without resumption of sessions."""
+    del places
+    for name in ("secured", "unresumed"):
+        with RawClient(ports[name]) as raw:
+            raw.read_line()
+            raw.exchange(b"a LOGIN alice " + ACCOUNT.password.encode())
+
+
 def come_through_a_balancer(places: Places, ports: Ports) -> None:
     """Connect with a PROXY header, and without."""
     header = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 143\r\n"
@@ -174,6 +183,7 @@ VISITS: Final[Sequence[Visit]] = (
     break_the_protocol,
     fail_at_tls,
     resume_tls,
+    use_tls_to_the_mail_server,
     come_through_a_balancer,
 )
 

@@ -53,6 +53,11 @@ def denied(tag: bytes, text: bytes) -> bytes:
     return b"%b NO %b\r\n" % (tag, text)
 
 
+def outage(tag: bytes, code: bytes) -> bytes:
+    """Reply that a login failed for a reason other than its credentials, with a code of RFC 5530."""
+    return b"%b NO [%b] Account is temporarily unavailable.\r\n" % (tag, code)
+
+
 def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -> bytes:
     """Return the untagged CAPABILITY response; the order of mechanisms is fixed.
 

@@ -13,7 +13,13 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamGuardError
+from mailproxy.errors import (
+    PeerDisconnected,
+    ProxyLoopError,
+    UpstreamConfigError,
+    UpstreamError,
+    UpstreamGuardError,
+)
 from mailproxy.protocols.client_identity import imap_id
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
@@ -28,12 +34,12 @@ from mailproxy.protocols.upstream_reply import (
 from mailproxy.protocols.upstream_tls import AFTER_TLS, injected, not_offered, refused
 from mailproxy_config.model import SendIdentity, ServerConfig
 
-_READY: Final = b"* OK"
+READY: Final = b"* OK"
 _PREAUTH: Final = b"* PREAUTH"
 _BYE: Final = b"* BYE"
-_RESPONSE: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
+RESPONSE: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
 """Untagged responses other than BYE, which are skipped, and the response."""
-_CAPABILITIES: Final = re.compile(rb"\* OK \[CAPABILITY ([^\]\n]*)\]", re.IGNORECASE)
+CAPABILITIES: Final = re.compile(rb"\* OK \[CAPABILITY ([^\]\n]*)\]", re.IGNORECASE)
 _UNTAGGED_CAPABILITIES: Final = re.compile(rb"^\* CAPABILITY ([^\]\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _CONTINUE: Final = b"+"
 _HAS_LITERAL_PLUS: Final = re.compile(rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERAL\+[ \]]", re.IGNORECASE)
@@ -61,15 +67,15 @@ class ImapUpstream(UpstreamLoginBase):
             if self.has_preamble:
                 yield from self.preamble(client)
             received: bytes = yield receive
-            if not (received.startswith(_READY) and LF in received):
+            if not (received.startswith(READY) and LF in received):
                 received = yield from read_reply(received, ONE_LINE, self.limit, _GREETING)
-                if not received.startswith(_READY):
-                    raise self._refused_greeting(received)
+                if not received.startswith(READY):
+                    raise self.refused_greeting(received)
             if self.has_prologue:
                 stage = self.prologue_stage
-                received = yield from self._prologue(received, client, login.tag)
-            stage = _LOGIN
-            for command, expected in _login_steps(received, login):
+                received = yield from self._prologue(received, client, login)
+            stage, login.is_committed = _LOGIN, True
+            for command, expected in login_steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
                 yield Send(command)
                 # an incomplete line from before the command is no response to it
@@ -80,39 +86,43 @@ class ImapUpstream(UpstreamLoginBase):
             raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(received)
 
-    def _refused_greeting(self, received: bytes) -> UpstreamError:
+    def refused_greeting(self, received: bytes) -> UpstreamError:
         """Make the error for another greeting than OK.  After PREAUTH there is no STARTTLS (RFC 9051)."""
         if self.starts_tls and received.startswith(_PREAUTH):
             return not_offered(received, "STARTTLS")
-        return upstream_refused(received, _GREETING, is_valid_reply=received.startswith(_BYE))
+        error = upstream_refused(received, _GREETING, is_valid_reply=received.startswith(_BYE))
+        error.is_misconfigured = received.startswith(_PREAUTH)
+        return error
 
-    def _prologue(self, greeting: bytes, client: Client, tag: bytes) -> ProtocolGenerator[bytes]:
+    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:
         """Perform what comes between greeting and login: STARTTLS, and ID.
 
         Returns:
             A greeting with the capabilities that count now.
         """
+        tag = login.tag
         if self.starts_tls:
             greeting = yield from self._start_tls(greeting, tag)
         mode = self.server.proxy_id
         if mode is SendIdentity.DISABLED:
             return greeting
-        listed = _CAPABILITIES.match(greeting)
+        listed = CAPABILITIES.match(greeting)
         if listed is None:
-            greeting = yield from self._ask_capabilities(greeting, tag)
-            listed = _CAPABILITIES.match(greeting)
+            greeting = yield from self.ask_capabilities(greeting, tag)
+            listed = CAPABILITIES.match(greeting)
         is_accepted = listed is not None and b"ID" in listed[1].upper().split()
         if is_accepted:
             own_tag = _own_tag(b"3", tag)
-            received = yield from self._command(imap_id(client, own_tag), greeting)
-            is_accepted = _tagged(received).startswith(own_tag + b" OK")
+            login.is_committed = True
+            received = yield from self._command(imap_id(client, own_tag, self.facts), greeting)
+            is_accepted = tagged(received).startswith(own_tag + b" OK")
             if b" NO [SERVERBUG]" in received:
-                raise UpstreamError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
+                raise ProxyLoopError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
         if not is_accepted and mode is SendIdentity.REQUIRED:
-            raise UpstreamError("upstream does not accept ID, which proxyId requires", stage=_ID)
+            raise UpstreamConfigError("upstream does not accept ID, which proxyId requires", stage=_ID)
         return greeting
 
-    def _ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
+    def ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Return a greeting with the capabilities from CAPABILITY."""
         received = yield from self._command(_own_tag(b"2", tag) + b" CAPABILITY\r\n", greeting)
         listed = _UNTAGGED_CAPABILITIES.search(received)
@@ -123,31 +133,31 @@ class ImapUpstream(UpstreamLoginBase):
         kept = before[before.rfind(b"\n") + 1 :]
         yield Send(command)
         received = kept + (yield Receive(self.limit - len(kept)))
-        received = yield from read_reply(received, _RESPONSE, self.limit, self.prologue_stage)
-        if _tagged(received).startswith(_BYE):
+        received = yield from read_reply(received, RESPONSE, self.limit, self.prologue_stage)
+        if tagged(received).startswith(_BYE):
             raise upstream_refused(received, self.prologue_stage, is_valid_reply=True, is_bye=True)
         return received
 
     def _start_tls(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Start TLS with STARTTLS; the capabilities of the greeting are forgotten."""
-        listed = _CAPABILITIES.match(greeting)
+        listed = CAPABILITIES.match(greeting)
         if listed is not None and b"STARTTLS" not in listed[1].upper().split():
             raise not_offered(greeting, "STARTTLS")
         if greeting[-1] != LF:
             raise injected("STARTTLS")
         own_tag = _own_tag(b"1", tag)
         received = yield from self._command(own_tag + b" STARTTLS\r\n", greeting)
-        if not _tagged(received).startswith(own_tag + b" OK"):
+        if not tagged(received).startswith(own_tag + b" OK"):
             raise refused(received, "STARTTLS")
-        if _RESPONSE.fullmatch(received) is None:
+        if RESPONSE.fullmatch(received) is None:
             raise injected("STARTTLS")
         yield UpgradeToTls()
         return AFTER_TLS
 
     def _read_expected(self, received: bytes, expected: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Read a response and check its start."""
-        received = yield from read_reply(received, _RESPONSE, self.limit, _LOGIN)
-        line = _tagged(received)
+        received = yield from read_reply(received, RESPONSE, self.limit, _LOGIN)
+        line = tagged(received)
         if line.startswith(expected):
             return received
         is_bye = line.startswith(_BYE)
@@ -170,20 +180,26 @@ class GuardedImapUpstream(ImapUpstream):
         _check_offers(result.reply)
         return result
 
-    def _prologue(self, greeting: bytes, client: Client, tag: bytes) -> ProtocolGenerator[bytes]:
-        greeting = yield from super()._prologue(greeting, client, tag)
+    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:
+        greeting = yield from super()._prologue(greeting, client, login)
+        _check_offers(greeting)
+        return greeting
+
+    def ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
+        """Return a greeting with the capabilities from CAPABILITY."""
+        greeting = yield from super().ask_capabilities(greeting, tag)
         _check_offers(greeting)
         return greeting
 
 
-def imap_upstream(server: ServerConfig) -> ImapUpstream:
-    """Return the login at a server's upstreams."""
+def plain_imap_upstream(server: ServerConfig) -> ImapUpstream:
+    """Return the login of nginx at a server's upstreams."""
     return GuardedImapUpstream(server) if server.proxy_imap_guard else ImapUpstream(server)
 
 
-def _tagged(received: bytes) -> bytes:
+def tagged(received: bytes) -> bytes:
     """Return the line behind the untagged responses."""
-    found = _RESPONSE.match(received)
+    found = RESPONSE.match(received)
     return b"" if found is None else found[1]
 
 
@@ -201,7 +217,7 @@ def _check_offers(received: bytes) -> None:
         raise UpstreamGuardError(reason, stage=_LOGIN, reply=received)
 
 
-def _login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
     """Return LOGIN as one command, or in steps if the upstream has to request each literal."""
     grant, tag = login.grant, login.tag
     user = grant.user

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, Tempfail
 
 GREETING: Final = b"+OK POP3 ready\r\n"
 OK: Final = b"+OK\r\n"
@@ -15,6 +15,8 @@ INVALID: Final = b"-ERR invalid command\r\n"
 INTERNAL_ERROR: Final = b"-ERR internal server error\r\n"
 CERTIFICATE_INVALID: Final = b"-ERR SSL certificate error\r\n"
 CERTIFICATE_MISSING: Final = b"-ERR No required SSL certificate\r\n"
+OUTAGE: Final = b"-ERR [SYS/TEMP] Account is temporarily unavailable.\r\n"
+"""A login failed for a reason other than its credentials (RFC 3206)."""
 SHUTDOWN: Final = b"-ERR server is shutting down, try again later\r\n"
 BUSY: Final = b"-ERR too many connections, try again later\r\n"
 
@@ -26,6 +28,8 @@ _MECHANISMS: Final = (
     (AuthMethod.OAUTHBEARER, ("OAUTHBEARER",)),
 )
 """In the order of the replies; LOGIN comes with ``plain``, and APOP is no SASL mechanism."""
+_RESPONSE_CODES: Final = ("RESP-CODES", "AUTH-RESP-CODE")
+"""Listed where replies have ``[SYS/TEMP]`` (RFC 2449 section 6.4, RFC 3206 section 6)."""
 
 
 def greeting(challenge: bytes) -> bytes:
@@ -51,10 +55,14 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
         starttls: The directive before TLS, ``DISABLED`` with TLS or after USER.  With ``ONLY`` the
             capabilities for logins, USER and SASL, are left out.
     """
+    words = list(server.pop3_capabilities)
+    if server.proxy_tempfail is Tempfail.RFC5530:
+        listed = {word.upper() for word in words}
+        words += [word for word in _RESPONSE_CODES if word not in listed]
     if starttls is StartTls.ONLY:
-        lines = [word for word in server.pop3_capabilities if word.upper() != "USER"]
+        lines = [word for word in words if word.upper() != "USER"]
     else:
-        lines = [*server.pop3_capabilities, " ".join(("SASL", *_sasl_mechanisms(server)))]
+        lines = [*words, " ".join(("SASL", *_sasl_mechanisms(server)))]
     if starttls is not StartTls.DISABLED:
         lines.append("STLS")
     return _multi_line("+OK Capability list follows", lines)

@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerDisconnected, UpstreamError
+from mailproxy.errors import PeerDisconnected, UpstreamConfigError, UpstreamError
 from mailproxy.protocols.client_identity import pop3_xclient
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, UpgradeToTls
 from mailproxy.protocols.sasl import is_unsafe
@@ -31,7 +31,7 @@ _LOGIN: Final = UpstreamStage.LOGIN
 _POSITIVE: Final = b"+OK"
 _UNTRUSTED: Final = b"not from trusted ip"
 """Dovecot's positive reply to an XCLIENT that it ignores."""
-_CAPABILITIES: Final = re.compile(rb"\+OK[^\n]*\n(?:(?!\.\r?\n)[^\n]*\n)*\.\r?\n|(?!\+OK)[^\n]*\n")
+CAPABILITIES: Final = re.compile(rb"\+OK[^\n]*\n(?:(?!\.\r?\n)[^\n]*\n)*\.\r?\n|(?!\+OK)[^\n]*\n")
 _LISTS_XCLIENT: Final = re.compile(rb"^XCLIENT\b", re.IGNORECASE | re.MULTILINE)
 
 
@@ -51,9 +51,9 @@ class Pop3Upstream(UpstreamLoginBase):
                 received = yield from self._read_expected(received, stage)
             if self.has_prologue:
                 stage = self.prologue_stage
-                yield from self._prologue(received, client)
-            stage = _LOGIN
-            for command in _commands(login.grant):
+                yield from self._prologue(received, client, login)
+            stage, login.is_committed = _LOGIN, True
+            for command in login_commands(login.grant):
                 yield Send(command)
                 received = yield receive
                 if not (received.startswith(_POSITIVE) and LF in received):
@@ -62,7 +62,7 @@ class Pop3Upstream(UpstreamLoginBase):
             raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(received)
 
-    def _prologue(self, greeting: bytes, client: Client) -> ProtocolGenerator[None]:
+    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
         """Perform what comes between greeting and login: STLS, and XCLIENT."""
         if self.starts_tls:
             yield from self._start_tls(greeting)
@@ -74,18 +74,19 @@ class Pop3Upstream(UpstreamLoginBase):
             offers_xclient = yield from self._lists_xclient()
         if not offers_xclient and mode is SendIdentity.AUTO:
             return
-        yield Send(pop3_xclient(client))
+        login.is_committed = True
+        yield Send(pop3_xclient(client, self.facts))
         received = yield from read_reply((yield self.receive), ONE_LINE, self.limit, _XCLIENT)
         if not received.startswith(_POSITIVE):
-            raise UpstreamError("upstream refused XCLIENT", stage=_XCLIENT, reply=received)
+            raise UpstreamConfigError("upstream refused XCLIENT", stage=_XCLIENT, reply=received)
         if _UNTRUSTED in received.lower():
             reason = "upstream ignores XCLIENT: put the proxy's address into login_trusted_networks"
-            raise UpstreamError(reason, stage=_XCLIENT, reply=received)
+            raise UpstreamConfigError(reason, stage=_XCLIENT, reply=received)
 
     def _lists_xclient(self) -> ProtocolGenerator[bool]:
         """Return whether the reply to CAPA lists XCLIENT."""
         yield Send(b"CAPA\r\n")
-        received = yield from read_reply((yield self.receive), _CAPABILITIES, self.limit, _XCLIENT)
+        received = yield from read_reply((yield self.receive), CAPABILITIES, self.limit, _XCLIENT)
         return _LISTS_XCLIENT.search(received) is not None
 
     def _start_tls(self, greeting: bytes) -> ProtocolGenerator[None]:
@@ -108,7 +109,7 @@ class Pop3Upstream(UpstreamLoginBase):
         raise upstream_refused(received, stage, is_valid_reply=received.startswith(b"-ERR"))
 
 
-def _commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
+def login_commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
     """Return the commands USER and PASS.
 
     Raises:
@@ -116,7 +117,7 @@ def _commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
     """
     user, password = grant.user, grant.password
     if password is None:
-        raise UpstreamError("no password available", stage=_LOGIN)
+        raise UpstreamConfigError("no password available", stage=_LOGIN)
     secret = password.reveal()
     if is_unsafe(user + secret):
         raise UpstreamError("control characters in the credentials for the upstream", stage=_LOGIN)

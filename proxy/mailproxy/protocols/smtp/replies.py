@@ -20,6 +20,8 @@ EARLY_TALKER: Final = b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
 AUTH_REQUIRED: Final = b"530 5.7.1 Authentication required\r\n"
 TLS_REQUIRED: Final = b"530 5.7.0 Must issue a STARTTLS command first\r\n"
 TEMPORARY_FAILURE: Final = b"454 4.7.0 Temporary authentication failure\r\n"
+UNAVAILABLE: Final = b"451 4.3.0 Mail server is temporarily unavailable\r\n"
+"""To RCPT, and to DATA after it: no recipient was accepted, and none was refused for good."""
 INTERNAL_ERROR: Final = b"451 4.3.2 Internal server error\r\n"
 CERTIFICATE_INVALID: Final = b"421 4.7.1 SSL certificate error\r\n"
 CERTIFICATE_MISSING: Final = b"421 4.7.1 No required SSL certificate\r\n"
@@ -59,8 +61,12 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
     Args:
         server: The server.
         starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
+
+    REQUIRETLS is a promise about TLS: it is not listed before.
     """
     lines = [server.server_name, *server.smtp_capabilities]
+    if starttls is not StartTls.DISABLED:
+        lines = [line for line in lines if line.upper() != "REQUIRETLS"]
     mechanisms = [word for method, word in _MECHANISMS if method in server.smtp_auth]
     if mechanisms and starttls is not StartTls.ONLY and server.smtp_auth_command:
         lines.append(" ".join(("AUTH", *mechanisms)))

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variables in values of ``auth_http_header``, with ``auth_http_variables``; nginx sends them literally."""
+"""Variables in values of ``auth_http_header`` (with ``auth_http_variables``) and ``proxy_forward``."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mailproxy.protocols.types import Client
+from mailproxy_config.client_variables import VARIABLE, check_name
 from mailproxy_config.model import Protocol
 
-_VARIABLE: Final = re.compile(rb"\$(?:\{([a-z_]+)\}|([a-z_]+))")
 _PROTOCOL: Final = b"protocol"
 _OF_CLIENT: Final[Mapping[bytes, Callable[[Client], bytes]]] = {
     b"remote_addr": lambda client: client.address.encode("utf-8", "surrogateescape"),
@@ -20,8 +19,6 @@ _OF_CLIENT: Final[Mapping[bytes, Callable[[Client], bytes]]] = {
     b"ssl_server_name": lambda client: (client.tls and client.tls.server_name) or b"",
     b"session_id": lambda client: client.session_id.encode(),
 }
-VARIABLES: Final = tuple(sorted(name.decode() for name in (*_OF_CLIENT, _PROTOCOL)))
-"""The variables, without ``$``."""
 
 Part = bytes | Callable[[Client], bytes]
 """Literal bytes, or a function of the client."""
@@ -35,17 +32,12 @@ def parse_value(value: bytes, protocol: Protocol) -> Sequence[Part]:
     """
     parts: list[Part] = []
     end = 0
-    for found in _VARIABLE.finditer(value):
+    for found in VARIABLE.finditer(value):
         parts.append(value[end : found.start()])
         end = found.end()
         name: bytes = found[1] or found[2]
-        if name == _PROTOCOL:
-            parts.append(protocol.encode())
-        elif name in _OF_CLIENT:
-            parts.append(_OF_CLIENT[name])
-        else:
-            known = ", ".join(f"${each}" for each in VARIABLES)
-            raise ValueError(f'"${name.decode()}" is no variable; there are {known}')
+        check_name(name.decode())
+        parts.append(protocol.encode() if name == _PROTOCOL else _OF_CLIENT[name])
     return [part for part in (*parts, value[end:]) if part != b""]
 
 

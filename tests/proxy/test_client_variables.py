@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variables in ``auth_http_header`` (``auth_http_variables``)."""
+"""Variables in ``auth_http_header`` (with ``auth_http_variables``) and ``proxy_forward``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from mailproxy.auth_http.header_variables import VARIABLES, parse_value, render_value
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.enums import Method
+from mailproxy.protocols.client_variables import parse_value, render_value
 from mailproxy.protocols.types import AuthRequest, Client, Credentials, ProxyAddresses, Secret, TlsInfo
+from mailproxy_config.client_variables import VARIABLES, check_variables
 from mailproxy_config.model import Protocol
 from support import configs
 
@@ -89,3 +90,9 @@ def test_server_address_is_that_of_a_believed_proxy_header() -> None:
 @pytest.mark.parametrize("name", VARIABLES)
 def test_each_variable_has_a_value(name: str) -> None:
     assert render_value(parse_value(f"${name}".encode(), Protocol.IMAP), CLIENT)
+
+
+def test_configuration_refuses_the_same_variables() -> None:
+    check_variables(" ".join(f"${name} ${{{name}}}" for name in VARIABLES) + " $ $5 $Remote")
+    with pytest.raises(ValueError, match=r'"\$remote_user" is no variable; there are \$protocol, '):
+        check_variables("a${remote_user}")
