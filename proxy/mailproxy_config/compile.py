@@ -177,11 +177,9 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
                 key=mounts.path(value.key),
                 server_names=value.server_names,
             )
-        case SelectorRef():
-            return mounts.selected(value)
         case HeaderRef():
             return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
-        case MasterUserRef() | AuthTokenRef():
+        case MasterUserRef() | AuthTokenRef() | SelectorRef():
             return value.with_paths(mounts)
         case tuple():
             return tuple(_with_paths(item, mounts) for item in value)

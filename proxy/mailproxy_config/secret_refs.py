@@ -52,6 +52,10 @@ class SelectorRef:
 
     labels: tuple[tuple[str, str], ...]
 
+    def with_paths(self, mounts: Mounts) -> str:
+        """The directory where the Secrets are mounted."""
+        return mounts.selected(self)
+
 
 @dataclass(frozen=True, slots=True)
 class HeaderRef:

@@ -189,9 +189,10 @@ def _resolved_refs(facts: Facts) -> ConditionState:
             f"pod {broken.name}: {broken.running.last_error}; renew this Secret or ConfigMap, "
             "which pods load without a restart, or refer to another one",
         )
-    unusable = _unusable_certificate(current)
-    if unusable:
-        return ConditionState(_FALSE, Reason.INVALID_CERTIFICATE, unusable)
+    return _unusable_certificate(current) or _mounted(facts, current)
+
+
+def _mounted(facts: Facts, current: Sequence[Pod]) -> ConditionState:
     if not facts.needs_pods:
         return ConditionState(_TRUE, Reason.RESOLVED_REFS, "no pods are expected, so nothing is mounted")
     if facts.has_references and not any(pod.has_started for pod in current):
@@ -201,15 +202,17 @@ def _resolved_refs(facts: Facts) -> ConditionState:
     return ConditionState(_TRUE, Reason.RESOLVED_REFS, "all referenced Secrets and ConfigMaps are mounted")
 
 
-def _unusable_certificate(pods: Iterable[Pod]) -> str | None:
-    """Describe the certificates that clients choose by name and that a pod cannot load."""
+def _unusable_certificate(pods: Iterable[Pod]) -> ConditionState | None:
+    """Name the certificates that clients choose by name and that a pod cannot load."""
     for pod in pods:
         found = [one for one in (pod.running.certificates if pod.running else ()) if _LOAD_FAILURE in one]
         if found:
             more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-            return (
+            return ConditionState(
+                _FALSE,
+                Reason.INVALID_CERTIFICATE,
                 f"pod {pod.name}: {found[0]}{more}; renew this Secret, which pods load without a restart; "
-                "all other certificates are used"
+                "all other certificates are used",
             )
     return None
 

@@ -193,10 +193,8 @@ def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secr
 
 def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
     """The value with absolute paths."""
-    if any(row.type is each for each in (FILE, MASTER_USER, AUTH_TOKEN)):
+    if any(row.type is each for each in (FILE, MASTER_USER, AUTH_TOKEN, SELECTOR)):
         return map_files(value, files.path)
-    if row.type is SELECTOR:
-        return {"directory": files.path(value["directory"])}
     if row.type is FILES:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:
