@@ -21,7 +21,7 @@ from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
 from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
-from mailproxy_config.tls_directives import SERVER_NAMES, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
+from mailproxy_config.tls_directives import SERVER_NAMES_DIRECTIVE, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_facts_directives import UPSTREAM_FACTS_DIRECTIVES
 from mailproxy_config.upstream_login_directives import UPSTREAM_LOGIN_DIRECTIVES
@@ -431,19 +431,7 @@ SERVER_DIRECTIVES: Final = (
         inheritance=Inheritance.NONE,
         meaning="Addresses and ports of this server.",
     ),
-    Directive(
-        name="server_names",
-        module=_CORE,
-        type=SERVER_NAMES,
-        default=[],
-        contexts=_SERVER,
-        inheritance=Inheritance.NONE,
-        is_ours=True,
-        meaning=(
-            "Names for SNI, by which clients choose among servers with the same ssl listener; the first "
-            "one is the default. Empty: serverName."
-        ),
-    ),
+    SERVER_NAMES_DIRECTIVE,
 )
 """Directives allowed in servers only."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
+from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
 
 Seconds = NewType("Seconds", float)
@@ -272,7 +273,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(CertificateChoice):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -384,27 +385,6 @@ class ServerConfig:
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
 
     @property
-    def chooses_certificates(self) -> bool:
-        """Whether clients choose a certificate by name; otherwise all are used together, as in nginx."""
-        return (
-            self.ssl_certificate_selector is not None
-            or self.ssl_reject_handshake
-            or any(pair.server_names is not None for pair in self.ssl_certificate)
-        )
-
-    @property
-    def default_certificates(self) -> tuple[CertificateFiles, ...]:
-        """Certificates for clients that choose none: the first, and those of other key types for it."""
-        if not self.chooses_certificates:
-            return self.ssl_certificate
-        names = self.ssl_certificate[0].server_names if self.ssl_certificate else None
-        return tuple(
-            pair
-            for position, pair in enumerate(self.ssl_certificate)
-            if position == 0 or (names and pair.server_names == names)
-        )
-
-    @property
     def tls_is_used(self) -> bool:
         """Whether this server has an ``ssl`` listener or ``starttls``, and so needs certificates."""
         return self.starttls is not StartTls.DISABLED or any(listen.ssl for listen in self.listen)
@@ -423,10 +403,7 @@ class ServerConfig:
 
     @property
     def tls_files(self) -> tuple[tuple[str, str], ...]:
-        """Directives and paths of the files that TLS of this server needs; none if it does not use TLS.
-
-        Certificates that clients choose by name are not needed: without one of them, the others are served.
-        """
+        """Directives and paths of the files that TLS of this server needs; none if it does not use TLS."""
         if not self.tls_is_used:
             return ()
         found: list[tuple[str, str]] = []

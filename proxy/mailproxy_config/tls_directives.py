@@ -26,6 +26,7 @@ from mailproxy_config.value_types import (
     FLAG,
     NUMBER,
     SEC_TIME,
+    Context,
     Directive,
     ErrorPath,
     Inheritance,
@@ -390,3 +391,19 @@ TLS_FOLDED_DIRECTIVES: Final = (
     ),
 )
 """Directives of nginx whose value is part of another directive's field."""
+
+
+SERVER_NAMES_DIRECTIVE: Final = Directive(
+    name="server_names",
+    module="mail_core",
+    type=SERVER_NAMES,
+    default=[],
+    contexts=(Context.SERVER,),
+    inheritance=Inheritance.NONE,
+    is_ours=True,
+    meaning=(
+        "Names for SNI, by which clients choose among servers with the same ssl listener; the first "
+        "one is the default. Empty: serverName."
+    ),
+)
+"""The directive of a server by which clients choose it."""
