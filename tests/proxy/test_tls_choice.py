@@ -20,7 +20,7 @@ from mailproxy.tls.context import ServerTls, build, for_listener
 from mailproxy.tls.resumption import TicketKeys
 from mailproxy_config.model import ByteCount, Protocol, ServerConfig, SessionCache, VerifyClient
 from support.configs import server
-from support.tls_authority import Authority, Issued
+from support.tls_authority import DAY, NOW, Authority, Issued
 from support.tls_peers import (
     KEY,
     TLS_PORT,
@@ -258,9 +258,22 @@ def test_default_has_pairs_of_all_key_types_for_its_names(tmp_path: Path) -> Non
     ecdsa, rsa = authority.issue(), authority.issue(key="rsa")
     pairs = (named(ecdsa, "a.example"), named(rsa, "a.example"), named(authority.issue(), "b.example"))
     tls = build(server(Protocol.IMAP, listen=TLS_PORT, ssl_certificate=pairs), ticket_keys=KEYS)
-    assert len(tls.not_after) == 2
+    assert len(tls.not_after) == 3
     assert serial_for(tls, b"a.example") == ecdsa.certificate.serial_number
     assert not chooser_of(tls).contexts
+
+
+def test_expiry_of_the_first_certificate_by_name_comes_after_the_default_ones(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    default, late = authority.issue(), authority.issue(names=["a.example"], expires=NOW + 9 * DAY)
+    soon = authority.issue(names=["b.example"], expires=NOW + 3 * DAY)
+    pairs = (default.files, named(late), named(soon))
+    config = server(Protocol.IMAP, listen=TLS_PORT, ssl_certificate=pairs)
+    tls = build(config, ticket_keys=KEYS)
+    assert tls.not_after == ((NOW + 30 * DAY).timestamp(), (NOW + 3 * DAY).timestamp())
+    rewrite(soon, authority.issue(names=["b.example"], expires=NOW + 20 * DAY))
+    again = build(config, ticket_keys=KEYS, previous=tls)
+    assert again.not_after == ((NOW + 30 * DAY).timestamp(), (NOW + 9 * DAY).timestamp())
 
 
 def test_certificates_without_names_are_used_together_as_in_nginx(tmp_path: Path) -> None:

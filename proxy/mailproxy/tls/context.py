@@ -43,8 +43,9 @@ class ServerTls:
 
     Attributes:
         params: What its connections share.
-        not_after: When each certificate expires, in seconds since 1970,
+        not_after: When each default certificate expires, in seconds since 1970,
             in the order of ``ssl_certificate``; ``None`` for a malformed date.
+            Then, if there are any, when the first of the certificates expires that clients choose by name.
         fingerprint_of_inputs: Changes when a directive or a file changes; see ``inputs.fingerprint``.
         ticket_keys: Encrypt its tickets, unless ``ssl_session_ticket_key`` names files.
         notices: Directives that have another effect than configured, for the log.
@@ -204,7 +205,10 @@ def _with_names(
         contexts=contexts,
     )
     enable_choice(native, native.context(params.context))
-    return replace(default, params=params, problems=table.problems)
+    not_after = default.not_after[: len(server.default_certificates)]
+    if table.first_expiry is not None:
+        not_after += (table.first_expiry,)
+    return replace(default, params=params, not_after=not_after, problems=table.problems)
 
 
 def _pair_loader(server: ServerConfig, native: OpenSsl, *, is_checked: bool) -> PairLoader:

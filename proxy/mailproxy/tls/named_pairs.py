@@ -74,11 +74,10 @@ class CertificateTable:
     problems: tuple[Problem, ...]
 
     @property
-    def selected_not_after(self) -> float | None:
-        """When the first of the certificates that are not in ``ssl_certificate`` expires."""
-        return min(
-            (pair.not_after for pair in self.pairs.values() if pair.not_after is not None), default=None
-        )
+    def first_expiry(self) -> float | None:
+        """When the first of the certificates besides the default ones expires, in seconds since 1970."""
+        others = (pair for pair in self.pairs.values() if pair not in self.default)
+        return min((pair.not_after for pair in others if pair.not_after is not None), default=None)
 
 
 class PairLoader:
