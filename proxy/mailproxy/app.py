@@ -36,10 +36,19 @@ from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.resumption import TicketKeys
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
+from mailproxy_config.model import (
+    AuthHttp,
+    AuthMode,
+    LogLevel,
+    ProxyConfig,
+    ResolverConfig,
+    ServerConfig,
+)
 from mailproxy_config.upstream_login import ProxyAuthToken
 
 if TYPE_CHECKING:
+    from mailproxy.oauth.jwks_cache import JwksCache
+    from mailproxy.oauth.token_authenticator import TokenAuthenticator
     from mailproxy.oauth.token_source import TokenSource
 
 _LAG_INTERVAL: Final = 0.1
@@ -70,6 +79,7 @@ class App:
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
         context: What the parts of the worker share.
+        jwks_caches: The keys of token issuers, by their URL.
         listeners: The listening sockets of the current configuration.
     """
 
@@ -88,6 +98,7 @@ class App:
         self.listeners: list[Listener] = []
         self._servers: dict[str, VirtualServer] = {}
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
+        self.jwks_caches: dict[str, JwksCache] = {}
         self._resolvers: dict[ResolverKey, Resolver] = {}
         self._upstream_names: dict[NamesKey, UpstreamNames] = {}
         self._retired: list[Resolver | UpstreamNames] = []
@@ -133,6 +144,8 @@ class App:
             raise
         await self._close_retired()
         await self._resolve_auth_services()
+        for cache in self.jwks_caches.values():
+            cache.start()
         self.context.limit = config.worker_connections
         for service in self.auth_clients.values():
             service.resize(config.worker_connections)
@@ -185,12 +198,12 @@ class App:
             tls = build(config, ticket_keys=ticket_keys, previous=last, is_checked=True)
             if isinstance(tls.params.chooser, CertificateChooser):
                 tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
-        metrics = self.context.metrics
+        metrics, template = self.context.metrics, _template(config)
         return VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
-            auth=self._auth_service(config),
-            template=_template(config),
+            auth=self._authenticator(config, template),
+            template=template,
             resolver=self._resolver(config),
             tls=tls,
             upstream_tls=self._upstream_tls(config, previous),
@@ -228,6 +241,28 @@ class App:
         if key not in self._tokens:
             self._tokens[key] = TokenSource(self.context, token, secret, refresh)
         return self._tokens[key]
+
+    def _authenticator(
+        self, config: ServerConfig, template: RequestTemplate
+    ) -> AuthHttpClient | TokenAuthenticator:
+        """Return what decides about logins (``auth_mode``)."""
+        service = self._auth_service(config)
+        if config.auth_mode is AuthMode.HTTP:
+            return service
+        from mailproxy.oauth.jwks_cache import JwksCache  # noqa: PLC0415 - takes 13 MB in each worker
+        from mailproxy.oauth.token_authenticator import TokenAuthenticator  # noqa: PLC0415
+
+        for issuer in config.oauth_issuer:
+            if issuer.jwks_uri not in self.jwks_caches:
+                self.jwks_caches[issuer.jwks_uri] = JwksCache(self.context, issuer.jwks_uri)
+        return TokenAuthenticator(
+            self.context,
+            service,
+            config,
+            template,
+            caches=self.jwks_caches,
+            log=self.context.log.for_server(config),
+        )
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
@@ -315,13 +350,16 @@ class App:
         """Close what only the previous configuration needed."""
         timeouts = {int(server.config.ssl_session_timeout) for server in servers}
         self._ticket_keys = {one: keys for one, keys in self._ticket_keys.items() if one in timeouts}
-        services = {id(server.auth) for server in servers}
+        services = {id(self._auth_service(server.config)) for server in servers}
         for auth_key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(auth_key).close()  # for its sessions: a connection per request
         for source in self._tokens.values():
             source.servers = frozenset(each.config.name for each in servers if each.tokens is source)
         # Sessions may still wait for one that is dropped here.
         self._tokens = {key: source for key, source in self._tokens.items() if source.servers}
+        uris = {issuer.jwks_uri for server in servers for issuer in server.config.used_issuers}
+        for uri in self.jwks_caches.keys() - uris:
+            self.jwks_caches.pop(uri).close()
         resolvers = {id(server.resolver) for server in servers}
         for key in [key for key, resolver in self._resolvers.items() if id(resolver) not in resolvers]:
             self._retired.append(self._resolvers.pop(key))
@@ -385,6 +423,9 @@ class App:
         """Close resolvers and pipes; after ``stop`` or ``drain``."""
         self.context.pipes.close()
         await self._close_retired()
+        for cache in self.jwks_caches.values():
+            cache.close()
+        self.jwks_caches.clear()
         for service in self.auth_clients.values():
             await service.addresses.close()
         for resolver in self._resolvers.values():

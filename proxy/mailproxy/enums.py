@@ -210,6 +210,48 @@ class TokenResult(StrEnum):
     """The answer has no usable token."""
 
 
+class TokenFinding(StrEnum):
+    """The result of validating an access token (``auth_mode jwt``): what is wrong with it."""
+
+    VALID = "valid"
+    MALFORMED = "malformed"
+    """It is no signed JSON Web Token, or has extensions that must be understood."""
+    ISSUER = "issuer"
+    UNKNOWN_KEY = "unknown_key"
+    ALGORITHM = "algorithm"
+    SIGNATURE = "signature"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    AUDIENCE = "audience"
+    TYPE = "type"
+    """It is no access token."""
+    CLIENT = "client"
+    SCOPE = "scope"
+    IDENTITY = "identity"
+    """It has no user name, or one that is none."""
+    UNVERIFIED = "unverified"
+    """Its issuer has not verified the address of the user."""
+    DOMAIN = "domain"
+    USER = "user"
+    """The client has sent another user name."""
+    UNAVAILABLE = "unavailable"
+    """The keys of its issuer cannot be fetched."""
+
+
+class JwksResult(StrEnum):
+    """How fetching the keys of an issuer ended."""
+
+    OK = "ok"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    STATUS = "status"
+    REDIRECT = "redirect"
+    TOO_LARGE = "too_large"
+    INVALID = "invalid"
+    EMPTY = "empty"
+
+
 class DnsPurpose(StrEnum):
     """The purpose of a name lookup."""
 

@@ -15,7 +15,7 @@ from mailproxy_config.directives import LEVEL_DIRECTIVES, Level, ServerBlock
 from mailproxy_config.errors import Problems
 from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
-from mailproxy_config.model import ListenConfig, Protocol, ProxySsl, StartTls, VerifyClient
+from mailproxy_config.model import AuthMode, ListenConfig, Protocol, ProxySsl, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
 from mailproxy_config.secret_refs import SelectorRef
 from mailproxy_config.shared_listeners import SHARED_SETTINGS, Block, check_shared_listeners, sni_names
@@ -49,6 +49,7 @@ def check_consistency(
             problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
         if not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
+        _check_token_issuers(server, mail, problems)
         _check_tls(server, mail, problems)
         _check_require_tls(server, mail, problems)
         _check_ports(server, spec, problems)
@@ -56,6 +57,14 @@ def check_consistency(
     check_shared_listeners([_as_block(server, mail) for server in servers], problems)
     _check_workload(spec, problems)
     _check_selectors(spec, mail, servers, problems)
+
+
+def _check_token_issuers(server: ServerBlock, mail: Level, problems: Problems) -> None:
+    if _value("auth_mode", server, mail) is not AuthMode.JWT or _value("oauth_issuer", server, mail):
+        return
+    if any(".oauthIssuers" in problem.path for problem in problems.found):
+        return  # there are some, with errors
+    problems.add(f"{server.path}.oauthIssuers", "is required for authMode Jwt: set it here or in spec.mail")
 
 
 def _given(name: str, server: ServerBlock, mail: Level) -> bool:
@@ -201,8 +210,8 @@ def _either(field: str) -> str:
     return f"(has(s.{field}) || (has(self.mail) && has(self.mail.{field})))"
 
 
-def _effective(field: str) -> str:
-    mail = f"(has(self.mail) && has(self.mail.{field}) ? self.mail.{field} : 'Disabled')"
+def _effective(field: str, default: str = "Disabled") -> str:
+    mail = f"(has(self.mail) && has(self.mail.{field}) ? self.mail.{field} : '{default}')"
     return f"(has(s.{field}) ? s.{field} : {mail})"
 
 
@@ -231,6 +240,11 @@ SPEC_RULES: Final = (
         f"self.servers.all(s, !({_TLS_IS_USED} && {_WANTS_A_CLIENT})"
         f" || {_either('sslClientCertificate')} || {_either('sslTrustedCertificate')})",
         "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Jwt' || {_either('oauthIssuers')})",
+        "authMode Jwt needs oauthIssuers, in spec.mail or in the server",
         "FieldValueRequired",
     ),
     _rule(

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final, NewType
 
 from mailproxy_config.certificate_choice import CertificateChoice
+from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
 
 Seconds = NewType("Seconds", float)
@@ -118,6 +119,13 @@ class SmtpHelo(StrEnum):
 
     SERVER = "Server"
     CLIENT = "Client"
+
+
+class AuthMode(StrEnum):
+    """``auth_mode``: who decides about logins: the authentication service, or the proxy about tokens."""
+
+    HTTP = "Http"
+    JWT = "Jwt"
 
 
 class LogLevel(StrEnum):
@@ -356,6 +364,8 @@ class ServerConfig(CertificateChoice):
     proxy_smtp_guard: bool
     proxy_imap_guard: bool
     oauth_strict: bool
+    auth_mode: AuthMode
+    oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
     smtp_auth_command: bool
     max_commands: int
@@ -402,21 +412,6 @@ class ServerConfig(CertificateChoice):
         return tuple((directive, path) for directive, path in files if path is not None)
 
     @property
-    def tls_files(self) -> tuple[tuple[str, str], ...]:
-        """Directives and paths of the files that TLS of this server needs; none if it does not use TLS."""
-        if not self.tls_is_used:
-            return ()
-        found: list[tuple[str, str]] = []
-        for pair in self.default_certificates:
-            found += [("ssl_certificate", pair.certificate), ("ssl_certificate_key", pair.key)]
-        found += [("ssl_session_ticket_key", path) for path in self.ssl_session_ticket_key]
-        if self.ssl_dhparam is not None:
-            found.append(("ssl_dhparam", self.ssl_dhparam))
-        if self.ssl_password_file is not None:
-            found.append(("ssl_password_file", self.ssl_password_file))
-        return (*found, *self.client_verification_files)
-
-    @property
     def negotiates_xclient(self) -> bool:
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
         return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
@@ -437,6 +432,11 @@ class ServerConfig(CertificateChoice):
             case Protocol.POP3:
                 return self.proxy_pop3_xclient is not SendIdentity.DISABLED
         return self.negotiates_xclient
+
+    @property
+    def used_issuers(self) -> tuple[OAuthIssuer, ...]:
+        """The issuers whose tokens this server validates."""
+        return self.oauth_issuer if self.auth_mode is AuthMode.JWT else ()
 
     @property
     def uses_connected_address(self) -> bool:

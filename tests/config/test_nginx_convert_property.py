@@ -143,6 +143,15 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_smtp_guard": _FLAG,
     "proxy_imap_guard": _FLAG,
     "oauth_strict": _FLAG,
+    "auth_mode": st.sampled_from(["http", "HTTP"]),
+    "oauth_issuer": st.sampled_from(
+        [
+            "https://a.example jwks_uri=https://a.example/keys audience=mail",
+            "https://b.example jwks_uri=https://b.example/k?x=1 audience=mail audience=imap "
+            "token_type=rfc9068 identity_claim=sub require_email_verified=off leeway=30 'scope=a b' "
+            "identity_domain=Example.org allowed_client=x allowed_algorithm=ES256",
+        ]
+    ),
     "smtp_auth_command": _FLAG,
     "max_commands": st.sampled_from(["0", "1000"]),
     "limit_rate": st.sampled_from(["0", "64k", "1m"]),

@@ -41,6 +41,7 @@ NEEDS_TLS: Final = "a server with an ssl listener or starttls needs sslCertifica
 NEEDS_CA: Final = (
     "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
 )
+NEEDS_ISSUERS: Final = "authMode Jwt needs oauthIssuers, in spec.mail or in the server"
 SAME_PORT: Final = "servers[].listen: two servers listen on the same port of all IPv4 addresses"
 ON_HOST: Final = (
     "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
@@ -61,6 +62,13 @@ NAME: Final = (
     "a Service is named after it"
 )
 EXPRESSIONS: Final = "In and NotIn need values; Exists and DoesNotExist take none"
+
+
+ISSUER: Final[Object] = {
+    "issuer": "https://id.example/",
+    "jwksUri": "https://id.example/keys",
+    "audiences": ["mail"],
+}
 
 
 def mail(**directives: Any) -> Object:
@@ -96,6 +104,8 @@ CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 INVALID: Final[list[tuple[Object, str, str]]] = [
     # (spec, the field that the error names, text of the error)
     ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server"),
+    (mail(authMode="Jwt"), "spec", NEEDS_ISSUERS),
+    ({**mail(), **servers(imap({"port": 143}, authMode="Jwt"))}, "spec", NEEDS_ISSUERS),
     (listen(ssl=True), "spec", NEEDS_TLS),
     (mail(starttls="Enabled"), "spec", NEEDS_TLS),
     (servers(imap({"port": 143}, starttls="Only")), "spec", NEEDS_TLS),
@@ -337,11 +347,26 @@ MISTYPED: Final[list[tuple[Object, str, str]]] = [
     ({"replicas": -1}, "spec.replicas", "should be greater than or equal to 0"),
     ({"mode": "StatefulSet"}, "spec.mode", "Unsupported value"),
     (extra("net/ipv4/tcp_fin_timeout", "1"), "spec.sysctls.extra[0].name", "should match"),
+    (
+        mail(oauthIssuers=[{**ISSUER, "jwksUri": "http://id.example/keys"}]),
+        "spec.mail.oauthIssuers[0].jwksUri",
+        "should match",
+    ),
+    (
+        mail(oauthIssuers=[{**ISSUER, "allowedAlgorithms": ["HS256"]}]),
+        "spec.mail.oauthIssuers[0].allowedAlgorithms[0]",
+        "Unsupported value",
+    ),
+    (mail(oauthIssuers=[{"issuer": "https://id.example/"}]), "spec.mail.oauthIssuers[0].jwksUri", "Required"),
 ]
 """Refused by types alone: no rule is evaluated."""
 
 VALID: Final[list[Object]] = [
     {},
+    mail(authMode="Jwt", oauthIssuers=[ISSUER]),
+    mail(authMode="Jwt", oauthIssuers=[{**ISSUER, "jwksUri": "http://[::1]:8080/keys", "scope": "a b"}]),
+    {**mail(oauthIssuers=[ISSUER]), **servers(imap({"port": 143}, authMode="Jwt"))},
+    {**mail(authMode="Jwt"), **servers(imap({"port": 143}, authMode="Http"))},
     mail(timeout=60, proxyTimeout="1d", smtpGreetingDelay="500ms", authHttpTimeout="1m30s"),
     mail(timeout="60", resolverTimeout="1w2d"),
     mail(imapClientBuffer=4096, proxyBuffer="4k", smtpClientBuffer="1M"),

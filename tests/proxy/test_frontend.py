@@ -17,13 +17,12 @@ from mailproxy.enums import (
     ProtocolViolation,
 )
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, LineTooLong
+from mailproxy.protocols.client_lines import classify_bad_line, has_control_chars
 from mailproxy.protocols.frontend import (
     CommandHandling,
     CommandResult,
     Frontend,
     FrontendConfig,
-    classify_bad_line,
-    has_control_chars,
     repeat_deferred,
 )
 from mailproxy.protocols.sansio import (

@@ -18,6 +18,7 @@ from mailproxy.protocols.sasl_tokens import (
     MAX_TOKEN,
     StrictRules,
     has_controls,
+    is_discovery,
     is_error_response,
     parse_token,
 )
@@ -49,6 +50,10 @@ METHODS_DIRECTIVE = {Protocol.IMAP: "imap_auth", Protocol.POP3: "pop3_auth", Pro
         (O, b"p=tls-unique,a=bob,\1auth=Bearer t\1\1", b"bob", b"t"),
         (O, b"n,a=a=2cb=3Dc,\1auth=Bearer t\1host=h\1port=1\1\1", b"a,b=c", b"t"),
         (O, b"n,a=bob,x,y\1auth=Bearer t\1\1", b"bob", b"t"),
+        (O, b"n,A=bob,\1auth=Bearer t\1\1", b"bob", b"t"),
+        (O, b"n,x=y,a=bob,\1auth=Bearer t\1\1", b"bob", b"t"),
+        (O, b"n,a=bob,\1host=h\1port=1\1auth=Bearer t\1\1", b"bob", b"t"),
+        (O, b"n,a=bob,\1auth=Bearer \1auth=Bearer t\1\1", b"bob", b"t"),
     ],
 )
 def test_token_message_is_parsed(method: Method, message: bytes, user: bytes, token: bytes) -> None:
@@ -74,13 +79,14 @@ def test_token_message_is_parsed(method: Method, message: bytes, user: bytes, to
         (O, b"n,a=,\1auth=Bearer t\1\1"),
         (O, b"n,a=bob\1auth=Bearer t\1\1"),
         (O, b"n,b=bob,\1auth=Bearer t\1\1"),
-        (O, b"n,A=bob,\1auth=Bearer t\1\1"),
+        (O, b"n,A=,\1auth=Bearer t\1\1"),
         (O, b"n,a=b=2Db,\1auth=Bearer t\1\1"),
         (O, b"n,a=b=,\1auth=Bearer t\1\1"),
         (O, b"n,a=b=2,\1auth=Bearer t\1\1"),
         (O, b"n,a=bob,\1auth=Bearer \1\1"),
         (O, b"n,a=bob,\1auth=Bearer t"),
-        (O, b"n,a=bob,\1host=h\1auth=Bearer t\1\1"),
+        (O, b"n,a=bob,\1host=h\1auth=Basic t\1\1"),
+        (O, b"n,a=bob,\1host=h\1auth=Bearer t"),
         (O, b"n,a=bob,auth=Bearer t\1\1"),
     ],
 )
@@ -106,6 +112,31 @@ def test_strict_rules_check_channel_binding_and_host(message: bytes, is_accepted
 
 def test_strict_rules_refuse_host_without_sni() -> None:
     assert parse_token(O, b"n,a=bob,\1auth=Bearer t\1host=h\1\1", StrictRules(None)) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "message", "expected"),
+    [
+        (X, b"user=bob\1auth=Bearer \1\1", True),
+        (X, b"user=\1auth=\1\1", True),
+        (X, b"USER=bob\1AUTH=BEARER\1\1", True),
+        (X, b"user=bob\1auth=Bearer t\1\1", False),
+        (X, b"user=bob\1auth=Basic \1\1", False),
+        (X, b"user=bob\1auth=", False),
+        (X, b"n,a=bob,\1auth=\1\1", False),
+        (X, b"user=bob", False),
+        (X, b"", False),
+        (O, b"n,a=bob,\1auth=Bearer \1\1", True),
+        (O, b"n,,\1auth=\1\1", True),
+        (O, b"n,a=bob,\1host=h\1port=143\1auth=\1\1", True),
+        (O, b"n,a=bob,\1auth=Bearer t\1\1", False),
+        (O, b"n,a=bob,\1host=h\1\1", False),
+        (O, b"n\1auth=\1\1", False),
+        (O, b"", False),
+    ],
+)
+def test_message_without_token_is_recognised(method: Method, message: bytes, expected: bool) -> None:
+    assert is_discovery(method, message) is expected
 
 
 @pytest.mark.parametrize("length", [MAX_TOKEN, MAX_TOKEN + 1])
@@ -138,6 +169,7 @@ def test_both_messages_carry_user_and_token(user: bytes, token: bytes) -> None:
 def test_any_message_is_parsed_or_refused(method: Method, message: bytes) -> None:
     parse_token(method, message)
     parse_token(method, message, StrictRules(b"h"))
+    is_discovery(method, message)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.frontend import has_control_chars
+from mailproxy.protocols.client_lines import has_control_chars
 from mailproxy.protocols.smtp.commands import USUAL, Command, parse_line
 
 

@@ -23,6 +23,9 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
         (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="+Inf"}}', "0+60x90"),
     ],
     "MailProxyAuthErrors": [(f'mailproxy_auth_errors_total{{{JOB}, reason="connect"}}', "0+60x90")],
+    "MailProxyTokenKeysUnavailable": [
+        (f'mailproxy_oauth_jwks_fetches_total{{{JOB}, result="connect"}}', "0+2x90")
+    ],
     "MailProxyDnsTimeouts": [(f'mailproxy_dns_timeouts_total{{{JOB}, purpose="ptr"}}', "0+60x90")],
     "MailProxyUpstreamErrors": [
         (f'mailproxy_upstream_errors_total{{{JOB}, protocol="imap", stage="login"}}', "0+60x90"),

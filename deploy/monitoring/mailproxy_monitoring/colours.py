@@ -96,6 +96,33 @@ AUTH_OUTCOMES: Final[Colours] = MappingProxyType(
 AUTH_ERRORS: Final[Colours] = MappingProxyType(
     _failures("connect", "timeout", "http_5xx", "dns", "invalid_response", "no_server", "bad_address", "tls")
 )
+TOKEN_FINDINGS: Final[Colours] = MappingProxyType(
+    {
+        "valid": SUCCESS,
+        "unavailable": FAILURE,
+        "expired": "yellow",
+        "not_yet_valid": "light-yellow",
+        "signature": "orange",
+        "unknown_key": "light-orange",
+        "algorithm": "dark-orange",
+        "malformed": "super-light-orange",
+        "issuer": "blue",
+        "audience": "light-blue",
+        "type": "dark-blue",
+        "client": "super-light-blue",
+        "scope": "semi-dark-blue",
+        "identity": "purple",
+        "unverified": "light-purple",
+        "domain": "dark-purple",
+        "user": "super-light-purple",
+    }
+)
+JWKS_RESULTS: Final[Colours] = MappingProxyType(
+    {
+        "ok": SUCCESS,
+        **_failures("connect", "timeout", "tls", "status", "redirect", "invalid", "empty", "too_large"),
+    }
+)
 UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
     _failures(
         "connect",

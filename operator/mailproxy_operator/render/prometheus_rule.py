@@ -108,6 +108,15 @@ ALERTS = (
         "Logins fail. By the label reason, the service is not reached, is too slow, or answers wrongly.",
     ),
     Alert(
+        "MailProxyTokenKeysUnavailable",
+        'sum by (PROXY, result) (rate(mailproxy_oauth_jwks_fetches_total{JOB, result!="ok"}[5m])) > 0',
+        "10m",
+        "warning",
+        "WHO: the keys of a token issuer cannot be fetched ({{ $labels.result }})",
+        "Tokens with known keys still log in, for one day. Tokens with new keys do not, nor any token after a"
+        " restart of the pods. The log of the pods has the cause in jwks_fetch_failed.",
+    ),
+    Alert(
         "MailProxyDnsTimeouts",
         "sum by (PROXY, purpose) (rate(mailproxy_dns_timeouts_total{JOB}[10m])) > 0.1",
         "10m",

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access tokens for logins at upstreams (``proxy_auth_token``): requests to a token service, and a cache.
+"""OAuth 2.0 access tokens: those of clients (``auth_mode jwt``), and the proxy's own (``proxy_auth_token``).
 
-Imported only by workers whose configuration has the directive: ``aiohttp`` costs time and memory.
+``access_token`` and what it needs validate JSON Web Tokens; ``token_source`` requests tokens for logins
+at upstreams.  Only workers whose configuration needs them import these modules, because their libraries
+take time and memory.
 """

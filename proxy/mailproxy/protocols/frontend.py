@@ -11,9 +11,8 @@ them, and at shutdown the session sends the reply.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Final, Generic, TypeVar
 
@@ -28,6 +27,7 @@ from mailproxy.enums import (
     ProtocolViolation,
 )
 from mailproxy.errors import AuthUnavailable, LineTooLong, PeerDisconnected
+from mailproxy.protocols.client_lines import TLS_HANDSHAKE
 from mailproxy.protocols.sansio import (
     Authenticate,
     LineReader,
@@ -41,8 +41,20 @@ from mailproxy.protocols.sansio import (
     upgrade_to_tls,
     wait,
 )
-from mailproxy.protocols.sasl import Framing, SaslFailure, authenticate, find_mechanism
-from mailproxy.protocols.sasl_tokens import TOKEN_LINE, TOKEN_METHODS, StrictRules, is_error_response
+from mailproxy.protocols.sasl import (
+    Framing,
+    SaslFailure,
+    TokenDiscovery,
+    TokenRules,
+    authenticate,
+    find_mechanism,
+)
+from mailproxy.protocols.sasl_tokens import (
+    TOKEN_METHODS,
+    StrictRules,
+    error_challenge,
+    is_error_response,
+)
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
@@ -58,46 +70,18 @@ from mailproxy.protocols.types import (
     certificate_fault,
 )
 from mailproxy.protocols.upstream_reply import reply_for_log
-from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, Tempfail, VerifyClient
+from mailproxy_config.model import AuthMethod, AuthMode, ServerConfig, StartTls, Tempfail, VerifyClient
 
 UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
 MAX_DEFERRAL: Final = 86400
 """Seconds for which the authentication service may defer one login, all pauses together."""
 
-_TLS_HANDSHAKE: Final = b"\x16\x03"
-_PROXY_HEADER: Final = re.compile(rb"PROXY (?:TCP4|TCP6|UNKNOWN)(?: |\Z)|\0\Z")
-"""A line of a PROXY header: version 1, or the third line of version 2's signature."""
-_HTTP_METHODS: Final = frozenset(
-    (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH", b"PRI")
-)
-_TOKENS: Final = frozenset({AuthMethod.XOAUTH2, AuthMethod.OAUTHBEARER})
-_CONTROL_CHARS: Final = bytes((*range(0x20), 0x7F))
+_NO_TOKEN: Final = AuthDenied(b"No token")
 
 CommandResult = AuthRequest | SessionEnd | None
 """A command leads to a login to authenticate, the end of the session, or (``None``) the next command."""
 CommandHandling = Send | AuthRequest | ProtocolGenerator[CommandResult]
 """How a command is answered: by one reply, by a login to authenticate, or by a generator."""
-
-
-def has_control_chars(data: bytes) -> bool:
-    """Whether there is an ASCII control character, including TAB and DEL."""
-    return len(data.translate(None, _CONTROL_CHARS)) != len(data)
-
-
-def classify_bad_line(line: bytes) -> ProtocolErrorKind:
-    """Classify a line without a known command: another protocol, binary data, or an unknown command."""
-    if _PROXY_HEADER.match(line):
-        return ProtocolErrorKind.PROXY_HEADER
-    if line.startswith(_TLS_HANDSHAKE) or (b" " in line and line.partition(b" ")[0] in _HTTP_METHODS):
-        return ProtocolErrorKind.FOREIGN_PROTOCOL
-    if has_control_chars(line):
-        return ProtocolErrorKind.CONTROL_CHAR
-    return ProtocolErrorKind.UNKNOWN_COMMAND
-
-
-def line_limit(client_buffer: int, methods: Set[AuthMethod]) -> int:
-    """Return the longest command in bytes: the client's buffer, or more where tokens are accepted."""
-    return client_buffer if methods.isdisjoint(_TOKENS) else max(client_buffer, TOKEN_LINE)
 
 
 class FrontendConfig:
@@ -246,7 +230,7 @@ class Frontend(ABC, Generic[ConfigT]):
                 if result is not None:
                     return result
         except LineTooLong as too_long:
-            is_tls = too_long.seen.startswith(_TLS_HANDSHAKE)
+            is_tls = too_long.seen.startswith(TLS_HANDSHAKE)
             yield from note(LogNote("client sent too long command"))
             yield from self.reply_invalid(
                 ProtocolErrorKind.FOREIGN_PROTOCOL if is_tls else ProtocolErrorKind.LINE_TOO_LONG
@@ -369,16 +353,30 @@ class Frontend(ABC, Generic[ConfigT]):
             enabled=enabled,
             get_challenge=self.challenge,
             budget=budget,
-            strict=self._strict_rules() if self.server.oauth_strict else None,
+            tokens=self._token_rules(),
         )
         if isinstance(result, SaslFailure):
             return (yield from self.reply_sasl_failure(result))
+        if isinstance(result, TokenDiscovery):
+            return (yield from self._answer_discovery(result.method))
         return self.auth_request(result)
 
-    def _strict_rules(self) -> StrictRules:
-        """Return what ``oauth_strict`` compares a token's message with."""
-        tls = self.client.tls
-        return StrictRules(None if tls is None else tls.server_name)
+    def _token_rules(self) -> TokenRules:
+        """Return how messages with tokens are read; ``oauth_strict`` compares them with SNI."""
+        server, tls = self.server, self.client.tls
+        strict = StrictRules(None if tls is None else tls.server_name) if server.oauth_strict else None
+        return TokenRules(strict, server.auth_mode is AuthMode.JWT)
+
+    def _answer_discovery(self, method: Method) -> ProtocolGenerator[CommandResult]:
+        """Send a client without a token where it gets one; this is no login (RFC 7628 section 4.3).
+
+        The deadline does not start anew: a client cannot keep its connection with this.
+        """
+        yield from note(LogNote("client asked where to get a token"))
+        challenge = error_challenge(self.server.oauth_issuer[0])
+        if (yield from self._exchange_token_error(method, challenge)):
+            yield from send(self.denied_reply(_NO_TOKEN))
+        return None
 
     def reply_sasl_failure(self, failure: SaslFailure) -> ProtocolGenerator[SessionEnd | None]:
         """Reply to a SASL exchange that failed."""
@@ -439,6 +437,9 @@ class Frontend(ABC, Generic[ConfigT]):
             command, and the session goes on.
         """
         yield self.config.deadline
+        return (yield from self._exchange_token_error(method, challenge))
+
+    def _exchange_token_error(self, method: Method, challenge: bytes) -> ProtocolGenerator[bool]:
         yield from send(self.framing.prefix + challenge + b"\r\n")
         line = yield from self.reader.read_line()
         if is_error_response(method, line):

@@ -15,7 +15,13 @@ from typing import Final, NamedTuple
 
 from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
 from mailproxy.protocols.sansio import LineReader, ProtocolGenerator, send
-from mailproxy.protocols.sasl_tokens import TOKEN_METHODS, StrictRules, has_controls, parse_token
+from mailproxy.protocols.sasl_tokens import (
+    TOKEN_METHODS,
+    StrictRules,
+    has_controls,
+    is_discovery,
+    parse_token,
+)
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
 
@@ -79,6 +85,27 @@ class SaslFailure(NamedTuple):
     counts: bool = False
 
 
+class TokenDiscovery(NamedTuple):
+    """An exchange without a token: the client asks where to get one."""
+
+    method: Method
+
+
+class TokenRules(NamedTuple):
+    """How messages with tokens are read.
+
+    Attributes:
+        strict: The rules of ``oauth_strict``, ``None`` where it is off.
+        has_discovery: Whether a message without a token is answered (``auth_mode jwt``).
+    """
+
+    strict: StrictRules | None = None
+    has_discovery: bool = False
+
+
+_NO_RULES: Final = TokenRules()
+
+
 class _Exchange(NamedTuple):
     """What the steps of one exchange share; ``end`` is the limit of ``reader.consumed``."""
 
@@ -86,7 +113,7 @@ class _Exchange(NamedTuple):
     reader: LineReader
     method: Method
     end: int | None
-    strict: StrictRules | None
+    tokens: TokenRules
 
 
 def find_mechanism(arguments: Sequence[bytes]) -> Method | None:
@@ -124,8 +151,8 @@ def authenticate(
     enabled: frozenset[AuthMethod],
     get_challenge: Callable[[], ProtocolGenerator[bytes]],
     budget: int | None = None,
-    strict: StrictRules | None = None,
-) -> ProtocolGenerator[Credentials | SaslFailure]:
+    tokens: TokenRules = _NO_RULES,
+) -> ProtocolGenerator[Credentials | SaslFailure | TokenDiscovery]:
     """Run one SASL exchange, from the arguments of AUTH to the credentials.
 
     Args:
@@ -136,7 +163,7 @@ def authenticate(
         get_challenge: Returns the session's ``<R.T@NAME>``.
         budget: Maximum of bytes in all response lines together (IMAP,
             where they share the command's buffer); ``None`` limits each line alone.
-        strict: The rules of ``oauth_strict``, ``None`` where it is off.
+        tokens: How messages with tokens are read.
 
     Raises:
         LineTooLong: A response line, or all of them together, exceeded the limit.
@@ -148,7 +175,7 @@ def authenticate(
     if needed is not None and needed not in enabled:
         return SaslFailure(method, LoginResult.METHOD_DISABLED)
     end = None if budget is None else reader.consumed + budget
-    exchange = _Exchange(framing, reader, method, end, strict)
+    exchange = _Exchange(framing, reader, method, end, tokens)
     initial = arguments[1] if len(arguments) == 2 else None
     if method is Method.CRAM_MD5:
         return (yield from _cram_md5(exchange, initial, get_challenge))
@@ -169,13 +196,17 @@ def _one_response(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerat
     return _plain(response) if is_plain else _checked(Credentials(Method.EXTERNAL, response))
 
 
-def _token(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | SaslFailure]:
+def _token(
+    exchange: _Exchange, initial: bytes | None
+) -> ProtocolGenerator[Credentials | SaslFailure | TokenDiscovery]:
     """XOAUTH2 and OAUTHBEARER: one response holds user name and access token."""
     method = exchange.method
     response = yield from _response(exchange, initial, exchange.framing.empty)
     if isinstance(response, SaslFailure):
         return response
-    credentials = parse_token(method, response, exchange.strict)
+    if exchange.tokens.has_discovery and is_discovery(method, response):
+        return TokenDiscovery(method)
+    credentials = parse_token(method, response, exchange.tokens.strict)
     if credentials is None:
         return _malformed(method, ProtocolErrorKind.BAD_ARGUMENTS)
     return _malformed(method, ProtocolErrorKind.CONTROL_CHAR) if has_controls(credentials) else credentials

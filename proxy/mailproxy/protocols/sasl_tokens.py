@@ -7,11 +7,14 @@ tokens are sent on to the authentication service and to upstreams.
 
 from __future__ import annotations
 
+import json
 import re
+from binascii import b2a_base64
 from typing import Final, NamedTuple
 
 from mailproxy.enums import Method
 from mailproxy.protocols.types import Credentials, Secret
+from mailproxy_config.oauth_issuer import OAuthIssuer
 
 MAX_TOKEN: Final = 16384
 """Bytes of an access token."""
@@ -22,6 +25,7 @@ TOKEN_METHODS: Final = frozenset({Method.XOAUTH2, Method.OAUTHBEARER})
 _SEPARATOR: Final = b"\1"
 _USER: Final = b"user="
 _BEARER: Final = b"auth=bearer "
+_EMPTY_AUTH: Final = frozenset((b"auth=", b"auth=bearer"))
 _ESCAPE: Final = re.compile(rb"=(..?)?", re.DOTALL)
 _ESCAPED: Final = {b"2c": b",", b"3d": b"="}
 _CONTROLS: Final = bytes((*range(0x20), 0x7F))
@@ -73,45 +77,54 @@ def is_error_response(method: Method, line: bytes) -> bool:
     return len(words) == 1 and words[0].startswith(expected)
 
 
+def is_discovery(method: Method, message: bytes) -> bool:
+    """Whether a message has no token, with which a client asks where to get one (RFC 7628 section 4.3)."""
+    start, *pairs = message.split(_SEPARATOR)
+    is_ours = start[: len(_USER)].lower() == _USER if method is Method.XOAUTH2 else b"," in start
+    return is_ours and any(pair.rstrip(b" ").lower() in _EMPTY_AUTH for pair in pairs[:-1])
+
+
+def error_challenge(issuer: OAuthIssuer) -> bytes:
+    """Return the challenge with the error of a token in base64 (RFC 7628 section 3.2.2).
+
+    Args:
+        issuer: Where the client may get another token.
+    """
+    error = {"status": "invalid_token"}
+    if issuer.scope:
+        error["scope"] = issuer.scope
+    error["openid-configuration"] = issuer.openid_configuration
+    return b2a_base64(json.dumps(error, separators=(",", ":")).encode(), newline=False)
+
+
 def _xoauth2(message: bytes) -> tuple[bytes, bytes]:
     """``user=U ^A auth=Bearer T ^A ^A``."""
-    user, token, ended = _pairs(message)
-    if user[: len(_USER)].lower() != _USER or not ended:
+    user, _, rest = message.partition(_SEPARATOR)
+    pair, end, _ = rest.partition(_SEPARATOR)
+    if user[: len(_USER)].lower() != _USER or pair[: len(_BEARER)].lower() != _BEARER or not end:
         raise _BadMessage
-    return user[len(_USER) :], _bearer(token)
-
-
-def _pairs(message: bytes) -> tuple[bytes, bytes, bool]:
-    """Return the two parts before the first and the second ``^A``, and whether there is a second one."""
-    first, _, rest = message.partition(_SEPARATOR)
-    second, end, _ = rest.partition(_SEPARATOR)
-    return first, second, bool(end)
-
-
-def _bearer(pair: bytes) -> bytes:
-    if pair[: len(_BEARER)].lower() != _BEARER:
-        raise _BadMessage
-    return pair[len(_BEARER) :]
+    return user[len(_USER) :], pair[len(_BEARER) :]
 
 
 def _oauthbearer(message: bytes, strict: StrictRules | None) -> tuple[bytes, bytes]:
-    """``GS2-header ^A auth=Bearer T ^A`` and further pairs (RFC 7628 section 3.1)."""
-    header, first, ended = _pairs(message)
-    token = _bearer(first)
-    if not token or not ended:
+    """``GS2-header ^A``, and pairs that end in ``^A``: one is ``auth=Bearer T`` (RFC 7628 section 3.1)."""
+    header, *pairs = message.split(_SEPARATOR)
+    tokens = (pair[len(_BEARER) :] for pair in pairs[:-1] if pair[: len(_BEARER)].lower() == _BEARER)
+    token = next(filter(None, tokens), b"")
+    if not token:
         raise _BadMessage
     if strict is not None:
-        _check_strictly(header, message.split(_SEPARATOR)[2:], strict)
+        _check_strictly(header, pairs, strict)
     return _authorization_id(header), token
 
 
 def _authorization_id(header: bytes) -> bytes:
     """Return the user name in a GS2 header: ``flag,a=NAME,`` (RFC 5801 section 4)."""
-    _, comma, rest = header.partition(b",")
-    name, end, _ = rest.partition(b",")
-    if not comma or not end or not name.startswith(b"a=") or len(name) == 2:
+    parts = header.split(b",")[1:-1]
+    name = next((part[2:] for part in parts if part[:2].lower() == b"a=" and len(part) > 2), None)
+    if name is None:
         raise _BadMessage
-    return _ESCAPE.sub(_unescaped, name[2:])
+    return _ESCAPE.sub(_unescaped, name)
 
 
 def _unescaped(found: re.Match[bytes]) -> bytes:

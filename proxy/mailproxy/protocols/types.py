@@ -195,6 +195,8 @@ class AuthRequest:
     """``Auth-Login-Attempt``: 1 for the first of the session."""
     client: Client
     envelope: Envelope | None = None
+    token_issuer: str = ""
+    """The issuer of the access token, once the proxy has validated it (``auth_mode jwt``)."""
 
 
 @dataclass(frozen=True, slots=True)

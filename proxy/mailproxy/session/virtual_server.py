@@ -38,8 +38,10 @@ from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import ServerConfig
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
+    from mailproxy.oauth.token_authenticator import TokenAuthenticator
     from mailproxy.oauth.token_source import TokenSource
+
 _LIMITS: Final = {
     CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
     CloseReason.MAX_COMMANDS: Limit.MAX_COMMANDS,
@@ -52,7 +54,8 @@ class VirtualServer:
 
     config: ServerConfig
     protocol: MailProtocol
-    auth: AuthHttpClient
+    auth: AuthHttpClient | TokenAuthenticator
+    """What decides about logins (``auth_mode``)."""
     template: RequestTemplate
     resolver: Resolver | None
     tls: ServerTls | None

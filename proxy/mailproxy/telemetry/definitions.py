@@ -186,6 +186,20 @@ AUTH_IN_FLIGHT: Final = MetricDefinition(
     help="Requests to the authentication service in progress.",
     from_start=True,
 )
+TOKEN_VALIDATIONS: Final = MetricDefinition(
+    name="mailproxy_oauth_validations_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("result", enums.TokenFinding),),
+    help="Access tokens validated by the proxy (authMode Jwt), by result.",
+    from_start=True,
+)
+JWKS_FETCHES: Final = MetricDefinition(
+    name="mailproxy_oauth_jwks_fetches_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("result", enums.JwksResult),),
+    help="Requests for the keys of token issuers (JWKS), by result.",
+    from_start=True,
+)
 UPSTREAM_CONNECT_DURATION: Final = MetricDefinition(
     name="mailproxy_upstream_connect_duration_seconds",
     type=MetricType.HISTOGRAM,

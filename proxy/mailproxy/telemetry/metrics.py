@@ -309,6 +309,8 @@ class WorkerMetrics:
         self.life = time.monotonic_ns()
         self._number = 0
         self.auth_errors = {r: registry.counter(c.AUTH_ERRORS, r) for r in enums.AuthErrorReason}
+        self.token_validations = {r: registry.counter(c.TOKEN_VALIDATIONS, r) for r in enums.TokenFinding}
+        self.jwks_fetches = {r: registry.counter(c.JWKS_FETCHES, r) for r in enums.JwksResult}
         self.auth_in_flight = registry.gauge(c.AUTH_IN_FLIGHT)
         self.tls_handshakes = Handshakes(
             {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS to the authentication service, for ``auth_http`` addresses that begin with ``https://``.
+"""TLS to the authentication service and to token issuers, for addresses that begin with ``https://``.
 
 nginx has none.  The service's certificate must be valid for its name, and its
 authority must be trusted by the system (or be in ``SSL_CERT_FILE``).
@@ -13,6 +13,13 @@ import socket
 import ssl
 
 
+def client_context() -> ssl.SSLContext:
+    """Return the settings of TLS to services: certificates are verified as above."""
+    context = ssl.create_default_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 class ClientTls:
     """TLS to one service.
 
@@ -24,8 +31,7 @@ class ClientTls:
 
     def __init__(self, host: str) -> None:
         self._host = host.strip("[]")
-        self._context = ssl.create_default_context()
-        self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        self._context = client_context()
 
     def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
         """Start TLS on a connected non-blocking socket; the handshake is a separate step."""

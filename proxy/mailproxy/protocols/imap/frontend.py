@@ -11,14 +11,8 @@ from typing import ClassVar, Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
-from mailproxy.protocols.frontend import (
-    CommandHandling,
-    CommandResult,
-    Frontend,
-    FrontendConfig,
-    classify_bad_line,
-    line_limit,
-)
+from mailproxy.protocols.client_lines import classify_bad_line, line_limit
+from mailproxy.protocols.frontend import CommandHandling, CommandResult, Frontend, FrontendConfig
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.commands import (
     MAX_ARGUMENTS,

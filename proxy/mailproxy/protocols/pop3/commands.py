@@ -7,7 +7,7 @@ import re
 from typing import Final, NamedTuple
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.frontend import classify_bad_line
+from mailproxy.protocols.client_lines import classify_bad_line
 
 SASL_LINE: Final = 4096
 """Bytes of the longest line in a SASL exchange, which has its own limit (RFC 5034 section 4)."""

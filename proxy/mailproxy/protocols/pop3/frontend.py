@@ -6,13 +6,8 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.protocols.frontend import (
-    CommandHandling,
-    CommandResult,
-    Frontend,
-    FrontendConfig,
-    line_limit,
-)
+from mailproxy.protocols.client_lines import line_limit
+from mailproxy.protocols.frontend import CommandHandling, CommandResult, Frontend, FrontendConfig
 from mailproxy.protocols.pop3 import commands, replies
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, send
 from mailproxy.protocols.sasl import Framing, is_unsafe

@@ -7,7 +7,7 @@ import re
 from typing import Final, NamedTuple
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.frontend import classify_bad_line
+from mailproxy.protocols.client_lines import classify_bad_line
 
 MAX_ARGUMENTS: Final = 11
 _CR: Final = 13

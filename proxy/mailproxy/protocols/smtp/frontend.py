@@ -6,14 +6,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from mailproxy.enums import CloseReason, LogNote, Method, ProtocolErrorKind, ProtocolViolation
-from mailproxy.protocols.frontend import (
-    CommandHandling,
-    CommandResult,
-    Frontend,
-    FrontendConfig,
-    has_control_chars,
-    line_limit,
-)
+from mailproxy.protocols.client_lines import has_control_chars, line_limit
+from mailproxy.protocols.frontend import CommandHandling, CommandResult, Frontend, FrontendConfig
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, note, peek, resolve_client, send
 from mailproxy.protocols.sasl import Framing, parse_plain
 from mailproxy.protocols.smtp import commands, replies
