@@ -17,7 +17,7 @@ CLIENT_DIRECTIVES: Final = (
         is_ours=True,
         meaning=(
             "ID and ENABLE before login: Ignore (BAD, as nginx) or Answer. Not set: Answer where proxyId "
-            "is not Disabled."
+            "is not Disabled, or with realIpCommand."
         ),
     ),
     Directive(
@@ -29,6 +29,17 @@ CLIENT_DIRECTIVES: Final = (
         meaning=(
             "Allows the SMTP command AUTH. false: AUTH is not announced and is refused with 502, for port 25 "
             "with smtpAuth none."
+        ),
+    ),
+    Directive(
+        name="real_ip_command",
+        module="mail_realip",
+        type=FLAG,
+        default=False,
+        is_ours=True,
+        meaning=(
+            "Clients in setRealIpFrom may name the original client before login, with ID (IMAP) or XCLIENT "
+            "(POP3, SMTP). For webmail and other proxies."
         ),
     ),
     Directive(

@@ -354,6 +354,7 @@ class ServerConfig:
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
     smtp_auth_command: bool
+    real_ip_command: bool
     max_commands: int
     limit_rate: ByteCount
     limit_rate_after: ByteCount
@@ -417,9 +418,9 @@ class ServerConfig:
 
     @property
     def answers_id(self) -> bool:
-        """Whether IMAP ID is allowed before login; by default where ``proxy_id`` needs it."""
+        """Whether IMAP ID is allowed before login; by default where another directive needs it."""
         if self.imap_id_command is None:
-            return self.proxy_id is not SendIdentity.DISABLED
+            return self.real_ip_command or self.proxy_id is not SendIdentity.DISABLED
         return self.imap_id_command is ImapId.ANSWER
 
     @property
