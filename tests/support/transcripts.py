@@ -6,7 +6,8 @@ A file begins with text: the behaviour, then its source.  Lines
 ``ServerConfig``) and facts about the client: ``client`` and ``local``
 (address and port), ``tls: implicit``, ``certificate: none | valid | invalid
 TEXT | tolerable TEXT``; ``trusted: yes`` for a client in ``set_real_ip_from``, and
-``named`` for the address and host name that it has afterwards.  ``cut: no`` means that the segments matter: the
+``named`` for the address and host name that it gives itself with
+``real_ip_command``.  ``cut: no`` means that the segments matter: the
 transcript is not played byte by byte.
 
 The steps are indented: a mark, and its text from the sixth column on.
