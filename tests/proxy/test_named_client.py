@@ -228,3 +228,12 @@ def test_imap_id_ignore_applies_to_other_clients_only(
     assert type(factory(Client("10.0.0.5"))) is trusted
     assert isinstance(factory(Client("192.0.2.1")), ImapIdFrontend) is (other is not None)
     assert b" ID " in factory(Client("10.0.0.5")).config.capabilities
+
+
+def test_room_of_trusted_clients() -> None:
+    peers = TrustedPeers(["10.0.0.5"])
+    expected = {Protocol.IMAP: (4096, 8192), Protocol.POP3: (512, 1024), Protocol.SMTP: (4096, 4096)}
+    for protocol, (other, trusted) in expected.items():
+        factory = frontend_factory(PROTOCOLS[protocol], configs.server(protocol, real_ip_command=True), peers)
+        assert factory(Client("192.0.2.1")).config.limit == other
+        assert factory(Client("10.0.0.5")).config.limit == trusted
