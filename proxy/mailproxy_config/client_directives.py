@@ -16,8 +16,8 @@ CLIENT_DIRECTIVES: Final = (
         type=choice({"ignore": "Ignore", "answer": "Answer"}, ImapId),
         is_ours=True,
         meaning=(
-            "ID and ENABLE before login: Ignore (BAD, as nginx) or Answer. Not set: Answer where proxyId "
-            "is not Disabled, or with realIpCommand."
+            "ID and ENABLE before login: Ignore (BAD, as nginx) or Answer. Not set: Answer with proxyId or "
+            "realIpCommand."
         ),
     ),
     Directive(
@@ -38,8 +38,8 @@ CLIENT_DIRECTIVES: Final = (
         default=False,
         is_ours=True,
         meaning=(
-            "Clients in setRealIpFrom may name the original client before login, with ID (IMAP) or XCLIENT "
-            "(POP3, SMTP). For webmail and other proxies."
+            "Webmail and other proxies in setRealIpFrom name the original client, by ID (IMAP) or XCLIENT "
+            "(POP3, SMTP)."
         ),
     ),
     Directive(
