@@ -427,11 +427,10 @@ class ServerConfig(CertificateChoice):
     @property
     def sends_identity(self) -> bool:
         """Whether upstreams of this protocol get the address that the client has connected to."""
-        match self.protocol:
-            case Protocol.IMAP:
-                return self.proxy_id is not SendIdentity.DISABLED
-            case Protocol.POP3:
-                return self.proxy_pop3_xclient is not SendIdentity.DISABLED
+        if self.protocol is Protocol.IMAP:
+            return self.proxy_id is not SendIdentity.DISABLED
+        if self.protocol is Protocol.POP3:
+            return self.proxy_pop3_xclient is not SendIdentity.DISABLED
         return self.negotiates_xclient
 
     @property
