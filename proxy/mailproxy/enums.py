@@ -327,7 +327,12 @@ class LogNote:
     is_ours: bool = False
 
 
-Note = ProtocolViolation | LoginRefused | LoginDenied | LogNote
+@dataclass(slots=True)
+class ClientNamed:
+    """A trusted client has named the original one (``real_ip_command``)."""
+
+
+Note = ProtocolViolation | LoginRefused | LoginDenied | LogNote | ClientNamed
 
 
 class Limit(StrEnum):

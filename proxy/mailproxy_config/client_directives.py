@@ -16,8 +16,8 @@ CLIENT_DIRECTIVES: Final = (
         type=choice({"ignore": "Ignore", "answer": "Answer"}, ImapId),
         is_ours=True,
         meaning=(
-            "ID and ENABLE before login: Ignore (BAD, as nginx) or Answer. Not set: Answer where proxyId "
-            "is not Disabled."
+            "ID and ENABLE before login: Ignore (BAD, as nginx) or Answer. Not set: Answer with proxyId or "
+            "realIpCommand."
         ),
     ),
     Directive(
@@ -29,6 +29,17 @@ CLIENT_DIRECTIVES: Final = (
         meaning=(
             "Allows the SMTP command AUTH. false: AUTH is not announced and is refused with 502, for port 25 "
             "with smtpAuth none."
+        ),
+    ),
+    Directive(
+        name="real_ip_command",
+        module="mail_realip",
+        type=FLAG,
+        default=False,
+        is_ours=True,
+        meaning=(
+            "Webmail and other proxies in setRealIpFrom name the original client, by ID (IMAP) or XCLIENT "
+            "(POP3, SMTP)."
         ),
     ),
     Directive(

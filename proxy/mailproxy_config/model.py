@@ -368,6 +368,7 @@ class ServerConfig(CertificateChoice):
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
     smtp_auth_command: bool
+    real_ip_command: bool
     max_commands: int
     limit_rate: ByteCount
     limit_rate_after: ByteCount
@@ -418,19 +419,18 @@ class ServerConfig(CertificateChoice):
 
     @property
     def answers_id(self) -> bool:
-        """Whether IMAP ID is allowed before login; by default where ``proxy_id`` needs it."""
+        """Whether IMAP ID is allowed before login; by default where another directive needs it."""
         if self.imap_id_command is None:
-            return self.proxy_id is not SendIdentity.DISABLED
+            return self.real_ip_command or self.proxy_id is not SendIdentity.DISABLED
         return self.imap_id_command is ImapId.ANSWER
 
     @property
     def sends_identity(self) -> bool:
         """Whether upstreams of this protocol get the address that the client has connected to."""
-        match self.protocol:
-            case Protocol.IMAP:
-                return self.proxy_id is not SendIdentity.DISABLED
-            case Protocol.POP3:
-                return self.proxy_pop3_xclient is not SendIdentity.DISABLED
+        if self.protocol is Protocol.IMAP:
+            return self.proxy_id is not SendIdentity.DISABLED
+        if self.protocol is Protocol.POP3:
+            return self.proxy_pop3_xclient is not SendIdentity.DISABLED
         return self.negotiates_xclient
 
     @property

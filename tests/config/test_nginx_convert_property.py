@@ -153,6 +153,7 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
         ]
     ),
     "smtp_auth_command": _FLAG,
+    "real_ip_command": _FLAG,
     "max_commands": st.sampled_from(["0", "1000"]),
     "limit_rate": st.sampled_from(["0", "64k", "1m"]),
     "limit_rate_after": st.sampled_from(["0", "10m"]),

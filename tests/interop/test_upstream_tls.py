@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS to a real Dovecot and Postfix that require it, and the client's address in their logs."""
+"""TLS to a real Dovecot and Postfix that require it, and the client's address in their logs.
+
+Also through two proxies, behind webmail that names its client.
+"""
 
 from __future__ import annotations
 
@@ -348,3 +351,65 @@ def test_certificate_of_dovecot_without_the_host_name_is_rejected(
     client.shutdown()
     reason = proxy.event("upstream_failed", failure="name")["reason"]
     assert '"other.example" is not among its names (DNS:localhost)' in reason
+
+
+ORIGINAL: Final = "192.0.2.77"
+"""The address that webmail names."""
+TRUSTING: Final = {"realIpCommand": True, "setRealIpFrom": ["127.0.0.0/8"]}
+
+
+def chain(started: StartProxy, protocol: str, upstream: int, **directives: Any) -> tuple[Proxy, int]:
+    """Start two proxies, each in front of the next; return the second, and the port of the first."""
+    second, port = started(protocol, upstream, proxySsl="Starttls", **TRUSTING, **directives)
+    towards_proxy = {"proxySsl": "Disabled", "proxySmtpAuth": True}
+    return second, started(protocol, port, **TRUSTING, **directives, **towards_proxy)[1]
+
+
+def test_dovecot_logs_the_client_that_webmail_names_by_id(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy
+) -> None:
+    dovecot, _ = tls_dovecot
+    second, port = chain(started, "imap", dovecot.ports["imap"], proxyId="Required")
+    client = ImapClient("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    assert "ID" in client.capabilities
+    pairs = f'("name" "Webmail" "x-originating-ip" "{ORIGINAL}" "x-session-id" "webmail+1/a")'
+    assert client.xatom("ID", pairs) == ("OK", [b"Trusted ID completed."])
+    client.login("alice", PASSWORDS["alice"])
+    assert client.select()[0] == "OK"
+    client.logout()
+    words = ("imap-login: Info: Login", "user=<alice>", f"rip={ORIGINAL}", "session=<webmail+1/a>")
+    eventually(lambda: dovecot.log_lines(*words), "the original client in Dovecot's log")
+    event = second.event("session", client=ORIGINAL)
+    assert (event["named_by"], event["received_session"]) == ("127.0.0.1", "webmail+1/a")
+    assert event["session"] != "webmail+1/a"
+
+
+def test_dovecot_logs_the_client_that_webmail_names_by_xclient(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy
+) -> None:
+    dovecot, _ = tls_dovecot
+    second, port = chain(started, "pop3", dovecot.ports["pop3"], proxyXclient="Required")
+    client = poplib.POP3("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    assert client.getwelcome().startswith(b"+OK [XCLIENT] POP3 ready")
+    assert client._shortcmd(f"XCLIENT ADDR={ORIGINAL} PORT=4711 TTL=7") == b"+OK"  # type: ignore[attr-defined]
+    client.user("bob")
+    assert client.pass_(PASSWORDS["bob"]).startswith(b"+OK")
+    client.quit()
+    words = ("pop3-login: Info: Login", "user=<bob>", f"rip={ORIGINAL}")
+    eventually(lambda: dovecot.log_lines(*words), "the original client in Dovecot's log")
+    assert second.event("session", client=ORIGINAL)["client_port"] == 4711
+
+
+def test_postfix_logs_the_client_that_webmail_names(tls_postfix: Postfix, started: StartProxy) -> None:
+    second, port = chain(started, "smtp", tls_postfix.ports["smtp"], xclientMode="Required")
+    with smtplib.SMTP("127.0.0.1", port, timeout=TIMEOUT_SECONDS) as client:
+        client.ehlo("webmail.example")
+        assert client.esmtp_features["xclient"] == "ADDR PORT PROTO HELO DESTADDR DESTPORT NAME"
+        attributes = f"ADDR={ORIGINAL} PORT=4711 HELO=original.example NAME=host.example"
+        assert client.docmd("XCLIENT", attributes)[0] == 220
+        client.ehlo("webmail.example")
+        client.login("alice", PASSWORDS["alice"])
+        assert client.sendmail("alice@example.org", ["bob@example.org"], b"Subject: W\r\n\r\nHi\r\n") == {}
+    words = ("client=", f"host.example[{ORIGINAL}]", "sasl_username=alice")
+    eventually(lambda: tls_postfix.log_lines(*words), "the original client in Postfix's log")
+    assert second.event("session", client=ORIGINAL)["named_by"] == "127.0.0.1"

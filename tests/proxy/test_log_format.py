@@ -89,6 +89,17 @@ def test_a_session_as_json() -> None:
     }
 
 
+def test_named_client_has_two_more_fields() -> None:
+    record = success(proxied=True, named_by="10.0.0.5", received_session="k3Xp0vY")
+    line = json.loads(json_session(record, STAMP))
+    assert (line["proxied"], line["named_by"], line["received_session"]) == (True, "10.0.0.5", "k3Xp0vY")
+    assert line.keys() - json.loads(json_session(success(), STAMP)).keys() == {"named_by", "received_session"}
+    assert " proxied named_by=10.0.0.5 received_session=k3Xp0vY " in text_session(record, STAMP)
+    record = success(proxied=True, named_by="10.0.0.5")
+    assert json.loads(json_session(record, STAMP))["received_session"] is None
+    assert " proxied named_by=10.0.0.5 tls=" in text_session(record, STAMP)
+
+
 def test_session_without_login_has_the_same_fields() -> None:
     line = json.loads(json_session(SessionRecord(session="x"), STAMP))
     assert list(line) == list(json.loads(json_session(success(), STAMP)))

@@ -44,15 +44,16 @@ def auth_request(
     if "salt" in clauses:
         lines.append(b"Auth-Salt: " + parse_word(clauses["salt"]))
     client = transcript.client()
+    named_address, named_host = transcript.named
     protocol = transcript.server.protocol
     lines += [
         b"Auth-Protocol: " + protocol.value.encode(),
         b"Auth-Login-Attempt: " + clauses.get("attempt", "1").encode(),
-        b"Client-IP: " + client.address.encode(),
+        b"Client-IP: " + (named_address or client.address).encode(),
     ]
     if protocol is Protocol.SMTP:
         found = next((s.text.split(" -> ")[1] for s in transcript.steps if "resolve ->" in s.text), None)
-        lines.append(b"Client-Host: " + (found or "[UNAVAILABLE]").encode())
+        lines.append(b"Client-Host: " + (named_host or found or "[UNAVAILABLE]").encode())
     if client.address != "unix:":
         server = "2001:db8::2" if ":" in client.address else "198.51.100.1"
         lines += [

@@ -150,6 +150,7 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     ),
     "imapId": ("Answer", "Ignore"),
     "smtpAuthCommand": (False,),
+    "realIpCommand": (True,),
     "maxCommands": (1000, 1),
     "limitRate": ("64k", "1m"),
     "limitRateAfter": ("1m",),

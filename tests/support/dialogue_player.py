@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-from mailproxy.enums import LoginDenied, LoginRefused, LogNote, Method, ProtocolViolation
+from mailproxy.enums import ClientNamed, LoginDenied, LoginRefused, LogNote, Method, ProtocolViolation
 from mailproxy.errors import (
     AuthUnreachable,
     PeerClosed,
@@ -117,7 +117,8 @@ class Player:
         server, protocol = self.transcript.server, self.protocol
         self._sender, self._peer = "S", "C"
         try:
-            result = self._perform(protocol.frontend_for(server)(client).run())
+            factory = protocol.trusted_frontend_for if self.transcript.is_trusted else protocol.frontend_for
+            result = self._perform(factory(server)(client).run())
             while isinstance(result, UpstreamLogin) and self._peek_step() is not None:
                 next_steps = self._upstream(client, result)
                 if next_steps is None:
@@ -312,12 +313,14 @@ def _is_optional_event(step: Step, *names: str) -> bool:
     return step.side == "=" and step.text.split()[0] in (names or _OPTIONAL_EVENTS)
 
 
-def _note_text(event: ProtocolViolation | LoginRefused | LogNote) -> str:
+def _note_text(event: ProtocolViolation | LoginRefused | LogNote | ClientNamed) -> str:
     match event:
         case ProtocolViolation(kind):
             return f"note client_erred {kind}"
         case LoginRefused(method, result):
             return f"note login_refused {method} {result}"
+        case ClientNamed():
+            return "note client_named"
         case LogNote(sentence, text):
             return f"note remark {sentence}" + (f": {escaped(text)}" if text else "")
 

@@ -151,6 +151,8 @@ class _Player:
             listen = ListenConfig(address=f"unix:{self.folder}/listener")
         else:
             changes["set_real_ip_from"] = ("127.0.0.0/8",)
+            if self.transcript.is_trusted:
+                changes["set_real_ip_from"] += (self.transcript.client().address,)
             self.sock = listening_socket()
             port = self.sock.getsockname()[1]
             listen = ListenConfig(address="127.0.0.1", port=port, proxy_protocol=True, ssl=self._is_implicit)

@@ -5,7 +5,9 @@ A file begins with text: the behaviour, then its source.  Lines
 ``name: value`` among it set directives of the server (named as in
 ``ServerConfig``) and facts about the client: ``client`` and ``local``
 (address and port), ``tls: implicit``, ``certificate: none | valid | invalid
-TEXT | tolerable TEXT``.  ``cut: no`` means that the segments matter: the
+TEXT | tolerable TEXT``; ``trusted: yes`` for a client in ``set_real_ip_from``, and
+``named`` for the address and host name that it gives itself with
+``real_ip_command``.  ``cut: no`` means that the segments matter: the
 transcript is not played byte by byte.
 
 The steps are indented: a mark, and its text from the sixth column on.
@@ -86,6 +88,17 @@ class Transcript:
     def may_be_cut(self) -> bool:
         """Whether it may be played with other segments."""
         return self.facts.get("cut") != "no"
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the client may name another one (``real_ip_command``)."""
+        return self.facts.get("trusted") == "yes"
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """Address and host name that the authentication service gets; empty where they are the client's."""
+        address, _, host = self.facts.get("named", "").partition(" ")
+        return address, host
 
     def client(self) -> Client:
         """Make the client that connects; a new one for each run."""
@@ -171,7 +184,7 @@ def parse(lines: Iterable[str], *, name: str) -> Transcript:
         raise ValueError(message)
     protocol = Protocol(name.partition("/")[0])
     directives = {key: _value(key, facts.pop(key)) for key in sorted(facts) if key in _DIRECTIVES}
-    unknown = facts.keys() - {"client", "local", "tls", "certificate", "cut"}
+    unknown = facts.keys() - {"client", "local", "tls", "certificate", "cut", "trusted", "named"}
     if unknown:
         message = f"{name}: unknown {sorted(unknown)}"
         raise ValueError(message)

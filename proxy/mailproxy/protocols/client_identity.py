@@ -29,6 +29,7 @@ MAX_LINE: Final = 512
 _MAX_ATTRIBUTE: Final = 255
 """Bytes of an attribute's value that Postfix accepts."""
 _HOST_NAME: Final = re.compile(rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
+_MAX_HOST_NAME: Final = 253
 _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
 _PRINTABLE: Final = re.compile(rb"[ -~]*")
 
@@ -59,7 +60,7 @@ def imap_id(client: Client, tag: bytes, facts: Sequence[Fact] = ()) -> bytes:
     room = MAX_ID_LINE - len(tag + b" ID ()\r\n") - len(b" ".join(pairs))
     for name, value in _printable_facts(client, facts):
         pair = b'"x-forward-%b" %b' % (name, quoted(value))
-        if len(value) <= MAX_VALUE and len(pair) < room:
+        if len(value) <= MAX_VALUE and len(pair) < room and len(pairs) < MAX_PAIRS:
             pairs.append(pair)
             room -= len(pair) + 1
     own: list[bytes] = []
@@ -77,11 +78,30 @@ def _check_ttl(client: Client, stage: UpstreamStage) -> None:
         raise ProxyLoopError(reason, stage=stage)
 
 
+def _has_address(client: Client) -> bool:
+    """Whether the client has an IP address; the port of one that another proxy named may be unknown."""
+    return bool(client.port) or not client.address.startswith("unix:")
+
+
+def _has_destination(client: Client) -> bool:
+    """Whether it has connected to an IP address; one that was named through a UNIX socket may not have."""
+    return not client.connected[0].startswith("unix:")
+
+
+def _received_facts(client: Client) -> tuple[tuple[bytes, bytes], ...]:
+    return () if client.received is None else client.received.forwarded
+
+
 def _printable_facts(client: Client, facts: Sequence[Fact]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the facts of ``proxy_forward``, then those of other names that another proxy has sent."""
     for name, parts in facts:
         value = render_value(parts, client)
         if _PRINTABLE.fullmatch(value):
             yield name, value
+    received = _received_facts(client)
+    if received:
+        own = {name.lower() for name, _ in facts}
+        yield from (fact for fact in received if fact[0].lower() not in own)
 
 
 def _forward(
@@ -108,12 +128,14 @@ def _forward(
 
 def _imap_pairs(client: Client) -> Iterator[tuple[bytes, bytes]]:
     """Yield keys and values; none contains a quote, a backslash or a control character."""
-    yield b"x-session-id", client.session_id.encode()
-    if client.port:
+    yield b"x-session-id", client.upstream_session_id.encode()
+    if _has_address(client):
         yield b"x-originating-ip", client.address.encode()
-        yield b"x-originating-port", b"%d" % client.port
-        yield b"x-connected-ip", client.connected[0].encode()
-        yield b"x-connected-port", b"%d" % client.connected[1]
+        if client.port:
+            yield b"x-originating-port", b"%d" % client.port
+        if _has_destination(client):
+            yield b"x-connected-ip", client.connected[0].encode()
+            yield b"x-connected-port", b"%d" % client.connected[1]
     yield b"x-proxy-ttl", b"%d" % client.proxy_ttl
     yield b"x-client-transport", _transport(client)
     name = server_name(client)
@@ -129,20 +151,19 @@ def pop3_xclient(client: Client, facts: Sequence[Fact] = ()) -> bytes:
     """
     _check_ttl(client, UpstreamStage.XCLIENT)
     words = [b"XCLIENT"]
-    if client.port:
-        words += [
-            b"ADDR=" + client.address.encode(),
-            b"PORT=%d" % client.port,
-            b"DESTADDR=" + client.connected[0].encode(),
-            b"DESTPORT=%d" % client.connected[1],
-        ]
-    words += [b"SESSION=" + client.session_id.encode(), b"TTL=%d" % client.proxy_ttl]
+    if _has_address(client):
+        words.append(b"ADDR=" + client.address.encode())
+        words += [b"PORT=%d" % client.port] if client.port else []
+        if _has_destination(client):
+            words += [b"DESTADDR=" + client.connected[0].encode(), b"DESTPORT=%d" % client.connected[1]]
+    words += [b"SESSION=" + client.upstream_session_id.encode(), b"TTL=%d" % client.proxy_ttl]
     words.append(b"CLIENT-TRANSPORT=" + _transport(client))
     name = server_name(client)
     if name:
         words.append(b"DESTNAME=" + name)
     command = b" ".join(words)
-    if facts and (value := _forward(client, facts, MAX_POP3_LINE - len(command + b" FORWARD=\r\n"))):
+    has_facts = facts or _received_facts(client)
+    if has_facts and (value := _forward(client, facts, MAX_POP3_LINE - len(command + b" FORWARD=\r\n"))):
         command += b" FORWARD=" + value
     return command + b"\r\n"
 
@@ -173,7 +194,7 @@ def smtp_xclient(
         for name, value in _smtp_attributes(client, login, has_login=has_login)
         if name in offered and value and len(value) <= _MAX_ATTRIBUTE
     ]
-    if facts and b"FORWARD" in offered:
+    if (facts or _received_facts(client)) and b"FORWARD" in offered:
         forward = _forward(client, facts, MAX_LINE - len(b"XCLIENT FORWARD=\r\n"), xtext)
         words += [b"FORWARD=" + forward] if forward else []
     commands: list[bytes] = []
@@ -189,16 +210,18 @@ def smtp_xclient(
 def _smtp_attributes(
     client: Client, login: UpstreamLogin, *, has_login: bool
 ) -> Iterator[tuple[bytes, bytes]]:
-    if client.port:
+    if _has_address(client):
         yield b"ADDR", _smtp_address(client.address)
-        yield b"PORT", b"%d" % client.port
-        yield b"DESTADDR", _smtp_address(client.connected[0])
-        yield b"DESTPORT", b"%d" % client.connected[1]
+        if client.port:
+            yield b"PORT", b"%d" % client.port
+        if _has_destination(client):
+            yield b"DESTADDR", _smtp_address(client.connected[0])
+            yield b"DESTPORT", b"%d" % client.connected[1]
     yield b"NAME", client.host
     if login.helo is not None:
         yield b"HELO", xtext(login.helo)
         yield b"PROTO", b"ESMTP" if login.esmtp else b"SMTP"
-    yield b"SESSION", xtext(client.session_id.encode())
+    yield b"SESSION", xtext(client.upstream_session_id.encode())
     yield b"TTL", b"%d" % client.proxy_ttl
     yield b"CLIENT-TRANSPORT", _transport(client)
     if has_login:
@@ -210,10 +233,19 @@ def _smtp_address(address: str) -> bytes:
 
 
 def _transport(client: Client) -> bytes:
+    if client.received is not None and client.received.transport:
+        return client.received.transport
     return b"TLS" if client.tls is not None else b"insecure"
 
 
 def server_name(client: Client) -> bytes:
-    """Return SNI if it is a host name, else nothing."""
+    """Return SNI if it is a host name, else nothing; for a named client what another proxy has sent."""
+    if client.received is not None:
+        return client.received.server_name
     name = client.tls.server_name if client.tls is not None else None
-    return name if name is not None and len(name) <= 253 and _HOST_NAME.fullmatch(name) else b""
+    return name if name is not None and is_host_name(name) else b""
+
+
+def is_host_name(name: bytes) -> bool:
+    """Whether the bytes are a host name, also with underscores and with a dot at the end."""
+    return len(name) <= _MAX_HOST_NAME and _HOST_NAME.fullmatch(name) is not None

@@ -254,7 +254,7 @@ def _write_v2(client: Client, *, has_id: bool) -> bytes:
     if client.tls is not None:
         body += _tls_tlvs(client.tls)
     if has_id:
-        body += _tlv(_TLV_UNIQUE_ID, client.session_id.encode())
+        body += _tlv(_TLV_UNIQUE_ID, client.upstream_session_id.encode())
     length = len(body) + 7
     unsigned = b"%b%b%b%b%b" % (
         SIGNATURE,

@@ -16,14 +16,17 @@ from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
 from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
 from mailproxy.protocols.imap.tempfail import ImapTempfailFrontend
+from mailproxy.protocols.imap.trusted import ImapTrustedFrontend, imap_trusted_config
 from mailproxy.protocols.imap.upstream_auth import imap_upstream
 from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.pop3.tempfail import Pop3TempfailFrontend
+from mailproxy.protocols.pop3.trusted import Pop3TrustedFrontend, pop3_trusted_config
 from mailproxy.protocols.pop3.upstream_auth import pop3_upstream
 from mailproxy.protocols.smtp import replies as smtp_replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, SmtpWithoutAuthFrontend
 from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
+from mailproxy.protocols.smtp.trusted import SmtpTrustedFrontendConfig, smtp_trusted_frontend
 from mailproxy.protocols.smtp.upstream_choice import smtp_upstream
 from mailproxy.protocols.tempfail import TempfailFrontend, with_tempfail
 from mailproxy.protocols.types import Client, LoginSecrets
@@ -46,10 +49,14 @@ class MailProtocol:
     name: Protocol
     frontend: Callable[[ServerConfig], type[Frontend[Any]]]
     """Returns the class of the server side of a client's session."""
+    trusted_frontend: Callable[[ServerConfig], type[Frontend[Any]]]
+    """The same for trusted clients (``real_ip_command``)."""
     tempfail_frontend: type[TempfailFrontend[Any]]
     """What is added to it with ``proxy_tempfail rfc5530``."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
+    trusted_config: Callable[[ServerConfig], FrontendConfig]
+    """What all frontends of trusted clients share."""
     upstream: UpstreamFactory
     """The login at the upstreams of one server."""
     internal_error: bytes
@@ -61,12 +68,19 @@ class MailProtocol:
 
     def frontend_for(self, server: ServerConfig) -> Callable[[Client], Frontend[Any]]:
         """Return what makes the frontends of one server."""
-        frontend = self.frontend(server)
+        return partial(self._complete(self.frontend(server), server), self.frontend_config(server))
+
+    def trusted_frontend_for(self, server: ServerConfig) -> Callable[[Client], Frontend[Any]]:
+        """Return what makes the frontends of trusted clients of one server (``real_ip_command``)."""
+        return partial(self._complete(self.trusted_frontend(server), server), self.trusted_config(server))
+
+    def _complete(self, frontend: type[Frontend[Any]], server: ServerConfig) -> type[Frontend[Any]]:
+        """Add what directives of all protocols need."""
         if server.proxy_tempfail is Tempfail.RFC5530:
             frontend = with_tempfail(self.tempfail_frontend, frontend)
         if server.max_commands:
             frontend = with_command_limit(frontend)
-        return partial(frontend, self.frontend_config(server))
+        return frontend
 
 
 def _imap_frontend(server: ServerConfig) -> type[ImapFrontend]:
@@ -82,8 +96,10 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.IMAP: MailProtocol(
             name=Protocol.IMAP,
             frontend=_imap_frontend,
+            trusted_frontend=lambda _: ImapTrustedFrontend,
             tempfail_frontend=ImapTempfailFrontend,
             frontend_config=ImapFrontendConfig,
+            trusted_config=imap_trusted_config,
             upstream=imap_upstream,
             internal_error=imap_replies.INTERNAL_ERROR,
             shutdown=imap_replies.SHUTDOWN,
@@ -92,8 +108,10 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.POP3: MailProtocol(
             name=Protocol.POP3,
             frontend=lambda _: Pop3Frontend,
+            trusted_frontend=lambda _: Pop3TrustedFrontend,
             tempfail_frontend=Pop3TempfailFrontend,
             frontend_config=Pop3FrontendConfig,
+            trusted_config=pop3_trusted_config,
             upstream=pop3_upstream,
             internal_error=pop3_replies.INTERNAL_ERROR,
             shutdown=pop3_replies.SHUTDOWN,
@@ -102,8 +120,10 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
         Protocol.SMTP: MailProtocol(
             name=Protocol.SMTP,
             frontend=_smtp_frontend,
+            trusted_frontend=smtp_trusted_frontend,
             tempfail_frontend=SmtpTempfailFrontend,
             frontend_config=SmtpFrontendConfig,
+            trusted_config=SmtpTrustedFrontendConfig,
             upstream=smtp_upstream,
             internal_error=smtp_replies.INTERNAL_ERROR,
             shutdown=smtp_replies.SHUTDOWN,

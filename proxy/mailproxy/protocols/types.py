@@ -128,12 +128,34 @@ class ProxyAddresses:
 
 
 @dataclass(slots=True)
+class ReceivedIdentity:
+    """What a trusted client wrote about the original client (``real_ip_command``), besides addresses."""
+
+    peer: str
+    """Address of the trusted client."""
+    attributes: frozenset[bytes] = frozenset()
+    """Which facts it has sent, by their names in XCLIENT."""
+    session_id: str = ""
+    """Empty if there is none, or one that may not be sent on."""
+    server_name: bytes = b""
+    """The host name that the original client has connected to."""
+    transport: bytes = b""
+    """``TLS`` or ``insecure``, as the original client is connected; empty if unknown."""
+    forwarded: tuple[tuple[bytes, bytes], ...] = ()
+    """Names and values of other facts, in printable ASCII."""
+    helo: bytes | None = None
+    """SMTP: the original client's HELO or EHLO argument."""
+    is_esmtp: bool | None = None
+    """SMTP: whether the original client used EHLO; ``None`` if unknown."""
+
+
+@dataclass(slots=True)
 class Client:
     """A client, as far as it is known.
 
     ``address`` is text without a port: ``192.0.2.1``, ``2001:db8::1``,
-    ``::ffff:192.0.2.1``, or ``unix:``.  It is the address after
-    ``set_real_ip_from``; ``local_address`` is the one that accepted the connection.
+    ``::ffff:192.0.2.1``, or ``unix:``.  It is the address after ``set_real_ip_from`` and
+    ``real_ip_command``; ``local_address`` is the one that accepted the connection.
     """
 
     address: str
@@ -149,14 +171,22 @@ class Client:
     id_pairs: tuple[tuple[bytes, bytes], ...] = ()
     """IMAP: what the client wrote about itself with ID, in printable ASCII."""
     proxied_destination: tuple[str, int] | None = None
-    """Address and port that the client has connected to, of a PROXY header that was believed."""
+    """Address and port that the client has connected to, as a trusted peer sent them."""
     proxy_ttl: int = PROXY_TTL
     """How many proxies may follow: the number that was received, less one."""
+    received: ReceivedIdentity | None = None
+    """What a trusted client wrote about the original one."""
 
     @property
     def connected(self) -> tuple[str, int]:
         """Address and port that the client has connected to."""
         return self.proxied_destination or (self.local_address, self.local_port)
+
+    @property
+    def upstream_session_id(self) -> str:
+        """The ID for upstreams: the one that the first proxy of a chain has given the session."""
+        received = self.received
+        return self.session_id if received is None else received.session_id or self.session_id
 
 
 @dataclass(slots=True)

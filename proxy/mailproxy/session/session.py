@@ -44,6 +44,7 @@ from mailproxy.protocols.tempfail import ResumableLogin
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
+from mailproxy.session.named_client import record_named_client
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
@@ -214,6 +215,8 @@ class Session(ProtocolDriver):
         elif isinstance(event, enums.LoginDenied):
             record.stage, record.reply = _AUTH_STAGE, event.text
             self.log_event(LogLevel.INFO, "login_denied", user=record.user, reply=event.text, code=event.code)
+        elif isinstance(event, enums.ClientNamed):
+            record_named_client(record, self.client)
         else:
             self.log_event(LogLevel.ERROR if event.is_ours else LogLevel.INFO, event.event, text=event.text)
         return None

@@ -24,6 +24,7 @@ from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.session.login_overrides import connect_for_login
+from mailproxy.session.named_client import frontend_factory
 from mailproxy.session.rate_limit import relay_end_for
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
@@ -105,7 +106,7 @@ class VirtualServer:
         self.connect = UpstreamLookup.connect if names else self.connect_address
         if self.config.auth_http_overrides:
             self.connect = partial(connect_for_login, self, self.connect)
-        self.frontend = self.protocol.frontend_for(self.config)
+        self.frontend = frontend_factory(self.protocol, self.config, self.trusted)
         self.upstream = self.login_at_upstreams(self.config)
         self.upstream_end = relay_end_for(self.config)
 

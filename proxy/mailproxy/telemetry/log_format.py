@@ -82,7 +82,11 @@ class SessionRecord:
     client_port: int = 0
     started: float = 0.0
     proxied: bool = False
-    """Whether the address is from a PROXY header."""
+    """Whether the address is from a PROXY header, or was named by a trusted client."""
+    named_by: str = ""
+    """Address of the client that named this one (``real_ip_command``)."""
+    received_session: str = ""
+    """The session ID that it has sent."""
     tls: str | None = None
     """TLS version, by OpenSSL's name."""
     cipher: str = ""
@@ -167,7 +171,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
     return (
         f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}","server":{server},'
         f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
-        f'"proxied":{"true" if r.proxied else "false"},'
+        f'"proxied":{_proxied(r) if r.proxied else "false"},'
         f'"tls":{tls},"cipher":{cipher},'
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
@@ -177,6 +181,13 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'{_durations(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
         f'"reason":{_REASONS[r.reason]}}}\n'
     )
+
+
+def _proxied(r: SessionRecord) -> str:
+    if not r.named_by:
+        return "true"
+    session = quote(r.received_session) if r.received_session else "null"
+    return f'true,"named_by":{_json_string(r.named_by)},"received_session":{session}'
 
 
 def _failure(r: SessionRecord) -> str:
@@ -191,9 +202,8 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     r = record
     level = "debug" if r.is_silent else "info"
     parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_text_string(r.server)}"]
-    parts.append(
-        f"client={_text_string(format_host_port(r.client, r.client_port))}{' proxied' if r.proxied else ''}"
-    )
+    client = _text_string(format_host_port(r.client, r.client_port))
+    parts.append(f"client={client}{_text_proxied(r) if r.proxied else ''}")
     if r.tls:
         parts.append(f"tls={_text_string(r.tls)} cipher={_text_string(r.cipher)}")
     if r.method is not None:
@@ -206,6 +216,13 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     if r.reason is not None:
         parts.append(f"reason={r.reason}")
     return " ".join(parts) + "\n"
+
+
+def _text_proxied(r: SessionRecord) -> str:
+    if not r.named_by:
+        return " proxied"
+    session = f" received_session={_text_string(r.received_session)}" if r.received_session else ""
+    return f" proxied named_by={_text_string(r.named_by)}{session}"
 
 
 def _login_parts(r: SessionRecord) -> list[str]:

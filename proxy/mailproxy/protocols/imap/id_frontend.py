@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from mailproxy.enums import CloseReason, ProtocolErrorKind
@@ -11,7 +12,7 @@ from mailproxy.errors import LineTooLong
 from mailproxy.protocols.frontend import CommandResult
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.frontend import ImapFrontend
-from mailproxy.protocols.imap_id import ID_LINE, IdParser, InvalidId, own_pairs
+from mailproxy.protocols.imap_id import ID_LINE, IdParser, InvalidId, Pair, own_pairs
 from mailproxy.protocols.sansio import ProtocolGenerator, send
 from mailproxy.protocols.types import SessionEnd
 
@@ -54,6 +55,9 @@ class ImapIdFrontend(ImapFrontend):
             return ended
         if not self.client.id_pairs:
             self.client.id_pairs = own_pairs(pairs)
+        return (yield from self._answer_id(pairs))
+
+    def _answer_id(self, _pairs: Sequence[Pair]) -> ProtocolGenerator[CommandResult]:
         yield from send(replies.id_completed(self._tag))
         return None
 

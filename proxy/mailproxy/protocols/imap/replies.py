@@ -43,6 +43,16 @@ def id_completed(tag: bytes) -> bytes:
     return b"* ID NIL\r\n" + tag + b" OK ID completed.\r\n"
 
 
+def trusted_id_completed(tag: bytes) -> bytes:
+    """Reply to ID of a proxy, in Dovecot's words."""
+    return b"* ID NIL\r\n" + tag + b" OK Trusted ID completed.\r\n"
+
+
+def proxy_loop(tag: bytes) -> bytes:
+    """Reply to ID of a proxy with an ``x-proxy-ttl`` that is used up."""
+    return tag + b" NO [SERVERBUG] Proxy loop\r\n"
+
+
 def enable_ignored(tag: bytes) -> bytes:
     """Reply to ENABLE before login: nothing is enabled."""
     return b"* ENABLED\r\n" + tag + b" OK ENABLE ignored in non-authenticated state.\r\n"

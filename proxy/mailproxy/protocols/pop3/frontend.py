@@ -35,10 +35,10 @@ class Pop3FrontendConfig(FrontendConfig):
 
     __slots__ = ("capabilities", "capabilities_in_clear", "mechanisms")
 
-    def __init__(self, server: ServerConfig) -> None:
+    def __init__(self, server: ServerConfig, greeting: Send = _GREETING) -> None:
         is_greeting_static = server.pop3_auth.isdisjoint(_CHALLENGED)
         limit = line_limit(server.pop3_client_buffer, server.pop3_auth)
-        super().__init__(server, limit, _GREETING, is_greeting_static=is_greeting_static)
+        super().__init__(server, limit, greeting, is_greeting_static=is_greeting_static)
         self.mechanisms = replies.mechanisms(server)
         self.capabilities = replies.capabilities(server)
         self.capabilities_in_clear = replies.capabilities(server, server.starttls)
@@ -63,7 +63,7 @@ class Pop3Frontend(Frontend[Pop3FrontendConfig]):
         """Send the greeting, with a challenge if a method needs one."""
         if self.server.pop3_auth.isdisjoint(_CHALLENGED):
             return (yield from super().send_greeting())
-        yield from send(replies.greeting((yield from self.challenge())))
+        yield from send(replies.greeting((yield from self.challenge()), self.config.greeting.data))
         return None
 
     def invalid_reply(self) -> bytes:

@@ -11,6 +11,9 @@ from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, Tempfail
 
 GREETING: Final = b"+OK POP3 ready\r\n"
 OK: Final = b"+OK\r\n"
+TRUSTED_GREETING: Final = b"+OK [XCLIENT] POP3 ready\r\n"
+"""To clients that may send XCLIENT, as Dovecot greets them."""
+PROXY_LOOP: Final = b"-ERR [SYS/PERM] Proxy loop\r\n"
 INVALID: Final = b"-ERR invalid command\r\n"
 INTERNAL_ERROR: Final = b"-ERR internal server error\r\n"
 CERTIFICATE_INVALID: Final = b"-ERR SSL certificate error\r\n"
@@ -32,9 +35,9 @@ _RESPONSE_CODES: Final = ("RESP-CODES", "AUTH-RESP-CODE")
 """Listed where replies have ``[SYS/TEMP]`` (RFC 2449 section 6.4, RFC 3206 section 6)."""
 
 
-def greeting(challenge: bytes) -> bytes:
+def greeting(challenge: bytes, text: bytes = GREETING) -> bytes:
     """Return the greeting with a challenge for APOP and CRAM-MD5 (RFC 1939 section 7)."""
-    return b"+OK POP3 ready " + challenge + b"\r\n"
+    return text[:-2] + b" " + challenge + b"\r\n"
 
 
 def denial(denied: AuthDenied) -> bytes:

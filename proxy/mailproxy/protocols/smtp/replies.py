@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from mailproxy.protocols.types import AuthDenied
@@ -55,16 +56,19 @@ def denial(denied: AuthDenied) -> bytes:
     return (denied.code or _DENIED) + b" " + denied.text + b"\r\n"
 
 
-def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -> bytes:
+def capabilities(
+    server: ServerConfig, starttls: StartTls = StartTls.DISABLED, more: Sequence[str] = ()
+) -> bytes:
     """Return the reply to EHLO.
 
     Args:
         server: The server.
         starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
+        more: Lines that only some clients get, after those of the directive.
 
     REQUIRETLS is a promise about TLS: it is not listed before.
     """
-    lines = [server.server_name, *server.smtp_capabilities]
+    lines = [server.server_name, *server.smtp_capabilities, *more]
     if starttls is not StartTls.DISABLED:
         lines = [line for line in lines if line.upper() != "REQUIRETLS"]
     mechanisms = [word for method, word in _MECHANISMS if method in server.smtp_auth]
