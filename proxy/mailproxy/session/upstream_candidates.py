@@ -25,7 +25,7 @@ from mailproxy.enums import ProtocolErrorKind, UpstreamStage, UpstreamTlsFailure
 from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamRefused
 from mailproxy.loop.epoll import READ, WRITE
 from mailproxy.protocols.types import UpstreamAddress, UpstreamLogin, UpstreamLoginResult
-from mailproxy.protocols.upstream_reply import reply_for_log
+from mailproxy.protocols.upstream_reply import reason_of, reply_for_log
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_token import TokenUpstreamConnection
 from mailproxy_config.addresses import format_host_port
@@ -148,7 +148,7 @@ class UpstreamTryConnection(TokenUpstreamConnection):
     def _on_error(self, error: Exception) -> None:
         if isinstance(error, PeerDisconnected) and not self.login.is_committed:
             stage = UpstreamStage.GREETING if self.tls is None else UpstreamStage.TLS
-            error = UpstreamError("upstream closed the connection", stage=stage)
+            error = UpstreamError(reason_of(error), stage=stage)
         super()._on_error(error)
 
     def _on_failed(self, session: Session, error: Exception) -> None:

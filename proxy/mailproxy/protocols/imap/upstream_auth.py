@@ -74,7 +74,7 @@ class ImapAuthUpstream(ImapUpstream):
             stage, login.is_committed = _LOGIN, True
             received = yield from self._authenticate(received, login, mechanisms)
         except PeerDisconnected as gone:
-            raise upstream_disconnected(stage) from gone
+            raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(received)
 
     def _authenticate(

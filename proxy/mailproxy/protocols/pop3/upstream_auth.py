@@ -61,7 +61,7 @@ class Pop3AuthUpstream(Pop3Upstream):
             stage, login.is_committed = _LOGIN, True
             received = yield from self._authenticate(mechanisms)
         except PeerDisconnected as gone:
-            raise upstream_disconnected(stage) from gone
+            raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(received)
 
     def _authenticate(self, mechanisms: tuple[Mechanism, ...]) -> ProtocolGenerator[bytes]:
