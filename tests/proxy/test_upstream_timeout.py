@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upstreams that are silent in some stage of the login: the reason in the log, and whether another is tried."""
+"""Upstreams that are silent in some stage of the login: what is logged, and whether another is tried."""
 
 from __future__ import annotations
 
@@ -132,7 +132,10 @@ def test_silent_upstream_is_tried_elsewhere_only_before_the_credentials(
     """The same as for an upstream that closes the connection (``test_upstream_candidates``)."""
     accepts = plain_session(protocol) if mode is ProxySsl.DISABLED else session(protocol, mode)
     context = server_context(issued)
-    with mail_server(stalls_in(protocol, mode, stage), context) as first, mail_server(accepts, context) as last:
+    with (
+        mail_server(stalls_in(protocol, mode, stage), context) as first,
+        mail_server(accepts, context) as last,
+    ):
 
         async def play() -> None:
             values = directives(mode, authority, proxy_next_upstream=BEFORE_LOGIN)

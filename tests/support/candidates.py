@@ -67,9 +67,7 @@ def stalls_in(protocol: Protocol, mode: ProxySsl, stage: str) -> Step:
 def _stops_in(protocol: Protocol, mode: ProxySsl, stage: str, *, is_silent: bool) -> Step:
     def die(c: Connection, now: str) -> None:
         if now == stage:
-            while is_silent and c.recv():
-                pass
-            raise Died
+            _stop(c, is_silent=is_silent)
 
     def step(c: Connection) -> None:
         if mode is ProxySsl.ENABLED:
@@ -97,6 +95,12 @@ def _stops_in(protocol: Protocol, mode: ProxySsl, stage: str, *, is_silent: bool
         raise AssertionError(stage)
 
     return step
+
+
+def _stop(c: Connection, *, is_silent: bool) -> None:
+    while is_silent and c.recv():
+        pass
+    raise Died
 
 
 def plain_session(protocol: Protocol) -> Step:

@@ -149,8 +149,8 @@ class UpstreamSasl:
         the client's.  The others send the token as a password, as nginx does.
 
         Raises:
-            UpstreamError: There are none, they may not be sent without TLS, they contain control
-                characters, or the token service provides no token.
+            Fault: There are none, or they may not be sent without TLS.
+            UpstreamError: They contain control characters, or the token service provides no token.
         """
         if not self._mechanisms:
             raise Fault("proxyAuthRequireTls is true, and proxySsl is Disabled: set proxySsl")
@@ -166,9 +166,9 @@ class UpstreamSasl:
         found = tuple(each for each in prepared if each is not None)
         if found:
             return found
-        if login.grant.password is not None:
+        if TOKEN_MECHANISMS.issuperset(order):
             raise Fault("proxyAuth lists no mechanism for passwords: add one, or set proxyAuthToken")
-        raise UpstreamError("no password available", stage=_LOGIN)
+        raise Fault("no password available")
 
     def _mechanism(self, kind: ProxyAuth, grant: AuthAllowed, token: Secret | None) -> Mechanism | None:
         """Return a mechanism, or ``None`` without credentials for it."""
