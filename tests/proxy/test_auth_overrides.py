@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from base64 import b64encode
 from pathlib import Path
@@ -422,7 +423,8 @@ def test_mechanism_of_one_login_is_not_used_without_required_tls(mechanism: str)
             peer = await w.upstream.accept()
             await peer.send(SASL_GREETING)
             assert await client.read_line() == b"* BAD internal server error\r\n"
-            assert await peer.read_to_eof() == b""
+            with contextlib.suppress(ConnectionResetError):  # its greeting may be unread
+                assert await peer.read_to_eof() == b""
             assert "proxyAuthRequireTls is true, and proxySsl is Disabled" in w.read_log()
             assert w.value("mailproxy_upstream_config_errors_total", IMAP, "login") == 1
 
@@ -457,7 +459,8 @@ def test_mechanism_of_one_login_that_needs_a_token_is_a_configuration_error_with
             peer = await w.upstream.accept()
             await peer.send(SASL_GREETING)
             assert await client.read_line() == b"* BAD internal server error\r\n"
-            assert await peer.read_to_eof() == b""
+            with contextlib.suppress(ConnectionResetError):  # its greeting may be unread
+                assert await peer.read_to_eof() == b""
             assert "proxyAuth lists no mechanism for passwords" in w.read_log()
             assert w.value("mailproxy_upstream_config_errors_total", IMAP, "login") == 1
 
