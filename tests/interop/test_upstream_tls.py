@@ -112,7 +112,7 @@ def started(
         server = {
             "name": protocol,
             "protocol": protocol,
-            "listen": [{"address": address, "port": port} for address in ("127.0.0.1", "::1")],
+            "listen": [{"address": address, "port": port} for address in ("127.0.0.1", "[::1]")],
             "authHttp": service_rules.url(path),
             "proxySslName": "localhost",
             "proxySslTrustedCertificate": {"file": tls.authority},
