@@ -11,7 +11,7 @@ from typing import Any, Final
 from typing import Protocol as TypingProtocol
 
 from mailproxy.protocols.command_limit import with_command_limit
-from mailproxy.protocols.frontend import Frontend, FrontendConfig
+from mailproxy.protocols.frontend import Frontend, FrontendConfig, passes_token_errors
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
 from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
@@ -26,6 +26,7 @@ from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, 
 from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
 from mailproxy.protocols.smtp.upstream_choice import smtp_upstream
 from mailproxy.protocols.tempfail import TempfailFrontend, with_tempfail
+from mailproxy.protocols.token_errors import with_token_errors
 from mailproxy.protocols.types import Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy_config.model import Protocol, ServerConfig, Tempfail
@@ -64,6 +65,8 @@ class MailProtocol:
         frontend = self.frontend(server)
         if server.proxy_tempfail is Tempfail.RFC5530:
             frontend = with_tempfail(self.tempfail_frontend, frontend)
+        if passes_token_errors(server):
+            frontend = with_token_errors(frontend)
         if server.max_commands:
             frontend = with_command_limit(frontend)
         return partial(frontend, self.frontend_config(server))
