@@ -290,6 +290,11 @@ class LocalCluster:
             if key.namespace == namespace and container.mount_error
         }
 
+    async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Return no Secret: files have no labels; ``sslCertificateSelector`` takes a directory instead."""
+        del namespace, labels
+        return []
+
     async def create_event(self, manifest: Manifest) -> None:
         """Report an event to the user, if events were requested."""
         if self._events:

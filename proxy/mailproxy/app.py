@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -17,17 +18,19 @@ from mailproxy.context import Drainable, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
 from mailproxy.dns.upstream_names import UpstreamNames
 from mailproxy.loop.worker_loop import WorkerLoop
-from mailproxy.net.listen_plan import listening_addresses, plan_sockets
+from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
 from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
-from mailproxy.session.accept import Listener, ListenTarget
+from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
+from mailproxy.session.shared_listener import check_choices, listen_target
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy.tls import upstream_context
+from mailproxy.tls.choice import CertificateChooser
 from mailproxy.tls.client import ClientTls
 from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.resumption import TicketKeys
@@ -182,6 +185,7 @@ class App:
                 problems.append(Problem(f"servers[{server.name}]", reason))
         if problems:
             raise ConfigError(problems)
+        check_choices(config, servers)
         return servers
 
     def _server(self, config: ServerConfig, names: Mapping[str, tuple[str, ...]]) -> VirtualServer:
@@ -190,7 +194,10 @@ class App:
         if config.tls_is_used:
             seconds = int(config.ssl_session_timeout)
             ticket_keys = self._ticket_keys.setdefault(seconds, TicketKeys.random())
-            tls = build(config, ticket_keys=ticket_keys, previous=previous.tls if previous else None)
+            last = previous.tls if previous else None
+            tls = build(config, ticket_keys=ticket_keys, previous=last, is_checked=True)
+            if isinstance(tls.params.chooser, CertificateChooser):
+                tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
         metrics, template = self.context.metrics, _template(config)
         return VirtualServer(
             config,
@@ -210,6 +217,9 @@ class App:
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if config.auth_http_server_names else None,
         )
+
+    def _log_unusable_certificate(self, server: str, reason: str) -> None:
+        self.context.log.event(LogLevel.ERROR, "certificate_unusable", server=server, reason=reason)
 
     def _upstream_tls(self, config: ServerConfig, previous: VirtualServer | None) -> UpstreamTls | None:
         if not config.may_use_upstream_tls:
@@ -323,20 +333,13 @@ class App:
         old, self.listeners = self.listeners, []
         for listener in old:
             listener.close()
+        target = partial(listen_target, config, servers, shared_lines(config))
         plans = plan_sockets(config, names)
         for upstream_names in self._upstream_names.values():
             upstream_names.listeners = listening_addresses(plans)
         for planned in plans:
-            targets = {
-                address: ListenTarget(
-                    servers[route.server], config.servers[route.server].listen[route.listen]
-                )
-                for address, route in planned.routes.items()
-            }
-            default = ListenTarget(
-                servers[planned.default.server],
-                config.servers[planned.default.server].listen[planned.default.listen],
-            )
+            targets = {address: target(route) for address, route in planned.routes.items()}
+            default = target(planned.default)
             for sock in sockets.get(planned.key, ()):
                 listener = Listener(self.context, planned.key, sock, default, targets)
                 self.listeners.append(listener)

@@ -115,6 +115,7 @@ def admin(text: str) -> tuple[str, int]:
 def _check(options: argparse.Namespace) -> int:
     from mailproxy.supervisor.config_check import check_config, summary  # noqa: PLC0415
     from mailproxy_config.errors import ConfigError  # noqa: PLC0415
+    from mailproxy_config.load import is_mounted  # noqa: PLC0415
 
     source = _source(options.file)
     try:
@@ -125,8 +126,10 @@ def _check(options: argparse.Namespace) -> int:
     _print_problems(result.notices, "note: ")
     # Files of a Secret exist only in a pod, so a missing one is not an error here.
     _print_problems(result.absent, "note: ")
-    _print_problems(result.problems)
-    if result.problems:
+    _print_problems([problem for problem in result.certificates if is_mounted(problem)], "note: ")
+    problems = [*result.problems, *(one for one in result.certificates if not is_mounted(one))]
+    _print_problems(problems)
+    if problems:
         return ExitCode.INVALID_INPUT
     write_output(summary(result, source or "standard input") + "\n")
     return ExitCode.OK

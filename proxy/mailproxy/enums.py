@@ -174,6 +174,7 @@ class TlsFailure(StrEnum):
     CLIENT_CERT_MISSING = "client_cert_missing"
     VERIFY_FAILED = "verify_failed"
     ALPN_MISMATCH = "alpn_mismatch"
+    UNRECOGNIZED_NAME = "unrecognized_name"
     OTHER = "other"
 
 

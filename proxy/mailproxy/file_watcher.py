@@ -7,7 +7,8 @@ place.  Polling detects all three, on every file system, without a dependency.
 
 A change is reported when the contents differ, not the times alone, and when
 two polls in a row find the same file: a file that is being written is not
-read until it is complete.  Symbolic links are followed.
+read until it is complete.  Symbolic links are followed.  Of a directory, the
+names in it are watched.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def _signature(path: Path) -> _Signature:
 
 def _digest(path: Path) -> _Digest:
     try:
+        if path.is_dir():
+            return hashlib.blake2b("\0".join(sorted(os.listdir(path))).encode("utf-8", "replace")).digest()
         # Opening a pipe or a device could block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:

@@ -21,7 +21,14 @@ from mailproxy_config.model import (
     ServerConfig,
     StartTls,
 )
-from mailproxy_config.secret_refs import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
+from mailproxy_config.secret_refs import (
+    CertificateRef,
+    HeaderRef,
+    KeyRef,
+    Mounts,
+    Reference,
+    SelectorRef,
+)
 from mailproxy_config.upstream_login_directives import AuthTokenRef, MasterUserRef
 
 _ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
@@ -105,6 +112,18 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
     return tuple(sorted(Reference(kind, name, tuple(sorted(found))) for (kind, name), found in keys.items()))
 
 
+def collect_selectors(manifest: MailProxyManifest) -> tuple[SelectorRef, ...]:
+    """List every label selector of a server that uses TLS with clients, sorted."""
+    found: set[SelectorRef] = set()
+    for server in manifest.servers:
+        effective = _effective(manifest, server)
+        selector = effective["ssl_certificate_selector"]
+        uses_tls = effective["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
+        if uses_tls and isinstance(selector, SelectorRef):
+            found.add(selector)
+    return tuple(sorted(found, key=lambda selector: selector.labels))
+
+
 def _without_empty_logs(values: Mapping[str, object]) -> dict[str, Any]:
     """Values without an empty ``errorLog``.  ``None`` is the value of a disabled resolver."""
     return {name: value for name, value in values.items() if value is not None or name != "error_log"}
@@ -133,6 +152,7 @@ def _server(
             _with_offset(listener, port_offset, f"{server.path}.listen[{index}].port")
             for index, listener in enumerate(server.listen)
         ),
+        server_names=server.server_names,
         **values,
     )
 
@@ -152,10 +172,14 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
         case KeyRef():
             return mounts.path(value)
         case CertificateRef():
-            return CertificateFiles(certificate=mounts.path(value.certificate), key=mounts.path(value.key))
+            return CertificateFiles(
+                certificate=mounts.path(value.certificate),
+                key=mounts.path(value.key),
+                server_names=value.server_names,
+            )
         case HeaderRef():
             return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
-        case MasterUserRef() | AuthTokenRef():
+        case MasterUserRef() | AuthTokenRef() | SelectorRef():
             return value.with_paths(mounts)
         case tuple():
             return tuple(_with_paths(item, mounts) for item in value)

@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from mailproxy_config.addresses import WELL_KNOWN_PORTS, listen_key
-from mailproxy_config.directives import Level, ServerBlock
+from mailproxy_config.addresses import WELL_KNOWN_PORTS
+from mailproxy_config.directives import LEVEL_DIRECTIVES, Level, ServerBlock
 from mailproxy_config.errors import Problems
 from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
 from mailproxy_config.model import AuthMode, ListenConfig, Protocol, ProxySsl, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
+from mailproxy_config.secret_refs import SelectorRef
+from mailproxy_config.shared_listeners import SHARED_SETTINGS, Block, check_shared_listeners, sni_names
 
 ADMIN_PORT: Final = 9113
 _HIGHEST_PORT: Final = 65535
 _PRIVILEGED: Final = 1024
+_BUILT_IN: Final = {row.name: row.builtin() for row in LEVEL_DIRECTIVES if row.name in SHARED_SETTINGS}
 
 
 def derive_protocol(listen: Iterable[ListenConfig]) -> Protocol | None:
@@ -51,8 +54,9 @@ def check_consistency(
         _check_require_tls(server, mail, problems)
         _check_ports(server, spec, problems)
     _check_names(servers, problems)
-    _check_duplicates(servers, problems)
+    check_shared_listeners([_as_block(server, mail) for server in servers], problems)
     _check_workload(spec, problems)
+    _check_selectors(spec, mail, servers, problems)
 
 
 def _check_token_issuers(server: ServerBlock, mail: Level, problems: Problems) -> None:
@@ -71,9 +75,13 @@ def _value(name: str, server: ServerBlock, mail: Level) -> object:
     return server.level.values.get(name, mail.values.get(name))
 
 
-def _check_tls(server: ServerBlock, mail: Level, problems: Problems) -> None:
+def _uses_tls(server: ServerBlock, mail: Level) -> bool:
     starttls = _value("starttls", server, mail) or StartTls.DISABLED
-    if starttls is StartTls.DISABLED and not any(listener.ssl for listener in server.listen):
+    return starttls is not StartTls.DISABLED or any(listener.ssl for listener in server.listen)
+
+
+def _check_tls(server: ServerBlock, mail: Level, problems: Problems) -> None:
+    if not _uses_tls(server, mail):
         return
     where = "listen ssl" if any(listener.ssl for listener in server.listen) else "starttls"
     needed = f"is required for {where}: set it here or in spec.mail"
@@ -146,16 +154,20 @@ def _check_names(servers: Sequence[ServerBlock], problems: Problems) -> None:
             problems.add(f"{server.path}.name", f"{server.name!r} is also the name of {first}")
 
 
-def _check_duplicates(servers: Sequence[ServerBlock], problems: Problems) -> None:
-    seen: dict[tuple[str, int | None], str] = {}
-    for server in servers:
-        for index, listener in enumerate(server.listen):
-            path = f"{server.path}.listen[{index}]"
-            key = listen_key(listener.address, listener.port)
-            first = seen.setdefault(key, path)
-            if first != path:
-                shown = f"{listener.address}:{listener.port}" if listener.port else listener.address
-                problems.add(path, f"duplicate {shown} address and port pair, also in {first}")
+def _as_block(server: ServerBlock, mail: Level) -> Block:
+    """The server, as far as it matters for listeners of several servers."""
+    settings = {
+        name: server.level.values.get(name, mail.values.get(name, _BUILT_IN[name])) for name in _BUILT_IN
+    }
+    return Block(
+        name=server.name,
+        path=server.path,
+        protocol=server.protocol or derive_protocol(server.listen),
+        listen=server.listen,
+        uses_tls=_uses_tls(server, mail),
+        names=sni_names(server.server_names, str(_value("server_name", server, mail) or "")),
+        settings=settings,
+    )
 
 
 def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
@@ -165,6 +177,25 @@ def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
         reason = "is not allowed with mode Sidecar: the operator does not own the pods"
         fix = "remove networkPolicy, or write enabled: false"
         problems.add("spec.networkPolicy.enabled", f"{reason}; {fix}")
+    _check_host_network(spec, problems)
+
+
+def _check_selectors(
+    spec: Mapping[str, Any], mail: Level, servers: Sequence[ServerBlock], problems: Problems
+) -> None:
+    """Report label selectors in mode Sidecar: the operator cannot change the volumes of running pods."""
+    if spec.get("mode") != "Sidecar":
+        return
+    levels = [("spec.mail", mail.values), *((server.path, server.level.values) for server in servers)]
+    for path, values in levels:
+        if isinstance(values.get("ssl_certificate_selector"), SelectorRef):
+            reason = (
+                "matchLabels needs mode Deployment or DaemonSet: the volumes of other pods cannot follow it"
+            )
+            problems.add(f"{path}.sslCertificateSelector", reason)
+
+
+def _check_host_network(spec: Mapping[str, Any], problems: Problems) -> None:
     if spec.get("pod", {}).get("hostNetwork") is not True:
         return
     for index, item in enumerate(spec.get("sysctls", {}).get("extra", ())):
@@ -218,9 +249,9 @@ SPEC_RULES: Final = (
     ),
     _rule(
         "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || "
-        f"!{_EVERY_IPV4.format('a')} || self.servers.exists_one(t, t.listen.exists(b, has(b.port) && "
-        f"b.port == a.port && {_EVERY_IPV4.format('b')}))))",
-        "servers[].listen: two servers listen on the same port of all IPv4 addresses",
+        f"(has(a.ssl) && a.ssl) || !{_EVERY_IPV4.format('a')} || self.servers.exists_one(t, "
+        f"t.listen.exists(b, has(b.port) && b.port == a.port && {_EVERY_IPV4.format('b')}))))",
+        "servers[].listen: two servers listen without ssl on the same port of all IPv4 addresses",
     ),
     _rule(
         "self.portStrategy == 'HighPort' || "

@@ -21,7 +21,7 @@ from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
 from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
-from mailproxy_config.tls_directives import TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
+from mailproxy_config.tls_directives import SERVER_NAMES_DIRECTIVE, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_facts_directives import UPSTREAM_FACTS_DIRECTIVES
 from mailproxy_config.upstream_login_directives import UPSTREAM_LOGIN_DIRECTIVES
@@ -431,6 +431,7 @@ SERVER_DIRECTIVES: Final = (
         inheritance=Inheritance.NONE,
         meaning="Addresses and ports of this server.",
     ),
+    SERVER_NAMES_DIRECTIVE,
 )
 """Directives allowed in servers only."""
 
@@ -486,3 +487,10 @@ class ServerBlock:
         """The ``protocol`` directive, if there is one."""
         found = self.own.values.get("protocol")
         return Protocol(str(found)) if found is not None else None
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        """The ``server_names`` directive."""
+        found = self.own.values.get("server_names", ())
+        assert isinstance(found, tuple)  # noqa: S101 -- the type of the row
+        return found

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mailproxy_config import addresses, units
 from mailproxy_config.kubernetes_ports import HOST_PORT, HOST_PORT_MEANING
-from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig
+from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig, Protocol
 from mailproxy_config.schema import (
     Array,
     Boolean,
@@ -23,7 +23,15 @@ from mailproxy_config.schema import (
     closest_match,
     matches,
 )
-from mailproxy_config.value_types import SIZE_SHAPE, ErrorPath, Raw, ValueType, describe, read_items
+from mailproxy_config.value_types import (
+    SIZE_SHAPE,
+    ErrorPath,
+    Raw,
+    ValueType,
+    describe,
+    identity,
+    read_items,
+)
 
 _SECONDS_GRAMMAR: Final = "^([0-9]+h)?([0-9]+m)?([0-9]+s?)?$"
 _MAX_KEEP_ALIVE: Final = 32767
@@ -42,6 +50,7 @@ class ListenParameter:
         default: The built-in default as a manifest value; ``None`` keeps the setting of the operating system.
         meaning: Description.
         own_socket: Whether it implies ``bind``.
+        is_ours: Whether nginx does not have it.
     """
 
     name: str
@@ -51,6 +60,7 @@ class ListenParameter:
     default: Raw
     meaning: str
     own_socket: bool = False
+    is_ours: bool = False
 
 
 def _in_keep_alive_range(value: int | str) -> bool:
@@ -85,6 +95,7 @@ _OF_HTTP: Final = frozenset(
         *("http2", "spdy", "quic", "udp"),
     }
 )
+_BLOCK_NAME: Final = String(max_length=63, min_length=1)
 _TIMED: Final = ("idle", "interval", "count")
 _KEEP_ALIVE: Final = Object(
     example="{enabled: true}, {enabled: false} or {idle: 30m}",
@@ -215,6 +226,34 @@ LISTEN_PARAMETERS: Final = (
         meaning="TCP keepalive of accepted connections. Not set: the settings of the operating system.",
         own_socket=True,
     ),
+    ListenParameter(
+        name="alpn_servers",
+        field="alpnServers",
+        model="alpn_servers",
+        schema=Object(
+            example="{imap: NAME, pop3: NAME, smtp: NAME}",
+            fields={protocol.value: _BLOCK_NAME for protocol in Protocol},
+            descriptions={
+                protocol.value: f"Name of the server for clients that offer the protocol {protocol.value}."
+                for protocol in Protocol
+            },
+        ),
+        default=None,
+        meaning=(
+            "Servers by the ALPN protocol that the client offers; other offers are rejected (alert "
+            "no_application_protocol). Requires ssl."
+        ),
+        is_ours=True,
+    ),
+    ListenParameter(
+        name="alpn_default",
+        field="alpnDefault",
+        model="alpn_default",
+        schema=String(max_length=63, min_length=1),
+        default=None,
+        meaning="With alpnServers: the server of clients without ALPN. Close, the default, rejects them.",
+        is_ours=True,
+    ),
 )
 BY_NAME: Final = {row.name: row for row in LISTEN_PARAMETERS}
 
@@ -232,7 +271,10 @@ _LISTENER: Final = Object(
     example="{port: 143}",
     fields={**{row.field: row.schema for row in LISTEN_PARAMETERS}, "hostPort": HOST_PORT},
     descriptions={
-        **{row.field: describe(row.name, row.meaning, row.default) for row in LISTEN_PARAMETERS},
+        **{
+            row.field: describe(row.name, row.meaning, row.default, is_ours=row.is_ours)
+            for row in LISTEN_PARAMETERS
+        },
         "hostPort": HOST_PORT_MEANING,
     },
     rules=(
@@ -304,6 +346,8 @@ def _read_listener(value: Mapping[str, Any], path: ErrorPath) -> ListenConfig:
         ipv6only=value.get("ipv6only", _DEFAULTS.ipv6only),
         multipath=value.get("multipath", False),
         so_keepalive=keep_alive,
+        alpn_servers=tuple(sorted(value.get("alpnServers", {}).items())),
+        alpn_default=value.get("alpnDefault", _DEFAULTS.alpn_default),
     )
 
 
@@ -313,20 +357,25 @@ def _format_keep_alive(value: KeepAlive) -> Raw:
     return given or {"enabled": value.enabled}
 
 
+_FORMATS: Final[Mapping[str, Callable[[Any], Raw]]] = {"soKeepalive": _format_keep_alive, "alpnServers": dict}
+
+
 def _format_listener(value: ListenConfig) -> Raw:
     written: dict[str, Raw] = {}
     for row in LISTEN_PARAMETERS:
         found = getattr(value, row.model)
         if found == getattr(_DEFAULTS, row.model):
             continue
-        written[row.field] = _format_keep_alive(found) if row.field == "soKeepalive" else found
+        written[row.field] = _FORMATS.get(row.field, identity)(found)
     return written
 
 
 # --- nginx's notation ----------------------------------------------------------
 
 _BARE: Final = frozenset({"ssl", "proxy_protocol", "bind", "multipath"})
-_WITH_A_VALUE: Final = frozenset({"ipv6only", "backlog", "rcvbuf", "sndbuf", "so_keepalive"})
+_WITH_A_VALUE: Final = frozenset(
+    {"ipv6only", "backlog", "rcvbuf", "sndbuf", "so_keepalive", "alpn_servers", "alpn_default"}
+)
 
 
 def _parse_nginx_keep_alive(text: str) -> Raw:
@@ -349,6 +398,14 @@ def _parse_nginx_keep_alive(text: str) -> Raw:
     return found
 
 
+def _parse_nginx_alpn_servers(text: str) -> Raw:
+    """Parse ``PROTOCOL:SERVER[,PROTOCOL:SERVER...]``."""
+    pairs = [item.partition(":") for item in text.split(",")]
+    if not all(protocol and name for protocol, _, name in pairs):
+        raise ValueError(f'invalid alpn_servers "{text[:200]}": must be PROTOCOL:SERVER, separated by commas')
+    return {protocol: name for protocol, _, name in pairs}
+
+
 def _parse_nginx_parameter(word: str) -> dict[str, Raw]:
     """Parse one parameter after the address."""
     name, equals, value = word.partition("=")
@@ -357,15 +414,22 @@ def _parse_nginx_parameter(word: str) -> dict[str, Raw]:
         return {field: True}
     if name not in _WITH_A_VALUE or not equals:
         raise ValueError(f'invalid parameter "{word}"{_parameter_hint(name)}')
+    return {field: _parse_nginx_value(name, value, word)}
+
+
+def _parse_nginx_value(name: str, value: str, word: str) -> Raw:
+    """Parse the value of a parameter."""
     match name:
         case "ipv6only" if value in {"on", "off"}:
-            return {field: value == "on"}
+            return value == "on"
         case "backlog" if re.fullmatch("[0-9]{1,9}", value, re.ASCII):
-            return {field: int(value)}
-        case "rcvbuf" | "sndbuf":
-            return {field: value}
+            return int(value)
+        case "rcvbuf" | "sndbuf" | "alpn_default":
+            return value
         case "so_keepalive":
-            return {field: _parse_nginx_keep_alive(value)}
+            return _parse_nginx_keep_alive(value)
+        case "alpn_servers":
+            return _parse_nginx_alpn_servers(value)
     raise ValueError(f'invalid {name} "{word}"')
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
+from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
 
@@ -187,6 +188,10 @@ class KeepAlive:
     count: int | None = None
 
 
+ALPN_CLOSE: Final = "Close"
+"""The value of ``alpn_default`` that rejects clients without ALPN; no server has a name in upper case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenConfig:
     """One ``listen`` directive.
@@ -206,6 +211,10 @@ class ListenConfig:
     ipv6only: bool = True
     multipath: bool = False
     so_keepalive: KeepAlive | None = None
+    alpn_servers: tuple[tuple[str, str], ...] = ()
+    """ALPN protocols, sorted, and the names of their ``server`` blocks; empty: only that of the listener."""
+    alpn_default: str = ALPN_CLOSE
+    """The ``server`` block of clients without ALPN, or ``ALPN_CLOSE``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +262,8 @@ class CertificateFiles:
 
     certificate: str
     key: str
+    server_names: tuple[str, ...] | None = None
+    """Names in lower case for which clients get it; empty: its DNS names; ``None``: not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +281,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(CertificateChoice):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -312,6 +323,9 @@ class ServerConfig:
 
     starttls: StartTls
     ssl_certificate: tuple[CertificateFiles, ...]
+    ssl_certificate_selector: str | None
+    """A directory with further certificates: ``NAME/tls.crt`` and ``NAME/tls.key``."""
+    ssl_reject_handshake: bool
     ssl_certificate_compression: bool
     ssl_protocols: frozenset[str]
     ssl_ciphers: str
@@ -375,6 +389,8 @@ class ServerConfig:
     proxy_master_user: ProxyMasterUser | None
     proxy_auth_token: ProxyAuthToken | None
 
+    server_names: tuple[str, ...] = ()
+    """Names by which clients choose this block among those with the same ``ssl`` listener."""
     error_logs: tuple[ErrorLog, ...] = ()
     """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
 
@@ -394,21 +410,6 @@ class ServerConfig:
             ("ssl_crl", self.ssl_crl),
         )
         return tuple((directive, path) for directive, path in files if path is not None)
-
-    @property
-    def tls_files(self) -> tuple[tuple[str, str], ...]:
-        """Directives and paths of all files that TLS of this server reads; none if it does not use TLS."""
-        if not self.tls_is_used:
-            return ()
-        found: list[tuple[str, str]] = []
-        for pair in self.ssl_certificate:
-            found += [("ssl_certificate", pair.certificate), ("ssl_certificate_key", pair.key)]
-        found += [("ssl_session_ticket_key", path) for path in self.ssl_session_ticket_key]
-        if self.ssl_dhparam is not None:
-            found.append(("ssl_dhparam", self.ssl_dhparam))
-        if self.ssl_password_file is not None:
-            found.append(("ssl_password_file", self.ssl_password_file))
-        return (*found, *self.client_verification_files)
 
     @property
     def negotiates_xclient(self) -> bool:

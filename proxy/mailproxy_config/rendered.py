@@ -16,7 +16,6 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mailproxy_config.addresses import listen_key
 from mailproxy_config.cross_checks import lists_require_tls, require_tls_problems
 from mailproxy_config.directives import (
     IGNORED,
@@ -38,6 +37,7 @@ from mailproxy_config.model import (
 )
 from mailproxy_config.schema import is_encodable, join_path, type_of
 from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
+from mailproxy_config.shared_listeners import SHARED_SETTINGS, Block, check_shared_listeners, sni_names
 from mailproxy_config.units import MAX_SECONDS
 from mailproxy_config.upstream_login import ProxyAuthToken, ProxyMasterUser
 from mailproxy_config.upstream_login_directives import auth_token_ref, master_user_ref
@@ -335,7 +335,7 @@ def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any dir
         case AuthHttpHeader(value=None, value_file=str()):
             return HeaderRef(value.name, _STAND_IN)
         case CertificateFiles():
-            return CertificateRef(value.certificate, value.key)
+            return CertificateRef(value.certificate, value.key, value.server_names)
         case ProxyMasterUser():
             return master_user_ref(value)
         case ProxyAuthToken():
@@ -347,21 +347,22 @@ def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any dir
 
 def _check_duplicates(config: ProxyConfig, problems: Problems) -> None:
     names: set[str] = set()
-    listeners: set[tuple[str, int | None]] = set()
     for index, server in enumerate(config.servers):
         if server.name in names:
             problems.add(f"config.servers[{index}].name", f"{server.name!r} is duplicate")
         names.add(server.name)
-        for at, listener in enumerate(server.listen):
-            key = _key(listener)
-            if key in listeners:
-                problems.add(f"config.servers[{index}].listen[{at}]", "duplicate address and port pair")
-            listeners.add(key)
+    check_shared_listeners(
+        [_as_block(index, server) for index, server in enumerate(config.servers)], problems
+    )
 
 
-def _key(listener: ListenConfig) -> tuple[str, int | None]:
-    """Equal for equal listeners, also if the address is invalid."""
-    try:
-        return listen_key(listener.address, listener.port)
-    except ValueError:
-        return listener.address, listener.port
+def _as_block(index: int, server: ServerConfig) -> Block:
+    return Block(
+        name=server.name,
+        path=f"config.servers[{index}]",
+        protocol=server.protocol,
+        listen=server.listen,
+        uses_tls=server.tls_is_used,
+        names=sni_names(server.server_names, server.server_name),
+        settings={name: getattr(server, name) for name in SHARED_SETTINGS},
+    )

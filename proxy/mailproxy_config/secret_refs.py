@@ -6,12 +6,14 @@ Values of Secrets are never part of the configuration, only their paths.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from mailproxy_config.schema import Array, Object, Rule, String
+from mailproxy_config.schema import Array, MapOf, Object, Rule, String
 from mailproxy_config.value_types import ErrorPath, Raw, ValueType, read_items
 
 
@@ -41,6 +43,18 @@ class CertificateRef:
 
     certificate: FileRef
     key: FileRef
+    server_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorRef:
+    """The labels of Secrets with certificates, in the namespace of the resource, sorted."""
+
+    labels: tuple[tuple[str, str], ...]
+
+    def with_paths(self, mounts: Mounts) -> str:
+        """The directory where the Secrets are mounted."""
+        return mounts.selected(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +83,11 @@ class Mounts:
     def directory(self, kind: ReferenceKind, name: str) -> str:
         """The directory with the keys of one object."""
         return f"{self.root}/{'secrets' if kind is ReferenceKind.SECRET else 'configmaps'}/{name}"
+
+    def selected(self, ref: SelectorRef) -> str:
+        """The directory with the selected Secrets: a directory for each, in their order of precedence."""
+        digest = hashlib.sha256(json.dumps(ref.labels).encode()).hexdigest()[:16]
+        return f"{self.root}/selected/{digest}"
 
     def path(self, ref: FileRef) -> str:
         """The path of a reference; a path is returned unchanged."""
@@ -165,4 +184,45 @@ FILES: Final = ValueType(
     write=lambda value: list(map(_format_file, value)),
     nginx=lambda arguments: [{"file": arguments[0]}],
     appends=True,
+)
+
+
+# --- selected Secrets ----------------------------------------------------------
+
+
+def _read_selector(value: Mapping[str, Any], _: ErrorPath) -> SelectorRef | str:
+    if "directory" in value:
+        return str(value["directory"])
+    return SelectorRef(tuple(sorted(value["matchLabels"].items())))
+
+
+def _format_selector(value: SelectorRef | str) -> Raw:
+    return {"directory": value} if isinstance(value, str) else {"matchLabels": dict(value.labels)}
+
+
+SELECTOR: Final = ValueType(
+    syntax="{matchLabels} or {directory}",
+    schema=Object(
+        example="{matchLabels: {LABEL: VALUE}} or {directory: /PATH}",
+        fields={"matchLabels": MapOf(values=String(max_length=63), max_fields=8), "directory": ABSOLUTE_PATH},
+        descriptions={
+            "matchLabels": "Labels of Secrets of type kubernetes.io/tls in the namespace of the MailProxy.",
+            "directory": "Absolute path of a directory with NAME/tls.crt and NAME/tls.key for each pair.",
+        },
+        rules=(
+            Rule(
+                expression="has(self.matchLabels) != has(self.directory)",
+                message="exactly one of matchLabels and directory must be set",
+                predicate=lambda value: ("matchLabels" in value) != ("directory" in value),
+            ),
+            Rule(
+                expression="!has(self.matchLabels) || self.matchLabels.size() > 0",
+                message="matchLabels must have at least one label",
+                predicate=lambda value: bool(value.get("matchLabels", True)),
+            ),
+        ),
+    ),
+    read=_read_selector,
+    write=_format_selector,
+    nginx=lambda arguments: {"directory": arguments[0]},
 )

@@ -20,8 +20,8 @@ TEMPFAIL_DIRECTIVES: Final = (
         default="Nginx",
         is_ours=True,
         meaning=(
-            "Reply to a login while the mail server or the authentication service fails: Nginx (internal "
-            "error, closed), or Rfc5530 (temporary failure, stays open)."
+            "Reply to a login during an outage: Nginx (internal error, closed), or Rfc5530 (temporary "
+            "failure, stays open)."
         ),
     ),
     Directive(

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from mailproxy_config import units
@@ -14,14 +16,17 @@ from mailproxy_config.secret_refs import (
     FILE,
     FILES,
     OBJECT_NAME,
+    SELECTOR,
     CertificateRef,
     KeyRef,
     ReferenceKind,
 )
+from mailproxy_config.server_names import parse_server_name
 from mailproxy_config.value_types import (
     FLAG,
     NUMBER,
     SEC_TIME,
+    Context,
     Directive,
     ErrorPath,
     Inheritance,
@@ -34,17 +39,27 @@ from mailproxy_config.value_types import (
 )
 
 
-def _read_certificate(value: Mapping[str, str], _: ErrorPath) -> CertificateRef:
+def _read_certificate(value: Mapping[str, Any], path: ErrorPath) -> CertificateRef:
+    names = None
+    if "serverNames" in value:
+        names = read_names(value["serverNames"], path.field("serverNames"))
     if "secretName" in value:
         secret = ReferenceKind.SECRET, value["secretName"]
-        return CertificateRef(KeyRef(*secret, "tls.crt"), KeyRef(*secret, "tls.key"))
-    return CertificateRef(value["certificateFile"], value["keyFile"])
+        return CertificateRef(KeyRef(*secret, "tls.crt"), KeyRef(*secret, "tls.key"), names)
+    return CertificateRef(value["certificateFile"], value["keyFile"], names)
 
 
 def _format_certificate(value: CertificateRef) -> Raw:
+    names = {} if value.server_names is None else {"serverNames": list(value.server_names)}
     if isinstance(value.certificate, KeyRef):
-        return {"secretName": value.certificate.name}
-    return {"certificateFile": value.certificate, "keyFile": value.key}
+        return {"secretName": value.certificate.name} | names
+    return {"certificateFile": value.certificate, "keyFile": value.key} | names
+
+
+def read_names(value: Sequence[str], path: ErrorPath) -> tuple[str, ...]:
+    """Read server names, each once; add an error for each that is none."""
+    names = (path.item(at).try_read(partial(parse_server_name, text)) for at, text in enumerate(value))
+    return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 def _certificate_is_whole(value: Mapping[str, Any]) -> bool:
@@ -53,9 +68,15 @@ def _certificate_is_whole(value: Mapping[str, Any]) -> bool:
     return "certificateFile" in value and "keyFile" in value
 
 
+NAMES: Final = Array(max_items=64, items=String(max_length=254, min_length=1))
+_PAIR_FIELDS: Final = {
+    "secretName": OBJECT_NAME,
+    "certificateFile": ABSOLUTE_PATH,
+    "keyFile": ABSOLUTE_PATH,
+}
 _CERTIFICATE_SHAPE: Final = Object(
     example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
-    fields={"secretName": OBJECT_NAME, "certificateFile": ABSOLUTE_PATH, "keyFile": ABSOLUTE_PATH},
+    fields=_PAIR_FIELDS,
     rules=(
         Rule(
             expression=(
@@ -74,9 +95,21 @@ _CERTIFICATE_SHAPE: Final = Object(
         "keyFile": "Absolute path of the PEM file with the private key.",
     },
 )
+_NAMED_CERTIFICATE_SHAPE: Final = replace(
+    _CERTIFICATE_SHAPE,
+    fields={**_PAIR_FIELDS, "serverNames": NAMES},
+    descriptions={
+        **_CERTIFICATE_SHAPE.descriptions,
+        "serverNames": (
+            "Names in the TLS server_name extension (SNI) for which this certificate is used, such as "
+            "mail.example.org or *.example.org. Empty, or not set where another item has it: the DNS "
+            "names of the certificate."
+        ),
+    },
+)
 CERTIFICATES: Final = ValueType(
-    syntax="list of {secretName} or {certificateFile, keyFile}",
-    schema=Array(max_items=8, items=_CERTIFICATE_SHAPE),
+    syntax="list of {secretName, serverNames} or {certificateFile, keyFile, serverNames}",
+    schema=Array(max_items=256, items=_NAMED_CERTIFICATE_SHAPE),
     read=lambda value, path: read_items(value, path, _read_certificate),
     write=lambda value: list(map(_format_certificate, value)),
     nginx=lambda arguments: [{"certificateFile": arguments[0]}],
@@ -88,6 +121,14 @@ CERTIFICATE: Final = ValueType(
     read=_read_certificate,
     write=_format_certificate,
     nginx=lambda arguments: {"certificateFile": arguments[0]},
+)
+SERVER_NAMES: Final = ValueType(
+    syntax="list of names",
+    schema=NAMES,
+    read=read_names,
+    write=list,
+    nginx=list,
+    arity=(1, None),
 )
 
 
@@ -185,7 +226,30 @@ TLS_DIRECTIVES: Final = (
         type=CERTIFICATES,
         default=[],
         inheritance=_LIST,
-        meaning="Certificates with private keys, one per key type. Required for ssl listeners and starttls.",
+        meaning=(
+            "Certificates with private keys, one per key type, or by name (SNI). "
+            "Required for ssl listeners and starttls."
+        ),
+    ),
+    Directive(
+        name="ssl_certificate_selector",
+        module=_SSL,
+        type=SELECTOR,
+        is_ours=True,
+        meaning=(
+            "Further certificates for clients to choose by SNI: Secrets with these labels, or a directory."
+        ),
+    ),
+    Directive(
+        name="ssl_reject_handshake",
+        module=_SSL,
+        type=FLAG,
+        default=False,
+        is_ours=True,
+        meaning=(
+            "Rejects TLS handshakes without a server name that a certificate is configured for. Otherwise "
+            "they get the first certificate."
+        ),
     ),
     Directive(
         name="ssl_certificate_compression",
@@ -327,3 +391,19 @@ TLS_FOLDED_DIRECTIVES: Final = (
     ),
 )
 """Directives of nginx whose value is part of another directive's field."""
+
+
+SERVER_NAMES_DIRECTIVE: Final = Directive(
+    name="server_names",
+    module="mail_core",
+    type=SERVER_NAMES,
+    default=[],
+    contexts=(Context.SERVER,),
+    inheritance=Inheritance.NONE,
+    is_ours=True,
+    meaning=(
+        "Names for SNI, by which clients choose among servers with the same ssl listener; the first "
+        "one is the default. Empty: serverName."
+    ),
+)
+"""The directive of a server by which clients choose it."""

@@ -128,7 +128,8 @@ def map_files(value: Raw, change: Callable[[str], str]) -> Raw:
     if not isinstance(value, dict):
         return value
     return {
-        name: change(inner) if name == "file" else map_files(inner, change) for name, inner in value.items()
+        name: change(inner) if name in {"file", "directory"} else map_files(inner, change)
+        for name, inner in value.items()
     }
 
 

@@ -432,3 +432,19 @@ def test_proxy_pods_get_the_pull_policy_of_the_values(helm: Helm, policy: str) -
 
 def test_unknown_pull_policy_is_rejected(helm: Helm) -> None:
     assert "pullPolicy" in helm.error_of({"proxyImage": {"pullPolicy": "Sometimes"}})
+
+
+@pytest.mark.parametrize("spaces", [[], ["mail", "other"]])
+def test_permission_to_list_secrets_is_given_only_on_request(helm: Helm, spaces: list[str]) -> None:
+    def rules(**rbac: bool) -> list[Object]:
+        kind = "Role" if spaces else "ClusterRole"
+        roles = objects_of_kind(helm.objects({"rbac": rbac, "watchNamespaces": spaces or None}), kind)
+        return [rule for role in roles for rule in role["rules"] if "secrets" in rule["resources"]]
+
+    assert rules() == []
+    expected = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["list"]}
+    assert rules(listSecrets=True) == [expected] * max(len(spaces), 1)
+    [plain] = objects_of_kind(
+        load_objects((ROOT / "deploy/list-secrets/rbac.yaml").read_text()), "ClusterRole"
+    )
+    assert plain["rules"] == [expected]

@@ -106,6 +106,7 @@ def test_contexts_of_directives() -> None:
         "error_log": (Context.MAIN,),
         "protocol": (Context.SERVER,),
         "listen": (Context.SERVER,),
+        "server_names": (Context.SERVER,),
     }
     assert {row.contexts for row in LEVEL_DIRECTIVES} == {(Context.MAIL, Context.SERVER)}
 

@@ -114,6 +114,9 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "ssl_certificate": _PATH,
     "ssl_certificate_key": _PATH,
     "ssl_certificate_compression": _FLAG,
+    "ssl_certificate_selector": _PATH,
+    "ssl_reject_handshake": _FLAG,
+    "server_names": _some("a.example", "*.b.example", "xn--mller-kva.example"),
     "ssl_protocols": _some("TLSv1.2", "TLSv1.3", "TLSv1", "SSLv3"),
     "ssl_ciphers": st.sampled_from(["HIGH", "'HIGH:!aNULL'", '""', "ALL:@SECLEVEL=0"]),
     "ssl_prefer_server_ciphers": _FLAG,
@@ -239,6 +242,8 @@ def _servers(draw: st.DrawFn) -> list[str]:
         ports = [2000 + 100 * number + index for index in range(len(listens))]
         lines = [f"listen {listen.format(port)};" for listen, port in zip(listens, ports, strict=True)]
         lines += [f"protocol {draw(VALUES['protocol'])};", *draw(_lines(frozenset()))]
+        if draw(st.booleans()):
+            lines.append(f"server_names {draw(VALUES['server_names'])};")
         if draw(st.booleans()):
             path = f"ssl_certificate {draw(VALUES['ssl_certificate'])};"
             lines += [path, f"ssl_certificate_key {draw(VALUES['ssl_certificate_key'])};"]

@@ -130,7 +130,8 @@ def test_invalid_main_values_are_rejected(change: dict[str, Any], problem: str) 
 def test_duplicate_names_and_listeners_are_rejected() -> None:
     assert problems_of(replace(CONFIG, servers=CONFIG.servers[:1] * 2)) == [
         "config.servers[1].name: 'a' is duplicate",
-        "config.servers[1].listen[0]: duplicate address and port pair",
+        "config.servers[1].listen[0]: duplicate *:143 address and port pair, also in "
+        "config.servers[0].listen[0]",
     ]
 
 

@@ -284,6 +284,11 @@ async def test_failure_to_create_event_is_ignored(world: World) -> None:
     [
         ('{"hash": "abc", "last_error": null}', RunningConfig("abc")),
         ('{"hash": "abc", "last_error": "no"}', RunningConfig("abc", "no")),
+        ('{"hash": "abc", "certificates": ["x", "y"]}', RunningConfig("abc", certificates=("x", "y"))),
+        (
+            f'{{"hash": "abc", "certificates": {json.dumps(["x"] * 30)}}}',
+            RunningConfig("abc", certificates=("x",) * 20),
+        ),
         ("[]", None),
         ("nonsense", None),
     ],

@@ -31,6 +31,7 @@ from mailproxy_operator.reasons import (
     UpstreamEventReason,
 )
 from mailproxy_operator.reasons.other_tables import (
+    CERTIFICATE_EVENTS,
     INJECTION,
     POLICIES,
     SIDECAR_EVENTS,
@@ -311,7 +312,7 @@ def test_every_reason_has_a_row_and_a_situation() -> None:
     assert [row.reason for row in REASONS] == list(Reason)
     assert SITUATIONS.keys() == set(Reason)
     assert [row.reason for row in SYSCTLS] == list(SysctlReason)
-    assert [row.reason for row in SIDECAR_EVENTS] == list(EventReason)
+    assert [row.reason for row in (*CERTIFICATE_EVENTS, *SIDECAR_EVENTS)] == list(EventReason)
     assert [row.reason for row in INJECTION] == list(InjectionReason)
     assert [row.reason for row in POLICIES] == list(PolicyReason)
     assert [row.reason for row in UPSTREAM_EVENTS] == list(UpstreamEventReason)

@@ -74,7 +74,14 @@ def test_status_is_not_ready_while_a_worker_is_silent(status: Status) -> None:
 
 def test_status_has_the_hash_that_all_workers_run(status: Status) -> None:
     first, second = make_revision([]), make_revision([], "pop3", serial=2)
-    nothing = {"hash": None, "generation": None, "loaded_at": None, "last_error": None, "upstreams": {}}
+    nothing = {
+        "hash": None,
+        "generation": None,
+        "loaded_at": None,
+        "last_error": None,
+        "certificates": [],
+        "upstreams": {},
+    }
     assert status.config() == nothing
     status.pool = StillWorkers(wanted=first)
     assert status.config()["hash"] is None
@@ -88,6 +95,7 @@ def test_status_has_the_hash_that_all_workers_run(status: Status) -> None:
         "generation": 4,
         "loaded_at": "1970-01-01T00:20:34.500000+00:00",
         "last_error": None,
+        "certificates": [],
         "upstreams": {},
     }
 

@@ -16,6 +16,6 @@ def test_check_reports_problems_of_openssl(tmp_path: Path) -> None:
     pair = (Authority(tmp_path).issue().files,)
     good = server(Protocol.IMAP, name="good", listen=TLS_PORT, ssl_certificate=pair)
     bad = server(Protocol.IMAP, name="bad", listen=TLS_PORT, ssl_certificate=pair, ssl_ciphers="nonsense")
-    assert check_tls(good)[0] == ()
-    (problem,) = check_tls(bad)[0]
+    assert check_tls(good).problems == ()
+    (problem,) = check_tls(bad).problems
     assert problem.path == "servers[bad].ssl_ciphers"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.tls.inputs import fingerprint, session_context, tls_files
+from mailproxy.tls.inputs import context_of_server, fingerprint, session_context, tls_files
 from mailproxy_config.model import (
     CertificateFiles,
     ListenConfig,
@@ -107,3 +107,9 @@ def test_session_context_changes_with_verification(
 def test_session_context_ignores_server_name_and_protocol(config: ServerConfig) -> None:
     other = dataclasses.replace(config, name="pop3", protocol=Protocol.POP3)
     assert session_context(other) == session_context(config)
+
+
+def test_session_context_behind_a_shared_listener_belongs_to_one_server(config: ServerConfig) -> None:
+    context = session_context(config)
+    assert len({context, context_of_server(context, "a"), context_of_server(context, "b")}) == 3
+    assert len(context_of_server(context, "a")) == 32

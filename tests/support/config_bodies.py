@@ -83,7 +83,11 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "sslCertificate": (
         [{"secretName": "mail-tls"}],
         [{"certificateFile": "/c.pem", "keyFile": "/k.pem"}, {"secretName": "ecdsa"}],
+        [{"secretName": "mail-tls"}, {"secretName": "b", "serverNames": ["*.b.example", "b.example"]}],
+        [{"secretName": "mail-tls"}, {"secretName": "c", "serverNames": []}],
     ),
+    "sslCertificateSelector": ({"matchLabels": {"mail": "yes"}}, {"directory": "/etc/mail/certificates"}),
+    "sslRejectHandshake": (True,),
     "sslCertificateCompression": (True,),
     "sslProtocols": (["TLSv1.3"], ["TLSv1", "TLSv1.1", "TLSv1.2"]),
     "sslCiphers": ("ECDHE+AESGCM",),

@@ -88,11 +88,16 @@ class ApiUser:
     authority: Path | None = None
 
     def request(
-        self, method: str, path: str, body: object = None, content: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        content: str = "application/json",
+        accept: str = "application/json",
     ) -> Response:
         """Send one request on a new connection."""
         connection = self._connection()
-        headers = {"Accept": "application/json", "Content-Type": content}
+        headers = {"Accept": accept, "Content-Type": content}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
         try:

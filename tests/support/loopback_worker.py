@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -214,8 +214,9 @@ async def loopback_worker(
     drain: float = 1.0,
     auth_tls: ssl.SSLContext | None = None,
     unix_path: str = "",
+    others: Sequence[Builder] = (),
 ) -> AsyncIterator[LoopbackWorker]:
-    """Run a worker with one server.
+    """Run a worker with one server, or several of which the first one listens.
 
     Args:
         build: Returns the configuration of the server, for the address of the service and the listener.
@@ -225,6 +226,7 @@ async def loopback_worker(
         drain: Seconds that sessions have at the end.
         auth_tls: The TLS context of the service.
         unix_path: The server listens on this UNIX socket instead of a TCP port.
+        others: Return the configurations of further servers, also for the listener of the first one.
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, WorkerLoop)
@@ -247,11 +249,11 @@ async def loopback_worker(
     sock = listening_unix_socket(unix_path) if unix_path else listening_socket()
     port = 0 if unix_path else sock.getsockname()[1]
     listen = ListenConfig(address=f"unix:{unix_path}" if unix_path else "127.0.0.1", port=port)
-    server = build(AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None), listen)
-    config = ProxyConfig(servers=(server,), worker_connections=limit)
-    await app.apply(
-        config, {planned.key: [sock] for planned in plan_sockets(config, {})}, names={}, ticket_keys={}
-    )
+    service = AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None)
+    built = tuple(each(service, listen) for each in (build, *others))
+    config = ProxyConfig(servers=built, worker_connections=limit)
+    sockets = {planned.key: [sock] for planned in plan_sockets(config, {})[:1]}
+    await app.apply(config, sockets, names={}, ticket_keys={})
 
     def read_log() -> str:
         log.flush()

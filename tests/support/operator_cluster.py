@@ -38,6 +38,8 @@ class MemoryCluster:
     Attributes:
         calls: Every call that changes something: (verb, kind, name).
         failures: The errors to raise: by kind for apply, and for ``annotate``.
+        secrets: The metadata of the Secrets of type kubernetes.io/tls.
+        listed_secrets: How often they were listed.
         running: The configuration that each pod reports, by name; other pods do not respond.
         has_policies: Whether the cluster has BackendTLSPolicies.
     """
@@ -48,6 +50,8 @@ class MemoryCluster:
         self.failures: dict[str, Exception] = {}
         self.running: dict[str, RunningConfig] = {}
         self.mounts: dict[str, str] = {}
+        self.secrets: list[Manifest] = []
+        self.listed_secrets = 0
         self.events: list[Manifest] = []
         self.has_policies = True
         self._counter = itertools.count(1)
@@ -116,11 +120,11 @@ class MemoryCluster:
                 **dict.fromkeys(_DEPLOYMENT_NUMBERS, wanted),
             }
 
-    def report_config(self, config_hash: str, error: str = "") -> None:
+    def report_config(self, config_hash: str, error: str = "", certificates: tuple[str, ...] = ()) -> None:
         """Let every pod report this configuration."""
         for kind, key in self.objects:
             if kind is POD:
-                self.running[key.name] = RunningConfig(config_hash, error)
+                self.running[key.name] = RunningConfig(config_hash, error, certificates=certificates)
 
     # -- the interface ----------------------------------------------------
 
@@ -137,6 +141,16 @@ class MemoryCluster:
             if stored_kind is kind
             and key.namespace == namespace
             and labels.items() <= one["metadata"].get("labels", {}).items()
+        ]
+
+    async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        if "Secret" in self.failures:
+            raise self.failures["Secret"]
+        self.listed_secrets += 1
+        return [
+            {"apiVersion": "v1", "kind": "Secret", "metadata": copy.deepcopy(one)}
+            for one in self.secrets
+            if one["namespace"] == namespace and labels.items() <= one["labels"].items()
         ]
 
     async def apply(

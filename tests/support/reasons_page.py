@@ -52,6 +52,9 @@ def check_event(event: Mapping[str, Any]) -> None:
         cause = str(event["note"]).partition(":")[0]
         assert {event["reason"], cause} <= documented_words(), f"{event['reason']}, {cause}"
         return
+    if event["action"] == "LoadCertificate":
+        assert event["reason"] in documented_words(), event["reason"]
+        return
     if event["action"] == "LogIn":
         assert event["reason"] in documented_words(), event["reason"]
         assert event["type"] == "Warning"

@@ -16,6 +16,7 @@ from typing import Any, Final
 from mailproxy.protocols.types import TlsInfo
 from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy.tls.context import ServerTls, build
+from mailproxy.tls.openssl import OpenSsl, load_openssl
 from mailproxy.tls.resumption import KEY_BYTES, TicketKeys
 from mailproxy_config.model import ListenConfig, Protocol
 from support.configs import server
@@ -23,6 +24,8 @@ from support.tls_authority import Authority, Issued
 
 KEY: Final = bytes(range(KEY_BYTES))
 TIMEOUT_SECONDS: Final = 40.0
+_SET_HOST_NAME: Final = 55
+"""``SSL_CTRL_SET_TLSEXT_HOSTNAME``."""
 TLS_PORT: Final = (ListenConfig(port=993, ssl=True),)
 
 
@@ -48,6 +51,14 @@ def client_context(
     if certificate is not None:
         context.load_cert_chain(certificate.files.certificate, certificate.files.key)
     return context
+
+
+def send_server_name(client: ssl.SSLSocket, name: bytes) -> None:
+    """Send these bytes as the server name, which ``ssl`` does not do for addresses and malformed names."""
+    native = load_openssl()
+    assert isinstance(native, OpenSsl)
+    pointer = native.connection(client._sslobj)  # type: ignore[attr-defined]
+    assert native.lib.SSL_ctrl(pointer, _SET_HOST_NAME, 0, name) == 1
 
 
 class TlsPair:

@@ -1,7 +1,7 @@
 {{- /*
 SPDX-License-Identifier: Apache-2.0
 */ -}}
-{{/* Permissions of the operator in the namespaces that it serves. There is none on Secrets. */}}
+{{/* Permissions of the operator in the namespaces that it serves. There is none on Secrets, unless rbac.listSecrets is set. */}}
 {{- define "mailproxy-operator.rules" -}}
 - apiGroups: [mailproxy.dev]
   resources: [mailproxies]
@@ -53,4 +53,10 @@ SPDX-License-Identifier: Apache-2.0
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
+{{- if .Values.rbac.listSecrets }}
+# For sslCertificateSelector: the operator requests only the metadata of Secrets, but this permission is also one to read their data.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [list]
+{{- end }}
 {{- end -}}

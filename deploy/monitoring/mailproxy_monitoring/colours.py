@@ -167,6 +167,7 @@ TLS_FAILURES: Final[Colours] = MappingProxyType(
     _failures(
         "other", "not_tls", "unsupported_version", "eof", "no_shared_cipher", "timeout",
         "alpn_mismatch", "bad_client_cert", "client_cert_missing", "verify_failed",
+        "unrecognized_name",
     )
 )  # fmt: skip
 DNS_RESULTS: Final[Colours] = MappingProxyType(

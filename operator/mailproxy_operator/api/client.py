@@ -30,6 +30,7 @@ from mailproxy_operator.api.kinds import (
     LEASE,
     MAIL_PROXY,
     POLICIES,
+    SECRET,
     SERVICE,
     Kind,
     Manifest,
@@ -44,6 +45,8 @@ REQUEST_SECONDS = 15.0
 POD_SECONDS = 2.0
 PAGE = 500
 MAX_CONFIG_BYTES = 64 * 1024
+_JSON = "application/json"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _APPLY, _MERGE, _JSON_PATCH = (
     "application/apply-patch+yaml",
     "application/merge-patch+json",
@@ -117,6 +120,11 @@ class KubeClient:
         """Read the objects of a namespace with these labels."""
         return await self.list_all(kind, (namespace,), names.label_selector(labels))
 
+    async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the metadata of Secrets; the API server sends no data (PartialObjectMetadataList)."""
+        query = {"labelSelector": names.label_selector(labels), "fieldSelector": "type=kubernetes.io/tls"}
+        return await self._list(SECRET, namespace, query, accept=_METADATA_ONLY)
+
     async def has(self, kind: Kind) -> bool:
         """Return whether the cluster has a kind."""
         return kind.name in await self._names_in(kind)
@@ -167,12 +175,14 @@ class KubeClient:
         namespace: str,
         query: Mapping[str, str],
         on_page: Callable[[], None] = lambda: None,
+        accept: str = _JSON,
     ) -> list[Manifest]:
         items: list[Manifest] = []
         position = ""
         while kind not in self._missing:
             page = {**query, "limit": str(PAGE), **({"continue": position} if position else {})}
-            response = await self._request("list", "GET", kind.path(namespace or None), query=page)
+            path = kind.path(namespace or None)
+            response = await self._request("list", "GET", path, query=page, accept=accept)
             on_page()
             if response.status == 404 and kind.optional:
                 break
@@ -387,7 +397,8 @@ class KubeClient:
         *,
         query: Mapping[str, str] | None = None,
         body: object = None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> ApiResponse:
         """Send one request.
 
@@ -396,7 +407,7 @@ class KubeClient:
         """
         clock = asyncio.get_running_loop().time
         started_at, code = clock(), "error"
-        send = partial(self._send, method, path, query, body, content_type)
+        send = partial(self._send, method, path, query, body, content_type, accept)
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 response = await self._send_with_renewal(send)
@@ -429,9 +440,15 @@ class KubeClient:
             self.is_authenticated = False
 
     async def _send(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: object, content_type: str
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: object,
+        content_type: str,
+        accept: str,
     ) -> ApiResponse:
-        headers: dict[str, str] = {"Accept": "application/json"}
+        headers: dict[str, str] = {"Accept": accept}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         if body is not None:
             headers["Content-Type"] = content_type

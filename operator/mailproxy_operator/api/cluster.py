@@ -77,11 +77,13 @@ class RunningConfig:
         hash: The hash of the configuration.
         last_error: Why it rejected the newest configuration; empty if it did not.
         upstreams: What it reports about mail servers, by server; servers without logins are left out.
+        certificates: Certificates that clients choose by name and that the pod does not use, with the reason.
     """
 
     hash: str
     last_error: str = ""
     upstreams: tuple[UpstreamState, ...] = ()
+    certificates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,9 @@ class Cluster(Protocol):
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects of a namespace with these labels; empty if the cluster does not have the kind."""
+
+    async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the metadata of Secrets of type kubernetes.io/tls with these labels, without their data."""
 
     async def version(self) -> KubeVersion:
         """Return the version of the oldest node."""

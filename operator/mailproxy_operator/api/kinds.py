@@ -45,6 +45,8 @@ EVENT = Kind("events.k8s.io/v1", "Event", "events")
 MUTATING_WEBHOOK = Kind(
     "admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations"
 )
+SECRET = Kind("v1", "Secret", "secrets")
+"""Only the metadata of Secrets is read."""
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")

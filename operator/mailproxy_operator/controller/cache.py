@@ -241,6 +241,10 @@ class Cache:
 
     # -- delegated --------------------------------------------------------
 
+    async def list_tls_secrets(self, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the metadata of Secrets."""
+        return await self._cluster.list_tls_secrets(namespace, labels)
+
     async def config_map_keys(self, key: Key) -> frozenset[str] | None:
         """Read the keys of a ConfigMap, which may have another owner."""
         return await self._cluster.config_map_keys(key)

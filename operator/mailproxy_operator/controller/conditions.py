@@ -189,6 +189,10 @@ def _resolved_refs(facts: Facts) -> ConditionState:
             f"pod {broken.name}: {broken.running.last_error}; renew this Secret or ConfigMap, "
             "which pods load without a restart, or refer to another one",
         )
+    return _unusable_certificate(current) or _mounted(facts, current)
+
+
+def _mounted(facts: Facts, current: Sequence[Pod]) -> ConditionState:
     if not facts.needs_pods:
         return ConditionState(_TRUE, Reason.RESOLVED_REFS, "no pods are expected, so nothing is mounted")
     if facts.has_references and not any(pod.has_started for pod in current):
@@ -198,6 +202,22 @@ def _resolved_refs(facts: Facts) -> ConditionState:
     return ConditionState(_TRUE, Reason.RESOLVED_REFS, "all referenced Secrets and ConfigMaps are mounted")
 
 
+def _unusable_certificate(pods: Iterable[Pod]) -> ConditionState | None:
+    """Name the certificates that clients choose by name and that a pod cannot load."""
+    for pod in pods:
+        found = [one for one in (pod.running.certificates if pod.running else ()) if _LOAD_FAILURE in one]
+        if found:
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            return ConditionState(
+                _FALSE,
+                Reason.INVALID_CERTIFICATE,
+                f"pod {pod.name}: {found[0]}{more}; renew this Secret, which pods load without a restart; "
+                "all other certificates are used",
+            )
+    return None
+
+
+_LOAD_FAILURE = "cannot load certificate"
 _MOUNT_REASONS = (
     (re.compile(r'secrets? "([^"]*)" not found', re.IGNORECASE), Reason.SECRET_NOT_FOUND),
     (re.compile(r"non-existent secret key:? ?()", re.IGNORECASE), Reason.SECRET_KEY_NOT_FOUND),

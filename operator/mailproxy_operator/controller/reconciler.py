@@ -23,9 +23,10 @@ from mailproxy_operator.controller.injected_pods import observe_injected_pods
 from mailproxy_operator.controller.observe import belongs_to_workload, is_reachable, observe
 from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.controller.policy_status import PolicyStatus
+from mailproxy_operator.controller.selected_secrets import RELIST_SECONDS, select_secrets
 from mailproxy_operator.controller.upstream_events import UpstreamEvents
 from mailproxy_operator.crd.resource import Resource
-from mailproxy_operator.errors import ConditionCause, OperatorError, TransientError
+from mailproxy_operator.errors import ConditionCause, OperatorError, TerminalError, TransientError
 from mailproxy_operator.policies.resolve import Resolution, resolve
 from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import Plan, planned, render
@@ -103,6 +104,7 @@ class Reconciler:
         self._platform = platform
         self._now = now
         self._applied = AppliedCache()
+        self._unused: dict[Key, frozenset[str]] = {}
         self._upstream_events = UpstreamEvents()
         self._policy_status = PolicyStatus(cluster)
 
@@ -115,6 +117,7 @@ class Reconciler:
         body = await self._cluster.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._applied.forget(key)
+            self._unused.pop(key, None)
             self._upstream_events.forget(key)
             await self._policy_status.remove(key)
             return Outcome(is_gone=True)
@@ -142,9 +145,14 @@ class Reconciler:
             run.policies = await resolve(self._cluster, Resource.read(body))
             run.resource = run.policies.resource
             refused = forbidden_sysctls.remembered(children.workloads(), run.resource.generation)
-            run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused))
+            selection = await select_secrets(self._cluster, run.resource)
+            run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused), selection)
         except ConfigError as error:
             run.refused = _refusal(error)
+        except TerminalError as error:
+            run.refused = ConditionCause(error.reason, str(error))
+        except OperatorError as error:
+            run.failed = TransientError(str(error))
         return run
 
     async def _try_with_one_pod(self, run: _Run, children: Children) -> None:
@@ -194,7 +202,8 @@ class Reconciler:
         if live is None or not is_ours or not _is_of_template(pod, live):
             return False
         known = forbidden_sysctls.remembered([live], run.resource.generation)
-        plan = planned(run.resource, replace(self._platform, refused_sysctls=known | refused))
+        platform = replace(self._platform, refused_sysctls=known | refused)
+        plan = planned(run.resource, platform, run.plan.selection)
         for manifest in render(plan):
             if kind_of(manifest) is plan.workload_kind:
                 await children.apply_one(manifest)
@@ -212,7 +221,7 @@ class Reconciler:
         newly = forbidden_sysctls.refused_names(observed) - known
         if newly:
             platform = replace(self._platform, refused_sysctls=known | newly)
-            run.plan = planned(run.resource, platform)
+            run.plan = planned(run.resource, platform, run.plan.selection)
             await self._apply(run, children)
         # Delete the pods last: until the workload has changed, each one is replaced immediately.
         with _recording_failure(run):
@@ -272,6 +281,7 @@ class Reconciler:
             event = status.transition(run.body, previous, written, now=now)
             if event:
                 await self._cluster.create_event(event)
+        await self._report_certificates(run, observed, now)
         for event in self._upstream_events.due(run.key, run.body, observed, now):
             await self._cluster.create_event(event)
         return Outcome(
@@ -282,6 +292,17 @@ class Reconciler:
             drifted=run.drifted,
             pruned=run.pruned,
         )
+
+    async def _report_certificates(self, run: _Run, observed: Observed, now: datetime) -> None:
+        """Create an event for each certificate that a pod has begun not to use."""
+        unused = status.unused_certificates(observed)
+        before = self._unused.get(run.key, frozenset())
+        if unused:
+            self._unused[run.key] = frozenset(unused)
+        else:
+            self._unused.pop(run.key, None)
+        for number, problem in enumerate(one for one in unused if one not in before):
+            await self._cluster.create_event(status.certificate_event(run.body, problem, number, now=now))
 
 
 @contextmanager
@@ -314,7 +335,9 @@ def _again_after(run: _Run, written: Manifest) -> float | None:
         return FORBIDDEN_SECONDS
     if run.policies is not None and run.policies.cause is not None:
         return UNRESOLVED_SECONDS
-    return ROLLOUT_REQUEUE_SECONDS if status.is_in_progress(written) else None
+    if status.is_in_progress(written):
+        return ROLLOUT_REQUEUE_SECONDS
+    return RELIST_SECONDS if run.plan is not None and run.plan.selection else None
 
 
 def _refusal(error: ConfigError) -> ConditionCause:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from mailproxy_config.model import ProxySsl
@@ -18,7 +18,7 @@ from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.crd.reference_paths import reference_paths
 from mailproxy_operator.errors import ConditionCause, OperatorError
 from mailproxy_operator.policies.resolve import Resolution
-from mailproxy_operator.reasons import Reason
+from mailproxy_operator.reasons import EventReason, Reason
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
 
@@ -26,6 +26,8 @@ _ROLLOUT_REASONS = frozenset({Reason.PODS_NOT_READY, Reason.NOT_YET_MOUNTED, Rea
 """Reasons of a resource that is not ready during a normal rollout; other reasons produce a warning event."""
 _WAITING_FOR_EVENT = frozenset({Reason.NO_NODES, Reason.SIDECAR_MISSING})
 """Reasons of a resource that is not ready until a watch delivers an event."""
+_MAX_EVENTS = 20
+"""The maximum number of unused certificates that are reported."""
 _KEPT_FIELDS = ("configHash", "listeners", "sysctls")
 
 
@@ -59,7 +61,7 @@ def facts(
         observed=observed,
         config_hash=plan.config_hash if plan and is_valid else str(previous.get("configHash", "")),
         paused=bool(spec.get("paused")),
-        has_references=bool(plan and plan.references),
+        has_references=bool(plan and plan.mounts_references),
         reference_paths=reference_paths(spec),
         refused=refused,
         warnings=warnings,
@@ -193,9 +195,30 @@ def transition(
     before, after = _ready(previous), _ready(written)
     if (before.get("status"), before.get("reason")) == (after.get("status"), after.get("reason")):
         return None
-    metadata = body["metadata"]
     is_rollout = after.get("reason") in _ROLLOUT_REASONS and _is_reconciling(written)
     is_normal = after.get("status") == "True" or is_rollout
+    reason, note = str(after.get("reason", "")), str(after.get("message", ""))
+    return _event(body, ("Normal" if is_normal else "Warning", "Reconcile"), reason, note, now)
+
+
+def unused_certificates(observed: Observed) -> tuple[str, ...]:
+    """Return the certificates that pods of the newest template do not use, each once."""
+    reports = (pod.running for pod in observed.pods if pod.is_of_template and not pod.is_terminating)
+    found = dict.fromkeys(problem for running in reports if running for problem in running.certificates)
+    return tuple(found)[:_MAX_EVENTS]
+
+
+def certificate_event(body: Mapping[str, Any], problem: str, number: int, *, now: datetime) -> Manifest:
+    """Return the event about a certificate that pods do not use."""
+    at = now + timedelta(microseconds=1 + number)
+    return _event(body, ("Warning", "LoadCertificate"), EventReason.CERTIFICATE_NOT_USED, problem, at)
+
+
+def _event(
+    body: Mapping[str, Any], kind_and_action: tuple[str, str], reason: str, note: str, now: datetime
+) -> Manifest:
+    metadata = body["metadata"]
+    kind, action = kind_and_action
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -204,10 +227,10 @@ def transition(
             "namespace": metadata.get("namespace", "default"),
         },
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "type": "Normal" if is_normal else "Warning",
-        "reason": after.get("reason", ""),
-        "note": str(after.get("message", ""))[:1000],
-        "action": "Reconcile",
+        "type": kind,
+        "reason": str(reason),
+        "note": note[:1000],
+        "action": action,
         "reportingController": names.FIELD_MANAGER,
         "reportingInstance": names.FIELD_MANAGER,
         "regarding": {

@@ -87,8 +87,9 @@ class SysctlReason(StrEnum):
 
 
 class EventReason(StrEnum):
-    """Reasons of the events about pods without their sidecar."""
+    """Reasons of the events that are not about a change of ``Ready``."""
 
+    CERTIFICATE_NOT_USED = "CertificateNotUsed"
     SIDECAR_MISSING = "SidecarMissing"
     SIDECAR_REFUSED = "SidecarRefused"
 

@@ -93,6 +93,18 @@ SYSCTLS: tuple[OtherRow, ...] = (
 )
 """Every reason of an entry of ``status.sysctls``."""
 
+CERTIFICATE_EVENTS: tuple[OtherRow, ...] = (
+    OtherRow(
+        reason=EventReason.CERTIFICATE_NOT_USED,
+        meaning=(
+            "Pods do not use a certificate that clients choose by name, or not for all of its names: it "
+            "cannot be loaded, or an older Secret has the same name. All other certificates are used."
+        ),
+        action="Correct the Secret that the note names, or remove its label.",
+    ),
+)
+"""Every reason of an event about certificates; the type is Warning."""
+
 SIDECAR_EVENTS: tuple[OtherRow, ...] = (
     OtherRow(
         reason=EventReason.SIDECAR_MISSING,

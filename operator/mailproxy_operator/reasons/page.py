@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 
 from mailproxy_operator.reasons.other_tables import (
+    CERTIFICATE_EVENTS,
     INJECTION,
     POLICIES,
     SIDECAR_EVENTS,
@@ -59,6 +60,11 @@ _SYSCTLS = """## Reasons in `status.sysctls`
 Each entry of `status.sysctls` has one of these reasons, and a message if the sysctl is not applied.
 
 """
+_CERTIFICATES = """## Events about certificates
+
+The operator creates these events once for each certificate when pods report it. Their type is Warning.
+
+"""
 _EVENTS = """## Events about sidecars
 
 The webhook creates these events for the MailProxy of the pod's label, or for the owner of the pod if the
@@ -97,6 +103,9 @@ def reference() -> str:
             "\n",
             _SYSCTLS,
             _table(SYSCTLS, "Message"),
+            "\n",
+            _CERTIFICATES,
+            _table(CERTIFICATE_EVENTS, ""),
             "\n",
             _EVENTS,
             _table(SIDECAR_EVENTS, ""),

@@ -225,7 +225,8 @@ REASONS = (
         meaning=(
             "A pod cannot load a certificate or private key: it is not PEM, the two do not match, or "
             "OpenSSL refuses it. The pod keeps its previous configuration. If it is ready, `Stalled` and "
-            "`Ready` have the reason ConfigRejected."
+            "`Ready` have the reason ConfigRejected. Of a certificate that clients choose by name, the pod "
+            "keeps the last good version, and the others are not affected."
         ),
         action="Renew the Secret. Pods load it without a restart, within about a minute.",
         example=(

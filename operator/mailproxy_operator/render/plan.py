@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mailproxy_config.compile import collect_references, compile_proxy
 from mailproxy_config.model import DrainConfig, ProxyConfig, Seconds
@@ -13,7 +13,8 @@ from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, Kind
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.crd.resource import Resource
-from mailproxy_operator.render import ports, sysctls
+from mailproxy_operator.render import ports, selected, sysctls
+from mailproxy_operator.render.selected import Selection
 from mailproxy_operator.settings import Platform
 
 SIDECAR = "Sidecar"
@@ -33,6 +34,7 @@ class Plan:
         ports: The ports, one per number, sorted.
         sysctls: The decisions about sysctls, sorted by name.
         references: Secrets and ConfigMaps to mount.
+        selection: Secrets with certificates that clients choose by name, to mount.
         is_trial: Whether to start one pod first, to check that nodes accept it.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     ports: tuple[ports.Port, ...]
     sysctls: tuple[sysctls.Sysctl, ...]
     references: tuple[Reference, ...]
+    selection: Selection = field(default_factory=dict)
     is_trial: bool = False
 
     @property
@@ -61,6 +64,7 @@ class Plan:
     def notices(self) -> tuple[str, ...]:
         """Notices about an accepted resource."""
         notices = [str(notice) for notice in self.resource.manifest.notices]
+        notices += selected.notices(self.selection)
         pod = self.resource.deployment.pod
         unsafe = ", ".join(one.name for one in self.sysctls if one.applied and not one.safe)
         if unsafe and not pod.node_selector and not pod.affinity:
@@ -85,6 +89,11 @@ class Plan:
                 "scrapes every pod twice"
             )
         return tuple(notices)
+
+    @property
+    def mounts_references(self) -> bool:
+        """Whether Secrets or ConfigMaps are mounted besides the configuration."""
+        return bool(self.references or any(self.selection.values()))
 
     @property
     def takes_node_ports(self) -> bool:
@@ -115,8 +124,13 @@ class Plan:
         return self.platform.kube_version >= SLEEP_ACTION_SINCE
 
 
-def planned(resource: Resource, platform: Platform) -> Plan:
+def planned(resource: Resource, platform: Platform, selection: Selection | None = None) -> Plan:
     """Compute the plan of a resource.
+
+    Args:
+        resource: The resource.
+        platform: The input of rendering besides the resource.
+        selection: The Secrets that its selectors have selected.
 
     Raises:
         ConfigError: The configuration is not valid.
@@ -139,6 +153,7 @@ def planned(resource: Resource, platform: Platform) -> Plan:
         ports=open_ports,
         sysctls=_sysctls(resource, platform, listeners, open_ports),
         references=collect_references(resource.manifest),
+        selection=selection or {},
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from mailproxy_config.secret_refs import Reference, ReferenceKind
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.render import selected
 from mailproxy_operator.render.plan import Plan
 
 OWNER_AND_GROUP = 0o440
@@ -30,8 +31,8 @@ def own_volumes(plan: Plan, *, prefix: str = "", mode: int = OWNER_AND_GROUP) ->
         "configMap": {"name": names.config_map_name(plan.resource.name), "defaultMode": mode},
     }
     found = [config, {"name": f"{prefix}tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}]
-    if plan.references:
-        sources = [_source(reference) for reference in plan.references]
+    if plan.mounts_references:
+        sources = [*map(_source, plan.references), *selected.sources(plan.selection)]
         found.append({"name": f"{prefix}refs", "projected": {"defaultMode": mode, "sources": sources}})
     if has_sockets(plan):
         found.append({"name": f"{prefix}{SOCKETS}", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}})
@@ -44,7 +45,7 @@ def volume_mounts(plan: Plan, *, prefix: str = "") -> list[Manifest]:
         {"name": f"{prefix}config", "mountPath": plan.platform.config_dir, "readOnly": True},
         {"name": f"{prefix}tmp", "mountPath": "/tmp"},  # noqa: S108  a volume of the pod
     ]
-    if plan.references:
+    if plan.mounts_references:
         found.append({"name": f"{prefix}refs", "mountPath": plan.platform.refs_dir, "readOnly": True})
     if has_sockets(plan):
         found.append({"name": f"{prefix}{SOCKETS}", "mountPath": names.SOCKET_DIR})

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from mailproxy_config.addresses import format_host_port
 from mailproxy_config.errors import Problems
 from mailproxy_config.model import KeepAlive, ListenConfig, ProxyConfig
+from mailproxy_config.shared_listeners import Key, key_of
 
 _UNIX: Final = "unix:"
 _WILDCARDS: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104 - what to look for
@@ -52,6 +53,7 @@ class SocketPlan:
     multipath: bool = False
     default: ListenRef
     routes: Mapping[str, ListenRef] = field(default_factory=dict)
+    """Several servers may share an ``ssl`` line; the first of them stands for all, see ``shared_lines``."""
 
     @property
     def is_unix(self) -> bool:
@@ -140,10 +142,23 @@ def is_host_name(address: str) -> bool:
     return False
 
 
+def shared_lines(config: ProxyConfig) -> dict[ListenRef, tuple[ListenRef, ...]]:
+    """Return the ``ssl`` lines that several servers have, by the line of the first, which is included."""
+    found: dict[Key, list[ListenRef]] = {}
+    for number, server in enumerate(config.servers):
+        for index, listen in enumerate(server.listen):
+            if listen.ssl:
+                found.setdefault(key_of(listen), []).append(ListenRef(number, index))
+    return {refs[0]: tuple(refs) for refs in found.values() if len({ref.server for ref in refs}) > 1}
+
+
 def _entries(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> Iterator[_Entry]:
+    repeated = {ref for refs in shared_lines(config).values() for ref in refs[1:]}
     for number, server in enumerate(config.servers):
         for index, listen in enumerate(server.listen):
             route = ListenRef(number, index)
+            if route in repeated:
+                continue
             if listen.address.startswith(_UNIX):
                 yield _Entry(socket.AF_UNIX, listen.address.removeprefix(_UNIX), 0, listen, route)
                 continue

@@ -81,7 +81,10 @@ class Listener:
         self._family = int(sock.family)
         sends_proxy_header = default.server.config.proxy_protocol is not SendProxyProtocol.DISABLED
         self._needs_local_addr = (
-            bool(targets) or sends_proxy_header or default.server.config.uses_connected_address
+            bool(targets)
+            or sends_proxy_header
+            or default.server.config.uses_connected_address
+            or default.server.choices is not None
         )
         first = default.listen
         self._is_tls = first.ssl and not first.proxy_protocol and not targets
@@ -141,9 +144,8 @@ class Listener:
 
     def _close_unserved(self, fd: int, sock: socket.SocketType | None, error: Exception) -> None:
         """Close a client for which no session could be made."""
-        metrics = self.default.server.metrics
-        metrics.accepted.value += 1
-        metrics.closed[CloseReason.INTERNAL_ERROR].value += 1
+        self.default.server.count_accepted()
+        self.default.server.metrics.closed[CloseReason.INTERNAL_ERROR].value += 1
         self.context.log_internal_error(self, error, "Listener")
         if sock is None:
             os.close(fd)
@@ -186,7 +188,7 @@ class Listener:
 
     def _refuse(self, sock: socket.SocketType, target: ListenTarget) -> None:
         metrics = target.server.metrics
-        metrics.accepted.value += 1
+        target.server.count_accepted()
         metrics.limit_rejections[Limit.CONN_TOTAL].value += 1
         metrics.closed[CloseReason.LIMIT].value += 1
         if not target.listen.ssl:

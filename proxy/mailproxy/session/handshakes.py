@@ -24,6 +24,7 @@ from mailproxy_config.model import LogLevel
 
 if TYPE_CHECKING:
     from mailproxy.session.session import Session
+    from mailproxy.session.virtual_server import VirtualServer
 
 _MAX_HEADER: Final = 4096 + 16
 """Bytes that are read for a PROXY header at a time: the longest of version 2."""
@@ -225,6 +226,8 @@ class TlsHandshake:
         metrics.tls_seconds[self._mode].observe(time.monotonic() - self._started)
         if info.resumed:
             metrics.tls_resumed[self._mode].value += 1
+        if session.server.choices is not None:
+            enter_server(session, session.server.choices[sock.server])
         session.record.tls = info.version
         session.record.cipher = info.cipher
         session.context.epoll.set_handler(session.fd, session)
@@ -260,6 +263,18 @@ class TlsHandshake:
         if session is not None:
             session.context.timers.disarm(self)
         return session
+
+
+def enter_server(session: Session, server: VirtualServer) -> None:
+    """Continue a session in the ``server`` block that its ClientHello has chosen."""
+    session.server.metrics.active.value -= 1
+    server.metrics.accepted.value += 1
+    server.metrics.active.value += 1
+    session.server = server
+    session.protocol_metrics = server.protocol_metrics
+    session._enter(server.protocol_metrics.starting)  # noqa: SLF001 - a step of the session, like those above
+    session._send_seconds = server.config.timeout  # noqa: SLF001
+    session.record.server, session.record.protocol = server.config.name, server.config.protocol
 
 
 def _peek(sock: socket.SocketType) -> bytes:

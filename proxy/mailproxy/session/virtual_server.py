@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -79,6 +79,8 @@ class VirtualServer:
     """Secrets for logins at upstreams."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
+    choices: Mapping[str, VirtualServer] | None = None
+    """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     upstream_names: UpstreamNames | None = None
     """Resolves host names in ``Auth-Server``."""
     base: VirtualServer | None = None
@@ -106,6 +108,10 @@ class VirtualServer:
         self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.login_at_upstreams(self.config)
         self.upstream_end = relay_end_for(self.config)
+
+    def count_accepted(self) -> None:
+        """Count a client for which there is no session."""
+        self.metrics.accepted.value += 1
 
     def login_at_upstreams(self, config: ServerConfig) -> UpstreamLoginBase:
         """Prepare the login at upstreams, with the directives of this server or others for single logins."""

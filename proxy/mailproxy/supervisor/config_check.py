@@ -9,15 +9,20 @@ reported at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mailproxy.tls.inputs import tls_files
 from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import NOT_REGULAR, Loaded, check_files, is_mounted, load
 from mailproxy_config.model import ProxyConfig
+
+if TYPE_CHECKING:
+    from mailproxy.tls.check import TlsCheck
+    from mailproxy.tls.context import ServerTls
 
 _LINE = re.compile(r"(.*):([0-9]+)")
 
@@ -31,12 +36,17 @@ class CheckResult:
         problems: Errors, each once.
         notices: Warnings, each once.
         absent: Missing files of Secrets and ConfigMaps: errors for ``run``, but not for ``check``.
+        certificates: Certificates that clients choose by name and that are not used: errors for ``check``,
+            but not for ``run``, which serves the others.
+        tls: The TLS of each server by name, for the next check.
     """
 
     loaded: Loaded | None
     problems: tuple[Problem, ...]
     notices: tuple[Problem, ...]
     absent: tuple[Problem, ...]
+    certificates: tuple[Problem, ...] = ()
+    tls: Mapping[str, ServerTls] = field(default_factory=dict)
 
     def runnable(self) -> Loaded:
         """Return the configuration to run.
@@ -50,13 +60,16 @@ class CheckResult:
         return self.loaded
 
 
-def check_config(text: bytes, *, source: str, hostname: str) -> CheckResult:
+def check_config(
+    text: bytes, *, source: str, hostname: str, previous: Mapping[str, ServerTls] | None = None
+) -> CheckResult:
     """Check a configuration.
 
     Args:
         text: The content of its file.
         source: The file's path, for error messages.
         hostname: The machine's name.
+        previous: ``tls`` of an earlier result.
     """
     try:
         loaded: Loaded | None = load(text, source=source, hostname=hostname)
@@ -66,7 +79,10 @@ def check_config(text: bytes, *, source: str, hostname: str) -> CheckResult:
     if loaded is None:
         return CheckResult(loaded=None, problems=problems, notices=(), absent=())
     missing = check_files(loaded.config, kind=loaded.kind)
-    tls, notices = _tls(loaded.config, missing)
+    checks = _tls(loaded.config, missing, previous or {})
+    tls = [problem for check in checks.values() for problem in check.problems]
+    notices = [notice for check in checks.values() for notice in check.notices]
+    certificates = [problem for check in checks.values() for problem in check.certificates]
     located = loaded.located
     absent = [problem for problem in missing if is_mounted(problem)]
     lacking = [problem for problem in missing if not is_mounted(problem)]
@@ -75,6 +91,8 @@ def check_config(text: bytes, *, source: str, hostname: str) -> CheckResult:
         problems=sort_problems((*problems, *map(located, lacking), *map(located, tls))),
         notices=sort_problems((*loaded.notices, *_unique_notices(map(located, notices)))),
         absent=sort_problems(map(located, absent)),
+        certificates=sort_problems(map(located, certificates)),
+        tls={name: check.tls for name, check in checks.items() if check.tls is not None},
     )
 
 
@@ -98,24 +116,29 @@ def _unique_notices(notices: Iterable[Problem]) -> Iterator[Problem]:
             yield notice
 
 
-def _tls(config: ProxyConfig, missing: Iterable[Problem]) -> tuple[list[Problem], list[Problem]]:
-    """Return what OpenSSL rejects, and what it changes; missing files are reported elsewhere."""
+def _tls(
+    config: ProxyConfig, missing: Iterable[Problem], previous: Mapping[str, ServerTls]
+) -> dict[str, TlsCheck]:
+    """Return what OpenSSL rejects, and what it changes, by server; missing files are reported elsewhere."""
     if not any(server.tls_is_used for server in config.servers):
-        return [], []
+        return {}
     # Not at the top: ``check`` of a configuration without TLS needs no OpenSSL.
     from mailproxy.tls.check import check_tls  # noqa: PLC0415
 
     paths = [problem.reason.partition(": ")[0] for problem in missing]
     endless = {problem.path.partition(".")[0] for problem in missing if NOT_REGULAR in problem.reason}
-    found: tuple[list[Problem], list[Problem]] = ([], [])
+    found: dict[str, TlsCheck] = {}
     for index, server in enumerate(config.servers):
         if server.tls_is_used and f"servers[{index}]" not in endless:
             rename = _with_index(f"servers[{server.name}]", f"servers[{index}]")
-            problems, notices = check_tls(server)
-            found[0].extend(
-                rename(problem) for problem in problems if not any(path in problem.reason for path in paths)
+            check = check_tls(server, previous.get(server.name))
+            problems = (one for one in check.problems if not any(path in one.reason for path in paths))
+            found[server.name] = replace(
+                check,
+                problems=tuple(map(rename, problems)),
+                notices=tuple(map(rename, check.notices)),
+                certificates=tuple(map(rename, check.certificates)),
             )
-            found[1].extend(map(rename, notices))
     return found
 
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.listen_plan import plan_sockets, resolve_names
@@ -31,6 +31,9 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Loaded
 from mailproxy_config.model import ErrorLog, ProxyConfig, SyslogServer
 from mailproxy_config.rendered import dump
+
+if TYPE_CHECKING:
+    from mailproxy.tls.context import ServerTls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,6 +51,7 @@ class ConfigRevision:
         names: What host names in the configuration resolved to.
         workers: The number of workers.
         notices: Warnings about the configuration.
+        certificates: Certificates that clients choose by name and that are not used.
         locate: Replaces the path in a worker's problem by the line of the file.
         sockets: The listening sockets: for each key, one for each worker and
             perhaps some for all of them, or just one for all.
@@ -64,6 +68,7 @@ class ConfigRevision:
     names: Mapping[str, tuple[str, ...]]
     workers: int
     notices: tuple[Problem, ...] = ()
+    certificates: tuple[Problem, ...] = ()
     locate: Callable[[Problem], Problem] = field(default=lambda problem: problem)
     sockets: SocketSet
     ticket_keys: KeyRotation
@@ -112,6 +117,7 @@ class ConfigLoader:
         self._serials = count(1)
         self._hostname = socket.gethostname()
         self.ticket_keys = KeyRotation()
+        self._tls: Mapping[str, ServerTls] = {}
 
     async def prepare(self) -> ConfigRevision:
         """Load the file, in a thread.
@@ -139,12 +145,14 @@ class ConfigLoader:
 
     def _prepare(self) -> ConfigRevision:
         path = self._options.file
-        result = check_config(read_config(path), source=str(path), hostname=self._hostname)
+        text = read_config(path)
+        result = check_config(text, source=str(path), hostname=self._hostname, previous=self._tls)
         if result.loaded is not None:
             self.files = self._running_files | referenced_files(result.loaded.config) | {path}
         loaded = result.runnable()
+        self._tls = result.tls
         try:
-            return self._build_revision(loaded, result.notices)
+            return replace(self._build_revision(loaded, result.notices), certificates=result.certificates)
         except ConfigError as error:
             raise ConfigError(sort_problems(map(loaded.located, error.problems))) from None
         except ListenError as error:

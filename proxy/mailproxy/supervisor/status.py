@@ -25,6 +25,8 @@ SNAPSHOT_SECONDS: Final = 1.0
 """How long a scrape waits for workers; for one that does not reply, its last snapshot is used."""
 
 _MAX_ERROR_LENGTH: Final = 4096
+_MAX_CERTIFICATES: Final = 20
+"""Maximum number of reported certificates that are not used."""
 
 
 class Status:
@@ -48,6 +50,7 @@ class Status:
         self._started_at = time.time()
         self._reloads = dict.fromkeys(ReloadResult, 0)
         self._last_error: str | None = None
+        self._certificates: tuple[Problem, ...] = ()
         self._shown: ConfigRevision | None = None
         self._report_number = 0
 
@@ -65,6 +68,7 @@ class Status:
         """Record that all workers have applied a configuration."""
         self._reloads[ReloadResult.SUCCESS] += 1
         self._last_error = None
+        self._certificates = revision.certificates[:_MAX_CERTIFICATES]
         self._aggregator.keep_servers(server.name for server in revision.config.servers)
 
     def refused(self, problems: tuple[Problem, ...]) -> None:
@@ -109,8 +113,9 @@ class Status:
         )
 
     def config(self) -> Mapping[str, object]:
-        """Return hash, generation and load time of the configuration in all workers, and the last error.
+        """Return hash, generation and load time of the configuration in all workers, and what is wrong.
 
+        ``certificates`` are those that clients choose by name and that are not used, or not for all names.
         ``upstreams`` has what logins at upstreams have shown, by server.
         """
         if self.pool is not None and self.is_started and self.pool.is_settled:
@@ -121,6 +126,7 @@ class Status:
             "generation": shown.generation if shown else None,
             "loaded_at": datetime.fromtimestamp(shown.loaded_at, UTC).isoformat() if shown else None,
             "last_error": self._last_error,
+            "certificates": [str(problem) for problem in self._certificates],
             "upstreams": self._aggregator.upstreams(time.time()),
         }
 

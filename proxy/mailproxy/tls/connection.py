@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from mailproxy.enums import TlsFailure
 from mailproxy.errors import TlsFailed
 from mailproxy.protocols.types import TlsInfo, certificate_fault
+from mailproxy.tls.choice import Chooser, ClientHello, expect_client_hello, switch_context
 from mailproxy.tls.client_certs import TOLERABLE, client_certificate
+from mailproxy.tls.inputs import context_of_server
 from mailproxy.tls.key_pairs import key_algorithms
 from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy_config.model import VerifyClient
@@ -108,6 +110,8 @@ class TlsParams:
         has_proxy_v2: Whether PROXY version 2 or another identity is sent, which needs SNI and the
             server's certificate.
         session_context: The context in which sessions may be resumed; see ``inputs``.
+        server: The name of the ``server`` block.
+        chooser: Chooses other parameters by the ClientHello; ``None``: these are used.
         references: Python objects that OpenSSL has pointers to while a connection exists.
         algorithms: Signature and key algorithms of the server's certificates, by the address of the ``X509``.
     """
@@ -117,6 +121,8 @@ class TlsParams:
     verify_client: VerifyClient
     has_proxy_v2: bool
     session_context: bytes
+    server: str = ""
+    chooser: Chooser | None = None
     references: tuple[object, ...] = ()
     algorithms: dict[int, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
 
@@ -147,6 +153,12 @@ class TlsConnection(ssl.SSLSocket):
     _connected = True
     _session = None
 
+    _base: TlsParams | None = None
+    """The parameters before another context was chosen; its callbacks still encrypt tickets."""
+    _rejected: TlsFailure | None = None
+    """Why the client was rejected by the choice."""
+    _sent_name: bytes | None = None
+    """The server name that the choice was made by."""
     _error: OSError | None = None
     """The error after the last bytes that were read; the next read raises it."""
     _sslobj: Any
@@ -171,6 +183,34 @@ class TlsConnection(ssl.SSLSocket):
             # some versions of Python set it for each connection, which overrides that of the context
             self._pointer = native.connection(self._sslobj)
             native.lib.SSL_set_session_id_context(self._pointer, params.session_context, 32)
+            if params.chooser is not None:
+                expect_client_hello(self, self._pointer)
+
+    def choose(self, hello: ClientHello) -> None:
+        """Continue with the parameters that the chooser returns for a ClientHello.
+
+        Raises:
+            Rejected: There are none.
+        """
+        base, native = self._params, self._params.native
+        assert base.chooser is not None and native is not None  # noqa: S101, PT018 - see `begin`
+        self._base, self._sent_name = base, hello.sent_name
+        self._params = chosen = base.chooser.choose(hello)
+        if chosen.context is not base.context:
+            switch_context(native, self._pointer, base, chosen)
+        sessions = chosen.session_context
+        if base.chooser.binds_sessions:
+            sessions = context_of_server(sessions, chosen.server)
+        native.lib.SSL_set_session_id_context(self._pointer, sessions, 32)
+
+    def rejected_as(self, failure: TlsFailure) -> None:
+        """Record why the choice rejects the client; the handshake fails."""
+        self._rejected = failure
+
+    @property
+    def server(self) -> str:
+        """The name of the ``server`` block that was chosen, or the only one."""
+        return self._params.server
 
     @property
     def _context(self) -> ssl.SSLContext:
@@ -189,6 +229,8 @@ class TlsConnection(ssl.SSLSocket):
         except ssl.SSLWantWriteError:
             return HandshakeStep.WANT_WRITE
         except OSError as error:
+            if self._rejected is not None:
+                raise TlsHandshakeFailed(self._rejected, self._rejected.replace("_", " ")) from None
             raise TlsHandshakeFailed(*_failure(error)) from None
         return HandshakeStep.DONE
 
@@ -332,11 +374,12 @@ class TlsConnection(ssl.SSLSocket):
         if (
             certificate_fault(self._params.verify_client, info) is not None
         ):  # as in nginx, it must not be resumed
-            lib.SSL_CTX_remove_session(native.context(self._params.context), lib.SSL_get_session(pointer))
+            caching = (self._base or self._params).context
+            lib.SSL_CTX_remove_session(native.context(caching), lib.SSL_get_session(pointer))
 
     def _add_for_upstream(self, info: TlsInfo, native: OpenSsl) -> None:
         lib, pointer, known = native.lib, self._pointer, self._params.algorithms
-        info.server_name = lib.SSL_get_servername(pointer, _TLSEXT_NAMETYPE_HOST_NAME)
+        info.server_name = self._sent_name or lib.SSL_get_servername(pointer, _TLSEXT_NAMETYPE_HOST_NAME)
         x509 = lib.SSL_get_certificate(pointer)
         if x509 and x509 not in known:
             known[x509] = key_algorithms(native, x509)

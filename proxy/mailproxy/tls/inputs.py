@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Set
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
-from mailproxy_config.model import ServerConfig
+from mailproxy_config.model import CertificateFiles, ServerConfig
 
 _UNREADABLE = "unreadable"
 _OF_IDENTITY = frozenset(
@@ -29,13 +30,44 @@ _OF_IDENTITY = frozenset(
 
 
 def tls_files(server: ServerConfig) -> tuple[str, ...]:
-    """Return every file that TLS of this server reads, with clients and with upstreams, each once."""
-    return tuple(dict.fromkeys(path for _, path in (*server.tls_files, *server.upstream_tls_files)))
+    """Return every file that TLS of this server reads, with clients and with upstreams, each once.
+
+    The directory of ``ssl_certificate_selector`` is one of them: its list changes with its certificates.
+    """
+    files = [path for _, path in (*server.tls_files, *server.upstream_tls_files)]
+    if server.tls_is_used and server.chooses_certificates:
+        directory = server.ssl_certificate_selector
+        chosen = [*server.ssl_certificate, *(selected(directory) if directory is not None else ())]
+        files += [path for pair in chosen for path in (pair.certificate, pair.key)]
+        files += [directory] if directory is not None else []
+    return tuple(dict.fromkeys(files))
+
+
+def selected(directory: str) -> list[CertificateFiles]:
+    """List the pairs below a directory in the order of their names; one that does not exist has none."""
+    try:
+        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    except OSError:
+        return []
+    found = (
+        CertificateFiles(certificate=f"{directory}/{name}/tls.crt", key=f"{directory}/{name}/tls.key")
+        for name in names
+    )
+    return [pair for pair in found if os.path.exists(pair.certificate)]
 
 
 def fingerprint(server: ServerConfig) -> str:
-    """Return a digest of all inputs of ``context.build``: directives, and contents of files."""
-    return _digest_inputs(server, "ssl_", _OF_IDENTITY, server.tls_files)
+    """Return a digest of all inputs of ``context.build``: directives, and contents of files.
+
+    Of certificates that clients choose by name it has only whether there are any; see ``named_pairs``.
+    """
+    base = replace(
+        server,
+        ssl_certificate=server.default_certificates,
+        ssl_certificate_selector="" if server.chooses_certificates else None,
+        ssl_reject_handshake=False,
+    )
+    return _digest_inputs(base, "ssl_", _OF_IDENTITY, base.tls_files)
 
 
 def upstream_fingerprint(server: ServerConfig) -> str:
@@ -55,19 +87,33 @@ def _digest_inputs(
     return _digest(("mailproxy", *directives, *contents)).hex()
 
 
-def session_context(server: ServerConfig) -> bytes:
+def session_context(server: ServerConfig, chosen: Iterable[bytes] = ()) -> bytes:
     """Return the context in which TLS sessions may be resumed (``SSL_CTX_set_session_id_context``), 32 bytes.
 
     nginx digests ``MAIL``, the certificates and the CA list.  Here all other
     directives for the verification of clients are digested too, so that a
-    session is not resumed after they have changed.
+    session is not resumed after they have changed.  Tickets contain it.
+
+    Args:
+        server: The server.
+        chosen: Digests of the certificates, if they are not the default ones.
     """
-    certificates = (_file_digest(pair.certificate) for pair in server.ssl_certificate)
+    certificates = [digest.hex() for digest in chosen] or [
+        _file_digest(pair.certificate) for pair in server.default_certificates
+    ]
     rules = (f"{server.ssl_verify_client}", f"{server.ssl_verify_depth}")
     verified_by = (
         f"{directive}={_file_digest(path)}" for directive, path in server.client_verification_files
     )
     return _digest(("MAIL", *certificates, *rules, *verified_by))
+
+
+def context_of_server(context: bytes, server: str) -> bytes:
+    """Return the context for sessions of one ``server`` block among several behind a listener, 32 bytes.
+
+    So a ticket of another block is a full handshake (CVE-2025-23419).
+    """
+    return hashlib.sha256(context + server.encode()).digest()
 
 
 def _ordered(value: object) -> object:

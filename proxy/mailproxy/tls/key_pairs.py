@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import re
 import ssl
 from typing import Final
 
@@ -16,6 +18,11 @@ _PEM: Final = 1
 _MAX_PASSPHRASE: Final = 1024
 _DAY: Final = 86_400
 _KEY_TYPES: Final = {6: "RSA", 116: "DSA", 408: "EC"}
+_NID_SUBJECT_ALT_NAME: Final = 85
+_GEN_DNS: Final = 2
+_CERTIFICATE: Final = re.compile(
+    rb"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----", re.ASCII
+)
 
 
 def load(builder: ContextBuilder, native: OpenSsl | None) -> tuple[float | None, ...]:
@@ -34,7 +41,7 @@ def load(builder: ContextBuilder, native: OpenSsl | None) -> tuple[float | None,
         return ()
     passphrases = read_passphrases(builder, "ssl_password_file", server.ssl_password_file)
     ends = []
-    for position, pair in enumerate(server.ssl_certificate):
+    for position, pair in enumerate(server.default_certificates):
         loaded = load_pair(builder, f"ssl_certificate[{position}]", pair, passphrases, native)
         if loaded and native is not None:
             ends.append(expiry(native, native.lib.SSL_CTX_get0_certificate(native.context(builder.context))))
@@ -125,6 +132,58 @@ def key_algorithms(native: OpenSsl, x509: int) -> tuple[bytes | None, bytes | No
     key = lib.X509_get0_pubkey(x509)
     kind = _KEY_TYPES.get(lib.EVP_PKEY_get_base_id(key)) if key else None
     return signature, f"{kind}{lib.EVP_PKEY_get_bits(key)}".encode() if kind else None
+
+
+def parse_certificate(native: OpenSsl, pem: bytes) -> int | None:
+    """Parse the first certificate of a PEM file, without its key.
+
+    Returns:
+        An ``X509``, to be freed with ``X509_free``; ``None`` if that fails.
+    """
+    found = _CERTIFICATE.search(pem)
+    if found is None:
+        return None
+    try:
+        der = base64.b64decode(found[1])
+    except ValueError:
+        return None
+    start = ctypes.c_char_p(der)
+    x509: int | None = native.lib.d2i_X509(None, ctypes.byref(start), len(der))
+    if not x509:
+        native.errors()
+        return None
+    return x509
+
+
+def key_type(native: OpenSsl, x509: int) -> int:
+    """Return OpenSSL's number for the type of a certificate's key; 0 if the key is not known."""
+    key = native.lib.X509_get0_pubkey(x509)
+    return int(native.lib.EVP_PKEY_get_base_id(key)) if key else 0
+
+
+def dns_names(native: OpenSsl, x509: int) -> tuple[str, ...]:
+    """Return the ``dNSName`` entries of a certificate's ``subjectAltName`` (RFC 5280 section 4.2.1.6).
+
+    Entries that are not ASCII are left out.
+    """
+    lib = native.lib
+    names = lib.X509_get_ext_d2i(x509, _NID_SUBJECT_ALT_NAME, None, None)
+    if not names:
+        native.errors()
+        return ()
+    found: list[str] = []
+    kind = ctypes.c_int()
+    try:
+        for position in range(lib.OPENSSL_sk_num(names)):
+            value = lib.GENERAL_NAME_get0_value(lib.OPENSSL_sk_value(names, position), ctypes.byref(kind))
+            if kind.value != _GEN_DNS:
+                continue
+            text = ctypes.string_at(lib.ASN1_STRING_get0_data(value), lib.ASN1_STRING_length(value))
+            if text.isascii():
+                found.append(text.decode("ascii"))
+    finally:
+        lib.GENERAL_NAMES_free(names)
+    return tuple(found)
 
 
 def expiry(native: OpenSsl, x509: int) -> float | None:

@@ -35,6 +35,9 @@ TICKET_CALLBACK: Final = ctypes.CFUNCTYPE(
     ctypes.c_int,
     *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
 )
+CLIENT_HELLO_CALLBACK: Final = ctypes.CFUNCTYPE(
+    ctypes.c_int, *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+)
 
 _OLDEST: Final = (3, 0)
 _OBJECT_HEAD: Final = object.__basicsize__
@@ -61,6 +64,15 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "X509_get0_notAfter": (_P, _P),
     "X509_get_ext_by_NID": (_I, _P, _I, _I),
     "X509_get_ext": (_P, _P, _I),
+    "d2i_X509": (_P, _P, _P, _L),
+    "X509_free": (None, _P),
+    "X509_get_ext_d2i": (_P, _P, _I, _P, _P),
+    "OPENSSL_sk_num": (_I, _P),
+    "OPENSSL_sk_value": (_P, _P, _I),
+    "GENERAL_NAME_get0_value": (_P, _P, _P),
+    "GENERAL_NAMES_free": (None, _P),
+    "ASN1_STRING_get0_data": (_P, _P),
+    "ASN1_STRING_length": (_I, _P),
     "X509V3_EXT_print": (_I, _P, _P, _U, _I),
     "X509_get0_pubkey": (_P, _P),
     "X509_get_signature_nid": (_I, _P),
@@ -104,6 +116,16 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "SSL_load_client_CA_file": (_P, _S),
     "SSL_CTX_set_client_CA_list": (None, _P, _P),
     "SSL_CTX_set_alpn_select_cb": (None, _P, ALPN_CALLBACK, _P),
+    "SSL_CTX_set_client_hello_cb": (None, _P, CLIENT_HELLO_CALLBACK, _P),
+    "SSL_client_hello_get0_ext": (_I, _P, ctypes.c_uint, _P, _P),
+    "SSL_set_SSL_CTX": (_P, _P, _P),
+    "SSL_get_options": (ctypes.c_uint64, _P),
+    "SSL_clear_options": (ctypes.c_uint64, _P, ctypes.c_uint64),
+    "SSL_set_options": (ctypes.c_uint64, _P, ctypes.c_uint64),
+    "SSL_CTX_get_verify_depth": (_I, _P),
+    "SSL_CTX_get_verify_callback": (_P, _P),
+    "SSL_set_verify": (None, _P, _I, _P),
+    "SSL_set_verify_depth": (None, _P, _I),
     "SSL_CTX_set_timeout": (_L, _P, _L),
     "SSL_CTX_remove_session": (_I, _P, _P),
     "SSL_CTX_set_tlsext_ticket_key_evp_cb": (_L, _P, TICKET_CALLBACK),
