@@ -31,7 +31,11 @@ _ALL_TOKENS: Final = (ProxyAuth.XOAUTH2, ProxyAuth.OAUTHBEARER)
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 _TOKEN_ERROR_ANSWERS: Final = {ProxyAuth.XOAUTH2: b"", ProxyAuth.OAUTHBEARER: b"AQ=="}
 """The responses to a challenge with an error (RFC 7628 section 3.2.3; ``AQ==`` is one octet 1)."""
-_TOKEN_ERROR: Final = re.compile(rb"^(?:\+|334) ([A-Za-z0-9+/]{1,4096}={0,2})\r?\n\Z", re.MULTILINE)
+MAX_TOKEN_ERROR: Final = 4096
+"""The longest challenge with an error that the client gets, in bytes of base64 without ``=``."""
+_TOKEN_ERROR: Final = re.compile(
+    rb"^(?:\+|334) ([A-Za-z0-9+/]{1,%d}={0,2})\r?\n\Z" % MAX_TOKEN_ERROR, re.MULTILINE
+)
 """The challenge with an error: one line of base64."""
 _CLIENT_TOKENS: Final = {Method.XOAUTH2: ProxyAuth.XOAUTH2, Method.OAUTHBEARER: ProxyAuth.OAUTHBEARER}
 _WITHOUT_INITIAL: Final = frozenset({ProxyAuth.LOGIN})
