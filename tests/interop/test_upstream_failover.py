@@ -57,10 +57,11 @@ def two_dovecots(
 
 @pytest.fixture
 def started(
-    new_proxy: Callable[..., Proxy], service: AuthService, ports: Ports
+    new_proxy: Callable[..., Proxy], service: AuthService, ports: Ports, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Proxy, dict[str, int]]]:
     """Start a proxy with one server for each protocol."""
-    service.passwords.update(PASSWORDS)
+    for user, password in PASSWORDS.items():
+        monkeypatch.setitem(service.passwords, user, password)
 
     def start(rules: dict[str, AuthRule], **directives: Any) -> tuple[Proxy, dict[str, int]]:
         listeners = ports.take_all(*rules)

@@ -138,11 +138,17 @@ StartProxy = Callable[..., tuple[Proxy, int]]
 
 @pytest.fixture
 def started(
-    new_proxy: Callable[..., Proxy], service: AuthService, tls: Certificates, ports: Ports, world: World
+    new_proxy: Callable[..., Proxy],
+    service: AuthService,
+    tls: Certificates,
+    ports: Ports,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> StartProxy:
     """Start a proxy with one server in front of a port."""
     world.oauth.padding = 0
-    service.passwords.update(PASSWORDS)
+    for user, password in PASSWORDS.items():
+        monkeypatch.setitem(service.passwords, user, password)
 
     def start(protocol: str, upstream: int, **directives: Any) -> tuple[Proxy, int]:
         port = ports.take()
@@ -324,7 +330,12 @@ def test_token_that_is_too_long_for_dovecot_is_an_outage(
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("mechanism", ["XOAUTH2", "OAUTHBEARER"])
 def test_client_gets_the_error_of_dovecot_for_its_token(
-    world: World, started: StartProxy, service: AuthService, protocol: str, mechanism: str
+    world: World,
+    started: StartProxy,
+    service: AuthService,
+    protocol: str,
+    mechanism: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The authentication service accepts the token, Dovecot does not."""
     ours = "smtp" if protocol == "submission" else protocol
@@ -334,7 +345,7 @@ def test_client_gets_the_error_of_dovecot_for_its_token(
         f"{ours}Auth": ["plain", "xoauth2", "oauthbearer"],
     }
     _, port = started(protocol, world.dovecot.ports[protocol], **directives)
-    service.passwords["carol"] = "expired-token"
+    monkeypatch.setitem(service.passwords, "carol", "expired-token")
     messages = {
         "XOAUTH2": (b"user=carol\x01auth=Bearer expired-token\x01\x01", b""),
         "OAUTHBEARER": (b"n,a=carol,\x01auth=Bearer expired-token\x01\x01", b"AQ=="),
