@@ -167,7 +167,11 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_next_upstream_timeout": _MSEC,
     "xclient_mode": st.sampled_from(["always", "auto", "required"]),
     "proxy_protocol_unique_id": _FLAG,
-    "proxy_forward": st.sampled_from(["site 'a b'", "port $remote_port", "id ${session_id}"]),
+    "proxy_forward": st.builds(
+        "n{} {}".format,  # a name may stand once
+        st.integers(0, 10**12),
+        st.sampled_from(["'a b'", "$remote_port", "${session_id}"]),
+    ),
     "auth_http_facts": _FLAG,
     "auth_http_overrides": _FLAG,
     "proxy_tempfail": st.sampled_from(["nginx", "rfc5530", "RFC5530"]),

@@ -87,6 +87,15 @@ def service() -> Iterator[AuthService]:
         yield running
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _unchanged_passwords(service: AuthService) -> Iterator[None]:
+    """Restore the passwords that a module has changed: all modules share the service."""
+    before = dict(service.passwords)
+    yield
+    service.passwords.clear()
+    service.passwords.update(before)
+
+
 @pytest.fixture(scope="session")
 def tls(new_folder: Callable[[str], Path]) -> Certificates:
     """Certificates of the servers and clients."""
