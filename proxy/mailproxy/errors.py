@@ -226,7 +226,10 @@ class UpstreamRefused(UpstreamError):
     Attributes:
         is_denial: Whether the upstream refused this client's login, e.g. a
             wrong password or an unwanted sender.
+        token_error: The challenge with the error of the client's access token, in base64, if there was one.
     """
+
+    token_error: bytes = b""
 
     def __init__(
         self,

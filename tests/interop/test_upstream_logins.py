@@ -7,6 +7,7 @@ import contextlib
 import imaplib
 import poplib
 import smtplib
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.servers import dovecot as dovecots
 from support.servers import postfix as postfixes
 from support.servers.auth_service import AuthRule, AuthService
 from support.servers.certificates import Certificates
+from support.servers.clients import RawClient
 from support.servers.dovecot import Dovecot
 from support.servers.oauth import OAuthService, oauth_service
 from support.servers.postfix import DovecotPorts, Postfix
@@ -136,11 +138,17 @@ StartProxy = Callable[..., tuple[Proxy, int]]
 
 @pytest.fixture
 def started(
-    new_proxy: Callable[..., Proxy], service: AuthService, tls: Certificates, ports: Ports, world: World
+    new_proxy: Callable[..., Proxy],
+    service: AuthService,
+    tls: Certificates,
+    ports: Ports,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> StartProxy:
     """Start a proxy with one server in front of a port."""
     world.oauth.padding = 0
-    service.passwords.update(PASSWORDS)
+    for user, password in PASSWORDS.items():
+        monkeypatch.setitem(service.passwords, user, password)
 
     def start(protocol: str, upstream: int, **directives: Any) -> tuple[Proxy, int]:
         port = ports.take()
@@ -317,3 +325,41 @@ def test_token_that_is_too_long_for_dovecot_is_an_outage(
     event = proxy.event("upstream_failed", stage="login")
     assert "xxxxxxxx" not in str(event)
     assert proxy.event("session")["result"] == "upstream_failed"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("mechanism", ["XOAUTH2", "OAUTHBEARER"])
+def test_client_gets_the_error_of_dovecot_for_its_token(
+    world: World,
+    started: StartProxy,
+    service: AuthService,
+    protocol: str,
+    mechanism: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The authentication service accepts the token, Dovecot does not."""
+    ours = "smtp" if protocol == "submission" else protocol
+    directives = {
+        "proxyAuth": ["Xoauth2", "Oauthbearer"],
+        "proxyPassErrorMessage": True,
+        f"{ours}Auth": ["plain", "xoauth2", "oauthbearer"],
+    }
+    _, port = started(protocol, world.dovecot.ports[protocol], **directives)
+    monkeypatch.setitem(service.passwords, "carol", "expired-token")
+    messages = {
+        "XOAUTH2": (b"user=carol\x01auth=Bearer expired-token\x01\x01", b""),
+        "OAUTHBEARER": (b"n,a=carol,\x01auth=Bearer expired-token\x01\x01", b"AQ=="),
+    }
+    message, answer = messages[mechanism]
+    command = {"imap": b"a AUTHENTICATE "}.get(protocol, b"AUTH ") + mechanism.encode() + b" "
+    prefix, refused = {
+        "imap": (b"+ ", b"a NO "),
+        "pop3": (b"+ ", b"-ERR "),
+        "submission": (b"334 ", b"535 "),
+    }[protocol]
+    with RawClient(port) as client:
+        client.read_line()
+        challenge = client.exchange(command + b64encode(message))
+        assert challenge.startswith(prefix)
+        assert b'"status"' in b64decode(challenge.removeprefix(prefix))
+        assert client.exchange(answer).startswith(refused)

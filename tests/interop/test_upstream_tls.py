@@ -115,7 +115,7 @@ def started(
         server = {
             "name": protocol,
             "protocol": protocol,
-            "listen": [{"address": "127.0.0.1", "port": port}],
+            "listen": [{"address": address, "port": port} for address in ("127.0.0.1", "[::1]")],
             "authHttp": service_rules.url(path),
             "proxySslName": "localhost",
             "proxySslTrustedCertificate": {"file": tls.authority},
@@ -234,6 +234,61 @@ def test_dovecot_gets_the_facts_of_proxy_forward(
         "forward_long=" + "v" * 150,
     )
     eventually(lambda: dovecot.log_lines("client passdb out: OK", *fields), "the facts in Dovecot's log")
+
+
+every_client = pytest.mark.parametrize("address", [CLIENT, "127.255.1.2", "::1"])
+IDENTITY: Final[dict[str, dict[str, Any]]] = {
+    "imap": {"proxyId": "Required"},
+    "pop3": {"proxyXclient": "Required"},
+    "submission": {"xclientMode": "Required", "proxySmtpAuth": True},
+}
+"""How Dovecot gets the client's address without a PROXY header."""
+
+
+@every_client
+@pytest.mark.parametrize("way", ["", "V1", "V2"])
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "submission"])
+def test_dovecot_logs_the_client_address_with_tls_required(
+    tls_dovecot: tuple[Dovecot, dict[str, int]], started: StartProxy, protocol: str, way: str, address: str
+) -> None:
+    """By ID or XCLIENT inside of TLS, or by a PROXY header before it."""
+    dovecot, _ = tls_dovecot
+    ours = "smtp" if protocol == "submission" else protocol
+    directives = IDENTITY[protocol]
+    upstream = dovecot.ports[protocol]
+    if way:
+        directives = {"proxyProtocol": way, "proxySmtpAuth": True, "xclient": False}
+        upstream = dovecot.ports[f"{protocol}_haproxy"]
+    _, port = started(ours, upstream, proxySsl="Starttls", **directives)
+    with RawClient(port, source=address) as client:
+        raw_login(client, ours)
+        fields = (f"service={protocol}", f"rip={address}", f"rport={client.port}", "secured")
+    [line] = eventually(
+        lambda: dovecot.log_lines("client in: AUTH", *fields), "the client's address in Dovecot's log"
+    )
+    session = next(word for word in line.split("\t") if word.startswith("session="))
+    login = (f"{protocol}-login: Info: Login", f"rip={address}", f"session=<{session.partition('=')[2]}>")
+    eventually(lambda: dovecot.log_lines(*login), "the login in Dovecot's log")
+
+
+@every_client
+@pytest.mark.parametrize("way", ["", "V1", "V2"])
+def test_postfix_logs_the_client_address_with_tls_required(
+    tls_postfix: Postfix, started: StartProxy, way: str, address: str
+) -> None:
+    """By XCLIENT inside of TLS, or by a PROXY header before it."""
+    directives: dict[str, Any] = {"xclientMode": "Required"}
+    upstream = tls_postfix.ports["smtp"]
+    if way:
+        directives = {"proxyProtocol": way, "proxySmtpAuth": True, "xclient": False}
+        upstream = tls_postfix.ports["smtp_haproxy"]
+    _, port = started("smtp", upstream, proxySsl="Starttls", **directives)
+    with RawClient(port, source=address) as client:
+        raw_login(client, "smtp")
+        assert client.exchange(b"MAIL FROM:<alice@example.org>").startswith(b"250")
+        assert client.exchange(b"RCPT TO:<bob@example.org>").startswith(b"250")
+        words = (f"client=unknown[{address}]:{client.port}", "sasl_username=alice")
+        eventually(lambda: tls_postfix.log_lines(*words), "the client's address in Postfix's log")
 
 
 @pytest.mark.parametrize("protocol", ["imap", "pop3", "submission"])

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from base64 import b64encode
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -28,10 +30,11 @@ from mailproxy_config.model import (
     ServerConfig,
     XclientMode,
 )
+from mailproxy_config.upstream_login import ProxyAuth, ProxyMasterUser
 from support import configs
 from support.loopback_worker import Builder, LoopbackWorker, Peer, http_response, loopback_worker, run
 from support.tls_authority import Authority, Issued
-from support.upstream_tls import mail_server, server_context, session
+from support.upstream_tls import Connection, mail_server, server_context, session
 
 IMAP, POP3, SMTP = Protocol.IMAP, Protocol.POP3, Protocol.SMTP
 PASSWORD: Final = b"correct-horse"
@@ -68,6 +71,14 @@ def read(*lines: bytes, protocol: Protocol = IMAP, **directives: Any) -> Overrid
         (b"X-MailProxy-Proxy-Protocol: v2", IMAP, {"proxy_protocol": SendProxyProtocol.V2}),
         (b"X-MailProxy-Timeout: 10", IMAP, {"timeout": Seconds(10.0)}),
         (b"X-MailProxy-Timeout: 600s", IMAP, {"timeout": Seconds(600.0)}),
+        (b"X-MailProxy-Auth: native", IMAP, {}),
+        (b"X-MailProxy-Auth: Plain", IMAP, {"proxy_auth": (ProxyAuth.PLAIN,)}),
+        (
+            b"x-mailproxy-auth: xoauth2,oauthbearer , Native",
+            SMTP,
+            {"proxy_auth": (ProxyAuth.XOAUTH2, ProxyAuth.OAUTHBEARER, ProxyAuth.NATIVE)},
+        ),
+        (b"X-MailProxy-Auth: login, external", POP3, {"proxy_auth": (ProxyAuth.LOGIN, ProxyAuth.EXTERNAL)}),
         (b"X-Other: x-mailproxy-ssl: on", IMAP, {}),
     ],
 )
@@ -99,6 +110,11 @@ def test_overrides_are_sorted_so_that_equal_ones_are_found() -> None:
         (b"X-MailProxy-Xclient: x", SMTP, 'X-MailProxy-Xclient "x" is not one of off, on, auto, required'),
         (b"X-MailProxy-Id: on", IMAP, 'X-MailProxy-Id "on" is not one of off, auto, required'),
         (b"X-MailProxy-Proxy-Protocol: v3", IMAP, '"v3" is not one of off, v1, v2'),
+        (b"X-MailProxy-Auth:", IMAP, '"" is not a list, without repetitions, of native, plain, login, '),
+        (b"X-MailProxy-Auth: plain,", IMAP, '"plain," is not a list, without repetitions, of native, '),
+        (b"X-MailProxy-Auth: plain plain", IMAP, "is not a list, without repetitions, of native, plain"),
+        (b"X-MailProxy-Auth: plain, Plain", IMAP, "is not a list, without repetitions, of native, plain"),
+        (b"X-MailProxy-Auth: cram-md5", IMAP, "is not a list, without repetitions, of native, plain, login"),
         (b"X-MailProxy-Timeout: 0", IMAP, 'X-MailProxy-Timeout "0" is not a number of seconds from 1 to 600'),
         (b"X-MailProxy-Timeout: 601", IMAP, "from 1 to 600"),
         (b"X-MailProxy-Timeout: 1m", IMAP, "from 1 to 600"),
@@ -149,6 +165,12 @@ REQUIRED: Final = SendIdentity.REQUIRED
             {"xclient_mode": XclientMode.REQUIRED},
             "with xclientMode: Required",
         ),
+        (
+            b"X-MailProxy-Auth: native",
+            SMTP,
+            {"proxy_auth": (ProxyAuth.PLAIN,), "proxy_smtp_auth": False},
+            "with proxyAuth in the configuration, and without proxySmtpAuth",
+        ),
     ],
 )
 def test_header_does_not_weaken_what_the_configuration_requires(
@@ -167,8 +189,8 @@ def test_header_chooses_between_both_kinds_of_tls(mode: ProxySsl) -> None:
 
 def test_no_header_changes_the_verification() -> None:
     reachable = {"proxy_ssl", "proxy_ssl_name", "proxy_protocol", "proxy_id", "timeout"}
-    reachable |= {"xclient", "xclient_mode", "proxy_pop3_xclient"}
-    words = ("off", "on", "starttls", "auto", "required", "v1", "v2", "7", "mail.example")
+    reachable |= {"xclient", "xclient_mode", "proxy_pop3_xclient", "proxy_auth"}
+    words = ("plain", "off", "on", "starttls", "auto", "required", "v1", "v2", "7", "mail.example")
     found = set()
     for name in HEADERS:
         for word in words:
@@ -345,6 +367,122 @@ def test_login_without_xclient() -> None:
             assert await peer.read_line() == b"HELO mail.example.com\r\n"
             await peer.send(b"250 hi\r\n")
             assert (await peer.read_line()).startswith(b"AUTH PLAIN ")
+
+    run(play)
+
+
+SASL_GREETING: Final = b"* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR AUTH=PLAIN] ready\r\n"
+
+
+def test_mechanism_of_one_login() -> None:
+    """Another login of the same listener is as in the configuration."""
+
+    async def play() -> None:
+        plain = allow("{port}", "X-MailProxy-Auth: plain, native")
+        async with loopback_worker(proxy(), plain, allow("{port}")) as w:
+            for command in (
+                b"a AUTHENTICATE PLAIN " + b64encode(b"\0alice\0" + PASSWORD) + b"\r\n",
+                b"a LOGIN {5+}\r\n",
+            ):
+                client = await w.client()
+                await client.read_line()
+                await client.send(b"a LOGIN alice correct-horse\r\n")
+                peer = await w.upstream.accept()
+                await peer.send(SASL_GREETING)
+                assert await peer.read_line() == command
+
+    run(play)
+
+
+def test_mechanism_of_one_login_has_the_password_of_the_master_user(tmp_path: Path) -> None:
+    (tmp_path / "master").write_text("master secret 7\n")
+    master = ProxyMasterUser(user="proxy", password_file=str(tmp_path / "master"))
+
+    async def play() -> None:
+        answer = allow("{port}", "X-MailProxy-Auth: plain")
+        async with loopback_worker(proxy(proxy_master_user=master), answer) as w:
+            client = await w.client()
+            await client.read_line()
+            await client.send(b"a LOGIN alice correct-horse\r\n")
+            peer = await w.upstream.accept()
+            await peer.send(SASL_GREETING)
+            message = b64encode(b"alice\0proxy\0master secret 7")
+            assert await peer.read_line() == b"a AUTHENTICATE PLAIN " + message + b"\r\n"
+
+    run(play)
+
+
+@pytest.mark.parametrize("mechanism", ["plain", "login", "native", "oauthbearer"])
+def test_mechanism_of_one_login_is_not_used_without_required_tls(mechanism: str) -> None:
+    async def play() -> None:
+        answer = allow("{port}", f"X-MailProxy-Auth: {mechanism}")
+        async with loopback_worker(proxy(proxy_auth_require_tls=True), answer) as w:
+            client = await w.client()
+            await client.read_line()
+            await client.send(b"a LOGIN alice correct-horse\r\n")
+            peer = await w.upstream.accept()
+            await peer.send(SASL_GREETING)
+            assert await client.read_line() == b"* BAD internal server error\r\n"
+            with contextlib.suppress(ConnectionResetError):  # its greeting may be unread
+                assert await peer.read_to_eof() == b""
+            assert "proxyAuthRequireTls is true, and proxySsl is Disabled" in w.read_log()
+            assert w.value("mailproxy_upstream_config_errors_total", IMAP, "login") == 1
+
+    run(play)
+
+
+def test_mechanism_of_one_login_is_used_with_required_tls(authority: Authority, issued: Issued) -> None:
+    def step(c: Connection) -> None:
+        c.start_tls()
+        c.send(SASL_GREETING)
+        assert c.answer(b"a OK logged in\r\n").startswith(b"a AUTHENTICATE PLAIN ")
+        c.recv()
+
+    with mail_server(step, server_context(issued)) as upstream:
+
+        async def play() -> None:
+            lines = ("X-MailProxy-Auth: plain", "X-MailProxy-Ssl: on", f"X-MailProxy-Ssl-Name: {NAME}")
+            build = proxy(proxy_auth_require_tls=True, proxy_ssl_trusted_certificate=authority.file)
+            async with loopback_worker(build, allow(upstream.port, *lines)) as w:
+                assert await log_in(w) == b"a OK logged in\r\n"
+
+        run(play)
+
+
+def test_mechanism_of_one_login_that_needs_a_token_is_a_configuration_error_without_one() -> None:
+    async def play() -> None:
+        answer = allow("{port}", "X-MailProxy-Auth: xoauth2")
+        async with loopback_worker(proxy(), answer) as w:
+            client = await w.client()
+            await client.read_line()
+            await client.send(b"a LOGIN alice correct-horse\r\n")
+            peer = await w.upstream.accept()
+            await peer.send(SASL_GREETING)
+            assert await client.read_line() == b"* BAD internal server error\r\n"
+            with contextlib.suppress(ConnectionResetError):  # its greeting may be unread
+                assert await peer.read_to_eof() == b""
+            assert "proxyAuth lists no mechanism for passwords" in w.read_log()
+            assert w.value("mailproxy_upstream_config_errors_total", IMAP, "login") == 1
+
+    run(play)
+
+
+@pytest.mark.parametrize(("word", "next_command"), [("yes", b"AUTH PLAIN "), ("no", None)])
+def test_mechanism_of_one_login_depends_on_auth_smtp(word: str, next_command: bytes | None) -> None:
+    async def play() -> None:
+        answer = allow("{port}", "X-MailProxy-Auth: plain", "X-MailProxy-Xclient: off", f"Auth-SMTP: {word}")
+        async with loopback_worker(proxy(SMTP), answer) as w:
+            client = await w.client()
+            await client.read_line()
+            await client.send(b"AUTH PLAIN AGFsaWNlAHB3\r\n")
+            peer = await w.upstream.accept()
+            await peer.send(b"220 hi\r\n")
+            assert (await peer.read_line())[:5] in {b"EHLO ", b"HELO "}
+            await peer.send(b"250-hi\r\n250 AUTH PLAIN\r\n")
+            if next_command is None:
+                assert await client.read_line() == b"235 2.0.0 OK\r\n"
+            else:
+                assert (await peer.read_line()).startswith(next_command)
 
     run(play)
 

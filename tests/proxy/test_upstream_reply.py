@@ -10,7 +10,7 @@ from binascii import b2a_base64
 import pytest
 
 from mailproxy.enums import CloseReason, ProtocolErrorKind, UpstreamStage
-from mailproxy.errors import PeerClosed, ShuttingDown, UpstreamError
+from mailproxy.errors import PeerClosed, PeerReset, PeerTimedOut, ShuttingDown, UpstreamError
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.protocols.types import Client, Secret
 from mailproxy.protocols.upstream_reply import (
@@ -63,10 +63,17 @@ def test_read_reply_does_not_catch_disconnects(gone: Exception) -> None:
 
 
 def test_disconnect_before_greeting_is_a_violation() -> None:
-    assert upstream_disconnected(GREETING).kind is ProtocolErrorKind.NO_GREETING
-    later = upstream_disconnected(UpstreamStage.LOGIN)
+    assert upstream_disconnected(PeerClosed(), GREETING).kind is ProtocolErrorKind.NO_GREETING
+    later = upstream_disconnected(PeerClosed(), UpstreamStage.LOGIN)
     assert (later.kind, later.stage) == (None, UpstreamStage.LOGIN)
     assert later.reason is CloseReason.UPSTREAM_ERROR
+
+
+def test_timeout_is_as_a_disconnect_with_another_reason() -> None:
+    for stage in UpstreamStage:
+        closed, silent = (upstream_disconnected(gone, stage) for gone in (PeerReset(), PeerTimedOut()))
+        assert (closed.stage, closed.kind) == (silent.stage, silent.kind)
+        assert (str(closed), str(silent)) == ("upstream closed the connection", "upstream timed out")
 
 
 def test_refused_reply_has_complete_lines_only() -> None:

@@ -56,10 +56,18 @@ class Died(ConnectionError):
 
 def dies_in(protocol: Protocol, mode: ProxySsl, stage: str) -> Step:
     """A session that the server ends in a stage: after the command that belongs to it."""
+    return _stops_in(protocol, mode, stage, is_silent=False)
 
+
+def stalls_in(protocol: Protocol, mode: ProxySsl, stage: str) -> Step:
+    """A session in which the server sends nothing more from a stage on, and keeps the connection."""
+    return _stops_in(protocol, mode, stage, is_silent=True)
+
+
+def _stops_in(protocol: Protocol, mode: ProxySsl, stage: str, *, is_silent: bool) -> Step:
     def die(c: Connection, now: str) -> None:
         if now == stage:
-            raise Died
+            _stop(c, is_silent=is_silent)
 
     def step(c: Connection) -> None:
         if mode is ProxySsl.ENABLED:
@@ -87,6 +95,12 @@ def dies_in(protocol: Protocol, mode: ProxySsl, stage: str) -> Step:
         raise AssertionError(stage)
 
     return step
+
+
+def _stop(c: Connection, *, is_silent: bool) -> None:
+    while is_silent and c.recv():
+        pass
+    raise Died
 
 
 def plain_session(protocol: Protocol) -> Step:

@@ -3,7 +3,9 @@
 
 Each header stands for one or two directives.  A header never makes weaker what the configuration
 requires: with ``proxy_ssl``, TLS stays required; what is *required* (``proxy_id``, ``proxy_pop3_xclient``,
-``xclient_mode``) stays so; and no header turns off the verification of certificates.
+``xclient_mode``) stays so; AUTH that ``proxy_auth`` requires in SMTP stays so, too; and no header turns off
+the verification of certificates.  ``proxy_auth_require_tls`` applies to the mechanisms of
+``X-MailProxy-Auth`` as to those of the configuration: the login checks it.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from mailproxy_config.model import (
     ServerConfig,
     XclientMode,
 )
+from mailproxy_config.upstream_login import ProxyAuth
 
 MAX_TIMEOUT: Final = 600
 """The longest ``X-MailProxy-Timeout`` in seconds."""
 
-_PREFIX: Final = b"x-mailproxy-"
 _HEADER: Final = re.compile(rb"^(x-mailproxy-[^:\r\n]*):([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _HOST: Final = re.compile(rb"[A-Za-z0-9:](?:[A-Za-z0-9._:-]{0,251}[A-Za-z0-9:])?")
+_NATIVE: Final = (ProxyAuth.NATIVE,)
 _MAX_NAME: Final = 64
 """Bytes of a header's name that an error message contains."""
 
@@ -67,6 +70,7 @@ _XCLIENT: Final = {
     "auto": SendIdentity.AUTO,
     "required": SendIdentity.REQUIRED,
 }
+_MECHANISMS: Final = {str(each).lower(): each for each in ProxyAuth}
 _MODES: Final = {"auto": XclientMode.AUTO, "required": XclientMode.REQUIRED}
 
 
@@ -108,6 +112,17 @@ def _check_required(mode: object, *, is_required: bool, directive: str) -> None:
         raise _Refused(f"is not allowed with {directive}: Required in the configuration: required")
 
 
+def _auth(value: str, server: ServerConfig) -> Iterator[tuple[str, object]]:
+    words = [word.strip(" \t") for word in value.split(",")]
+    if len(set(words)) != len(words) or not _MECHANISMS.keys() >= set(words):
+        raise _Refused("is not a list, without repetitions, of " + ", ".join(_MECHANISMS))
+    mechanisms = tuple(_MECHANISMS[word] for word in words)
+    needs_auth = server.protocol is Protocol.SMTP and not server.proxy_smtp_auth
+    if needs_auth and mechanisms == _NATIVE and server.proxy_auth != _NATIVE:
+        raise _Refused("is not allowed with proxyAuth in the configuration, and without proxySmtpAuth")
+    yield "proxy_auth", mechanisms
+
+
 def _proxy_protocol(value: str, _: ServerConfig) -> Iterator[tuple[str, object]]:
     yield "proxy_protocol", _one_of(_PROXY_PROTOCOL, value)
 
@@ -122,6 +137,7 @@ def _timeout(value: str, _: ServerConfig) -> Iterator[tuple[str, object]]:
 _READERS: Final[Mapping[str, Reader]] = {
     "X-MailProxy-Ssl": _ssl,
     "X-MailProxy-Ssl-Name": _ssl_name,
+    "X-MailProxy-Auth": _auth,
     "X-MailProxy-Xclient": _xclient,
     "X-MailProxy-Id": _id,
     "X-MailProxy-Proxy-Protocol": _proxy_protocol,

@@ -71,6 +71,7 @@ from mailproxy.protocols.types import (
 )
 from mailproxy.protocols.upstream_reply import reply_for_log
 from mailproxy_config.model import AuthMethod, AuthMode, ServerConfig, StartTls, Tempfail, VerifyClient
+from mailproxy_config.upstream_login import TOKEN_MECHANISMS
 
 UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
 MAX_DEFERRAL: Final = 86400
@@ -82,6 +83,12 @@ CommandResult = AuthRequest | SessionEnd | None
 """A command leads to a login to authenticate, the end of the session, or (``None``) the next command."""
 CommandHandling = Send | AuthRequest | ProtocolGenerator[CommandResult]
 """How a command is answered: by one reply, by a login to authenticate, or by a generator."""
+
+
+def passes_token_errors(server: ServerConfig) -> bool:
+    """Whether clients may get the upstream's error for their access tokens (``token_errors``)."""
+    sends_tokens = bool(TOKEN_MECHANISMS.intersection(server.proxy_auth)) or server.auth_http_overrides
+    return server.proxy_pass_error_message and server.proxy_auth_token is None and sends_tokens
 
 
 class FrontendConfig:
@@ -96,7 +103,8 @@ class FrontendConfig:
     Attributes:
         deadline: Sets the deadline of the directive ``timeout``.
         is_greeting_static: False also with ``ssl_verify_client``, as the greeting may be a certificate
-            error, and with ``proxy_tempfail rfc5530``, as ``run`` may be called again after it.
+            error, and with ``proxy_tempfail rfc5530`` or ``passes_token_errors``, as ``run`` may be called
+            again after it.
         requires_tls: Whether logins need TLS (``starttls only``).
         receive: Receives as much as an empty ``LineReader`` holds.
     """
@@ -113,6 +121,7 @@ class FrontendConfig:
             is_greeting_static
             and server.ssl_verify_client is VerifyClient.DISABLED
             and server.proxy_tempfail is Tempfail.NGINX
+            and not passes_token_errors(server)
         )
         self.deadline = SetDeadline(server.timeout)
         self.requires_tls = server.starttls is StartTls.ONLY

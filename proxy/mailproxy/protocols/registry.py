@@ -11,7 +11,7 @@ from typing import Any, Final
 from typing import Protocol as TypingProtocol
 
 from mailproxy.protocols.command_limit import with_command_limit
-from mailproxy.protocols.frontend import Frontend, FrontendConfig
+from mailproxy.protocols.frontend import Frontend, FrontendConfig, passes_token_errors
 from mailproxy.protocols.imap import replies as imap_replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
 from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
@@ -29,6 +29,7 @@ from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
 from mailproxy.protocols.smtp.trusted import SmtpTrustedFrontendConfig, smtp_trusted_frontend
 from mailproxy.protocols.smtp.upstream_choice import smtp_upstream
 from mailproxy.protocols.tempfail import TempfailFrontend, with_tempfail
+from mailproxy.protocols.token_errors import with_token_errors
 from mailproxy.protocols.types import Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy_config.model import Protocol, ServerConfig, Tempfail
@@ -78,6 +79,8 @@ class MailProtocol:
         """Add what directives of all protocols need."""
         if server.proxy_tempfail is Tempfail.RFC5530:
             frontend = with_tempfail(self.tempfail_frontend, frontend)
+        if passes_token_errors(server):
+            frontend = with_token_errors(frontend)
         if server.max_commands:
             frontend = with_command_limit(frontend)
         return frontend

@@ -12,27 +12,21 @@ anew with each.  The classes are used only where the directive is set.
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 from mailproxy.enums import CloseReason, LogNote
 from mailproxy.errors import AuthUnavailable, UpstreamError, UpstreamRefused
 from mailproxy.protocols.frontend import ConfigT, Frontend
 from mailproxy.protocols.sansio import ProtocolGenerator, ReportAuthFailure, note, send
+from mailproxy.protocols.temporary_refusal import TEMPORARY
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, SessionEnd, UpstreamLogin
 
 
 class TempfailFrontend(Frontend[ConfigT]):
-    """A frontend that goes on after an outage; the first base of a protocol's class.
-
-    Attributes:
-        temporary_refusal: Found in a refusal by the upstream that is no verdict on the credentials.
-    """
-
-    temporary_refusal: ClassVar[re.Pattern[bytes]]
+    """A frontend that goes on after an outage; the first base of a protocol's class."""
 
     __slots__ = ()
 
@@ -83,7 +77,7 @@ class TempfailFrontend(Frontend[ConfigT]):
     def is_outage(self, error: UpstreamError) -> bool:
         """Whether the failure is no verdict of the upstream on this client's credentials or sender."""
         if isinstance(error, UpstreamRefused) and error.is_denial and error.kind is None:
-            return self.temporary_refusal.search(error.reply) is not None
+            return TEMPORARY[self.server.protocol].search(error.reply) is not None
         return True
 
     def _reply_outage(self, *, is_misconfigured: bool) -> ProtocolGenerator[SessionEnd | None]:

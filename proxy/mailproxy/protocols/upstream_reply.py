@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Set
 from typing import Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
-from mailproxy.errors import UpstreamError, UpstreamRefused
+from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError, UpstreamRefused
 from mailproxy.protocols.client_identity import forwarded_facts
 from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
@@ -124,10 +124,21 @@ def read_reply(
     return received
 
 
-def upstream_disconnected(stage: UpstreamStage) -> UpstreamError:
-    """Make the error for an upstream that closed the connection; without a greeting it is a violation."""
+def upstream_disconnected(gone: PeerDisconnected, stage: UpstreamStage) -> UpstreamError:
+    """Make the error for an upstream that closed the connection, or was silent until the timeout.
+
+    Args:
+        gone: The end of the connection.
+        stage: The stage of the login; without a greeting, both are a violation of the protocol.
+    """
     kind = ProtocolErrorKind.NO_GREETING if stage is UpstreamStage.GREETING else None
-    return UpstreamError("upstream closed the connection", stage=stage, kind=kind)
+    return UpstreamError(reason_of(gone), stage=stage, kind=kind)
+
+
+def reason_of(gone: PeerDisconnected) -> str:
+    """Return the words for the log, as in nginx."""
+    is_timeout = isinstance(gone, PeerTimedOut)
+    return "upstream timed out" if is_timeout else "upstream closed the connection"
 
 
 def upstream_refused(

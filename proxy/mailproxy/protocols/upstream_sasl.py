@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import Final
 
 from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
-from mailproxy.errors import UpstreamError, UpstreamTokenRefused
+from mailproxy.errors import UpstreamError, UpstreamRefused, UpstreamTokenRefused
 from mailproxy.protocols.sansio import GetToken, ProtocolGenerator, Send
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.types import AuthAllowed, LoginSecrets, Secret, UpstreamLogin
@@ -31,6 +31,12 @@ _ALL_TOKENS: Final = (ProxyAuth.XOAUTH2, ProxyAuth.OAUTHBEARER)
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 _TOKEN_ERROR_ANSWERS: Final = {ProxyAuth.XOAUTH2: b"", ProxyAuth.OAUTHBEARER: b"AQ=="}
 """The responses to a challenge with an error (RFC 7628 section 3.2.3; ``AQ==`` is one octet 1)."""
+MAX_TOKEN_ERROR: Final = 4096
+"""The longest challenge with an error that the client gets, in bytes of base64 without ``=``."""
+_TOKEN_ERROR: Final = re.compile(
+    rb"^(?:\+|334) ([A-Za-z0-9+/]{1,%d}={0,2})\r?\n\Z" % MAX_TOKEN_ERROR, re.MULTILINE
+)
+"""The challenge with an error: one line of base64."""
 _CLIENT_TOKENS: Final = {Method.XOAUTH2: ProxyAuth.XOAUTH2, Method.OAUTHBEARER: ProxyAuth.OAUTHBEARER}
 _WITHOUT_INITIAL: Final = frozenset({ProxyAuth.LOGIN})
 """LOGIN has no initial response: some servers refuse one."""
@@ -149,8 +155,8 @@ class UpstreamSasl:
         the client's.  The others send the token as a password, as nginx does.
 
         Raises:
-            UpstreamError: There are none, they may not be sent without TLS, they contain control
-                characters, or the token service provides no token.
+            Fault: There are none, or they may not be sent without TLS.
+            UpstreamError: They contain control characters, or the token service provides no token.
         """
         if not self._mechanisms:
             raise Fault("proxyAuthRequireTls is true, and proxySsl is Disabled: set proxySsl")
@@ -166,9 +172,9 @@ class UpstreamSasl:
         found = tuple(each for each in prepared if each is not None)
         if found:
             return found
-        if login.grant.password is not None:
+        if TOKEN_MECHANISMS.issuperset(order):
             raise Fault("proxyAuth lists no mechanism for passwords: add one, or set proxyAuthToken")
-        raise UpstreamError("no password available", stage=_LOGIN)
+        raise Fault("no password available")
 
     def _mechanism(self, kind: ProxyAuth, grant: AuthAllowed, token: Secret | None) -> Mechanism | None:
         """Return a mechanism, or ``None`` without credentials for it."""
@@ -295,7 +301,11 @@ def exchange(
         reply.verdict = Verdict.INVALID
     elif mechanism.is_own:
         reply.received = challenge + reply.received
-    raise refusal(mechanism, reply)
+    error = refusal(mechanism, reply)
+    found = _TOKEN_ERROR.search(challenge)
+    if isinstance(error, UpstreamRefused) and reply.verdict is Verdict.REFUSED and found is not None:
+        error.token_error = found[1]
+    raise error
 
 
 def refusal(mechanism: Mechanism, reply: Reply) -> UpstreamError:

@@ -17,7 +17,7 @@ The life of a client, with the function of each step (a method of ``Session`` wh
 8. ``on_upstream_login`` passes both connections to a ``Relay``, which copies
    bytes until one side closes.  The ``Session`` object is done.
    With ``proxy_tempfail rfc5530``, ``on_upstream_error`` runs the frontend
-   again after an outage: step 4.
+   again after an outage, and after a refused token (``TokenLogin``): step 4.
 9. Any other end is ``_close_with``: it sends the last reply, and ``_close``
    closes the connection, records the metrics and logs the session.
 """
@@ -41,6 +41,7 @@ from mailproxy.loop.epoll import READ, hung_up
 from mailproxy.protocols import sansio, types
 from mailproxy.protocols.sansio import Effect
 from mailproxy.protocols.tempfail import ResumableLogin
+from mailproxy.protocols.token_errors import TokenLogin
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
@@ -330,6 +331,8 @@ class Session(ProtocolDriver):
         login = self._login
         next_steps = login.resume(error) if isinstance(login, ResumableLogin) else None
         last_reply = report_upstream_failure(self, login.grant, error, is_outage=next_steps is not None)
+        if next_steps is None and isinstance(login, TokenLogin):
+            next_steps = login.pass_on(error, last_reply)
         if next_steps is None:
             self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
             return

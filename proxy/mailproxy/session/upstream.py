@@ -18,6 +18,7 @@ from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.protocols import sansio
 from mailproxy.protocols.sansio import Effect, ProtocolGenerator
 from mailproxy.protocols.types import UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.upstream_reply import reason_of
 from mailproxy.protocols.upstream_tls import injected
 from mailproxy.session.driver import PENDING, DriverState, ProtocolDriver
 from mailproxy.tls.connection import HandshakeStep
@@ -246,11 +247,9 @@ class UpstreamConnection(ProtocolDriver):
         self.close()
         if session is None:
             return
-        if isinstance(error, PeerTimedOut):
-            error = UpstreamError("upstream timed out", stage=UpstreamStage.LOGIN, kind=None)
-        elif isinstance(error, PeerDisconnected):
-            reason, kind = "upstream closed the connection", ProtocolErrorKind.OTHER
-            error = UpstreamError(reason, stage=UpstreamStage.LOGIN, kind=kind)
+        if isinstance(error, PeerDisconnected):
+            kind = None if isinstance(error, PeerTimedOut) else ProtocolErrorKind.OTHER
+            error = UpstreamError(reason_of(error), stage=UpstreamStage.LOGIN, kind=kind)
         self._on_failed(session, error)
 
     def _on_failed(self, session: Session, error: Exception) -> None:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Final
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage, UpstreamTlsFailure, UpstreamTry
 from mailproxy.errors import PeerDisconnected, UpstreamError, UpstreamRefused
 from mailproxy.loop.epoll import READ, WRITE
+from mailproxy.protocols.temporary_refusal import REPEATABLE
 from mailproxy.protocols.types import UpstreamAddress, UpstreamLogin, UpstreamLoginResult
-from mailproxy.protocols.upstream_reply import reply_for_log
+from mailproxy.protocols.upstream_reply import reason_of, reply_for_log
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_token import TokenUpstreamConnection
 from mailproxy_config.addresses import format_host_port
@@ -51,12 +52,6 @@ _OUTAGES: Final = frozenset({None, ProtocolErrorKind.NO_GREETING})
 _CREDENTIALS: Final = frozenset({UpstreamStage.LOGIN, UpstreamStage.ENVELOPE})
 _REVEALING: Final = _CREDENTIALS | {UpstreamStage.ID, UpstreamStage.XCLIENT}
 """Stages in which something about the client may have been sent, whether the login is marked or not."""
-_TEMPORARY: Final = {
-    Protocol.IMAP: b"NO [UNAVAILABLE]",
-    Protocol.POP3: b"-ERR [SYS/TEMP]",
-    Protocol.SMTP: b"4",
-}
-"""Replies to credentials that promise nothing about them (RFC 5530 section 3, RFC 3206, RFC 4954)."""
 
 
 def failure_of(error: Exception, login: UpstreamLogin, protocol: Protocol) -> NextUpstream | None:
@@ -83,11 +78,10 @@ def failure_of(error: Exception, login: UpstreamLogin, protocol: Protocol) -> Ne
 def _is_temporary(error: UpstreamError, login: UpstreamLogin, protocol: Protocol) -> bool:
     if not isinstance(error, UpstreamRefused) or error.stage is not UpstreamStage.LOGIN:
         return False
-    words = _TEMPORARY[protocol]
-    if protocol is Protocol.IMAP:
-        words = login.tag + b" " + words
     last_line = error.reply.rstrip(b"\r\n").rpartition(b"\n")[2]
-    return last_line[: len(words)].upper() == words.upper()
+    if protocol is Protocol.IMAP and not last_line.startswith(login.tag + b" "):
+        return False
+    return REPEATABLE[protocol].match(last_line) is not None
 
 
 class UpstreamTryConnection(TokenUpstreamConnection):
@@ -148,7 +142,7 @@ class UpstreamTryConnection(TokenUpstreamConnection):
     def _on_error(self, error: Exception) -> None:
         if isinstance(error, PeerDisconnected) and not self.login.is_committed:
             stage = UpstreamStage.GREETING if self.tls is None else UpstreamStage.TLS
-            error = UpstreamError("upstream closed the connection", stage=stage)
+            error = UpstreamError(reason_of(error), stage=stage)
         super()._on_error(error)
 
     def _on_failed(self, session: Session, error: Exception) -> None:

@@ -87,9 +87,10 @@ def smtp(
         client.close()
 
 
-def _connected(where: int | Path) -> socket.socket:
+def _connected(where: int | Path, source: str) -> socket.socket:
     if isinstance(where, int):
-        return socket.create_connection((HOST, where), timeout=TIMEOUT_SECONDS)
+        target = ("::1" if ":" in source else HOST, where)
+        return socket.create_connection(target, TIMEOUT_SECONDS, source_address=(source, 0))
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(TIMEOUT_SECONDS)
     sock.connect(str(where))
@@ -100,10 +101,22 @@ class RawClient:
     """A client that sends given bytes and reads lines."""
 
     def __init__(
-        self, where: int | Path, context: ssl.SSLContext | None = None, *, preface: bytes = b""
+        self,
+        where: int | Path,
+        context: ssl.SSLContext | None = None,
+        *,
+        preface: bytes = b"",
+        source: str = HOST,
     ) -> None:
-        """Connect to a port or a UNIX socket; ``preface`` is sent before TLS."""
-        self._socket = _connected(where)
+        """Connect to a port or a UNIX socket.
+
+        Args:
+            where: The port or the socket.
+            context: For TLS.
+            preface: Sent before TLS.
+            source: The client's own address on loopback; the port's is of the same family.
+        """
+        self._socket = _connected(where, source)
         self._socket.sendall(preface)
         if context is not None:
             self._socket = context.wrap_socket(self._socket, server_hostname="localhost")

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import re
-from typing import ClassVar
-
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
 from mailproxy.protocols.tempfail import TempfailFrontend
@@ -13,10 +10,6 @@ from mailproxy.protocols.tempfail import TempfailFrontend
 
 class ImapTempfailFrontend(TempfailFrontend[ImapFrontendConfig], ImapFrontend):
     """The server side of an IMAP session that goes on after an outage."""
-
-    temporary_refusal: ClassVar[re.Pattern[bytes]] = re.compile(
-        rb"^[^* \r\n][^ \r\n]* NO \[(?:UNAVAILABLE|INUSE|SERVERBUG|LIMIT)[] ]", re.IGNORECASE | re.MULTILINE
-    )
 
     __slots__ = ()
 

@@ -83,7 +83,7 @@ class ImapUpstream(UpstreamLoginBase):
                 if not (received.startswith(expected) and LF in received):
                     received = yield from self._read_expected(received, expected, login.tag)
         except PeerDisconnected as gone:
-            raise upstream_disconnected(stage) from gone
+            raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(received)
 
     def refused_greeting(self, received: bytes) -> UpstreamError:

@@ -6,7 +6,6 @@ AUTHENTICATE has the tag of the client's command, as LOGIN has.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -24,6 +23,7 @@ from mailproxy.protocols.imap.upstream import (
     tagged,
 )
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send
+from mailproxy.protocols.temporary_refusal import TEMPORARY
 from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import ONE_LINE, read_reply, upstream_disconnected
 from mailproxy.protocols.upstream_sasl import (
@@ -37,13 +37,13 @@ from mailproxy.protocols.upstream_sasl import (
     refusal,
     uses_sasl,
 )
-from mailproxy_config.model import ServerConfig
+from mailproxy_config.model import Protocol, ServerConfig
 from mailproxy_config.upstream_login import ProxyAuth
 
 _GREETING: Final = UpstreamStage.GREETING
 _LOGIN: Final = UpstreamStage.LOGIN
 _AUTH: Final = b"AUTH="
-_TEMPORARY: Final = re.compile(rb"[^ ]+ NO \[(?:UNAVAILABLE|INUSE|SERVERBUG|LIMIT)[ \]]", re.IGNORECASE)
+_TEMPORARY: Final = TEMPORARY[Protocol.IMAP]
 """Response codes that are not about the credentials (RFC 5530)."""
 
 
@@ -74,7 +74,7 @@ class ImapAuthUpstream(ImapUpstream):
             stage, login.is_committed = _LOGIN, True
             received = yield from self._authenticate(received, login, mechanisms)
         except PeerDisconnected as gone:
-            raise upstream_disconnected(stage) from gone
+            raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(received)
 
     def _authenticate(

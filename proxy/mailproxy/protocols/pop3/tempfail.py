@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import re
-from typing import ClassVar
-
 from mailproxy.protocols.pop3 import replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.tempfail import TempfailFrontend
@@ -13,10 +10,6 @@ from mailproxy.protocols.tempfail import TempfailFrontend
 
 class Pop3TempfailFrontend(TempfailFrontend[Pop3FrontendConfig], Pop3Frontend):
     """The server side of a POP3 session that goes on after an outage."""
-
-    temporary_refusal: ClassVar[re.Pattern[bytes]] = re.compile(
-        rb"\A-ERR \[(?:SYS/TEMP|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE
-    )
 
     __slots__ = ()
 

@@ -59,7 +59,7 @@ class Pop3Upstream(UpstreamLoginBase):
                 if not (received.startswith(_POSITIVE) and LF in received):
                     received = yield from self._read_expected(received, stage)
         except PeerDisconnected as gone:
-            raise upstream_disconnected(stage) from gone
+            raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(received)
 
     def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:

@@ -10,6 +10,7 @@ from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected
 from mailproxy.protocols.pop3.upstream import CAPABILITIES, Pop3Upstream, login_commands
 from mailproxy.protocols.sansio import ProtocolGenerator, Send
+from mailproxy.protocols.temporary_refusal import TEMPORARY
 from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import ONE_LINE, read_reply, upstream_disconnected
 from mailproxy.protocols.upstream_sasl import (
@@ -23,7 +24,7 @@ from mailproxy.protocols.upstream_sasl import (
     refusal,
     uses_sasl,
 )
-from mailproxy_config.model import ServerConfig
+from mailproxy_config.model import Protocol, ServerConfig
 from mailproxy_config.upstream_login import ProxyAuth
 
 _GREETING: Final = UpstreamStage.GREETING
@@ -32,7 +33,7 @@ MAX_COMMAND: Final = 255
 """Bytes of a command with its line end (RFC 2449 section 4)."""
 _SASL: Final = re.compile(rb"^SASL ([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _USER: Final = re.compile(rb"^USER\b", re.IGNORECASE | re.MULTILINE)
-_TEMPORARY: Final = re.compile(rb"-ERR \[(?:SYS/TEMP|IN-USE|LOGIN-DELAY)\]", re.IGNORECASE)
+_TEMPORARY: Final = TEMPORARY[Protocol.POP3]
 """Response codes that are not about the credentials (RFC 3206, RFC 2449)."""
 
 
@@ -61,7 +62,7 @@ class Pop3AuthUpstream(Pop3Upstream):
             stage, login.is_committed = _LOGIN, True
             received = yield from self._authenticate(mechanisms)
         except PeerDisconnected as gone:
-            raise upstream_disconnected(stage) from gone
+            raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(received)
 
     def _authenticate(self, mechanisms: tuple[Mechanism, ...]) -> ProtocolGenerator[bytes]:

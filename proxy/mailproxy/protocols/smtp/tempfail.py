@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import ClassVar, Final
+from typing import Final
 
 from mailproxy.protocols.frontend import CommandHandling
 from mailproxy.protocols.sansio import Send
@@ -23,8 +22,6 @@ class SmtpTempfailFrontend(TempfailFrontend[SmtpFrontendConfig], SmtpFrontend):
     client may send another RCPT, or RSET.  A client that pipelines DATA behind RCPT gets a
     temporary failure for it, too, and not the reply to an unknown command.
     """
-
-    temporary_refusal: ClassVar[re.Pattern[bytes]] = re.compile(rb"\A4[0-9]{2}")
 
     __slots__ = ("_has_envelope",)
 

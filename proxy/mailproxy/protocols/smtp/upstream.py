@@ -94,7 +94,7 @@ class SmtpUpstream(UpstreamLoginBase):
                 if expected.match(received) is None:
                     received = yield from self._read_expected(received, expected, stage)
         except PeerDisconnected as gone:
-            raise upstream_disconnected(stage) from gone
+            raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(replies.AUTHENTICATED if login.envelope is None else received)
 
     def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:

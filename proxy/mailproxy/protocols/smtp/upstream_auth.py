@@ -79,7 +79,7 @@ class SmtpAuthUpstream(SmtpUpstream):
             stage, login.is_committed = _LOGIN, True
             yield from self._authenticate(received, mechanisms)
         except PeerDisconnected as gone:
-            raise upstream_disconnected(stage) from gone
+            raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(replies.AUTHENTICATED)
 
     def _hello_steps(self, client: Client, login: UpstreamLogin) -> Iterator[Step]:
