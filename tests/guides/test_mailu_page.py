@@ -34,6 +34,7 @@ from support.helm_schemas import VERSIONS, schema_errors
 from support.needs import Needs
 from support.network_policies import Peer, allows_connection
 from support.servers.auth_service import AuthRequest, AuthService, Headers
+from support.servers.programs import eventually
 from support.servers.tiny_mail import tiny_mail
 
 pytestmark = pytest.mark.interop
@@ -121,7 +122,8 @@ def test_submission_has_address_and_user_at_mailus_postfix(world: World, port: i
     with SmtpTls(where, context) if port == 465 else smtp(where, context) as client:
         client.login(USER, PASSWORDS[USER])
         client.sendmail(USER, ["bob@example.org"], "Subject: test\r\n\r\ntest\r\n")
-    assert f"client=unknown[{CLIENT}], sasl_method=XCLIENT" in world.postfix.log()[before:]
+    line = f"client=unknown[{CLIENT}], sasl_method=XCLIENT"
+    eventually(lambda: line in world.postfix.log()[before:], line)
     logged = world.postfix.logged(f": client=unknown[{CLIENT}]", "sasl_method=XCLIENT")
     shown = re.sub(r"smtpd\[\d+\]: [0-9A-F]+", "smtpd[4711]: 4F1D2242A01", logged[logged.index("postfix/") :])
     assert shown.replace(CLIENT, "203.0.113.9") == PAGE.block("log postfix").rstrip("\n")

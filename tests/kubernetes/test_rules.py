@@ -28,6 +28,7 @@ PORTS: Final = (
     "protocol is required unless all ports are well-known ports of the same protocol: "
     "143 993 imap, 110 995 pop3, 25 465 587 smtp"
 )
+SELECTOR: Final = "exactly one of matchLabels and directory must be set"
 TWICE: Final = "two listeners of one server have the same address and port"
 EITHER: Final = "a listener has either a port or a unix: address"
 UNIX: Final = "address: unix: takes an absolute path of at most 107 bytes"
@@ -42,7 +43,7 @@ NEEDS_CA: Final = (
     "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
 )
 NEEDS_ISSUERS: Final = "authMode Jwt needs oauthIssuers, in spec.mail or in the server"
-SAME_PORT: Final = "servers[].listen: two servers listen on the same port of all IPv4 addresses"
+SAME_PORT: Final = "servers[].listen: two servers listen without ssl on the same port of all IPv4 addresses"
 ON_HOST: Final = (
     "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
     "use portStrategy HighPort"
@@ -255,6 +256,17 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
     (mail(sslCrl={**SECRET, "file": "/a"}), "spec.mail.sslCrl", ONE_FILE),
     (mail(sslClientCertificate={**SECRET, **CONFIG_MAP}), "spec.mail.sslClientCertificate", ONE_FILE),
     (mail(sslSessionTicketKey=[{}]), "spec.mail.sslSessionTicketKey[0]", ONE_FILE),
+    (mail(sslCertificateSelector={}), "spec.mail.sslCertificateSelector", SELECTOR),
+    (
+        mail(sslCertificateSelector={"matchLabels": {"a": "b"}, "directory": "/certificates"}),
+        "spec.mail.sslCertificateSelector",
+        SELECTOR,
+    ),
+    (
+        mail(sslCertificateSelector={"matchLabels": {}}),
+        "spec.mail.sslCertificateSelector",
+        "matchLabels must have at least one label",
+    ),
     (servers({"name": "a", "listen": [{"port": 1143}]}), "spec.servers[0].protocol", PORTS),
     (servers({"name": "a", "listen": [{"port": 143}, {"port": 110}]}), "spec.servers[0].protocol", PORTS),
     (servers({"name": "a", "listen": [{"address": "unix:/a"}]}), "spec.servers[0].protocol", PORTS),

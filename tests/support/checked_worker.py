@@ -175,6 +175,9 @@ async def serve(handler: Handler) -> AsyncIterator[int]:
     tasks: list[asyncio.Task[Any]] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not listening.is_serving():  # it was accepted before that, and begins only now
+            abort(writer)
+            return
         writers.append(writer)
         if (task := asyncio.current_task()) is not None:
             tasks.append(task)
@@ -191,7 +194,7 @@ async def serve(handler: Handler) -> AsyncIterator[int]:
         for writer in writers:
             abort(writer)
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
+        await run_iterations()
 
 
 async def run_iterations(times: int = 4) -> None:

@@ -29,6 +29,7 @@ from mailproxy_operator.api.kinds import (
     MUTATING_WEBHOOK,
     OWNED,
     POD,
+    SECRET,
     Kind,
 )
 from support.operator_fields import Fields, flatten, managed, unflatten
@@ -44,6 +45,7 @@ KINDS = (
     *OWNED,
     MAIL_PROXY,
     POD,
+    SECRET,
     EVENT,
     LEASE,
     BACKEND_TLS_POLICY,
