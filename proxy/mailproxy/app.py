@@ -7,19 +7,18 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
+from mailproxy.authenticators import Authenticators
 from mailproxy.context import Drainable, WorkerContext
-from mailproxy.dns import HostAddresses, Resolver
+from mailproxy.dns import Resolver
 from mailproxy.dns.upstream_names import UpstreamNames
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
-from mailproxy.net.upstream_health import UpstreamHealth
+from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
@@ -31,14 +30,11 @@ from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy.tls import upstream_context
 from mailproxy.tls.choice import CertificateChooser
-from mailproxy.tls.client import ClientTls
 from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.resumption import TicketKeys
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import (
-    AuthHttp,
-    AuthMode,
     LogLevel,
     ProxyConfig,
     ResolverConfig,
@@ -47,8 +43,6 @@ from mailproxy_config.model import (
 from mailproxy_config.upstream_login import ProxyAuthToken
 
 if TYPE_CHECKING:
-    from mailproxy.oauth.jwks_cache import JwksCache
-    from mailproxy.oauth.token_authenticator import TokenAuthenticator
     from mailproxy.oauth.token_source import TokenSource
 
 _LAG_INTERVAL: Final = 0.1
@@ -56,13 +50,10 @@ _IDLE_LAG_INTERVAL: Final = 1.0
 """Seconds between two measurements of the event loop's lag, with clients and without."""
 _MAX_IDLE_ITERATIONS: Final = 3
 """Iterations between two measurements that come from these and the supervisor, not from clients."""
-_RESOLVE_SECONDS: Final = 3.0
-"""How long a start or reload waits for the names of authentication services to resolve."""
 _TICKS_PER_FLUSH: Final = 10
 """Measurements between two writes of the log's buffer."""
 _DRAIN_POLL_SECONDS: Final = 0.05
 
-AuthKey = tuple[AuthHttp, float, bool, int | None, bool]
 ResolverKey = tuple[ResolverConfig, float]
 NamesKey = tuple[ResolverConfig | None, float, tuple[str, ...]]
 TokenKey = tuple[ProxyAuthToken, Secret | None, Secret | None]
@@ -74,31 +65,25 @@ class App:
     Args:
         log: The log of sessions and events.
         metrics: The metrics.
-        upstream_health: Shared by all workers; ``None`` for a worker without others.
+        memory: Shared by all workers; ``None`` for a worker without others.
 
     Attributes:
-        auth_clients: The clients of authentication services, by their configuration.
+        authenticators: What decides about logins.
         context: What the parts of the worker share.
-        jwks_caches: The keys of token issuers, by their URL.
         listeners: The listening sockets of the current configuration.
     """
 
-    def __init__(
-        self, *, log: Log, metrics: WorkerMetrics, upstream_health: UpstreamHealth | None = None
-    ) -> None:
+    def __init__(self, *, log: Log, metrics: WorkerMetrics, memory: SharedMemory | None = None) -> None:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, WorkerLoop):
             message = "an App runs on the event loop that make_loop() makes"
             raise TypeError(message)
-        self.context = WorkerContext(
-            loop, loop.epoll, log=log, metrics=metrics, upstream_health=upstream_health
-        )
+        self.context = WorkerContext(loop, loop.epoll, log=log, metrics=metrics, memory=memory)
         loop.epoll.on_error = self.context.handle_error
         loop.set_exception_handler(self.context.handle_loop_exception)
         self.listeners: list[Listener] = []
         self._servers: dict[str, VirtualServer] = {}
-        self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
-        self.jwks_caches: dict[str, JwksCache] = {}
+        self.authenticators = Authenticators(self.context)
         self._resolvers: dict[ResolverKey, Resolver] = {}
         self._upstream_names: dict[NamesKey, UpstreamNames] = {}
         self._retired: list[Resolver | UpstreamNames] = []
@@ -143,12 +128,8 @@ class App:
                 sock.close()
             raise
         await self._close_retired()
-        await self._resolve_auth_services()
-        for cache in self.jwks_caches.values():
-            cache.start()
+        await self.authenticators.start(config.worker_connections)
         self.context.limit = config.worker_connections
-        for service in self.auth_clients.values():
-            service.resize(config.worker_connections)
         self.context.metrics.connections_limit.value = config.worker_connections
         self.context.metrics.keep_servers(server.name for server in config.servers)
         self._report_expiry(servers)
@@ -202,7 +183,7 @@ class App:
         return VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
-            auth=self._authenticator(config, template),
+            auth=self.authenticators.authenticator(config, template),
             template=template,
             resolver=self._resolver(config),
             tls=tls,
@@ -241,48 +222,6 @@ class App:
         if key not in self._tokens:
             self._tokens[key] = TokenSource(self.context, token, secret, refresh)
         return self._tokens[key]
-
-    def _authenticator(
-        self, config: ServerConfig, template: RequestTemplate
-    ) -> AuthHttpClient | TokenAuthenticator:
-        """Return what decides about logins (``auth_mode``)."""
-        service = self._auth_service(config)
-        if config.auth_mode is AuthMode.HTTP:
-            return service
-        from mailproxy.oauth.jwks_cache import JwksCache  # noqa: PLC0415 - takes 13 MB in each worker
-        from mailproxy.oauth.token_authenticator import TokenAuthenticator  # noqa: PLC0415
-
-        for issuer in config.oauth_issuer:
-            if issuer.jwks_uri not in self.jwks_caches:
-                self.jwks_caches[issuer.jwks_uri] = JwksCache(self.context, issuer.jwks_uri)
-        return TokenAuthenticator(
-            self.context,
-            service,
-            config,
-            template,
-            caches=self.jwks_caches,
-            log=self.context.log.for_server(config),
-        )
-
-    def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
-        where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
-        names = config.auth_http_server_names
-        key = (where, config.auth_http_timeout, keeps, maximum, names)
-        if key not in self.auth_clients:
-            addresses = HostAddresses(
-                where, metrics=self.context.metrics, on_failure=self.context.log_lookup_failure
-            )
-            tls = ClientTls(where.host) if where.tls else None
-            self.auth_clients[key] = AuthHttpClient(
-                self.context,
-                addresses,
-                config.auth_http_timeout,
-                tls,
-                keeps=keeps,
-                maximum=maximum,
-                accepts_names=names,
-            )
-        return self.auth_clients[key]
 
     def _resolver(self, config: ServerConfig) -> Resolver | None:
         if config.resolver is None:
@@ -350,16 +289,11 @@ class App:
         """Close what only the previous configuration needed."""
         timeouts = {int(server.config.ssl_session_timeout) for server in servers}
         self._ticket_keys = {one: keys for one, keys in self._ticket_keys.items() if one in timeouts}
-        services = {id(self._auth_service(server.config)) for server in servers}
-        for auth_key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
-            self.auth_clients.pop(auth_key).close()  # for its sessions: a connection per request
+        self.authenticators.retire(server.config for server in servers)
         for source in self._tokens.values():
             source.servers = frozenset(each.config.name for each in servers if each.tokens is source)
         # Sessions may still wait for one that is dropped here.
         self._tokens = {key: source for key, source in self._tokens.items() if source.servers}
-        uris = {issuer.jwks_uri for server in servers for issuer in server.config.used_issuers}
-        for uri in self.jwks_caches.keys() - uris:
-            self.jwks_caches.pop(uri).close()
         resolvers = {id(server.resolver) for server in servers}
         for key in [key for key, resolver in self._resolvers.items() if id(resolver) not in resolvers]:
             self._retired.append(self._resolvers.pop(key))
@@ -372,12 +306,6 @@ class App:
         retired, self._retired = self._retired, []
         for resolver in retired:
             await resolver.close()
-
-    async def _resolve_auth_services(self) -> None:
-        """Wait a short time for the names of new authentication services to resolve."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_RESOLVE_SECONDS):
-                await asyncio.gather(*(service.addresses.start() for service in self.auth_clients.values()))
 
     # -- draining
 
@@ -407,8 +335,7 @@ class App:
             listener.close()
         self.listeners.clear()
         self._each([*context.live, *context.lingering], lambda session: session.abort())
-        for service in self.auth_clients.values():
-            service.close()
+        self.authenticators.stop()
         context.log.flush()
 
     def _each(self, sessions: Iterable[Drainable], do: Callable[[Drainable], object]) -> None:
@@ -423,18 +350,13 @@ class App:
         """Close resolvers and pipes; after ``stop`` or ``drain``."""
         self.context.pipes.close()
         await self._close_retired()
-        for cache in self.jwks_caches.values():
-            cache.close()
-        self.jwks_caches.clear()
-        for service in self.auth_clients.values():
-            await service.addresses.close()
+        await self.authenticators.close()
         for resolver in self._resolvers.values():
             await resolver.close()
         for names in self._upstream_names.values():
             await names.close()
         for source in self._tokens.values():
             await source.close()
-        self.auth_clients.clear()
         self._resolvers.clear()
         self._upstream_names.clear()
 

@@ -20,6 +20,7 @@ from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.loop.epoll import Epoll
 from mailproxy.loop.timeouts import Timeouts
 from mailproxy.net.pipes import Pipes
+from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
@@ -71,6 +72,7 @@ class WorkerContext:
         limit: The most client connections (``worker_connections``).
         lingering: Connections in their lingering close.
         live: Every session and relay; a drain waits for them.
+        memory: The memory that all workers share.
         upstream_health: Addresses of upstreams that failed; all workers share it.
     """
 
@@ -81,7 +83,7 @@ class WorkerContext:
         *,
         log: Log,
         metrics: WorkerMetrics,
-        upstream_health: UpstreamHealth | None = None,
+        memory: SharedMemory | None = None,
     ) -> None:
         self.loop = loop
         self.epoll = epoll
@@ -95,7 +97,8 @@ class WorkerContext:
         self.lingering: set[Drainable] = set()
         self.buffer = bytearray(BUFFER_BYTES)
         self.pipes = Pipes()
-        self.upstream_health = UpstreamHealth() if upstream_health is None else upstream_health
+        self.memory = SharedMemory() if memory is None else memory
+        self.upstream_health = UpstreamHealth(self.memory)
 
     def make_challenge(self, server_name: str) -> bytes:
         """Make a challenge ``<R.T@NAME>``: 31 random bits, the current time, the server's name."""

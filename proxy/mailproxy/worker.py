@@ -21,7 +21,7 @@ from typing import Final
 
 from mailproxy import app
 from mailproxy.loop.worker_loop import make_loop
-from mailproxy.net.upstream_health import UpstreamHealth
+from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
 from mailproxy.telemetry.log import LibraryLogHandler, Log
@@ -250,7 +250,7 @@ def run(
 
     Args:
         argv: Command line arguments; ``None`` for the process's own.
-        make_app: Called with ``log``, ``metrics`` and ``upstream_health``.
+        make_app: Called with ``log``, ``metrics`` and ``memory``.
         make_loop: Creates the event loop.
     """
     options = _options(argv)
@@ -260,11 +260,10 @@ def run(
     log = Log(2, LogFormat(options.log_format), level or LogLevel.NOTICE, is_fixed=level is not None)
     logging.basicConfig(handlers=[LibraryLogHandler(log)], level=logging.WARNING)
     metrics = WorkerMetrics()
-    upstream_health = UpstreamHealth(options.health_fd)
-    os.close(options.health_fd)
+    memory = SharedMemory(options.memory_fd)
 
     async def serve() -> None:
-        application = make_app(log=log, metrics=metrics, upstream_health=upstream_health)
+        application = make_app(log=log, metrics=metrics, memory=memory)
         service = WorkerService(application, metrics=metrics, log=log)
         await service.run(socket.socket(fileno=options.control_fd))
 
@@ -279,7 +278,7 @@ def run(
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mailproxy.worker", description="Started by mailproxy run.")
     parser.add_argument("--control-fd", type=int, required=True)
-    parser.add_argument("--health-fd", type=int, required=True)
+    parser.add_argument("--memory-fd", type=int, required=True)
     parser.add_argument("--log-format", choices=list(LogFormat), default=LogFormat.JSON)
     parser.add_argument("--log-level", choices=list(LogLevel))
     return parser.parse_args(argv)

@@ -172,7 +172,7 @@ def test_endless_body_closes_only_its_connection(framing: str) -> None:
         async with checked_worker(server_builder(Protocol.POP3), service=endless) as w:
             for _ in range(5):
                 assert await log_in_and_read_reply(w, Protocol.POP3) == b"-ERR no\r\n"
-            (service,) = w.app.auth_clients.values()
+            (service,) = w.app.authenticators.auth_clients.values()
             assert len(service.connections) <= 1
 
     run(play)
@@ -192,7 +192,7 @@ def test_slow_body_times_out_and_is_no_response(monkeypatch: pytest.MonkeyPatch)
         async with checked_worker(server_builder(Protocol.POP3), service=dripping) as w:
             for _ in range(3):
                 assert await log_in_and_read_reply(w, Protocol.POP3) == b"-ERR no\r\n"
-            (service,) = w.app.auth_clients.values()
+            (service,) = w.app.authenticators.auth_clients.values()
             assert len(service.connections) == 3
             while service.connections:
                 await asyncio.sleep(0.02)
@@ -314,7 +314,7 @@ def test_reload_closes_connections_of_unused_services() -> None:
             await client.send(LOGINS[Protocol.POP3])
             while not w.auth.requests:
                 await asyncio.sleep(0.01)
-            (service,) = w.app.auth_clients.values()
+            (service,) = w.app.authenticators.auth_clients.values()
             service.close()
             assert await read_until_closed(client) == b"-ERR no\r\n"
             assert not service.connections
@@ -367,7 +367,7 @@ def test_requests_above_the_connection_limit_wait(monkeypatch: pytest.MonkeyPatc
             assert set(replies) == {b"-ERR no\r\n"}
             assert len(w.auth.requests) == 20
             assert w.auth.connections == 3
-            (service,) = w.app.auth_clients.values()
+            (service,) = w.app.authenticators.auth_clients.values()
             assert len(service.connections) == 2
 
     run(play)

@@ -27,7 +27,7 @@ def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 
 def pool(w: LoopbackWorker) -> AuthHttpClient:
-    (service,) = w.app.auth_clients.values()
+    (service,) = w.app.authenticators.auth_clients.values()
     return service
 
 

@@ -34,7 +34,7 @@ def quick(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 
 def pool(w: LoopbackWorker) -> AuthHttpClient:
-    (service,) = w.app.auth_clients.values()
+    (service,) = w.app.authenticators.auth_clients.values()
     return service
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mailproxy.auth_http.client import AuthHttpClient, FairQueue, PendingRequest, source_of
+from mailproxy.auth_http.client import AuthHttpClient, FairQueue, source_of
+from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthRequest, Client, Credentials
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
@@ -150,7 +151,7 @@ def limited(maximum: int | None, port: int | None = None) -> Builder:
 
 
 def pool(w: LoopbackWorker) -> AuthHttpClient:
-    (service,) = w.app.auth_clients.values()
+    (service,) = w.app.authenticators.auth_clients.values()
     return service
 
 

@@ -471,7 +471,7 @@ def test_client_that_leaves_while_keys_are_fetched_is_forgotten() -> None:
         await asyncio.sleep(0.05)
         client.reset()
         await w.wait_for_sessions()
-        [cache] = w.app.jwks_caches.values()
+        [cache] = w.app.authenticators.jwks_caches.values()
         assert not cache._waiting
 
     play(Protocol.IMAP, test, keys=(silence,))
@@ -581,9 +581,9 @@ def test_keys_survive_a_reload() -> None:
 
 def test_reload_without_issuers_ends_the_fetches() -> None:
     async def test(w: LoopbackWorker, _: JwksServer) -> None:
-        [cache] = w.app.jwks_caches.values()
+        [cache] = w.app.authenticators.jwks_caches.values()
         await reload(w, replace(w.config.servers[0], auth_mode=AuthMode.HTTP))
-        assert w.app.jwks_caches == {}
+        assert w.app.authenticators.jwks_caches == {}
         assert not cache.wait(print)
 
     play(Protocol.IMAP, test)

@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 import pytest
 
 from mailproxy.net.listen_plan import SocketPlan
+from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor import admin_endpoint, cpus
 from mailproxy.supervisor.config_check import CheckResult, check_config
@@ -234,7 +235,7 @@ async def test_healthz_answers_while_a_configuration_is_loaded(
         return check_config(*arguments, **options)
 
     monkeypatch.setattr("mailproxy.supervisor.config_loader.check_config", compute)
-    endpoint = await admin_endpoint.serve("127.0.0.1", 0, Status(UpstreamHealth()))
+    endpoint = await admin_endpoint.serve("127.0.0.1", 0, Status(UpstreamHealth(SharedMemory())))
     async with asyncio.TaskGroup() as tasks:
         loading = tasks.create_task(setting.preparation.prepare())
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from mailproxy.enums import RestartReason
+from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.status import Status
@@ -38,7 +39,7 @@ class StillWorkers:
 
 @pytest.fixture
 def status() -> Status:
-    return Status(UpstreamHealth())
+    return Status(UpstreamHealth(SharedMemory()))
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from mailproxy.net import upstream_health
+from mailproxy.net import shared_memory, upstream_health
+from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.net.upstream_health import (
     FAILURES,
     FORGET_SECONDS,
     LAST_SECONDS,
     MAX_ADDRESSES,
     UpstreamHealth,
-    shared_memory,
 )
 from mailproxy.protocols.types import UpstreamAddress
 from support.candidates import refused_addresses
@@ -48,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def health(clock: Clock) -> UpstreamHealth:
-    return UpstreamHealth()
+    return UpstreamHealth(SharedMemory())
 
 
 def fail(health: UpstreamHealth, address: UpstreamAddress, times: int = FAILURES) -> None:
@@ -138,9 +138,9 @@ def test_number_of_addresses_is_limited(health: UpstreamHealth, clock: Clock) ->
 
 
 def test_processes_share_the_table() -> None:
-    descriptor = shared_memory()
+    descriptor = shared_memory.create()
     try:
-        ours, theirs = UpstreamHealth(descriptor), UpstreamHealth(descriptor)
+        ours, theirs = (UpstreamHealth(SharedMemory(descriptor)) for _ in range(2))
     finally:
         os.close(descriptor)
     fail(ours, A)

@@ -56,7 +56,7 @@ def leftovers(app: App, metrics: WorkerMetrics) -> Iterator[str]:
     found["timers"] = context.timers.waiting()
     found["pipes in use"] = context.pipes.count - len(context.pipes.kept)
     waiting = {listener.fd for listener in app.listeners}
-    for service in app.auth_clients.values():
+    for service in app.authenticators.auth_clients.values():
         found["auth requests"] = [*service.requests, *service.waiting.requests, *service.waiting.holders]
         waiting |= {connection.fd for connection in service.idle}
     found["handlers"] = context.epoll.handlers.keys() - waiting

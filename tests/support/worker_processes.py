@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from mailproxy.net.upstream_health import shared_memory
+from mailproxy.net import shared_memory
 from mailproxy.supervisor import fork_server
 from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.key_rotation import KeyRotation
@@ -42,7 +42,7 @@ def make_launcher(
         spawn(),
         arguments,
         spawn=spawn,
-        memory=shared_memory(),
+        memory=shared_memory.create(),
         log_event=log_event or (lambda *_, **__: None),
     )
 

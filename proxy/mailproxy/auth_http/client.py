@@ -11,20 +11,19 @@ import asyncio
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from typing import Final
 
 from mailproxy.auth_http.connection import AuthConnection
+from mailproxy.auth_http.pending_request import AuthCallback, PendingRequest
 from mailproxy.auth_http.response import AuthResponse
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
 from mailproxy.errors import AuthTimedOut, AuthUnavailable
 from mailproxy.loop.timeouts import TimeoutQueue
-from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
-from mailproxy.telemetry.metrics import Histogram
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
 from mailproxy.tls.client import ClientTls
-from mailproxy_config.model import LogLevel, ServerConfig
+from mailproxy_config.model import LogLevel
 
 MAX_IDLE: Final = 32
 """Connections kept open between requests."""
@@ -40,55 +39,6 @@ _OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
     AuthDenied: AuthOutcome.DENIED,
     AuthDeferred: AuthOutcome.WAIT,
 }
-
-AuthCallback = Callable[[Decision | AuthUnavailable], None]
-
-
-class PendingRequest:
-    """One request to the authentication service.
-
-    Attributes:
-        callback: Called once with the decision, or with the error where there is
-            none, but never from ``AuthHttpClient.send``; ``None`` when the request is over.
-        connection: The connection that it is sent on; ``None`` while it waits for one.
-        data: The HTTP request.
-        durations: Histograms of the time until the response, by its outcome.
-        is_repeated: Whether it was sent twice.
-        server: The server of the client; the rules for a response depend on it.
-        started: Time of the request, as in ``Epoll.now``.
-        tried: The service's addresses that did not work for it.
-    """
-
-    __slots__ = (
-        "auth_request",
-        "callback",
-        "connection",
-        "data",
-        "durations",
-        "is_repeated",
-        "server",
-        "started",
-        "tried",
-    )
-
-    def __init__(
-        self,
-        callback: AuthCallback,
-        data: bytes,
-        auth_request: AuthRequest,
-        server: ServerConfig,
-        durations: Mapping[AuthOutcome, Histogram],
-        started: float,
-    ) -> None:
-        self.callback: AuthCallback | None = callback
-        self.data = data
-        self.auth_request = auth_request
-        self.server = server
-        self.durations = durations
-        self.started = started
-        self.connection: AuthConnection | None = None
-        self.is_repeated = False
-        self.tried: tuple[Target, ...] = ()
 
 
 class AuthHttpClient:

@@ -30,7 +30,8 @@ from mailproxy.net.nonblocking import WOULD_BLOCK
 from mailproxy.tls.client import describe_tls_error
 
 if TYPE_CHECKING:
-    from mailproxy.auth_http.client import AuthHttpClient, PendingRequest
+    from mailproxy.auth_http.client import AuthHttpClient
+    from mailproxy.auth_http.pending_request import PendingRequest
 
 CONNECT_SECONDS: Final = 4.0
 """Limit for connecting to one address, TLS included, while there are others to try.

@@ -11,13 +11,12 @@ failure or begin two trials, so that an address is tried earlier or later than i
 
 from __future__ import annotations
 
-import mmap
-import os
 import time
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
 
+from mailproxy.net.shared_memory import Area, SharedMemory
 from mailproxy.protocols.types import UpstreamAddress
 
 MAX_ADDRESSES: Final = 1024
@@ -33,22 +32,20 @@ _WAYS: Final = 8
 """The slots in which an address may be; its hash selects them."""
 _SETS: Final = MAX_ADDRESSES // _WAYS
 _COLUMN: Final = 8 * MAX_ADDRESSES
-SIZE: Final = 3 * _COLUMN
-"""Bytes of the table: hash, number of failures, and time of the last failure or trial of each slot."""
+"""Bytes of one column.  There are three: hash, number of failures, time of the last failure or trial."""
 
 
 class UpstreamHealth:
     """The table, as one process sees it.
 
     Args:
-        descriptor: Of the shared memory, ``SIZE`` bytes; -1 for memory of this process alone.  The
-            caller may close it.
+        memory: The memory of the workers.
     """
 
     __slots__ = ("_failures", "_keys", "_times")
 
-    def __init__(self, descriptor: int = -1) -> None:
-        columns = memoryview(mmap.mmap(descriptor, SIZE))
+    def __init__(self, memory: SharedMemory) -> None:
+        columns = memory.view(Area.UPSTREAM_HEALTH)[: 3 * _COLUMN]
         self._keys = columns[:_COLUMN].cast("Q")
         self._failures = columns[_COLUMN : 2 * _COLUMN].cast("Q")
         self._times = columns[2 * _COLUMN :].cast("d")
@@ -108,21 +105,6 @@ class UpstreamHealth:
 
     def _age(self, slot: int) -> float:
         return time.monotonic() - self._times[slot]
-
-
-def shared_memory() -> int:
-    """Make the memory of a new table; returns its descriptor.
-
-    Raises:
-        OSError: There is no memory or no descriptor.
-    """
-    descriptor = os.memfd_create("mailproxy-upstream-health")
-    try:
-        os.ftruncate(descriptor, SIZE)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _key(address: UpstreamAddress) -> int:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from mailproxy.auth_http.client import AuthHttpClient, PendingRequest
+from mailproxy.auth_http.client import AuthHttpClient
+from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.enums import TokenFinding

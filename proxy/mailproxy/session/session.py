@@ -32,7 +32,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 from mailproxy import enums, errors
-from mailproxy.auth_http.client import PendingRequest
+from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.dns import Cancel
 from mailproxy.enums import CloseReason, LoginResult, Method

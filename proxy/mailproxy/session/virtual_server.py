@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mailproxy.auth_http.client import AuthHttpClient
+from mailproxy.auth_http.pending_request import Authenticator
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.dns import Resolver
@@ -40,7 +40,6 @@ from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import ServerConfig
 
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
-    from mailproxy.oauth.token_authenticator import TokenAuthenticator
     from mailproxy.oauth.token_source import TokenSource
 
 _LIMITS: Final = {
@@ -55,7 +54,7 @@ class VirtualServer:
 
     config: ServerConfig
     protocol: MailProtocol
-    auth: AuthHttpClient | TokenAuthenticator
+    auth: Authenticator
     """What decides about logins (``auth_mode``)."""
     template: RequestTemplate
     resolver: Resolver | None

@@ -9,7 +9,7 @@ It has no event loop, no thread, no log, no listening socket and no
 configuration, so a worker inherits none of these: configuration, sockets and
 secrets reach a worker through its own ``Channel``.  Descriptors other than 0
 to 2, the supervisor's socket, the worker's end of its channel and the memory
-that workers share (``net.upstream_health``) are closed.
+that workers share (``net.shared_memory``) are closed.
 
 A worker is forked twice.  The process in between exits at once, and the
 supervisor, a subreaper (prctl(2)), becomes the worker's parent: it receives
@@ -200,7 +200,7 @@ def _run(module: str, control: socket.socket) -> int:
 
 
 def _run_worker(worker: WorkerModule, request: bytes, channel: int, memory: int) -> int:
-    return worker.main([*json.loads(request), f"--control-fd={channel}", f"--health-fd={memory}"])
+    return worker.main([*json.loads(request), f"--control-fd={channel}", f"--memory-fd={memory}"])
 
 
 def _fork_worker(control: socket.socket, work: Callable[[], int]) -> int:

@@ -19,8 +19,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from mailproxy.file_watcher import FileWatcher
-from mailproxy.net import upstream_health
+from mailproxy.net import shared_memory
 from mailproxy.net.bind_errors import ListenError
+from mailproxy.net.shared_memory import SharedMemory
+from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor import admin_endpoint, fork_server, ipc_messages
 from mailproxy.supervisor.config_check import format_problem, sort_problems
 from mailproxy.supervisor.config_loader import ConfigLoader, ConfigRevision, in_thread
@@ -64,7 +66,7 @@ def run(options: RunOptions) -> int:
     try:
         fork_server.become_subreaper()
         server = fork_server.fork(options.worker_module)  # before there is a thread or an event loop
-        memory = upstream_health.shared_memory()
+        memory = shared_memory.create()
     except OSError as error:
         sys.stderr.write(f"mailproxy: cannot start a process for workers: {error.strerror or error}\n")
         return ExitCode.CANNOT_START
@@ -87,7 +89,7 @@ class Supervisor:
         self._log = log
         self._server = server
         self._memory = memory
-        self._status = Status(upstream_health.UpstreamHealth(memory))
+        self._status = Status(UpstreamHealth(SharedMemory(memory)))
         self._file_watcher = FileWatcher([options.file])
         self._config_loader = ConfigLoader(options)
         self._reload_requested = asyncio.Event()
