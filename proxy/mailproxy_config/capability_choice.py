@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class CapabilitiesFrom(StrEnum):
-    """``imap_capabilities_from`` and ``smtp_capabilities_from``: as configured, or what upstreams have of it."""
+    """``imap_capabilities_from``, ``smtp_capabilities_from``: as configured, or what upstreams have of it."""
 
     STATIC = "Static"
     UPSTREAM = "Upstream"
