@@ -19,7 +19,7 @@ from mailproxy_config.addresses import format_host_port
 
 USER_LIMIT: Final = 256
 """Bytes of a user name that are logged."""
-SERVER_NAME_LIMIT: Final = 128
+SERVER_NAME_LIMIT: Final = 255
 """Bytes of an SNI name that are logged."""
 ELLIPSIS: Final = "..."
 """Marks a truncated value."""
