@@ -267,12 +267,16 @@ def test_reload_keeps_what_is_known_and_asks_again() -> None:
     with_worker(test, proxy())
 
 
-def test_last_eight_upstreams_are_remembered() -> None:
+def test_ninth_upstream_takes_the_place_of_an_unused_one() -> None:
     async def test(w: LoopbackWorker) -> None:
         source = capabilities_of(w)
-        for number in range(1, MAX_UPSTREAMS + 3):
-            source._learn(UpstreamPeer(f"127.0.0.{number}", 1))
-        assert [peer.address for peer in source._known] == [f"127.0.0.{n}" for n in range(3, 11)]
+        peers = [UpstreamPeer(f"127.0.0.{number}", 1) for number in range(1, MAX_UPSTREAMS + 3)]
+        for peer in peers[:-1]:
+            source._learn(peer)
+        assert list(source._known) == peers[:-2], "eight are in use: the ninth is not asked"
+        source._known[peers[0]].used -= upstream_capabilities.REFRESH_SECONDS
+        source._learn(peers[-1])
+        assert list(source._known) == [*peers[1:-2], peers[-1]]
 
     with_worker(test, proxy())
 

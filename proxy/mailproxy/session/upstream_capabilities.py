@@ -46,9 +46,12 @@ from mailproxy_config.model import (
 )
 
 MAX_UPSTREAMS: Final = 8
-"""Upstreams that are remembered, per server: those of the last logins."""
+"""Upstreams that are remembered, per server; another one takes the place of one that is not used any more."""
 REFRESH_SECONDS: Final = 600.0
-"""How long a response is used before the upstream is asked again."""
+"""How long a response is used before the upstream is asked again.
+
+An upstream is in use for so long after a login.
+"""
 RETRY_SECONDS: Final = 60.0
 """The pause after a probe that failed; it doubles with each further failure, up to ``REFRESH_SECONDS``."""
 PROBE_SECONDS: Final = Seconds(10.0)
@@ -152,14 +155,22 @@ class UpstreamCapabilities:
         now = self._context.epoll.now
         known = self._known.get(peer)
         if known is None:
+            if len(self._known) == MAX_UPSTREAMS and not self._forget_unused(now):
+                return
             known = self._known[peer] = _Known()
         self._known.move_to_end(peer)
         known.used = now
-        if len(self._known) > MAX_UPSTREAMS:
-            self._known.popitem(last=False)
-            self._announce()
         if now >= known.due:
             self._ask(peer, known)
+
+    def _forget_unused(self, now: float) -> bool:
+        """Forget the upstream without a login for longest; return false if all are in use."""
+        peer, known = next(iter(self._known.items()))
+        if now - known.used < REFRESH_SECONDS:
+            return False
+        del self._known[peer]
+        self._announce()
+        return True
 
     def _refresh(self) -> None:
         now = self._context.epoll.now
