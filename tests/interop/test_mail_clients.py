@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import imaplib
 import os
+import smtplib
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,9 +133,15 @@ def test_mutt_sends_a_message_and_keeps_a_copy(
     run(command, stdin="a line\n", env=environment(tmp_path))
     assert "AUTHENTICATE PLAIN " in (tmp_path / ".muttdebug0").read_text(), "with an initial response"
     proxy.event("session", server="client-smtp", method="plain", result="success", errors=0)
-    with imaplib.IMAP4("127.0.0.1", ports["imap"]) as client:
-        client.login(USER, PASSWORD)
-        _, count = client.select("INBOX")
+    announced = proxy.event("capabilities_announced", protocol="smtp")["capabilities"].split(", ")
+    with smtplib.SMTP("127.0.0.1", ports["smtp"]) as client:
+        client.ehlo()
+        assert {"chunking", "8bitmime", "auth"} <= client.esmtp_features.keys()
+        assert not {"xclient", "vrfy", "burl"} & client.esmtp_features.keys()
+    assert {line.partition(" ")[0].lower() for line in announced} | {"auth"} == client.esmtp_features.keys()
+    with imaplib.IMAP4("127.0.0.1", ports["imap"]) as mailbox:
+        mailbox.login(USER, PASSWORD)
+        _, count = mailbox.select("INBOX")
     assert count == [b"1"]
 
 
