@@ -98,9 +98,8 @@ def after_login(*received: bytes, limit: int = 64) -> UpstreamLoginResult:
     """Log in with ``imap_capability_after_login``; return the result."""
     config = server(Protocol.IMAP, proxy_buffer=ByteCount(limit), imap_capability_after_login=True)
     grant = AuthAllowed("192.0.2.10", 143, b"john", Secret(PASSWORD))
-    client = Client("192.0.2.1")
-    client.has_asked_capabilities = False
-    generator = IMAP.upstream(config).log_in(client, UpstreamLogin(grant, Method.PASSWORD, b"", b"a1"))
+    login = UpstreamLogin(grant, Method.PASSWORD, b"", b"a1")
+    generator = IMAP.upstream(config).log_in(Client("192.0.2.1"), login)
     answers = [b"* OK [CAPABILITY LITERAL+]\r\n", *received]
     effect: Any = generator.send(None)
     try:

@@ -15,7 +15,7 @@ from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected
 from mailproxy.protocols.frontend import CommandResult
 from mailproxy.protocols.imap.commands import Command
-from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
+from mailproxy.protocols.imap.frontend import ImapFrontend
 from mailproxy.protocols.imap.upstream import RESPONSE, ImapUpstream, own_tag, tagged
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
@@ -42,10 +42,6 @@ class CapabilityNotingFrontend(ImapFrontend):
     """A frontend that notes whether its client asks for capabilities."""
 
     __slots__ = ()
-
-    def __init__(self, config: ImapFrontendConfig, client: Client) -> None:
-        super().__init__(config, client)
-        client.has_asked_capabilities = False
 
     def _dispatch(self, command: Command) -> ProtocolGenerator[CommandResult]:
         if command.word == b"CAPABILITY":
