@@ -73,6 +73,7 @@ def test_a_session_as_json() -> None:
         "method": "plain",
         "result": "success",
         "attempts": 1,
+        "password_failures": 0,
         "errors": 0,
         "error": None,
         "upstream": "10.0.0.3",
@@ -98,6 +99,16 @@ def test_named_client_has_two_more_fields() -> None:
     record = success(proxied=True, named_by="10.0.0.5")
     assert json.loads(json_session(record, STAMP))["received_session"] is None
     assert " proxied named_by=10.0.0.5 tls=" in text_session(record, STAMP)
+
+
+def test_refused_passwords_are_counted_and_have_a_fingerprint_if_it_is_made() -> None:
+    record = success(result=LoginResult.DENIED, password_failures=2)
+    assert json.loads(json_session(record, STAMP))["password_failures"] == 2
+    assert "pwfp" not in json.loads(json_session(record, STAMP))
+    assert " attempts=1 password_failures=2 result=denied " in text_session(record, STAMP)
+    record.pwfp = "00ff00ff00ff00ff"
+    assert json.loads(json_session(record, STAMP))["pwfp"] == "00ff00ff00ff00ff"
+    assert " password_failures=2 pwfp=00ff00ff00ff00ff result=denied " in text_session(record, STAMP)
 
 
 def test_session_without_login_has_the_same_fields() -> None:
