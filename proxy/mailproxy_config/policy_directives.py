@@ -220,7 +220,7 @@ POLICY_DIRECTIVES: Final = (
         module=_MODULE,
         type=POLICY_SERVER,
         is_ours=True,
-        meaning="Policy server (weakforced, nauthilus: Dovecot's protocol) that may refuse or delay logins.",
+        meaning="Policy server that may refuse or delay logins, with Dovecot's protocol (weakforced).",
     ),
     Directive(
         name="log_password_fingerprint",

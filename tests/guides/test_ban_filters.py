@@ -15,7 +15,7 @@ import yaml
 
 from mailproxy.enums import CloseReason, LoginResult, Method
 from mailproxy.telemetry.log_format import SessionRecord, TimestampFormatter, json_session
-from support.needs import Needs
+from support.needs import Needs, find_program
 from support.servers.proxy import ROOT
 
 DEPLOY: Final = ROOT / "deploy"
@@ -124,7 +124,7 @@ statics:
 
 def crowdsec(folder: Path, log: Path) -> str:
     """Let CrowdSec read a log once, and return what it prints."""
-    program, tool = shutil.which("crowdsec"), shutil.which("cscli")
+    program, tool = find_program("crowdsec"), find_program("cscli")
     if program is None or tool is None:
         pytest.skip(
             "needs crowdsec and cscli, whose package registers its machine with a service at installation"
