@@ -59,7 +59,7 @@ class Authenticators:
         inner = self._without_policy(config, template)
         if config.auth_policy_server is None:
             return inner
-        from mailproxy.policy.policy_authenticator import PolicyAuthenticator  # noqa: PLC0415
+        from mailproxy.policy.policy_authenticator import PolicyAuthenticator  # noqa: PLC0415 - few need it
 
         client = self._policy_client(config.name, config.auth_policy_server)
         return PolicyAuthenticator(self._context, inner, config, config.auth_policy_server, client)
@@ -75,7 +75,7 @@ class Authenticators:
 
     def _policy_client(self, server: str, policy: AuthPolicyServer) -> PolicyClient:
         """Return the client of a policy server; it survives a reload that does not change it."""
-        from mailproxy.policy.policy_client import PolicyClient  # noqa: PLC0415 - aiohttp takes memory
+        from mailproxy.policy.policy_client import PolicyClient  # noqa: PLC0415 - as above
 
         directive = "auth_policy_server"
         nonce = read_secret(server, directive, policy.nonce_file)

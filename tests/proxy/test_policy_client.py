@@ -31,14 +31,14 @@ Play = Callable[[PolicyClient, PolicyServer, WorkerMetrics], Any]
 
 def play(test: Play, reply: Callable[[str], Answer] | Answer = ALLOWED, **fields: Any) -> None:
     async def bounded() -> None:
-        tls = fields.pop("tls", None)
+        tls, closes = fields.pop("tls", None), fields.pop("closes", False)
         loop = asyncio.get_running_loop()
         assert isinstance(loop, WorkerLoop)
         metrics = WorkerMetrics()
         null = os.open(os.devnull, os.O_WRONLY)
         context = WorkerContext(loop, loop.epoll, log=Log(null), metrics=metrics)
-        async with policy_server(reply, tls=tls) as policy:
-            known = {"url": policy.url, "nonce_file": "/n", "timeout": 0.3}
+        async with policy_server(reply, tls=tls, closes=closes) as policy:
+            known: dict[str, Any] = {"url": policy.url, "nonce_file": "/n", "timeout": 0.3}
             client = PolicyClient(context, AuthPolicyServer(**(known | fields)), Secret(b"n"))
             try:
                 await test(client, policy, metrics)
@@ -77,15 +77,93 @@ def test_answers(body: bytes, expected: PolicyAnswer) -> None:
     assert parse_answer(body) == expected
 
 
+JSON = b'{"status":0}'
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_usable", "connections"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + JSON, True, 1),
+        ([b"HTTP/1.1 200 O", b"K\r\nContent-Length: 12\r\n\r", b"\n" + JSON[:5], JSON[5:]], True, 1),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\n" + JSON, True, 2),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 12\r\n\r\n" + JSON, True, 2),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + JSON + b"more", True, 2),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\n%b\r\n7\r\n%b\r\n0\r\n\r\n"
+            % (JSON[:5], JSON[5:]),
+            True,
+            1,
+        ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nc", b"\r\n", JSON, b"\r\n0\r", b"\n\r\n"],
+            True,
+            1,
+        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxx\r\n", False, 2),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", False, 2),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 16385\r\n\r\n", False, 2),
+        (b"HTTP/1.1 200 OK\r\nX Y: z\r\nContent-Length: 12\r\n\r\n" + JSON, False, 2),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 9000, False, 2),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", False, 2),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", False, 2),
+    ],
+)
+def test_responses_end_as_their_framing_tells(reply: Answer, is_usable: bool, connections: int) -> None:
+    async def test(client: PolicyClient, policy: PolicyServer, _metrics: WorkerMetrics) -> None:
+        for _ in range(2):
+            assert (await asked(client)).result is (PolicyResult.OK if is_usable else PolicyResult.INVALID)
+        assert policy.connections == connections
+
+    play(test, reply, timeout=5.0)
+
+
+def test_response_without_a_length_ends_with_its_connection() -> None:
+    async def test(client: PolicyClient, _policy: PolicyServer, _metrics: WorkerMetrics) -> None:
+        assert (await asked(client)).result is PolicyResult.OK
+
+    play(test, b"HTTP/1.1 200 OK\r\n\r\n" + JSON, closes=True, timeout=5.0)
+
+
+def test_requests_above_the_connection_limit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_client, "MAX_CONNECTIONS", 2)
+
+    async def test(client: PolicyClient, policy: PolicyServer, _metrics: WorkerMetrics) -> None:
+        answers = await asyncio.gather(*(asked(client) for _ in range(20)))
+        assert {each.result for each in answers} == {PolicyResult.OK}
+        assert policy.connections == 2
+
+    play(test, timeout=5.0)
+
+
+def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_client, "IDLE_SECONDS", 0.1)
+
+    async def test(client: PolicyClient, policy: PolicyServer, _metrics: WorkerMetrics) -> None:
+        await asyncio.gather(asked(client), asked(client))
+        while not all(writer.is_closing() for writer in policy.writers):
+            await asyncio.sleep(0.01)
+        assert (await asked(client)).result is PolicyResult.OK
+        assert policy.connections == 3
+
+    play(test, timeout=5.0)
+
+
+async def asked(client: PolicyClient) -> PolicyAnswer:
+    found: asyncio.Future[PolicyAnswer] = asyncio.get_running_loop().create_future()
+    client.ask(b"{}", found.set_result)
+    return await found
+
+
 def test_reports_wait_in_a_queue_of_limited_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_client, "MAX_REPORTS", 10)
 
     async def test(client: PolicyClient, policy: PolicyServer, metrics: WorkerMetrics) -> None:
         for number in range(25):
             client.report(b'{"n":%d}' % number)
-        assert metrics.policy_reports_dropped.value == 15
-        reports = await policy.wait_for("report", 10)
-        assert sorted(each["n"] for each in reports) == list(range(10))
+        sent = 10 + policy_client.SENDERS
+        assert metrics.policy_reports_dropped.value == 25 - sent
+        reports = await policy.wait_for("report", sent)
+        assert sorted(each["n"] for each in reports) == list(range(sent))
         assert policy.connections <= policy_client.SENDERS
 
     play(test)
@@ -119,9 +197,7 @@ def test_close_sends_the_reports_that_wait() -> None:
 def test_answer_of_a_closed_client_is_skipped() -> None:
     async def test(client: PolicyClient, policy: PolicyServer, _metrics: WorkerMetrics) -> None:
         await client.close()
-        found: asyncio.Future[PolicyAnswer] = asyncio.get_running_loop().create_future()
-        client.ask(b"{}", found.set_result)
-        assert (await found).result is PolicyResult.SKIPPED
+        assert (await asked(client)).result is PolicyResult.SKIPPED
         assert not policy.requests
 
     play(test)
@@ -138,9 +214,7 @@ def test_https_server_needs_a_trusted_certificate(
     authority.issue_cert("127.0.0.1").configure_cert(tls)
 
     async def test(client: PolicyClient, policy: PolicyServer, _metrics: WorkerMetrics) -> None:
-        found: asyncio.Future[PolicyAnswer] = asyncio.get_running_loop().create_future()
-        client.ask(b"{}", found.set_result)
-        assert (await found).result is (PolicyResult.OK if trusted else PolicyResult.UNAVAILABLE)
+        assert (await asked(client)).result is (PolicyResult.OK if trusted else PolicyResult.UNAVAILABLE)
         assert len(policy.requests) == trusted
 
     play(test, tls=tls, timeout=5.0)

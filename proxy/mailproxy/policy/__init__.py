@@ -2,6 +2,5 @@
 """The policy server that may refuse or delay logins (``auth_policy_server``), with Dovecot's protocol.
 
 ``policy_authenticator`` asks it before and after the authentication service, ``policy_client`` sends the
-requests.  Only workers whose configuration needs them import these modules: aiohttp takes time and memory.
-``password_fingerprint`` makes the log's ``pwfp``.
+requests on connections of ``policy_connection``.  ``password_fingerprint`` makes the log's ``pwfp``.
 """

@@ -1,35 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client of a policy server: its connections, its timeout, its breaker, and the queue of reports.
 
-Responses are limited in size and time, and redirects are not followed: they would send the header with
-the secret to another host.  A request is sent a second time only if its connection is closed before any
-byte of a response came, as a server does with a connection that was idle for too long.
+A request is sent a second time only if its connection had been used before, and is lost before any byte of
+a response came, as a server does with a connection that was idle for too long.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Final, Protocol
 from urllib.parse import urlsplit
-
-import aiohttp
-from yarl import URL
 
 from mailproxy.context import WorkerContext
 from mailproxy.enums import PolicyCommand, PolicyResult
 from mailproxy.policy.policy_breaker import PolicyBreaker
+from mailproxy.policy.policy_connection import InvalidResponse, PolicyConnection, ServerError
 from mailproxy.protocols.types import Secret
-from mailproxy.tls.client import client_context
+from mailproxy.tls.client import client_context, describe_tls_error
 from mailproxy_config.model import LogLevel
 from mailproxy_config.policy_server import AuthPolicyServer
 
-MAX_BODY: Final = 16 * 1024
-"""Bytes of a response."""
 MAX_CONNECTIONS: Final = 100
 """Connections of a worker; further requests wait for one."""
 MAX_REPORTS: Final = 1000
@@ -42,7 +39,9 @@ MAX_MESSAGE: Final = 200
 """Characters of ``msg`` that are kept for the log."""
 IDLE_SECONDS: Final = 10.0
 """How long a connection is kept without a request, as Dovecot does."""
-_READ: Final = 8 * 1024
+_NEXT_ADDRESS_SECONDS: Final = 0.25
+"""After this time without a connection, the next address of the host is tried at the same time (RFC 8305)."""
+_CLOSE_POLL_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,47 @@ class PolicyRequestFailed(Exception):
         self.result = result
 
 
+OnDone = Callable[[bytes | PolicyRequestFailed], None]
 _SKIPPED: Final = PolicyAnswer(PolicyResult.SKIPPED, message="requests are suspended after failures")
+
+
+class PolicyRequest:
+    """One request.
+
+    Attributes:
+        command: What is requested.
+        connection: The connection that it is sent on; ``None`` while it waits for one.
+        data: The HTTP request.
+        is_repeated: Whether it was sent twice.
+        on_done: Gets the body of the response, or the failure; ``None`` when the request is over.
+        started: Time of the request, as of the client's clock.
+        timeout: Ends it.
+    """
+
+    __slots__ = (
+        "_client",
+        "command",
+        "connection",
+        "data",
+        "is_repeated",
+        "on_done",
+        "started",
+        "timeout",
+    )
+
+    def __init__(self, client: PolicyClient, command: PolicyCommand, data: bytes, on_done: OnDone) -> None:
+        self._client = client
+        self.command = command
+        self.data = data
+        self.on_done: OnDone | None = on_done
+        self.connection: PolicyConnection | None = None
+        self.is_repeated = False
+        self.started = 0.0
+        self.timeout: asyncio.TimerHandle | None = None
+
+    def cancel(self) -> None:
+        """Drop the request: its client has left."""
+        self._client.cancel(self)
 
 
 class PolicyClient:
@@ -89,7 +128,7 @@ class PolicyClient:
         context: The worker's shared parts.
         server: The server.
         nonce: The value of ``nonce_file``.
-        header: The value of ``header_file``.
+        header: The value of ``header_file``, without control characters.
         clock: Monotonic seconds.
 
     Attributes:
@@ -101,14 +140,19 @@ class PolicyClient:
     __slots__ = (
         "_breaker",
         "_clock",
+        "_connections",
         "_context",
-        "_headers",
-        "_http",
+        "_expiry",
+        "_heads",
+        "_host",
+        "_idle",
         "_is_closed",
+        "_port",
         "_reports",
         "_senders",
         "_tasks",
-        "_urls",
+        "_tls",
+        "_waiting",
         "name",
         "nonce",
         "server",
@@ -123,23 +167,21 @@ class PolicyClient:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        parts = urlsplit(server.url)
         self.server = server
         self.nonce = nonce
-        self.name = urlsplit(server.url).netloc
+        self.name = parts.netloc
         self._context = context
         self._clock = clock
-        self._headers = {
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": "MailProxy",
-        }
-        if header is not None:
-            self._headers[server.header_name] = header.reveal().decode("utf-8", "surrogateescape")
-        self._urls = {
-            command: URL(command_url(server.url, command), encoded=True) for command in PolicyCommand
-        }
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls: ssl.SSLContext | None = client_context() if parts.scheme == "https" else None
+        self._heads = {command: _request_head(server, command, header) for command in PolicyCommand}
         self._breaker = PolicyBreaker()
-        self._http: aiohttp.ClientSession | None = None
+        self._connections = 0
+        self._idle: list[PolicyConnection] = []
+        self._waiting: deque[PolicyRequest] = deque()
+        self._expiry: asyncio.TimerHandle | None = None
         self._reports: deque[bytes] = deque()
         self._senders = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,32 +197,26 @@ class PolicyClient:
             on_answer: Called once, and never from here; not after the returned object was cancelled.
         """
         if not (self._breaker.is_open or self._is_closed):
-            return self._start(self._ask(body, on_answer))
+            return self._send(PolicyCommand.ALLOW, body, partial(self._on_answered, on_answer))
         self._context.metrics.policy_requests[PolicyCommand.ALLOW, PolicyResult.SKIPPED].value += 1
         if not self._is_closed and self._breaker.may_probe(self._clock()):
-            self._start(self._probe(body))
+            self._send(PolicyCommand.ALLOW, body, partial(self._on_answered, None))
         return self._context.loop.call_soon(on_answer, _SKIPPED)
 
-    async def _ask(self, body: bytes, on_answer: OnAnswer) -> None:
+    def _on_answered(self, on_answer: OnAnswer | None, response: bytes | PolicyRequestFailed) -> None:
+        """There is a response, or none; without ``on_answer`` it was a probe."""
         try:
-            answer = parse_answer(await self._send(PolicyCommand.ALLOW, body))
+            if isinstance(response, PolicyRequestFailed):
+                raise response
+            answer = parse_answer(response)
         except PolicyRequestFailed as failed:
-            self._on_failure(failed)
+            self._on_failure(failed, is_probe=on_answer is None)
             answer = PolicyAnswer(failed.result, message=str(failed))
         else:
             self._on_success()
         self._context.metrics.policy_requests[PolicyCommand.ALLOW, answer.result].value += 1
-        on_answer(answer)
-
-    async def _probe(self, body: bytes) -> None:
-        try:
-            result = parse_answer(await self._send(PolicyCommand.ALLOW, body)).result
-        except PolicyRequestFailed as failed:
-            self._on_failure(failed, is_probe=True)
-            result = failed.result
-        else:
-            self._on_success()
-        self._context.metrics.policy_requests[PolicyCommand.ALLOW, result].value += 1
+        if on_answer is not None:
+            on_answer(answer)
 
     # -- reports
 
@@ -192,115 +228,191 @@ class PolicyClient:
         """
         if self._is_closed or self._breaker.is_open or len(self._reports) >= MAX_REPORTS:
             self._context.metrics.policy_reports_dropped.value += 1
-            return
-        self._reports.append(body)
-        if self._senders < SENDERS:
-            self._senders += 1
-            self._start(self._send_reports())
+        elif self._senders < SENDERS:
+            self._send_report(body)
+        else:
+            self._reports.append(body)
 
-    async def _send_reports(self) -> None:
-        metrics = self._context.metrics
-        try:
-            while self._reports:
-                body = self._reports.popleft()
-                result = PolicyResult.OK
-                try:
-                    await self._send(PolicyCommand.REPORT, body)
-                except PolicyRequestFailed as failed:
-                    self._on_failure(failed)
-                    result = failed.result
-                    metrics.policy_reports_dropped.value += 1
-                else:
-                    self._on_success()
-                metrics.policy_requests[PolicyCommand.REPORT, result].value += 1
-                if self._breaker.is_open:
-                    metrics.policy_reports_dropped.value += len(self._reports)
-                    self._reports.clear()
-        finally:
-            self._senders -= 1
+    def _send_report(self, body: bytes) -> None:
+        self._senders += 1
+        self._send(PolicyCommand.REPORT, body, self._on_reported)
+
+    def _on_reported(self, response: bytes | PolicyRequestFailed) -> None:
+        self._senders -= 1
+        metrics, result = self._context.metrics, PolicyResult.OK
+        if isinstance(response, PolicyRequestFailed):
+            self._on_failure(response)
+            result = response.result
+            metrics.policy_reports_dropped.value += 1
+        else:
+            self._on_success()
+        metrics.policy_requests[PolicyCommand.REPORT, result].value += 1
+        if self._breaker.is_open:
+            self._drop_reports()
+        elif self._reports:
+            self._send_report(self._reports.popleft())
+
+    def _drop_reports(self) -> None:
+        self._context.metrics.policy_reports_dropped.value += len(self._reports)
+        self._reports.clear()
 
     # -- the end
 
     async def close(self) -> None:
         """Send what is in the queue, for at most ``timeout`` seconds, and close the connections."""
         self._is_closed = True
-        if self._tasks:
-            _, left = await asyncio.wait(self._tasks, timeout=self.server.timeout)
-            for task in left:
-                task.cancel()
-            if left:
-                await asyncio.wait(left)
-        self._context.metrics.policy_reports_dropped.value += len(self._reports)
-        self._reports.clear()
+        ends_at = time.monotonic() + self.server.timeout
+        while self._senders and time.monotonic() < ends_at:  # noqa: ASYNC110 - the end of a request sets no event
+            await asyncio.sleep(_CLOSE_POLL_SECONDS)
+        self._drop_reports()
         if self._breaker.on_success():
             self._context.metrics.policy_breaker_open.value -= 1
-        if self._http is not None:
-            await self._http.close()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        for connection in list(self._idle):
+            connection.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     # -- requests
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._context.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _send(self, command: PolicyCommand, body: bytes, on_done: OnDone) -> PolicyRequest:
+        data = b"%b%d\r\n\r\n%b" % (self._heads[command], len(body), body)
+        request = PolicyRequest(self, command, data, on_done)
+        request.started = self._clock()
+        request.timeout = self._context.loop.call_later(self.server.timeout, self._on_timeout, request)
+        self._dispatch(request)
+        return request
 
-    async def _send(self, command: PolicyCommand, body: bytes) -> bytes:
-        """Send a request; return the body of the response."""
-        started = self._clock()
+    def _dispatch(self, request: PolicyRequest) -> None:
+        """Send a request on an idle connection, on a new one, or when one is free."""
+        if self._idle:
+            self._idle.pop().send(request)
+        elif self._connections < MAX_CONNECTIONS:
+            self._connections += 1
+            task = self._context.loop.create_task(self._connect(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._waiting.append(request)
+
+    async def _connect(self, request: PolicyRequest) -> None:
+        connection = PolicyConnection(self)
+        is_connected = False
         try:
             async with asyncio.timeout(self.server.timeout):
-                try:
-                    return await self._post(command, body)
-                except aiohttp.ServerDisconnectedError:
-                    return await self._post(command, body)
+                await self._context.loop.create_connection(
+                    lambda: connection,
+                    self._host,
+                    self._port,
+                    happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls is not None else None,
+                )
+            is_connected = True
         except TimeoutError:
-            reason = f"no response within {self.server.timeout:g} seconds"
-            raise PolicyRequestFailed(PolicyResult.TIMEOUT, reason) from None
-        except (aiohttp.ClientConnectionError, OSError) as error:
-            # Its text may contain the URL, never a header or the body of the request.
-            reason = f"no connection ({type(error).__name__})"
-            raise PolicyRequestFailed(PolicyResult.UNAVAILABLE, reason) from None
-        except RuntimeError:  # of aiohttp, about a session that was closed after a reload
-            raise PolicyRequestFailed(PolicyResult.UNAVAILABLE, "the client is closed") from None
-        except (aiohttp.ClientError, ValueError) as error:
-            reason = f"the response is not valid HTTP ({type(error).__name__})"
-            raise PolicyRequestFailed(PolicyResult.INVALID, reason) from None
+            pass  # the request has the same timeout
+        except OSError as error:
+            text = describe_tls_error(error) if isinstance(error, ssl.SSLError) else error.strerror
+            reason = f"cannot connect: {text or type(error).__name__}"
+            self._finish(request, PolicyRequestFailed(PolicyResult.UNAVAILABLE, reason))
         finally:
-            self._context.metrics.policy_seconds[command].observe(max(self._clock() - started, 0.0))
+            if not connection.is_opened:  # else it is counted when it is closed
+                self._connections -= 1
+        if not is_connected:
+            self._serve_waiting()
+        elif request.on_done is None:  # it is over
+            self.on_idle(connection)
+        else:
+            connection.send(request)
 
-    async def _post(self, command: PolicyCommand, body: bytes) -> bytes:
-        async with self._session().post(
-            self._urls[command], data=body, headers=self._headers, allow_redirects=False
-        ) as response:
-            status = response.status
-            if status >= 500:
-                raise PolicyRequestFailed(PolicyResult.UNAVAILABLE, f"HTTP status {status}")
-            if not 200 <= status < 300:
-                raise PolicyRequestFailed(PolicyResult.INVALID, f"HTTP status {status}")
-            found = b""
-            while chunk := await response.content.read(_READ):
-                found += chunk
-                if len(found) > MAX_BODY:
-                    response.close()
-                    reason = f"a response of more than {MAX_BODY} bytes"
-                    raise PolicyRequestFailed(PolicyResult.INVALID, reason)
-            return found
+    def cancel(self, request: PolicyRequest) -> None:
+        """Drop a request: its callback is not called."""
+        if request.on_done is not None:
+            self._finish(request, None)
 
-    def _session(self) -> aiohttp.ClientSession:
-        if self._http is None:
-            is_tls = self.server.url.startswith("https://")
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=MAX_CONNECTIONS,
-                    keepalive_timeout=IDLE_SECONDS,
-                    ssl=client_context() if is_tls else False,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(total=None),
-            )
-        return self._http
+    def _on_timeout(self, request: PolicyRequest) -> None:
+        reason = f"no response within {self.server.timeout:g} seconds"
+        self._finish(request, PolicyRequestFailed(PolicyResult.TIMEOUT, reason))
+
+    def _finish(self, request: PolicyRequest, result: bytes | PolicyRequestFailed | None) -> None:
+        """A request is over; ``None`` where it was cancelled."""
+        on_done, request.on_done = request.on_done, None
+        if on_done is None:
+            return
+        if request.timeout is not None:
+            request.timeout.cancel()
+        connection, request.connection = request.connection, None
+        if connection is not None and connection.request is request:
+            connection.close()
+        elif request in self._waiting:
+            self._waiting.remove(request)
+        self._context.metrics.policy_seconds[request.command].observe(max(self._clock() - request.started, 0))
+        if result is not None:
+            on_done(result)
+
+    # -- by connections
+
+    def on_body(self, request: PolicyRequest, body: bytes) -> None:
+        """There is a complete response."""
+        self._finish(request, body)
+
+    def on_bad_response(self, request: PolicyRequest, error: InvalidResponse | ServerError) -> None:
+        """There is a response that is not usable."""
+        if isinstance(error, ServerError):
+            self._finish(request, PolicyRequestFailed(PolicyResult.UNAVAILABLE, str(error)))
+        else:
+            reason = f"the response is not usable: {error}"
+            self._finish(request, PolicyRequestFailed(PolicyResult.INVALID, reason))
+
+    def on_broken(self, request: PolicyRequest, *, is_stale: bool) -> None:
+        """A connection was lost before its response was complete."""
+        request.connection = None
+        if is_stale and not request.is_repeated:
+            request.is_repeated = True
+            self._dispatch(request)
+        else:
+            reason = "the connection was closed before the end of the response"
+            self._finish(request, PolicyRequestFailed(PolicyResult.UNAVAILABLE, reason))
+
+    def on_idle(self, connection: PolicyConnection) -> None:
+        """A connection is free: use it for a request that waits, or keep it."""
+        if self._waiting:
+            connection.send(self._waiting.popleft())
+        elif self._is_closed:
+            connection.close()
+        else:
+            connection.idle_since = self._context.loop.time()
+            self._idle.append(connection)
+            if self._expiry is None:
+                self._expiry = self._context.loop.call_later(IDLE_SECONDS, self._expire)
+
+    def on_closed(self, connection: PolicyConnection) -> None:
+        """A connection is closed: another may take its place."""
+        self._connections -= 1
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._serve_waiting()
+
+    def _serve_waiting(self) -> None:
+        if self._waiting and self._connections < MAX_CONNECTIONS:
+            self._dispatch(self._waiting.popleft())
+
+    def _expire(self) -> None:
+        """Close what has been idle for ``IDLE_SECONDS``; the connection used last is used first."""
+        self._expiry = None
+        before = self._context.loop.time() - IDLE_SECONDS
+        for connection in [each for each in self._idle if each.idle_since <= before]:
+            self._idle.remove(connection)
+            connection.close()
+        if self._idle:
+            next_at = self._idle[0].idle_since + IDLE_SECONDS
+            self._expiry = self._context.loop.call_at(next_at, self._expire)
+
+    # -- failures
 
     def _on_success(self) -> None:
         if self._breaker.on_success():
@@ -321,6 +433,17 @@ class PolicyClient:
                 reason=str(failed),
                 suspended=self._breaker.is_open,
             )
+
+
+def _request_head(server: AuthPolicyServer, command: PolicyCommand, header: Secret | None) -> bytes:
+    """Return the head of all requests with a command, up to the value of ``Content-Length``."""
+    parts = urlsplit(command_url(server.url, command))
+    target = f"{parts.path or '/'}?{parts.query}"
+    secret = b"" if header is None else b"%b: %b\r\n" % (server.header_name.encode(), header.reveal())
+    return (
+        b"POST %b HTTP/1.1\r\nHost: %b\r\nUser-Agent: MailProxy\r\nContent-Type: application/json\r\n"
+        b"%bContent-Length: "
+    ) % (target.encode(), parts.netloc.encode(), secret)
 
 
 def command_url(url: str, command: PolicyCommand) -> str:
