@@ -45,13 +45,22 @@ class Authenticators:
         jwks_caches: The keys of token issuers, by their URL.
     """
 
-    __slots__ = ("_context", "_policy_clients", "_retired_policy_clients", "auth_clients", "jwks_caches")
+    __slots__ = (
+        "_context",
+        "_policy_clients",
+        "_policy_keys",
+        "_retired_policy_clients",
+        "auth_clients",
+        "jwks_caches",
+    )
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
         self._policy_clients: dict[PolicyKey, PolicyClient] = {}
+        self._policy_keys: dict[str, PolicyKey] = {}
+        """Of the last configuration, by the names of its servers."""
         self._retired_policy_clients: list[PolicyClient] = []
 
     def authenticator(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
@@ -81,6 +90,7 @@ class Authenticators:
         nonce = read_secret(server, directive, policy.nonce_file)
         header = None if policy.header_file is None else read_header(server, directive, policy.header_file)
         key = (policy, nonce, header)
+        self._policy_keys[server] = key
         if key not in self._policy_clients:
             self._policy_clients[key] = PolicyClient(self._context, policy, nonce, header)
         return self._policy_clients[key]
@@ -128,8 +138,8 @@ class Authenticators:
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()
-        policies = {config.auth_policy_server for config in configs}
-        for policy_key in [key for key in self._policy_clients if key[0] not in policies]:
+        used = {self._policy_keys[config.name] for config in configs if config.auth_policy_server is not None}
+        for policy_key in self._policy_clients.keys() - used:
             self._retired_policy_clients.append(self._policy_clients.pop(policy_key))
 
     async def _close_retired(self) -> None:

@@ -10,9 +10,12 @@ from typing import Any, Final
 
 import pytest
 
+from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.authenticators import read_header
-from mailproxy.enums import PolicyResult
+from mailproxy.enums import Method, PolicyResult
 from mailproxy.policy import policy_authenticator, policy_client
+from mailproxy.policy.policy_request import password_hash
+from mailproxy.protocols.types import AuthDenied, AuthRequest, Client, Credentials, Secret
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     AuthHttp,
@@ -461,3 +464,26 @@ def test_header_with_a_line_break_is_refused_at_load(tmp_path: Path) -> None:
     file.write_bytes(b"a\r\nX-Other: b\n")
     with pytest.raises(ConfigError, match="control character"):
         read_header("imap", "auth_policy_server", str(file))
+
+
+def test_changed_nonce_is_used_after_a_reload_and_the_old_client_is_closed(
+    play: Callable[..., None], tmp_path: Path
+) -> None:
+    async def test(w: LoopbackWorker, policy: PolicyServer) -> None:
+        assert await (await login(w)).read_line() == REFUSED[Protocol.IMAP]
+        (tmp_path / "nonce").write_bytes(b"another nonce")
+        for _ in range(2):  # the client is closed by the reload after the one that has replaced it
+            await w.app.apply(w.config, {}, names={}, ticket_keys={})
+        while not policy.writers[0].is_closing():
+            await asyncio.sleep(0.005)
+        server = next(iter(w.app._servers.values()))
+        assert isinstance(server.auth, policy_authenticator.PolicyAuthenticator)
+        found: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        request = AuthRequest(Credentials(Method.PLAIN, b"bob", Secret(b"x")), 1, Client("192.0.2.1"))
+        pending = PendingRequest(found.set_result, b"", request, server.config, {}, 0.0)
+        server.auth.send(pending)
+        assert isinstance(await found, AuthDenied)
+        expected = password_hash(Secret(b"another nonce"), request.credentials)
+        assert policy.bodies("allow")[-1]["pwhash"] == expected
+
+    play(test, answer(-1), report=False)

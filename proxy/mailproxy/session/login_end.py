@@ -39,7 +39,8 @@ def log_denied_login(session: Session, denied: LoginDenied) -> None:
         session.log_event(LogLevel.INFO, "policy_refused", user=record.user, reason=record.policy_refusal)
         return
     record.stage = "auth"
-    fields: dict[str, Field] = {"pwfp": record.pwfp} if record.pwfp else {}
+    is_wrong_password = record.result in WRONG_PASSWORD and record.method in PASSWORD_METHODS
+    fields: dict[str, Field] = {"pwfp": record.pwfp} if record.pwfp and is_wrong_password else {}
     session.log_event(
         LogLevel.INFO, "login_denied", user=record.user, reply=denied.text, code=denied.code, **fields
     )
