@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import mmap
 import os
-from enum import Enum
+from enum import Enum, unique
 from typing import Final
 
 
+@unique
 class Area(Enum):
-    """A part of the memory, and its size in bytes: a multiple of ``mmap.ALLOCATIONGRANULARITY``."""
+    """A part of the memory, and its size in bytes: a multiple of ``mmap.ALLOCATIONGRANULARITY``.
+
+    No two sizes are the same: a member with the value of another would be another name for that one.
+    """
 
     UPSTREAM_HEALTH = 64 * 1024
-    RANDOM_KEY = 64 * 1024
+    RANDOM_KEY = 128 * 1024
 
 
 def _offsets() -> dict[Area, int]:
