@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from mailproxy.context import WorkerContext
 from mailproxy.enums import PolicyCommand, PolicyResult
+from mailproxy.loop.timeouts import Deadlines
 from mailproxy.policy.policy_breaker import PolicyBreaker
 from mailproxy.policy.policy_connection import InvalidResponse, PolicyConnection, ServerError
 from mailproxy.protocols.types import Secret
@@ -92,7 +93,7 @@ class PolicyRequest:
         is_repeated: Whether it was sent twice.
         on_done: Gets the body of the response, or the failure; ``None`` when the request is over.
         started: Time of the request, as of the client's clock.
-        timeout: Ends it.
+        timer: The queue of its timeout; of ``Timeouts``.
     """
 
     __slots__ = (
@@ -103,7 +104,7 @@ class PolicyRequest:
         "is_repeated",
         "on_done",
         "started",
-        "timeout",
+        "timer",
     )
 
     def __init__(self, client: PolicyClient, command: PolicyCommand, data: bytes, on_done: OnDone) -> None:
@@ -114,7 +115,11 @@ class PolicyRequest:
         self.connection: PolicyConnection | None = None
         self.is_repeated = False
         self.started = 0.0
-        self.timeout: asyncio.TimerHandle | None = None
+        self.timer: Deadlines | None = None
+
+    def on_timeout(self) -> None:
+        """There is no response in time."""
+        self._client.on_timeout(self)
 
     def cancel(self) -> None:
         """Drop the request: its client has left."""
@@ -283,7 +288,7 @@ class PolicyClient:
         data = b"%b%d\r\n\r\n%b" % (self._heads[command], len(body), body)
         request = PolicyRequest(self, command, data, on_done)
         request.started = self._clock()
-        request.timeout = self._context.loop.call_later(self.server.timeout, self._on_timeout, request)
+        self._context.timers.queue(self.server.timeout).arm(request)
         self._dispatch(request)
         return request
 
@@ -334,7 +339,8 @@ class PolicyClient:
         if request.on_done is not None:
             self._finish(request, None)
 
-    def _on_timeout(self, request: PolicyRequest) -> None:
+    def on_timeout(self, request: PolicyRequest) -> None:
+        """There is no response to a request in time."""
         reason = f"no response within {self.server.timeout:g} seconds"
         self._finish(request, PolicyRequestFailed(PolicyResult.TIMEOUT, reason))
 
@@ -343,8 +349,7 @@ class PolicyClient:
         on_done, request.on_done = request.on_done, None
         if on_done is None:
             return
-        if request.timeout is not None:
-            request.timeout.cancel()
+        self._context.timers.disarm(request)
         connection, request.connection = request.connection, None
         if connection is not None and connection.request is request:
             connection.close()
