@@ -18,7 +18,10 @@ WRONG_PASSWORD: Final = frozenset({LoginResult.DENIED, LoginResult.UPSTREAM_DENI
 
 
 def end_login(session: Session, request: AuthRequest, result: LoginResult) -> None:
-    """Record a refused password, and report the result where a policy server gets it."""
+    """Record a refused password, and report the result where a policy server gets it.
+
+    Not called for a successful login without such a server.
+    """
     record, server, policy = session.record, session.server, request.policy
     method = request.credentials.method
     record.policy_refusal = policy.message if policy is not None and policy.is_refused else None

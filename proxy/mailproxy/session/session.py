@@ -484,7 +484,8 @@ class Session(ProtocolDriver):
         self.record.result = result
         self.record.login_seconds = self._login_seconds
         self._login_seconds = 0.0
-        end_login(self, request, result)
+        if result is not LoginResult.SUCCESS or self.server.report_login is not None:
+            end_login(self, request, result)
 
     _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
         sansio.SetDeadline: ProtocolDriver.set_deadline,
