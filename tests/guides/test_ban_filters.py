@@ -78,6 +78,20 @@ def test_fail2ban_finds_addresses_of_both_families_and_no_forged_one(needs: Need
     assert set(output.split()) == {BOT, PHONE, *(f"{SPRAYED}{number + 1:x}" for number in range(30))}
 
 
+def test_fail2ban_accepts_the_jail(needs: Needs, tmp_path: Path) -> None:
+    program, folder = needs("fail2ban-client"), tmp_path / "fail2ban"
+    shutil.copytree("/etc/fail2ban", folder)
+    for path in (folder / "jail.d").iterdir():
+        path.unlink()  # those of the package, which may need other programs
+    shutil.copy(FILTER, folder / "filter.d")
+    shutil.copy(DEPLOY / "fail2ban/jail.d/mailproxy.conf", folder / "jail.d")
+    command = [program, "-c", str(folder), "-d"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "['add', 'mailproxy', 'systemd']" in run.stdout
+    assert "['set', 'mailproxy', 'maxretry', 5]" in run.stdout
+
+
 def documents(name: str) -> list[dict[str, Any]]:
     return [each for each in yaml.safe_load_all((CROWDSEC / name).read_text()) if each]
 
