@@ -13,11 +13,14 @@ from mailproxy.auth_http.pending_request import Authenticator
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses
+from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
     from mailproxy.oauth.jwks_cache import JwksCache
+    from mailproxy.penalty.block_check import BlockCheck, Exemptions
+    from mailproxy.penalty.pod_state import PodState
 
 _RESOLVE_SECONDS: Final = 3.0
 """How long a start or reload waits for the names of authentication services to resolve."""
@@ -36,15 +39,56 @@ class Authenticators:
         jwks_caches: The keys of token issuers, by their URL.
     """
 
-    __slots__ = ("_context", "auth_clients", "jwks_caches")
+    __slots__ = ("_context", "_penalties", "auth_clients", "jwks_caches")
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self._penalties: PodState | None = None
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
 
-    def authenticator(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
-        """Return what decides about the logins of a server (``auth_mode``)."""
+    def authenticator(
+        self, config: ServerConfig, template: RequestTemplate, trusted: TrustedPeers
+    ) -> Authenticator:
+        """Return what decides about the logins of a server.
+
+        Args:
+            config: The server block.
+            template: Renders its requests to the authentication service.
+            trusted: The addresses of its ``set_real_ip_from``.
+        """
+        decider = self._decider(config, template)
+        if not config.counts_failed_logins:
+            return decider
+        from mailproxy.penalty.penalty_authenticator import PenaltyAuthenticator  # noqa: PLC0415 - as below
+
+        return PenaltyAuthenticator(
+            self._context,
+            decider,
+            config,
+            self._penalty_state(),
+            exemptions=_exemptions(config, trusted),
+            log=self._context.log.for_server(config),
+        )
+
+    def block_check(self, config: ServerConfig, trusted: TrustedPeers) -> BlockCheck | None:
+        """Return what finds clients with a blocked address, if a server has ``auth_block``."""
+        if config.auth_block is None:
+            return None
+        from mailproxy.penalty.block_check import BlockCheck  # noqa: PLC0415 - as below
+
+        return BlockCheck(self._penalty_state(), _exemptions(config, trusted))
+
+    def _penalty_state(self) -> PodState:
+        """Return the records of failed logins, the same for all servers and configurations."""
+        if self._penalties is None:
+            from mailproxy.penalty.pod_state import PodState  # noqa: PLC0415 - as below
+
+            self._penalties = PodState(self._context.memory)
+        return self._penalties
+
+    def _decider(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
+        """Return what decides about credentials (``auth_mode``)."""
         service = self._auth_service(config)
         if config.auth_mode is AuthMode.HTTP:
             return service
@@ -118,3 +162,9 @@ class Authenticators:
                 accepts_names=names,
             )
         return self.auth_clients[key]
+
+
+def _exemptions(config: ServerConfig, trusted: TrustedPeers) -> Exemptions:
+    from mailproxy.penalty.block_check import Exemptions  # noqa: PLC0415 - only where failed logins are counted
+
+    return Exemptions(TrustedPeers(config.auth_penalty_exempt), trusted)

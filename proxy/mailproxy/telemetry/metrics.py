@@ -312,6 +312,12 @@ class WorkerMetrics:
         self.token_validations = {r: registry.counter(c.TOKEN_VALIDATIONS, r) for r in enums.TokenFinding}
         self.jwks_fetches = {r: registry.counter(c.JWKS_FETCHES, r) for r in enums.JwksResult}
         self.auth_in_flight = registry.gauge(c.AUTH_IN_FLIGHT)
+        self.penalties = {a: registry.counter(c.PENALTIES, a) for a in enums.PenaltyAction}
+        self.penalty_waiting = registry.gauge(c.PENALTY_WAITING)
+        self.failed_credentials = {
+            k: registry.counter(c.FAILED_CREDENTIALS, k) for k in enums.FailedCredentials
+        }
+        self.addresses_blocked = registry.counter(c.ADDRESSES_BLOCKED)
         self.tls_handshakes = Handshakes(
             {
                 (m, v): registry.counter(c.TLS_HANDSHAKES, m, v)
