@@ -132,7 +132,7 @@ class RefusalDelay:
 
     def __init__(
         self,
-        session: Any,
+        session: Any,  # noqa: ANN401 - as in ``failed``
         error: Exception,
         seconds: float,
         authenticator: PenaltyAuthenticator,

@@ -120,7 +120,11 @@ class Table:
             self._numbers[slot] = 0
 
     def _find(self, key: int) -> int:
-        first = key % self.sets * WAYS
+        return self._search(key % self.sets, key)
+
+    def _search(self, number: int, key: int) -> int:
+        """Return the slot of a set that has this key, -1 for none; the key of a free slot is 0."""
+        first = number * WAYS
         data, wanted = (
             self._keys[first * _KEY : (first + WAYS) * _KEY].tobytes(),
             key.to_bytes(_KEY, sys.byteorder),
@@ -131,9 +135,10 @@ class Table:
         return -1 if at < 0 else first + at // _KEY
 
     def _free(self, key: int) -> int:
-        first = key % self.sets * WAYS
-        slots = range(first, first + WAYS)
-        return min(slots, key=lambda slot: self._time(slot) if self._numbers[slot] else float("-inf"))
+        """Return a free slot for a key, or the one with the oldest record."""
+        number = key % self.sets
+        free = self._search(number, 0)
+        return free if free >= 0 else min(range(number * WAYS, (number + 1) * WAYS), key=self._time)
 
     def _time(self, slot: int) -> float:
         (when, *_) = self._layout.unpack_from(self._bodies, slot * self._layout.size)
