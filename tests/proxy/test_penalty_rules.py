@@ -70,6 +70,14 @@ def test_waits_are_those_of_dovecot() -> None:
     assert [RULES.waits[one.penalty] for one in records] == [0, 4, 8, 15, 15, 15, 15]
 
 
+def test_penalty_that_ends_during_the_wait_for_it_counts() -> None:
+    record = fail((0.0, 1), (1.0, 2), (2.0, 3))
+    assert penalize(record, 4, 17.0).penalty == 1  # of a login that arrived after the penalty had ended
+    assert penalize(record, 4, 17.0, waited=3).penalty == 4
+    assert penalize(record, 3, 17.0, waited=3).penalty == 3
+    assert penalize(record, 4, 17.0, waited=4).penalty == 4
+
+
 def test_penalty_is_0_after_15_seconds_and_credentials_are_forgotten_after_29() -> None:
     record = fail((100.0, 1), (100.0, 2))
     assert current_penalty(record, 114.9).penalty == 2

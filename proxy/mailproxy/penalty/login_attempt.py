@@ -33,6 +33,7 @@ class LoginAttempt:
         is_waiting: Whether it is counted among those that wait.
         owner: The session's callback, which leads to the session that an internal error ends.
         pair: Key of its user and network.
+        penalty: The highest penalty that it has waited for.
         pending: The request.
         timer: The end of a delay, if there is one.
         turn: What ``PodState.take_turn`` returned; ``None`` if it does not have its turn.
@@ -53,6 +54,7 @@ class LoginAttempt:
         "is_waiting",
         "owner",
         "pair",
+        "penalty",
         "pending",
         "timer",
         "turn",
@@ -69,6 +71,7 @@ class LoginAttempt:
         self.pending = pending
         self.owner: AuthCallback | None = pending.callback
         self.arrived = arrived
+        self.penalty = 0
         self.has_waited = self.is_forwarded = self.is_over = False
         self.is_known = self.is_queued = self.is_waiting = False
         self.timer: asyncio.TimerHandle | None = None

@@ -59,7 +59,7 @@ class PenaltyAuthenticator:
         call_later: Calls something after some seconds; by default of the event loop.
 
     Attributes:
-        call_later: The same.
+        call_later: See above.
         failure_delay: Seconds between a refusal and its reply.
         protocol: The protocol of the server.
     """
@@ -173,7 +173,9 @@ class PenaltyAuthenticator:
             return attempt.arrived
         state = self._state
         begin = max(attempt.arrived, state.last_failure(attempt.account, attempt.address))
-        return begin + state.rules.waits[state.penalty(attempt.address)]
+        penalty = state.penalty(attempt.address)
+        attempt.penalty = max(attempt.penalty, penalty)
+        return begin + state.rules.waits[penalty]
 
     def _may_wait(self, attempt: LoginAttempt, seconds: float) -> bool:
         """Count a login among those that wait; refuse it if there are too many."""
@@ -284,7 +286,7 @@ class PenaltyAuthenticator:
         """The credentials of a login were refused."""
         state, is_new = self._state, True
         if self._delays:
-            is_new = state.penalize(attempt.address, attempt.credential)
+            is_new = state.penalize(attempt.address, attempt.credential, attempt.penalty)
             if is_new and attempt.is_known:
                 state.pair_failed(attempt.pair)
         kind = FailedCredentials.NEW if is_new else FailedCredentials.REPEATED
@@ -326,7 +328,7 @@ class PenaltyAuthenticator:
             client=request.client.address,
             user=request.credentials.user,
             action=action,
-            penalty=self._state.penalty(attempt.address),
+            penalty=attempt.penalty,
             wait=round(seconds, 3),
         )
 

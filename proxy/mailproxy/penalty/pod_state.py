@@ -116,11 +116,11 @@ class PodState:
     Args:
         memory: The memory of the workers.
         clock: Seconds; the same clock in all workers, and one that never goes back.
-        rules: The numbers of the penalty.
+        rules: The numbers of the penalty, by default those of Dovecot.
 
     Attributes:
-        clock: The same.
-        rules: The same.
+        clock: See above.
+        rules: See above.
         workers: The workers, and the logins that wait.
     """
 
@@ -130,10 +130,10 @@ class PodState:
         self,
         memory: SharedMemory,
         clock: Callable[[], float] = time.monotonic,
-        rules: PenaltyRules = RULES,
+        rules: PenaltyRules | None = None,
     ) -> None:
         self.clock = clock
-        self.rules = rules
+        self.rules = RULES if rules is None else rules
         view = memory.view(Area.PENALTY)
         locks = ByteLocks(memory.descriptor, memory.offset(Area.PENALTY))
         self._key = _shared_key(view, locks)
@@ -171,13 +171,19 @@ class PodState:
         """Return the penalty of an address now: 0 to 4."""
         return current_penalty(self._read_penalty(address), self.clock(), self.rules).penalty
 
-    def penalize(self, address: int, credential: int) -> bool:
-        """Record a failed login; returns whether these credentials are not among the last ones."""
+    def penalize(self, address: int, credential: int, waited: int = 0) -> bool:
+        """Record a failed login; returns whether these credentials are not among the last ones.
+
+        Args:
+            address: The key of the address.
+            credential: The keyed hash of the credentials.
+            waited: The penalty that the login has waited for.
+        """
         with self._penalties.locked(address):
             now = self.clock()
             old = self._read_penalty(address)
             is_new = credential not in current_penalty(old, now, self.rules).credentials
-            new = penalize(old, credential, now, self.rules)
+            new = penalize(old, credential, now, waited=waited, rules=self.rules)
             listed = new.credentials
             filled = (*listed, *(0,) * (CREDENTIALS - len(listed)))
             self._penalties.put(address, new.last, new.penalty, len(listed), *filled)

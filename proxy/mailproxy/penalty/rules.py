@@ -71,7 +71,7 @@ def current_penalty(record: PenaltyRecord, now: float, rules: PenaltyRules = RUL
 
 
 def penalize(
-    record: PenaltyRecord, credential: int, now: float, rules: PenaltyRules = RULES
+    record: PenaltyRecord, credential: int, now: float, *, waited: int = 0, rules: PenaltyRules = RULES
 ) -> PenaltyRecord:
     """Return the record after a failed login.
 
@@ -79,11 +79,12 @@ def penalize(
         record: The record before it.
         credential: Keyed hash of user and password.  One of the last ``CREDENTIALS`` raises no penalty.
         now: Time of the failure.
+        waited: The penalty that the login has waited for; it may have ended during the wait.
         rules: The numbers.
     """
     old = current_penalty(record, now, rules)
     is_new = credential not in old.credentials
-    penalty = min(old.penalty + is_new, len(rules.waits) - 1)
+    penalty = min(max(old.penalty, waited) + is_new, len(rules.waits) - 1)
     return PenaltyRecord(max(now, old.last), penalty, remember(old.credentials, credential))
 
 
