@@ -90,6 +90,10 @@ CLOSE_REASONS: Final[Colours] = MappingProxyType(
         "limit": "yellow",
     }
 )
+PENALTY_ACTIONS: Final[Colours] = MappingProxyType(
+    {"delayed": "yellow", "refused": FAILURE, "known": SUCCESS, "exempt": "light-green"}
+)
+FAILED_CREDENTIALS: Final[Colours] = MappingProxyType({"new": "orange", "repeated": NEUTRAL})
 AUTH_OUTCOMES: Final[Colours] = MappingProxyType(
     {"ok": SUCCESS, "denied": "orange", "wait": "yellow", "error": FAILURE, "timeout": "dark-red"}
 )
