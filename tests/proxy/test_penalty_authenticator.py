@@ -176,6 +176,33 @@ def test_known_user_is_delayed_again_after_ten_wrong_passwords() -> None:
     assert world.login("guess 10").sent is None
 
 
+def test_parallel_guesses_at_a_known_user_are_checked_one_at_a_time() -> None:
+    world = World()
+    world.succeed()
+    world.service.verdict = lambda _: DENIED
+    world.service.peak = 0
+    guesses = [world.login(f"guess {number}") for number in range(50)]
+    world.clock.advance(40)
+    assert world.service.peak == 1
+    checked = [round(one.sent - 1000) for one in guesses if one.sent is not None]
+    assert checked == [*(0,) * 10, 15]  # no longer known, after ten of them
+    assert sum(one.is_refused_for_now for one in guesses) == 39
+
+
+def test_login_of_a_known_user_is_recorded_again_after_a_minute() -> None:
+    world = World()
+    for pause in (0, 59, 61, 3540):
+        world.clock.advance(pause)
+        world.succeed()
+    assert world.value(PENALTIES, "known") == 3
+    world.clock.advance(60)
+    world.login()
+    assert world.value(PENALTIES, "known") == 4
+    world.clock.advance(3600)
+    world.login()
+    assert world.value(PENALTIES, "known") == 4
+
+
 def test_logins_of_known_users_do_not_wait_for_guesses_from_elsewhere() -> None:
     world = World()
     world.succeed()

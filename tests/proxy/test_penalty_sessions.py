@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -325,3 +326,58 @@ def test_pop3_lists_response_codes_where_logins_may_get_a_temporary_error() -> N
         assert b"RESP-CODES\r\n" in lines
 
     play(Protocol.POP3, test, DENIED, auth_penalty=True)
+
+
+def test_users_log_in_while_passwords_are_guessed_from_many_addresses() -> None:
+    """The small version of ``benchmarks/guessing.py``; no user is refused or asked for a password."""
+    guesses, users = 60, 6
+
+    def decide(request: bytes) -> bytes:
+        return allowed if b"Auth-Pass: right\r\n" in request else DENIED
+
+    allowed = b""
+
+    async def mail_server(w: LoopbackWorker) -> None:
+        while True:
+            upstream = await w.upstream.accept()
+            await upstream.send(b"* OK ready\r\n")
+            await upstream.read_line()
+            await upstream.exchange(b"+ go\r\n")
+            await upstream.exchange(b"+ go\r\n")
+            await upstream.send(b"a OK done\r\n")
+
+    async def login(w: LoopbackWorker, address: str, user: str, password: bytes) -> bytes:
+        client = await w.client()
+        await client.send(b"PROXY TCP4 %b 192.0.2.9 5000 143\r\n" % address.encode())
+        await client.read_line()
+        reply = await client.exchange(b"a LOGIN %b %b\r\n" % (user.encode(), password))
+        client.close()
+        return reply
+
+    async def test(w: LoopbackWorker) -> None:
+        nonlocal allowed
+        allowed = GRANTED.replace(b"{port}", b"%d" % w.upstream.port)
+        attackers = [
+            login(w, f"10.0.0.{number}", f"user{number % users}", b"guess%d" % number)
+            for number in range(guesses)
+        ]
+        honest = [login(w, f"198.51.100.{number}", f"user{number}", b"right") for number in range(users)]
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(mail_server(w))
+            refused, found = await asyncio.gather(asyncio.gather(*attackers), asyncio.gather(*honest))
+            serving.cancel()
+        assert set(found) == {b"a OK done\r\n"}
+        assert set(refused) == {REPLIES[Protocol.IMAP]}
+        await w.wait_for_sessions()
+        assert w.value(FAILED, "new") == guesses
+        assert w.value("mailproxy_logins_total", "imap", "password", "success") == users
+        assert w.value("mailproxy_auth_penalty_waiting") == 0
+
+    play(
+        Protocol.IMAP,
+        test,
+        decide,
+        listen={"proxy_protocol": True},
+        auth_penalty=True,
+        set_real_ip_from=("127.0.0.0/8",),
+    )

@@ -172,13 +172,13 @@ class World:
         protocol: Protocol = Protocol.IMAP,
         **directives: Any,
     ) -> None:
-        self.clock = Clock() if beside is None else beside.clock
+        self.clock: Clock = Clock() if beside is None else beside.clock
         self.metrics = WorkerMetrics()
         self.log = Events()
         self.logins: dict[PendingRequest, Login] = {}
         self.service = Service(self)
         self.config = server(protocol, **({"auth_penalty": True} | directives))
-        self.state = PodState(SharedMemory(), self.clock) if beside is None else beside.state
+        self.state: PodState = PodState(SharedMemory(), self.clock) if beside is None else beside.state
         exemptions = Exemptions(TrustedPeers(self.config.auth_penalty_exempt), TrustedPeers(trusted))
         context = SimpleNamespace(loop=None, metrics=self.metrics, epoll=SimpleNamespace(now=0.0))
         self.penalty = PenaltyAuthenticator(

@@ -23,14 +23,15 @@ class LoginAttempt:
         account: Key of the account whose logins take turns.
         address: Key of the address with the penalty.
         arrived: When the client sent its credentials.
-        block_address: Key of the address that may be blocked.
-        credential: Keyed hash of user, method and password.
+        client: The address, as ``addresses.packed`` returns it.
+        credentials: What the client has sent.
         has_waited: Whether the authentication service has deferred it: it was delayed before.
+        is_delayed: Whether its address has a penalty.
         is_forwarded: Whether it is at the next authenticator.
         is_over: Whether the mail server has decided.
-        is_known: Whether its user logged in from there lately: it is not delayed.
         is_queued: Whether it waits for its turn.
         is_waiting: Whether it is counted among those that wait.
+        known_since: When its user logged in from there; 0 if not lately.
         owner: The session's callback, which leads to the session that an internal error ends.
         pair: Key of its user and network.
         penalty: The highest penalty that it has waited for.
@@ -44,14 +45,15 @@ class LoginAttempt:
         "account",
         "address",
         "arrived",
-        "block_address",
-        "credential",
+        "client",
+        "credentials",
         "has_waited",
+        "is_delayed",
         "is_forwarded",
-        "is_known",
         "is_over",
         "is_queued",
         "is_waiting",
+        "known_since",
         "owner",
         "pair",
         "penalty",
@@ -61,19 +63,22 @@ class LoginAttempt:
     )
 
     account: int
-    address: int
-    block_address: int
-    credential: int
     pair: int
 
-    def __init__(self, authenticator: PenaltyAuthenticator, pending: PendingRequest, arrived: float) -> None:
+    def __init__(
+        self, authenticator: PenaltyAuthenticator, pending: PendingRequest, client: bytes, arrived: float
+    ) -> None:
         self._authenticator = authenticator
         self.pending = pending
+        self.client = client
+        self.credentials = pending.auth_request.credentials
+        self.address = 0
+        self.known_since = 0.0
         self.owner: AuthCallback | None = pending.callback
         self.arrived = arrived
         self.penalty = 0
-        self.has_waited = self.is_forwarded = self.is_over = False
-        self.is_known = self.is_queued = self.is_waiting = False
+        self.has_waited = self.is_delayed = self.is_forwarded = self.is_over = False
+        self.is_queued = self.is_waiting = False
         self.timer: asyncio.TimerHandle | None = None
         self.turn: float | None = None
 
@@ -81,6 +86,11 @@ class LoginAttempt:
         # A login that was allowed and never reached its mail server: the client has left in between.
         if self.turn is not None:
             self._authenticator.end_turn(self)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its user logged in from there lately: it is not delayed."""
+        return self.known_since > 0
 
     def resume(self) -> None:
         """A delay is over."""

@@ -31,6 +31,8 @@ from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Dec
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy_config.model import LogLevel, Protocol, ServerConfig
 
+RECORD_AGAIN_SECONDS: Final = 60.0
+"""After a login, others of the same user and network are not recorded for so long."""
 POLL_SECONDS: Final = 0.02
 """How often the first of those that wait for a turn looks whether another worker has ended it."""
 _MAX_DEFERRED: Final = 4096
@@ -75,6 +77,7 @@ class PenaltyAuthenticator:
         "_log",
         "_max_waiting",
         "_queues",
+        "_running",
         "_state",
         "call_later",
         "failure_delay",
@@ -105,6 +108,7 @@ class PenaltyAuthenticator:
         self.call_later: CallLater = context.loop.call_later if call_later is None else call_later
         self._attempts: dict[PendingRequest, LoginAttempt] = {}
         self._queues: dict[int, deque[LoginAttempt]] = {}
+        self._running: set[int] = set()
         self._deferred: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     # -- the authenticator
@@ -120,9 +124,9 @@ class PenaltyAuthenticator:
             self._context.metrics.penalties[PenaltyAction.EXEMPT].value += 1
             self._following.send(pending)
             return
-        attempt = self._attempts[pending] = LoginAttempt(self, pending, self._state.clock())
-        self._identify(attempt, address)
-        if self._block is not None and self._state.blocked_for(attempt.block_address):
+        attempt = self._attempts[pending] = LoginAttempt(self, pending, address, self._state.clock())
+        self._identify(attempt)
+        if self._block is not None and self._state.blocked_for(self._block_key(attempt)):
             self._refuse(attempt)
         elif self._delays:
             self.advance(attempt)
@@ -152,10 +156,11 @@ class PenaltyAuthenticator:
         if left <= 0:
             self._refuse(attempt)
             return
+        if attempt.is_queued and attempt.is_known and not state.last_login(attempt.pair):
+            self._forget_user(attempt)
         delay = self._due(attempt) - now
         if delay <= 0:
-            attempt.turn = state.take_turn(attempt.account)
-            if attempt.turn is None:
+            if not self._take_turn(attempt):
                 self._wait_for_turn(attempt)
                 return
             delay = self._due(attempt) - now  # the login before it may have failed meanwhile
@@ -164,7 +169,8 @@ class PenaltyAuthenticator:
             return
         self.end_turn(attempt)
         self._leave_queue(attempt)
-        if self._may_wait(attempt, min(delay, left)):
+        if self._may_wait(attempt):
+            self._report_delay(attempt, delay)
             attempt.timer = self.call_later(min(delay, left), attempt.resume)
 
     def _due(self, attempt: LoginAttempt) -> float:
@@ -177,7 +183,7 @@ class PenaltyAuthenticator:
         attempt.penalty = max(attempt.penalty, penalty)
         return begin + state.rules.waits[penalty]
 
-    def _may_wait(self, attempt: LoginAttempt, seconds: float) -> bool:
+    def _may_wait(self, attempt: LoginAttempt) -> bool:
         """Count a login among those that wait; refuse it if there are too many."""
         if attempt.is_waiting:
             return True
@@ -187,12 +193,16 @@ class PenaltyAuthenticator:
             return False
         attempt.is_waiting = True
         state.workers.add(1)
-        metrics = self._context.metrics
-        metrics.penalty_waiting.value += 1
-        metrics.penalties[PenaltyAction.DELAYED].value += 1
-        if not attempt.is_known:
-            self._log_penalty(attempt, PenaltyAction.DELAYED, seconds)
+        self._context.metrics.penalty_waiting.value += 1
         return True
+
+    def _report_delay(self, attempt: LoginAttempt, seconds: float) -> None:
+        """Count and log the first delay of a login; waiting for a turn is none."""
+        if attempt.is_delayed:
+            return
+        attempt.is_delayed = True
+        self._context.metrics.penalties[PenaltyAction.DELAYED].value += 1
+        self._log_penalty(attempt, PenaltyAction.DELAYED, seconds)
 
     def _stop_waiting(self, attempt: LoginAttempt) -> None:
         self._leave_queue(attempt)
@@ -203,9 +213,22 @@ class PenaltyAuthenticator:
 
     # -- turns
 
+    def _take_turn(self, attempt: LoginAttempt) -> bool:
+        """Begin the turn of a login, if no other one of its account has it.
+
+        Users who are known take turns in this worker only, which takes no time; there are few guesses at
+        their accounts.
+        """
+        if not attempt.is_known:
+            attempt.turn = self._state.take_turn(attempt.account)
+        elif attempt.account not in self._running:
+            self._running.add(attempt.account)
+            attempt.turn = attempt.arrived
+        return attempt.turn is not None
+
     def _wait_for_turn(self, attempt: LoginAttempt) -> None:
         if not attempt.is_queued:
-            if not self._may_wait(attempt, 0.0):
+            if not self._may_wait(attempt):
                 return
             attempt.is_queued = True
             self._queues.setdefault(attempt.account, deque()).append(attempt)
@@ -241,9 +264,13 @@ class PenaltyAuthenticator:
             failed_by: See ``PodState.end_turn``.
         """
         turn, attempt.turn = attempt.turn, None
-        if turn is not None:
+        if turn is None:
+            return
+        if attempt.is_known:
+            self._running.discard(attempt.account)
+        else:
             self._state.end_turn(attempt.account, turn, failed_by)
-            self._wake_first(attempt.account)
+        self._wake_first(attempt.account)
 
     # -- results
 
@@ -278,22 +305,26 @@ class PenaltyAuthenticator:
 
     def record_success(self, attempt: LoginAttempt) -> None:
         """The mail server has accepted a login."""
-        if self._delays:
+        if self._delays and self._state.clock() - attempt.known_since >= RECORD_AGAIN_SECONDS:
             self._state.logged_in(attempt.pair)
         self.end_turn(attempt)
 
     def record_failure(self, attempt: LoginAttempt) -> None:
         """The credentials of a login were refused."""
-        state, is_new = self._state, True
+        state, credentials, is_new = self._state, attempt.credentials, True
+        secret = b"" if credentials.password is None else credentials.password.reveal()
+        credential = state.credential(credentials.user.lower(), secret)
         if self._delays:
-            is_new = state.penalize(attempt.address, attempt.credential, attempt.penalty)
+            if attempt.is_known:
+                attempt.address = self._address_key(attempt)
+            is_new = state.penalize(attempt.address, credential, attempt.penalty)
             if is_new and attempt.is_known:
                 state.pair_failed(attempt.pair)
         kind = FailedCredentials.NEW if is_new else FailedCredentials.REPEATED
         self._context.metrics.failed_credentials[kind].value += 1
         self.end_turn(attempt, attempt.address if is_new else 0)
         if self._block is not None:
-            seconds = state.count_towards_block(attempt.block_address, attempt.credential, self._block)
+            seconds = state.count_towards_block(self._block_key(attempt), credential, self._block)
             if seconds:
                 self._report_block(attempt, seconds)
 
@@ -339,23 +370,36 @@ class PenaltyAuthenticator:
         if len(self._deferred) > _MAX_DEFERRED:
             self._deferred.popitem(last=False)
 
-    def _identify(self, attempt: LoginAttempt, address: bytes) -> None:
-        """Compute the keys of a login."""
+    def _identify(self, attempt: LoginAttempt) -> None:
+        """Compute the keys that a login needs before it is passed on: one for users who are known."""
         state, request = self._state, attempt.pending.auth_request
-        credentials, user = request.credentials, request.credentials.user.lower()
-        secret = b"" if credentials.password is None else credentials.password.reveal()
-        attempt.credential = state.credential(user, secret)
-        attempt.address = state.key_of(b"address", penalty_network(address))
-        attempt.block_address = state.key_of(b"block", block_network(address))
-        attempt.pair = state.key_of(b"pair", user, user_network(address))
-        attempt.is_known = self._delays and state.logged_in_lately(attempt.pair)
-        attempt.account = attempt.pair if attempt.is_known else state.key_of(b"account", user)
+        user = request.credentials.user.lower()
+        if self._delays:
+            attempt.pair = state.key_of(b"pair", user_network(attempt.client), user)
+            attempt.known_since = state.last_login(attempt.pair)
+        if attempt.is_known:
+            attempt.account = attempt.pair
+            self._context.metrics.penalties[PenaltyAction.KNOWN].value += 1
+        elif self._delays:
+            attempt.account = state.key_of(b"account", b"", user)
+            attempt.address = self._address_key(attempt)
         deferred = (request.client.session_id, request.attempt)
         if deferred in self._deferred:
             del self._deferred[deferred]
             attempt.has_waited = True
-        if attempt.is_known:
-            self._context.metrics.penalties[PenaltyAction.KNOWN].value += 1
+
+    def _forget_user(self, attempt: LoginAttempt) -> None:
+        """Others of the same user and network failed while it waited: it is delayed like everybody's."""
+        self._leave_queue(attempt)
+        attempt.known_since = 0.0
+        attempt.account = self._state.key_of(b"account", b"", attempt.credentials.user.lower())
+        attempt.address = self._address_key(attempt)
+
+    def _address_key(self, attempt: LoginAttempt) -> int:
+        return self._state.key_of(b"address", penalty_network(attempt.client))
+
+    def _block_key(self, attempt: LoginAttempt) -> int:
+        return self._state.key_of(b"block", block_network(attempt.client))
 
 
 def is_refused(denied: AuthDenied) -> bool:

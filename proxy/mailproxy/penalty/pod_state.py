@@ -153,17 +153,21 @@ class PodState:
 
     # -- keys
 
-    def key_of(self, *parts: bytes) -> int:
-        """Return the key of a record about these values: 64 bits, never 0."""
-        return int.from_bytes(self._hash(8, parts), "little") or 1
+    def key_of(self, kind: bytes, network: bytes, user: bytes = b"") -> int:
+        """Return the key of a record: 64 bits, never 0.
 
-    def credential(self, *parts: bytes) -> int:
-        """Return the keyed hash of a user, a password and what else belongs to them: 32 bits."""
-        return int.from_bytes(self._hash(4, parts), "little")
+        Args:
+            kind: What the record is about.
+            network: An address or the part of it that counts; empty for records about a user.
+            user: The user's name.
+        """
+        text = b"%b %d %b%b" % (kind, len(network), network, user)
+        return int.from_bytes(blake2b(text, digest_size=8, key=self._key).digest(), "little") or 1
 
-    def _hash(self, size: int, parts: tuple[bytes, ...]) -> bytes:
-        text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
-        return blake2b(text, digest_size=size, key=self._key).digest()
+    def credential(self, user: bytes, secret: bytes) -> int:
+        """Return the keyed hash of a user and a password: 32 bits."""
+        text = b"%d %b%b" % (len(user), user, secret)
+        return int.from_bytes(blake2b(text, digest_size=4, key=self._key).digest(), "little")
 
     # -- the penalty of an address
 
@@ -233,13 +237,14 @@ class PodState:
         with self._pairs.locked(pair):
             self._pairs.put(pair, self.clock(), 0)
 
-    def logged_in_lately(self, pair: int) -> bool:
-        """Whether a user logged in from a network lately, with few wrong passwords after that."""
+    def last_login(self, pair: int) -> float:
+        """Return when a user logged in from a network; 0 if not lately, or if many guesses followed."""
         fields = self._pairs.get(pair)
         if fields is None:
-            return False
+            return 0.0
         when, failures = float(fields[0]), int(fields[1])
-        return self.clock() - when < self.rules.recent_login and failures < self.rules.pair_failures
+        is_recent = self.clock() - when < self.rules.recent_login
+        return when if is_recent and failures < self.rules.pair_failures else 0.0
 
     def pair_failed(self, pair: int) -> None:
         """Record new wrong credentials of a user in a network."""
