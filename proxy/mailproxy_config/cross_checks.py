@@ -276,7 +276,7 @@ SPEC_RULES: Final = (
     ),
     _rule(
         f"self.servers.all(s, !{_BLOCKS} || {_TRUSTS} || !s.listen.exists(l, {_IS_PROXIED}))",
-        "authBlock with proxyProtocol needs setRealIpFrom: else all clients have the balancer's address",
+        "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address",
         "FieldValueRequired",
     ),
     _rule(

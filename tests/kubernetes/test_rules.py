@@ -44,7 +44,7 @@ NEEDS_CA: Final = (
 )
 NEEDS_ISSUERS: Final = "authMode Jwt needs oauthIssuers, in spec.mail or in the server"
 SHARED_BY_BALANCER: Final = (
-    "authBlock with proxyProtocol needs setRealIpFrom: else all clients have the balancer's address"
+    "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address"
 )
 SHARED_BY_NODES: Final = (
     "authBlock with service.externalTrafficPolicy Cluster would block all clients of a node: use Local, or "

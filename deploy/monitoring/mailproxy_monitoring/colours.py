@@ -214,7 +214,7 @@ PROXY_HEADERS: Final[Colours] = MappingProxyType(
     }
 )
 LIMITS: Final[Colours] = MappingProxyType(
-    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow"}
+    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow", "blocked": "purple"}
 )
 QUANTILES: Final[Colours] = MappingProxyType({"median": "green", "90 %": "yellow", "99 %": "orange"})
 RELOADS: Final[Colours] = MappingProxyType(

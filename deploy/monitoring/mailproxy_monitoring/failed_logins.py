@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy_monitoring.colours import FAILED_CREDENTIALS, PENALTY_ACTIONS
-from mailproxy_monitoring.grafana import LOGINS_PER_SECOND, Panel, Row
+from mailproxy_monitoring.grafana import EVENTS_PER_SECOND, LOGINS_PER_SECOND, Panel, Row
 from mailproxy_monitoring.queries import JOB, rate
 
 FAILED_LOGINS: Final = Row(
@@ -44,15 +44,12 @@ FAILED_LOGINS: Final = Row(
         ),
         Panel(
             title="Blocked addresses and connections",
+            unit=EVENTS_PER_SECOND,
             width=6,
             queries=(
+                (rate("mailproxy_auth_addresses_blocked_total", where=JOB), "blocks"),
                 (
-                    f"sum(increase(mailproxy_auth_addresses_blocked_total{{{JOB}}}[$__rate_interval]))",
-                    "blocks",
-                ),
-                (
-                    "sum(increase(mailproxy_limit_rejections_total"
-                    f'{{{JOB}, limit="blocked"}}[$__rate_interval]))',
+                    rate("mailproxy_limit_rejections_total", where=f'{JOB}, limit="blocked"'),
                     "closed connections",
                 ),
             ),
