@@ -26,6 +26,7 @@ from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.shared_listener import check_choices, listen_target
+from mailproxy.session.upstream_capabilities import follow_upstreams, stop_probes
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
@@ -135,6 +136,7 @@ class App:
         self.context.metrics.keep_servers(server.name for server in config.servers)
         self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
+        stop_probes(self._servers.values())
         self._servers = {server.config.name: server for server in servers}
         self._retire(servers)
 
@@ -181,7 +183,7 @@ class App:
             if isinstance(tls.params.chooser, CertificateChooser):
                 tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
         metrics, template = self.context.metrics, _template(config)
-        return VirtualServer(
+        built = VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
             auth=self.authenticators.authenticator(config, template),
@@ -201,6 +203,8 @@ class App:
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if config.auth_http_server_names else None,
         )
+        follow_upstreams(self.context, built, previous)
+        return built
 
     def _fingerprints(self, config: ServerConfig) -> PasswordFingerprints | None:
         return PasswordFingerprints(self.context.memory) if config.log_password_fingerprint else None
@@ -353,7 +357,8 @@ class App:
                 self.context.handle_error(session, error)
 
     async def close(self) -> None:
-        """Close resolvers and pipes; after ``stop`` or ``drain``."""
+        """Close resolvers, pipes and probes; after ``stop`` or ``drain``."""
+        stop_probes(self._servers.values())
         self.context.pipes.close()
         await self._close_retired()
         await self.authenticators.close()
