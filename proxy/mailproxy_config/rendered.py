@@ -362,7 +362,7 @@ def _check_time(seconds: float, path: str, problems: Problems) -> None:
         problems.add(path, f"{seconds:g} is out of range 0 to {MAX_SECONDS}")
 
 
-def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+def _with_references(value: Any) -> Any:  # noqa: ANN401, PLR0911 -- the value of any directive
     """The value with references instead of paths."""
     match value:
         case AuthHttpHeader(value=None, value_file=str()):

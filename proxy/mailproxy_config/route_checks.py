@@ -55,29 +55,34 @@ def routing_problems(
         A directive or the path of one below a group, and a reason.
     """
     routes: Sequence[_Route] = value("route") or ()
-    for index, route in enumerate(routes):
-        if route.table is not None and not groups:
-            yield (
-                f"route[{index}].table",
-                f"has nowhere to lead to: add the groups that it names to spec.{FIELD}",
-            )
-        if route.table is None and route.upstream not in groups:
-            known = ", ".join(groups) or "there are none"
-            yield f"route[{index}].upstream", f"{route.upstream!r} is not in spec.{FIELD} ({known})"
+    yield from _target_problems(routes, groups)
     if value("auth_mode") is not AuthMode.UPSTREAM:
         return
     if not routes:
         yield "route", "is required for authMode Upstream: set it here or in spec.mail"
     listed = value(f"{protocol}_auth") or ()
     for method in (each for each in _NOT_REPLAYED if each in listed):
-        yield f"{protocol}_auth", f"{method} is not possible with authMode Upstream: {_NOT_REPLAYED[method]}"
+        reason = f"{method} is not possible with authMode Upstream: {_NOT_REPLAYED[method]}"
+        yield f"{protocol}_auth", reason
     yield from _login_problems(value)
-    names = (
-        {route.upstream for route in routes} if all(route.table is None for route in routes) else set(groups)
-    )
-    for name in (name for name in groups if name in names):
+    has_tables = any(route.table is not None for route in routes)
+    names = groups.keys() if has_tables else {route.upstream for route in routes} & groups.keys()
+    for name in sorted(names):
         for directive, reason in _login_problems(groups[name].get):
             yield f"{FIELD}[{name}].{directive}", reason
+
+
+def _target_problems(
+    routes: Sequence[_Route], groups: Mapping[str, Mapping[str, object]]
+) -> Iterator[tuple[str, str]]:
+    """Yield routes that lead to no group."""
+    for index, route in enumerate(routes):
+        if route.table is None and route.upstream not in groups:
+            known = ", ".join(groups) or "there are none"
+            yield f"route[{index}].upstream", f"{route.upstream!r} is not in spec.{FIELD} ({known})"
+        elif route.table is not None and not groups:
+            reason = f"has nowhere to lead to: add the groups that it names to spec.{FIELD}"
+            yield f"route[{index}].table", reason
 
 
 def _login_problems(value: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
