@@ -85,5 +85,5 @@ def test_name_of_earlier_route_is_reported() -> None:
     users, domains = (f"routes[0].{field}[0], which decides" for field in ("users", "domains"))
     assert found == [
         f"spec.mail.routes[1].users[0]: a@example.ORG is already in spec.mail.{users}",
-        f"spec.mail.routes[1].domains[0]: Example.net is already in spec.mail.{domains}".replace("E", "e"),
+        f"spec.mail.routes[1].domains[0]: example.net is already in spec.mail.{domains}",
     ]
