@@ -12,11 +12,11 @@ from typing import Final
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.protocols.types import AuthAllowed, AuthDenied, Credentials, Decision
-from mailproxy.routing.group_choice import GroupChoice, default_port
+from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.routing.login_name import normalised
 from mailproxy.routing.router import RouteMatch, Router, Table
 from mailproxy_config.model import ServerConfig
-from mailproxy_config.upstream_groups import UpstreamGroup
+from mailproxy_config.upstream_groups import UpstreamGroup, default_port
 
 REFUSAL: Final = b"Authentication failed."
 REFUSAL_WAIT: Final = 1
