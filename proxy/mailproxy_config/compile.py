@@ -21,6 +21,7 @@ from mailproxy_config.model import (
     ServerConfig,
     StartTls,
 )
+from mailproxy_config.policy_directives import PolicyServerRef
 from mailproxy_config.secret_refs import (
     CertificateRef,
     HeaderRef,
@@ -179,7 +180,7 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
             )
         case HeaderRef():
             return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
-        case MasterUserRef() | AuthTokenRef() | SelectorRef():
+        case MasterUserRef() | AuthTokenRef() | PolicyServerRef() | SelectorRef():
             return value.with_paths(mounts)
         case tuple():
             return tuple(_with_paths(item, mounts) for item in value)
@@ -196,7 +197,7 @@ def _key_refs(value: object) -> Iterator[KeyRef]:
             yield from _key_refs(value.key)
         case HeaderRef():
             yield value.source
-        case MasterUserRef() | AuthTokenRef():
+        case MasterUserRef() | AuthTokenRef() | PolicyServerRef():
             yield from value.references
         case tuple():
             for item in value:

@@ -20,6 +20,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.errors import Problems
 from mailproxy_config.nginx.syntax import ConfigFiles, Statement
+from mailproxy_config.policy_directives import POLICY_SERVER
 from mailproxy_config.secret_refs import FILE, FILES, SELECTOR
 from mailproxy_config.tls_directives import CERTIFICATE, CERTIFICATES, CONF_COMMANDS
 from mailproxy_config.upstream_login_directives import AUTH_TOKEN, MASTER_USER, map_files
@@ -193,7 +194,7 @@ def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secr
 
 def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
     """The value with absolute paths."""
-    if any(row.type is each for each in (FILE, MASTER_USER, AUTH_TOKEN, SELECTOR)):
+    if any(row.type is each for each in (FILE, MASTER_USER, AUTH_TOKEN, POLICY_SERVER, SELECTOR)):
         return map_files(value, files.path)
     if row.type is FILES:
         return [{"file": files.path(item["file"])} for item in value]
