@@ -20,6 +20,8 @@ from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxy
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
 from mailproxy_config.penalty_directives import PENALTY_DIRECTIVES
+from mailproxy_config.policy_directives import POLICY_DIRECTIVES
+from mailproxy_config.route_directives import ROUTE_DIRECTIVES
 from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
 from mailproxy_config.tls_directives import SERVER_NAMES_DIRECTIVE, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
@@ -408,8 +410,10 @@ LEVEL_DIRECTIVES: Final = (
     *FAILOVER_DIRECTIVES,
     *TEMPFAIL_DIRECTIVES,
     *UPSTREAM_LOGIN_DIRECTIVES,
+    *POLICY_DIRECTIVES,
     *OAUTH_DIRECTIVES,
     *PENALTY_DIRECTIVES,
+    *ROUTE_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,
 )

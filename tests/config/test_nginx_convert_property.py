@@ -144,6 +144,12 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_imap_guard": _FLAG,
     "oauth_strict": _FLAG,
     "auth_mode": st.sampled_from(["http", "HTTP"]),
+    "route": st.sampled_from(
+        [
+            "upstream=old domain=Example.org domain=*.example.net",
+            "user=ceo@example.com upstream=dovecot; route table=moves; route domain=* upstream=old",
+        ]
+    ),
     "oauth_issuer": st.sampled_from(
         [
             "https://a.example jwks_uri=https://a.example/keys audience=mail",
@@ -191,6 +197,14 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
         ]
     ),
+    "auth_policy_server": st.sampled_from(
+        [
+            "http://127.0.0.1:8084/ nonce_file=n.txt",
+            "https://policy.example/ nonce_file=/n header_name=X-API-Key header_file=k.txt hash_mech=SHA512 "
+            "hash_truncate=0 timeout=1s500ms check_before=off check_after=off report=off reject_on_fail=on",
+        ]
+    ),
+    "log_password_fingerprint": _FLAG,
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,
@@ -228,7 +242,7 @@ _PAIR: Final = (
 )
 
 
-_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer"}
+_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer", "route"}
 """Lists whose items must differ; their strategies have few values."""
 
 
@@ -265,6 +279,20 @@ def _servers(draw: st.DrawFn) -> list[str]:
     return servers
 
 
+_UPSTREAMS = """
+upstream dovecot {
+    server Dovecot-0.dovecot:143 weight=3;
+    server [2001:db8::1] backup;
+    hash $remote_user consistent;
+    proxy_ssl starttls;
+    proxy_ssl_certificate c.pem;
+    proxy_ssl_certificate_key k.pem;
+    proxy_next_upstream connect;
+}
+upstream old { server 192.0.2.1; }
+"""
+
+
 @st.composite
 def _files(draw: st.DrawFn) -> dict[str, str]:
     """An ``nginx.conf`` and what it includes."""
@@ -281,7 +309,18 @@ def _files(draw: st.DrawFn) -> dict[str, str]:
     outer = "include serv*.conf;" if draw(st.booleans()) else files["servers.conf"]
     comment = draw(st.sampled_from(["", "# } a comment; {\n"]))
     text = "\n".join(
-        [*around, "mail {", "auth_http first;", _PAIR, comment, inner, outer, "}", "http { x { } }"]
+        [
+            *around,
+            "mail {",
+            "auth_http first;",
+            _UPSTREAMS,
+            _PAIR,
+            comment,
+            inner,
+            outer,
+            "}",
+            "http { x { } }",
+        ]
     )
     end = draw(st.sampled_from(["\n", "\r\n"]))
     return {name: part.replace("\n", end) for name, part in {**files, "nginx.conf": text}.items()}

@@ -39,7 +39,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
-        *("oauth_strict", "auth_mode", "oauth_issuer"),
+        *("oauth_strict", "auth_mode", "oauth_issuer", "route"),
         *("auth_penalty", "auth_failure_delay", "auth_penalty_exempt", "auth_penalty_max", "auth_block"),
         *("oauth_strict", "imap_id_command", "smtp_auth_command", "max_commands"),
         *("real_ip_command", "limit_rate", "limit_rate_after"),
@@ -52,6 +52,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
         *("proxy_tempfail", "proxy_smtp_helo"),
         *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
+        *("auth_policy_server", "log_password_fingerprint"),
     }
 )
 """Directives that nginx does not have."""
@@ -129,6 +130,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_imap_guard": False,
     "oauth_strict": False,
     "auth_mode": AuthMode.HTTP,
+    "route": (),
     "oauth_issuer": (),
     "auth_penalty": False,
     "auth_failure_delay": None,
@@ -162,6 +164,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_auth_require_tls": None,
     "proxy_master_user": None,
     "proxy_auth_token": None,
+    "auth_policy_server": None,
+    "log_password_fingerprint": False,
 }
 
 

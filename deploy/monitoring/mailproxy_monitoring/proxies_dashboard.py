@@ -9,6 +9,7 @@ from mailproxy_monitoring.connections import CONNECTIONS, LOGINS
 from mailproxy_monitoring.failed_logins import FAILED_LOGINS
 from mailproxy_monitoring.grafana import Dashboard, DashboardLink, Variable
 from mailproxy_monitoring.overview import OVERVIEW
+from mailproxy_monitoring.policy import POLICY
 from mailproxy_monitoring.processes import PROCESS, PROTOCOL
 from mailproxy_monitoring.queries import JOB
 from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, TLS, TOKENS, UPSTREAMS
@@ -36,6 +37,7 @@ PROXIES: Final = Dashboard(
         LOGINS,
         FAILED_LOGINS,
         AUTHENTICATION,
+        POLICY,
         UPSTREAMS,
         TOKENS,
         TLS,

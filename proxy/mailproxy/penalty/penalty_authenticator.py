@@ -27,7 +27,7 @@ from mailproxy.penalty.addresses import block_network, packed, penalty_network, 
 from mailproxy.penalty.block_check import Exemptions
 from mailproxy.penalty.login_attempt import LoginAttempt
 from mailproxy.penalty.pod_state import PodState
-from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy_config.model import LogLevel, Protocol, ServerConfig
 
@@ -287,7 +287,7 @@ class PenaltyAuthenticator:
         delay = 0.0
         if isinstance(result, AuthAllowed):
             result.attempt = attempt
-        elif isinstance(result, AuthDenied) and is_refused(result):
+        elif isinstance(result, AuthDenied) and is_refused(attempt.pending.auth_request, result):
             self.record_failure(attempt)
             delay = self.failure_delay - result.wait
         else:
@@ -402,6 +402,10 @@ class PenaltyAuthenticator:
         return self._state.key_of(b"block", block_network(attempt.client))
 
 
-def is_refused(denied: AuthDenied) -> bool:
-    """Whether a denial refuses the credentials; one with a 4xx code is an outage."""
-    return not (denied.code or b"").startswith(b"4")
+def is_refused(request: AuthRequest, denied: AuthDenied) -> bool:
+    """Whether a denial refuses the credentials.
+
+    One with a 4xx code is an outage, and a policy server does not check them.
+    """
+    is_of_policy = request.policy is not None and request.policy.is_refused
+    return not is_of_policy and not (denied.code or b"").startswith(b"4")

@@ -219,6 +219,19 @@ class Envelope:
 
 
 @dataclass(slots=True)
+class PolicyFacts:
+    """What a policy server gets about one login (``auth_policy_server``), and what it decided."""
+
+    user: bytes
+    """As the client sent it."""
+    password_hash: str
+    is_refused: bool = False
+    """Whether the policy server has refused the login."""
+    message: str = ""
+    """What it wrote about the refusal."""
+
+
+@dataclass(slots=True)
 class AuthRequest:
     """One request to the authentication service."""
 
@@ -229,6 +242,8 @@ class AuthRequest:
     envelope: Envelope | None = None
     token_issuer: str = ""
     """The issuer of the access token, once the proxy has validated it (``auth_mode jwt``)."""
+    policy: PolicyFacts | None = None
+    """Set where a policy server is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +311,8 @@ class AuthAllowed:
     password: Secret | None = None
     servers: tuple[UpstreamServer, ...] = ()
     overrides: Overrides = ()
+    upstream_group: str = ""
+    """The group of upstreams that ``servers`` are of; its directives apply to the login."""
     smtp_auth: bool = True
     """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
     attempt: UpstreamVerdict | None = field(default=None, repr=False, compare=False)
