@@ -161,7 +161,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "authFailureDelay": ("1500ms", 3),
     "authPenaltyExempt": (["192.0.2.0/24", "2001:db8::1"],),
     "authPenaltyMax": (50,),
-    "authBlock": ({"failures": 5, "window": "1m", "for": "30s", "max": "1h"}, {"failures": 0}, {}),
+    # Other blocks depend on the listeners.
+    "authBlock": ({"failures": 0, "window": "1m", "for": "30s", "max": "1h"}, {"failures": 0}),
     "imapId": ("Answer", "Ignore"),
     "imapCapabilitiesFrom": ("Upstream", "Static"),
     "imapCapabilityAfterLogin": (True, False),
