@@ -126,6 +126,7 @@ class AuthMode(StrEnum):
 
     HTTP = "Http"
     JWT = "Jwt"
+    UPSTREAM = "Upstream"
 
 
 class LogLevel(StrEnum):

@@ -103,8 +103,8 @@ class FrontendConfig:
     Attributes:
         deadline: Sets the deadline of the directive ``timeout``.
         is_greeting_static: False also with ``ssl_verify_client``, as the greeting may be a certificate
-            error, and with ``proxy_tempfail rfc5530`` or ``passes_token_errors``, as ``run`` may be called
-            again after it.
+            error, and with ``proxy_tempfail rfc5530``, ``auth_mode upstream`` or ``passes_token_errors``, as
+            ``run`` may be called again after it.
         requires_tls: Whether logins need TLS (``starttls only``).
         receive: Receives as much as an empty ``LineReader`` holds.
     """
@@ -121,6 +121,7 @@ class FrontendConfig:
             is_greeting_static
             and server.ssl_verify_client is VerifyClient.DISABLED
             and server.proxy_tempfail is Tempfail.NGINX
+            and server.auth_mode is not AuthMode.UPSTREAM
             and not passes_token_errors(server)
         )
         self.deadline = SetDeadline(server.timeout)
