@@ -47,7 +47,8 @@ def check_consistency(
         if "protocol" not in server.own.given and server.listen and derive_protocol(server.listen) is None:
             reason = "is required unless all ports are well-known ports of the same protocol"
             problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
-        if not _given("auth_http", server, mail):
+        is_routed = _value("auth_mode", server, mail) is AuthMode.UPSTREAM
+        if not is_routed and not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
         _check_token_issuers(server, mail, problems)
         _check_tls(server, mail, problems)
@@ -227,8 +228,8 @@ def _rule(expression: str, message: str, reason: str = "FieldValueInvalid") -> R
 
 SPEC_RULES: Final = (
     _rule(
-        f"self.servers.all(s, {_either('authHttp')})",
-        "no authHttp: set it in spec.mail or in every server",
+        f"self.servers.all(s, {_either('authHttp')} || {_effective('authMode', 'Http')} == 'Upstream')",
+        "no authHttp: set it in spec.mail or in every server (or authMode Upstream)",
         "FieldValueRequired",
     ),
     _rule(

@@ -52,7 +52,8 @@ def _operator(platform: Platform) -> Manifest:
 
 
 def _egress(plan: Plan) -> list[Manifest]:
-    services = {server.auth_http.port for server in plan.config.servers if server.auth_http.unix_path is None}
+    found = (server.auth_http for server in plan.config.servers)
+    services = {each.port for each in found if each is not None and each.unix_path is None}
     name_servers = sorted(_name_server_ports(plan))
     rules: list[Manifest] = [
         {"ports": [{"port": port, "protocol": kind} for port in name_servers for kind in ("UDP", "TCP")]}

@@ -188,5 +188,10 @@ def referenced_files(config: ProxyConfig) -> frozenset[Path]:
     """Return the files that a configuration refers to: certificates, keys, header values."""
     tls = (path for server in config.servers for path in tls_files(server))
     headers = (header.value_file for server in config.servers for header in server.auth_http_header)
-    logins = (path for server in config.servers for _, path in server.upstream_login_files)
+    logins = (
+        path
+        for server in config.servers
+        for each in server.with_groups
+        for _, path in each.upstream_login_files
+    )
     return frozenset(Path(path) for path in (*tls, *headers, *logins) if path is not None)
