@@ -14,7 +14,7 @@ from mailproxy.session.refusal_times import JITTER, MAX_SECONDS, MIN_SECONDS, WI
 
 TRIES: Final = 200
 DISTANCE: Final = 0.163
-"""The largest distance of two samples of 200 from one distribution in 99 of 100 cases (Kolmogorov-Smirnov)."""
+"""The largest distance of two samples of 200 from one distribution in 99 of 100 cases (Kolmogorov)."""
 
 
 def fixed(value: float) -> Callable[[], float]:

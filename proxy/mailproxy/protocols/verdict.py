@@ -14,7 +14,7 @@ has, does not announce the end of the connection, and has no code of a temporary
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mailproxy.enums import CloseReason, LoginDenied, LogNote, Method, ProtocolErrorKind
@@ -97,6 +97,7 @@ class VerdictFrontend(TempfailFrontend[ConfigT]):
         """Refuse a login without an upstream as an upstream's refusal is passed on."""
         if not isinstance(decision, LoginUnknown) or request.envelope is not None:
             return (yield from super()._deny_or_retry(request, decision))
+        request.credentials = replace(request.credentials, password=None)  # not while the reply waits
         yield from note(LoginDenied(decision.text))
         yield WaitToRefuse(is_upstream=False)
         ended = yield from self._reply_refused(b"")

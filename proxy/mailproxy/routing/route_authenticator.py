@@ -11,15 +11,15 @@ from typing import Final
 
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
-from mailproxy.protocols.types import AuthAllowed, AuthDenied, Credentials, Decision
+from mailproxy.protocols.types import AuthAllowed, Credentials, Decision, LoginUnknown
 from mailproxy.routing.group_choice import GroupChoice, default_port
 from mailproxy.routing.login_name import normalised
 from mailproxy.routing.router import RouteMatch, Router, Table
 from mailproxy_config.model import ServerConfig
 
-REFUSAL: Final = b"Authentication failed."
-REFUSAL_WAIT: Final = 1
-"""Seconds before the reply to a login without a route; after it, the client may log in again."""
+NO_ROUTE: Final = b"no route for this login name"
+NO_PASSWORD: Final = b"empty password"
+"""For the log; clients get the reply to a wrong password."""
 
 
 class LoginRouter:
@@ -83,7 +83,10 @@ class RouteAuthenticator:
         credentials = pending.auth_request.credentials
         match = self._router.find(credentials.user)
         if match is None:
-            self.miss(pending)
+            self.miss(pending, NO_ROUTE)
+        elif credentials.password is not None and not credentials.password.reveal():
+            # a success to many directories: RFC 4513 section 5.1.2
+            self.miss(pending, NO_PASSWORD)
         else:
             self._deliver_later(pending, self._router.allow(match, credentials))
 
@@ -91,9 +94,9 @@ class RouteAuthenticator:
         """Drop a request whose client has left."""
         pending.callback = None
 
-    def miss(self, pending: PendingRequest) -> None:
-        """Refuse a login without a route, as a wrong password is refused."""
-        self._deliver_later(pending, AuthDenied(REFUSAL, REFUSAL_WAIT))
+    def miss(self, pending: PendingRequest, reason: bytes) -> None:
+        """Refuse a login without an upstream, as a wrong password is refused."""
+        self._deliver_later(pending, LoginUnknown(reason))
 
     def _deliver_later(self, pending: PendingRequest, result: Decision) -> None:
         self._context.loop.call_soon(self._deliver, pending, result)
