@@ -11,6 +11,7 @@ from typing import Final
 
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
+from mailproxy.protocols.sasl_tokens import TOKEN_METHODS
 from mailproxy.protocols.types import AuthAllowed, Credentials, Decision, LoginUnknown
 from mailproxy.routing.group_choice import GroupChoice, default_port
 from mailproxy.routing.login_name import normalised
@@ -19,7 +20,11 @@ from mailproxy_config.model import ServerConfig
 
 NO_ROUTE: Final = b"no route for this login name"
 NO_PASSWORD: Final = b"empty password"
+LONG_PASSWORD: Final = b"password too long"
 """For the log; clients get the reply to a wrong password."""
+MAX_PASSWORD: Final = 512
+"""Bytes of a password that an upstream gets.  Mail servers close the connection after longer ones, at
+lengths of their own: that would be an outage, which a login without a route is not."""
 
 
 class LoginRouter:
@@ -84,9 +89,8 @@ class RouteAuthenticator:
         match = self._router.find(credentials.user)
         if match is None:
             self.miss(pending, NO_ROUTE)
-        elif credentials.password is not None and not credentials.password.reveal():
-            # a success to many directories: RFC 4513 section 5.1.2
-            self.miss(pending, NO_PASSWORD)
+        elif (fault := _password_fault(credentials)) is not None:
+            self.miss(pending, fault)
         else:
             self._deliver_later(pending, self._router.allow(match, credentials))
 
@@ -109,3 +113,13 @@ class RouteAuthenticator:
             callback(result)
         except Exception as error:  # an entry point
             self._context.handle_error(callback, error)
+
+
+def _password_fault(credentials: Credentials) -> bytes | None:
+    """Return why no upstream can accept a password, for the log."""
+    if credentials.password is None:
+        return None
+    password = credentials.password.reveal()
+    if not password:
+        return NO_PASSWORD  # a success to many directories: RFC 4513 section 5.1.2
+    return LONG_PASSWORD if len(password) > MAX_PASSWORD and credentials.method not in TOKEN_METHODS else None
