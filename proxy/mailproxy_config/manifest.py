@@ -32,6 +32,7 @@ from mailproxy_config.kubernetes import DeploymentSpec, read_deployment
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 from mailproxy_config.model import ProxyConfig
 from mailproxy_config.presets import PRESETS, with_presets
+from mailproxy_config.route_checks import check_routes
 from mailproxy_config.schema import (
     Array,
     Object,
@@ -247,6 +248,7 @@ def _examined(
         valid.get(upstream_blocks.FIELD, ()), path.field(upstream_blocks.FIELD)
     )
     check_consistency(valid, mail, servers, problems)
+    check_routes(mail, servers, upstreams, problems)
     kubernetes_ports.check(spec, problems)
     return MailProxyManifest(
         metadata=metadata,

@@ -240,8 +240,8 @@ OAUTH_DIRECTIVES: Final = (
         default="Http",
         is_ours=True,
         meaning=(
-            "Http: the authentication service gets all logins. Jwt: it gets valid tokens of oauthIssuers "
-            "only. Upstream: the mail server of the route decides."
+            "Http: the authentication service gets all logins; Jwt: of tokens only valid ones. Upstream: the "
+            "mail server of the route decides."
         ),
     ),
     Directive(

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import StrEnum
+from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.manifest import MAX_SERVERS, SERVER_NAME
 from mailproxy_config.model import (
     AuthHttpHeader,
+    AuthMode,
     CertificateFiles,
     ListenConfig,
     Protocol,
@@ -35,6 +37,7 @@ from mailproxy_config.model import (
     ServerConfig,
     VerifyClient,
 )
+from mailproxy_config.route_checks import routing_problems
 from mailproxy_config.route_directives import route_ref
 from mailproxy_config.schema import is_encodable, join_path, type_of
 from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
@@ -281,6 +284,11 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
         if row.field not in IGNORED:
             _check_value(row, getattr(server, row.name), f"{path}.{row.name}", problems)
     _check_groups(server.upstream_groups, f"{path}.upstream_groups", problems)
+    groups = {group.name: dict(group.settings.directives) for group in server.upstream_groups}
+    for where, reason in routing_problems(partial(getattr, server), server.protocol, groups):
+        problems.add(f"{path}.{where}", reason)
+    if server.auth_http is None and server.auth_mode is not AuthMode.UPSTREAM:
+        problems.add(f"{path}.auth_http", "is required")
     _check_require_tls(server, f"{path}.smtp_capabilities", problems)
     if not server.tls_is_used:
         return
@@ -354,7 +362,7 @@ def _check_time(seconds: float, path: str, problems: Problems) -> None:
         problems.add(path, f"{seconds:g} is out of range 0 to {MAX_SECONDS}")
 
 
-def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+def _with_references(value: Any) -> Any:  # noqa: ANN401, PLR0911 -- the value of any directive
     """The value with references instead of paths."""
     match value:
         case AuthHttpHeader(value=None, value_file=str()):

@@ -96,7 +96,22 @@ def _read_routes(values: Sequence[Any], path: ErrorPath) -> tuple[RouteRef, ...]
             f'is never reached: {path.text}[{last}] has "*", which matches every login; move it to the end'
         )
         path.problems.add(path.item(last + 1).text, reason)
+    if len(routes) == len(values):
+        _check_repeated(routes, path)
     return routes
+
+
+def _check_repeated(routes: Sequence[RouteRef], path: ErrorPath) -> None:
+    """Report users and domains that an earlier route has."""
+    seen: dict[str, str] = {}
+    for index, route in enumerate(routes):
+        for field, names in (("users", route.users), ("domains", route.domains)):
+            for position, name in enumerate(names):
+                here = path.item(index).field(field).item(position).text
+                local, at, domain = name.partition("@")
+                first = seen.setdefault(f"{field} {local}{at}{domain.lower()}", here)
+                if first != here:
+                    path.problems.add(here, f"{name} is already in {first}, which decides")
 
 
 def _format_route(value: RouteRef) -> Raw:
