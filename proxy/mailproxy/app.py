@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from mailproxy.auth_http.request import EmptyTemplate, RequestTemplate
@@ -23,6 +24,7 @@ from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
+from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.refusal_times import RefusalTimes
@@ -60,6 +62,8 @@ _DRAIN_POLL_SECONDS: Final = 0.05
 ResolverKey = tuple[ResolverConfig, float]
 NamesKey = tuple[ResolverConfig | None, float, tuple[str, ...]]
 TokenKey = tuple[ProxyAuthToken, Secret | None, Secret | None]
+
+_NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
 
 
 class App:
@@ -108,6 +112,7 @@ class App:
         *,
         names: Mapping[str, tuple[str, ...]],
         ticket_keys: Mapping[int, tuple[bytes, ...]],
+        tables: Mapping[str, Table] = _NO_TABLES,
     ) -> None:
         """Run a configuration: at the start, and after every reload.
 
@@ -119,12 +124,14 @@ class App:
                 plan; the application closes them.
             names: Addresses of the host names in the configuration.
             ticket_keys: See ``set_ticket_keys``; the same for all workers.
+            tables: The tables of routes, by the paths of their files.
 
         Raises:
             ConfigError: A file does not load.  The previous configuration goes on running.
         """
         try:
             self.set_ticket_keys(ticket_keys)
+            self.authenticators.tables = tables
             servers = self._build(config, names)
         except ConfigError:
             for sock in chain.from_iterable(sockets.values()):
@@ -186,7 +193,7 @@ class App:
         server = VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
-            auth=self.authenticators.authenticator(config, template, {}),
+            auth=self.authenticators.authenticator(config, template),
             template=template,
             resolver=self._resolver(config),
             tls=tls,

@@ -36,27 +36,21 @@ class Authenticators:
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
         jwks_caches: The keys of token issuers, by their URL.
+        tables: The tables of routes of the newest configuration, by the paths of their files.
     """
 
-    __slots__ = ("_context", "auth_clients", "jwks_caches")
+    __slots__ = ("_context", "auth_clients", "jwks_caches", "tables")
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
+        self.tables: Mapping[str, Table] = {}
 
-    def authenticator(
-        self, config: ServerConfig, template: RequestTemplate, tables: Mapping[str, Table]
-    ) -> Authenticator:
-        """Return what decides about the logins of a server (``auth_mode``).
-
-        Args:
-            config: The server.
-            template: Renders requests to its authentication service.
-            tables: The tables of its routes, by the paths of their files.
-        """
+    def authenticator(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
+        """Return what decides about the logins of a server (``auth_mode``)."""
         if config.auth_mode is AuthMode.UPSTREAM:
-            return RouteAuthenticator(self._context, LoginRouter(config, tables))
+            return RouteAuthenticator(self._context, LoginRouter(config, self.tables))
         service = self._auth_service(config)
         if config.auth_mode is AuthMode.HTTP:
             return service

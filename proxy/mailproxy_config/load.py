@@ -150,7 +150,8 @@ def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Prob
             for each in server.with_groups
             for pair in (*each.upstream_tls_files, *each.upstream_login_files)
         )
-        for name, path in (*headers, *server.tls_files, *upstream_files):
+        tables = [("route", route.table) for route in server.route if route.table is not None]
+        for name, path in (*headers, *server.tls_files, *upstream_files, *tables):
             reason = _unreadable(path)
             if reason:
                 hint = _secret_hint(path, name, kind)

@@ -23,7 +23,7 @@ MAX_GROUPS: Final = 64
 MAX_SERVERS: Final = 32
 """Servers of one group."""
 MAX_WEIGHT: Final = 1000
-SETTINGS: Final[Mapping[str, Directive]] = {
+SETTINGS: Final[dict[str, Directive]] = {
     each.name: by_name(LEVEL_DIRECTIVES)[each.name] for each in fields(UpstreamSettings)
 }
 """Directives that a group may have, by nginx's names."""
