@@ -60,9 +60,9 @@ class VerdictFrontend(TempfailFrontend[ConfigT]):
 
     def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what the login at the upstream needs, and what follows a refusal."""
-        login = super().upstream_login(request, grant)
-        if login.envelope is not None:
-            return login  # it has no credentials that the upstream could refuse
+        if request.envelope is not None:
+            return super().upstream_login(request, grant)  # no credentials that the upstream could refuse
+        login = super(TempfailFrontend, self).upstream_login(request, grant)  # type: ignore[safe-super]
         verdict = VerdictLogin(*login_values(login))
         verdict.frontend = verdict.verdict_frontend = self
         return verdict

@@ -56,10 +56,27 @@ _Step = tuple[bytes, bytes]
 """A command, and the expected start of the response to it."""
 
 
+def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+    """Return LOGIN as one command, or in steps if the upstream has to request each literal."""
+    grant, tag = login.grant, login.tag
+    user = grant.user
+    password = b"" if grant.password is None else grant.password.reveal()
+    done = tag + b" OK"
+    if _HAS_LITERAL_PLUS.match(greeting):
+        command = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
+        return ((command, done),)
+    return (
+        (b"%b LOGIN {%d}\r\n" % (tag, len(user)), _CONTINUE),
+        (b"%b {%d}\r\n" % (user, len(password)), _CONTINUE),
+        (password + b"\r\n", done),
+    )
+
+
 class ImapUpstream(UpstreamLoginBase):
     """The login at one server's IMAP upstreams."""
 
     __slots__ = ()
+    login_steps = staticmethod(login_steps)
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the tagged response and everything that came after the password."""
@@ -76,7 +93,7 @@ class ImapUpstream(UpstreamLoginBase):
                 stage = self.prologue_stage
                 received = yield from self._prologue(received, client, login)
             stage, login.is_committed = _LOGIN, True
-            for command, expected in login_steps(received, login):
+            for command, expected in self.login_steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
                 yield Send(command)
                 # an incomplete line from before the command is no response to it
@@ -198,16 +215,17 @@ class VerdictImapUpstream(ImapUpstream):
 
     __slots__ = ()
 
-    def __init__(self, server: ServerConfig) -> None:
-        super().__init__(server)
-        self.has_prologue = True
+    @staticmethod
+    def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+        """Return the commands, unless the upstream does not accept them.
 
-    def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:
-        greeting = yield from super()._prologue(greeting, client, login)
+        Raises:
+            UpstreamConfigError: It lists LOGINDISABLED.
+        """
         if _LOGINDISABLED.match(greeting):
             reason = "upstream lists LOGINDISABLED: set proxySsl, or proxyAuth"
             raise UpstreamConfigError(reason, stage=_LOGIN, reply=greeting)
-        return greeting
+        return login_steps(greeting, login)
 
 
 class GuardedVerdictImapUpstream(GuardedImapUpstream, VerdictImapUpstream):
@@ -241,19 +259,3 @@ def _check_offers(received: bytes) -> None:
             "upstream offers UNAUTHENTICATE, with which a client can try other passwords: turn it off there"
         )
         raise UpstreamGuardError(reason, stage=_LOGIN, reply=received)
-
-
-def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
-    """Return LOGIN as one command, or in steps if the upstream has to request each literal."""
-    grant, tag = login.grant, login.tag
-    user = grant.user
-    password = b"" if grant.password is None else grant.password.reveal()
-    done = tag + b" OK"
-    if _HAS_LITERAL_PLUS.match(greeting):
-        command = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
-        return ((command, done),)
-    return (
-        (b"%b LOGIN {%d}\r\n" % (tag, len(user)), _CONTINUE),
-        (b"%b {%d}\r\n" % (user, len(password)), _CONTINUE),
-        (password + b"\r\n", done),
-    )
