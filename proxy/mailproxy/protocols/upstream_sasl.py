@@ -209,7 +209,9 @@ class UpstreamSasl:
             responses: tuple[bytes, ...] = (plain(grant.user, secret, self._master),)
         else:
             responses = (user, secret) if kind is ProxyAuth.LOGIN else ()
-        return Mechanism(kind, replace(grant, user=user, password=password), responses, is_own)
+        if is_own:
+            grant = replace(grant, user=user, password=password)
+        return Mechanism(kind, grant, responses, is_own)
 
 
 def choose(
@@ -296,6 +298,23 @@ def exchange(
     pending = list(mechanism.responses[1:] if is_initial else mechanism.responses)
     yield Send(command + b"\r\n")
     reply = yield from read(before)
+    return (yield from respond(mechanism, pending, reply, read))
+
+
+def respond(
+    mechanism: Mechanism, pending: list[bytes], reply: Reply, read: ReadReply
+) -> ProtocolGenerator[bytes]:
+    """Go on with a SASL exchange after the first reply; return what it sent last.
+
+    Args:
+        mechanism: The mechanism.
+        pending: The responses that were not sent yet; emptied.
+        reply: The reply to the command.
+        read: Reads a reply.
+
+    Raises:
+        UpstreamError: The upstream refused.
+    """
     while reply.verdict is Verdict.CHALLENGE and pending:
         message = pending.pop(0)
         yield Send((encode(message) if message else b"") + b"\r\n")

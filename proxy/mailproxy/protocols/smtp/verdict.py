@@ -7,34 +7,26 @@ which would make the upstream believe that the client has logged in.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import UpstreamRefused
-from mailproxy.protocols.sansio import ProtocolGenerator
+from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.smtp import replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontendConfig
 from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
 from mailproxy.protocols.smtp.upstream_auth import MAX_RESPONSE, SmtpAuthUpstream, mechanisms_in
 from mailproxy.protocols.types import Client, LoginSecrets, UpstreamLogin, UpstreamLoginResult
-from mailproxy.protocols.upstream_sasl import (
-    Fault,
-    Mechanism,
-    Reply,
-    Verdict,
-    choose,
-    encode,
-    exchange,
-    plain,
-)
+from mailproxy.protocols.upstream_sasl import Fault, Mechanism, Verdict, choose, respond
 from mailproxy.protocols.verdict import VerdictFrontend
 from mailproxy_config.model import ServerConfig, XclientMode
 from mailproxy_config.upstream_login import ProxyAuth
 
-_ANSWERS: Final = frozenset({Verdict.CHALLENGE, Verdict.GOODBYE})
-"""Replies to AUTH without an initial response that have a meaning."""
+MAX_MESSAGE: Final = (MAX_RESPONSE - 2) // 4 * 3
+"""Bytes of a message whose base64 fits into a response."""
+_PASSWORDS: Final = {ProxyAuth.NATIVE: (ProxyAuth.PLAIN, ProxyAuth.LOGIN)}
+"""The mechanisms instead of nginx's AUTH PLAIN."""
 
 
 class SmtpVerdictFrontend(VerdictFrontend[SmtpFrontendConfig], SmtpTempfailFrontend):
@@ -58,9 +50,13 @@ class SmtpVerdictUpstream(SmtpAuthUpstream):
     __slots__ = ()
 
     def __init__(self, server: ServerConfig, secrets: LoginSecrets) -> None:
-        if server.xclient and server.xclient_mode is XclientMode.ALWAYS:
-            server = replace(server, xclient_mode=XclientMode.AUTO)
-        super().__init__(server, secrets)
+        mechanisms = dict.fromkeys(
+            each for listed in server.proxy_auth for each in _PASSWORDS.get(listed, (listed,))
+        )
+        mode = server.xclient_mode
+        if mode is XclientMode.ALWAYS:
+            mode = XclientMode.AUTO
+        super().__init__(replace(server, proxy_auth=tuple(mechanisms), xclient_mode=mode), secrets)
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets ``235``.
@@ -68,35 +64,21 @@ class SmtpVerdictUpstream(SmtpAuthUpstream):
         Raises:
             Fault: The client has not sent credentials (``smtp_auth none``).
         """
-        if login.envelope is not None:
-            raise Fault("a client without credentials cannot be passed on with authMode Upstream")
-        return (yield from super().log_in(client, login))
+        return super().log_in(client, login) if login.envelope is None else _refuse()
 
     def _authenticate(self, hello: bytes, mechanisms: tuple[Mechanism, ...]) -> ProtocolGenerator[None]:
         """Choose a mechanism by the reply to the last EHLO, and use it."""
-        names = mechanisms_in(hello)
-        usable = [_with_password(each, names) for each in mechanisms]
-        mechanism = choose(usable, names, native=False, reply=hello)
-        if any(len(encode(response)) + 2 > MAX_RESPONSE for response in mechanism.responses):
+        mechanism = choose(mechanisms, mechanisms_in(hello), native=False, reply=hello)
+        if any(len(response) > MAX_MESSAGE for response in mechanism.responses):
             # a refusal: whether a login is possible must not depend on the length of the password
             raise UpstreamRefused(b"", stage=UpstreamStage.LOGIN, is_denial=True)
-        yield from exchange(mechanism, b"AUTH " + mechanism.name, self._read_answer, is_initial=False)
-
-    def _read_answer(self, before: bytes) -> ProtocolGenerator[Reply]:
-        """Read the reply to AUTH, before which nothing was received, or to a response."""
-        reply = yield from self._read(before)
-        if not before and reply.verdict not in _ANSWERS:
+        yield Send(b"AUTH " + mechanism.name + b"\r\n")
+        reply = yield from self._read(b"")
+        if reply.verdict is not Verdict.CHALLENGE and reply.verdict is not Verdict.GOODBYE:
             raise Fault("upstream did not continue AUTH: its reply is not 334", reply.received)
-        return reply
+        yield from respond(mechanism, list(mechanism.responses), reply, self._read)
 
 
-def _with_password(mechanism: Mechanism, names: Collection[bytes]) -> Mechanism:
-    """Return PLAIN or LOGIN, as the upstream lists them, instead of ``Native``."""
-    if mechanism.kind is not ProxyAuth.NATIVE:
-        return mechanism
-    grant = mechanism.grant
-    assert grant.password is not None  # noqa: S101 - else there is no mechanism
-    user, password = grant.user, grant.password.reveal()
-    if b"LOGIN" in names and b"PLAIN" not in names:
-        return Mechanism(ProxyAuth.LOGIN, grant, (user, password))
-    return Mechanism(ProxyAuth.PLAIN, grant, (plain(user, password),))
+def _refuse() -> ProtocolGenerator[UpstreamLoginResult]:
+    yield from ()
+    raise Fault("a client without credentials cannot be passed on with authMode Upstream")
