@@ -248,7 +248,8 @@ def _examined(
         valid.get(upstream_blocks.FIELD, ()), path.field(upstream_blocks.FIELD)
     )
     check_consistency(valid, mail, servers, problems)
-    check_routes(mail, servers, upstreams, problems)
+    if (upstream_blocks.FIELD in spec) == (upstream_blocks.FIELD in valid):
+        check_routes(mail, servers, upstreams, problems)
     kubernetes_ports.check(spec, problems)
     return MailProxyManifest(
         metadata=metadata,

@@ -46,12 +46,13 @@ class GroupChoice:
     Args:
         group: The group.
         port: The port of servers without one.
+        tries: The number of servers that one login may be sent to.
     """
 
-    __slots__ = ("_backups", "_current", "_is_hashed", "_name", "_primaries", "name")
+    __slots__ = ("_backups", "_current", "_is_hashed", "_name", "_primaries", "_tries")
 
-    def __init__(self, group: UpstreamGroup, port: int) -> None:
-        self.name = group.name
+    def __init__(self, group: UpstreamGroup, port: int, tries: int) -> None:
+        self._tries = tries
         self._name = group.name.encode()
         self._is_hashed = group.hash is GroupHash.USER
         self._primaries = _members(group.servers, port, backup=False)
@@ -59,18 +60,19 @@ class GroupChoice:
         self._current = dict.fromkeys(self._primaries, 0)
 
     def servers(self, key: bytes) -> tuple[UpstreamServer, ...]:
-        """Return all servers in the order in which a login tries them; backups are last.
+        """Return servers in the order in which a login tries them, at most ``tries``; backups are last.
 
         Args:
             key: The login name, its domain in lower case.
         """
         if self._is_hashed:
-            return self._by_score(self._primaries, key) + self._by_score(self._backups, key)
-        if len(self._primaries) == 1:
-            return self._primaries[0][1], *(server for _, server, _ in self._backups)
-        first = self._next()
-        others = (server for _, server, _ in (*self._primaries, *self._backups) if server is not first)
-        return first, *others
+            primaries = self._by_score(self._primaries, key)
+            return (primaries + self._by_score(self._backups, key))[: self._tries]
+        first = self._next() if len(self._primaries) > 1 else self._primaries[0][1]
+        if self._tries == 1:
+            return (first,)
+        others = [server for _, server, _ in (*self._primaries, *self._backups) if server is not first]
+        return (first, *others)[: self._tries]
 
     def _next(self) -> UpstreamServer:
         """Return the next server by smooth weighted round robin, as nginx's upstreams."""

@@ -17,6 +17,7 @@ from mailproxy.routing.group_choice import GroupChoice, default_port
 from mailproxy.routing.login_name import normalised
 from mailproxy.routing.router import RouteMatch, Router, Table
 from mailproxy_config.model import ServerConfig
+from mailproxy_config.upstream_groups import UpstreamGroup
 
 NO_ROUTE: Final = b"no route for this login name"
 NO_PASSWORD: Final = b"empty password"
@@ -39,11 +40,9 @@ class LoginRouter:
 
     def __init__(self, server: ServerConfig, tables: Mapping[str, Table]) -> None:
         self._router = Router(server.route, tables)
+        configs = server.group_configs
         self._groups = {
-            group.name: GroupChoice(
-                group, default_port(server.protocol, group.settings.proxy_ssl or server.proxy_ssl)
-            )
-            for group in server.upstream_groups
+            group.name: _choice(group, configs.get(group.name, server)) for group in server.upstream_groups
         }
 
     def find(self, user: bytes) -> RouteMatch | None:
@@ -67,6 +66,12 @@ class LoginRouter:
             servers=servers,
             upstream_group=match.upstream,
         )
+
+
+def _choice(group: UpstreamGroup, config: ServerConfig) -> GroupChoice:
+    """Return what chooses servers of a group, with the directives of logins there."""
+    tries = config.proxy_next_upstream_tries if config.proxy_next_upstream else 1
+    return GroupChoice(group, default_port(config.protocol, config.proxy_ssl), tries)
 
 
 class RouteAuthenticator:
