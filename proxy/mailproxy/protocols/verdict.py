@@ -50,14 +50,6 @@ class VerdictFrontend(TempfailFrontend[ConfigT]):
                 or if it contains the password.
         """
 
-    def is_misconfigured(self, _error: UpstreamError, /) -> bool:
-        """Whether a failure that looks like a refusal does not depend on the client's credentials."""
-        return False
-
-    def is_outage(self, error: UpstreamError) -> bool:
-        """Whether the failure is no verdict of the upstream on this client's credentials."""
-        return error.is_misconfigured or super().is_outage(error)
-
     def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what the login at the upstream needs, and what follows a refusal."""
         if request.envelope is not None:
@@ -119,12 +111,6 @@ class VerdictLogin(ResumableLogin):
     """A login about which the upstream decides."""
 
     verdict_frontend: VerdictFrontend[Any] | None = None
-
-    def resume(self, error: UpstreamError, /) -> ProtocolGenerator[UpstreamLogin | SessionEnd] | None:
-        """Return the generator that goes on after an outage, ``None`` after a refusal."""
-        if self.verdict_frontend is not None and self.verdict_frontend.is_misconfigured(error):
-            error.is_misconfigured = True
-        return super(VerdictLogin, self).resume(error)
 
     def pass_on(
         self, error: UpstreamError, refusal: bytes, /

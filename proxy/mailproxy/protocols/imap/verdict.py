@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mailproxy.errors import UpstreamError
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.frontend import ImapFrontendConfig
 from mailproxy.protocols.imap.tempfail import ImapTempfailFrontend
@@ -23,18 +22,11 @@ _AUTHENTICATIONFAILED: Final = b"AUTHENTICATIONFAILED"
 _REPLACED: Final = frozenset({_AUTHENTICATIONFAILED, b"NONEXISTENT"})
 """Codes that depend on whether the user exists."""
 
-_NEEDS_TLS: Final = re.compile(rb"[^ ]+ NO \[PRIVACYREQUIRED\]", re.IGNORECASE)
-"""To a login on the proxy's connection without TLS: the client can change nothing about it."""
-
 
 class ImapVerdictFrontend(VerdictFrontend[ImapFrontendConfig], ImapTempfailFrontend):
     """The server side of an IMAP session that goes on after a refusal."""
 
     __slots__ = ()
-
-    def is_misconfigured(self, error: UpstreamError, /) -> bool:
-        """Whether the upstream requires TLS of the proxy."""
-        return _NEEDS_TLS.match(tagged(error.reply)) is not None
 
     def refused_reply(self, reply: bytes = b"") -> bytes:
         """Return NO, with a code and text of the upstream if that is about the user's account (RFC 5530)."""
