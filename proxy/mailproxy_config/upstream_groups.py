@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Final
 
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
 from mailproxy_config.upstream_values import (
@@ -19,12 +20,20 @@ from mailproxy_config.upstream_values import (
     XclientMode,
 )
 
+_PORTS: Final = {"imap": (143, 993), "pop3": (110, 995), "smtp": (587, 465)}
+"""Ports without and with TLS from the first byte; SMTP servers get logins at the ports for submission."""
+
 
 class GroupHash(StrEnum):
     """``hash``: how a server of a group is chosen: by weight, or always the same for a user."""
 
     NONE = "None"
     USER = "User"
+
+
+def default_port(protocol: str, proxy_ssl: ProxySsl) -> int:
+    """Return the port of servers without one."""
+    return _PORTS[protocol][proxy_ssl is ProxySsl.ENABLED]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mailproxy.protocols.types import UpstreamServer
-from mailproxy.routing.group_choice import GroupChoice, default_port, rendezvous_score
+from mailproxy.routing.group_choice import GroupChoice, rendezvous_score
 from mailproxy_config.model import Protocol, ProxySsl
-from mailproxy_config.upstream_groups import GroupHash, GroupServer, UpstreamGroup
+from mailproxy_config.upstream_groups import GroupHash, GroupServer, UpstreamGroup, default_port
 
 PAGE = Path(__file__).parents[2] / "docs/routes.md"
 VECTOR = re.compile(

@@ -9,12 +9,9 @@ from hashlib import sha256
 from typing import Final
 
 from mailproxy.protocols.types import UpstreamServer
-from mailproxy_config.model import Protocol, ProxySsl
 from mailproxy_config.upstream_groups import GroupHash, GroupServer, UpstreamGroup
 
 _RANGE: Final = 2.0**64
-_PORTS: Final = {Protocol.IMAP: 143, Protocol.POP3: 110, Protocol.SMTP: 587}
-_TLS_PORTS: Final = {Protocol.IMAP: 993, Protocol.POP3: 995, Protocol.SMTP: 465}
 
 
 def rendezvous_score(group: bytes, key: bytes, server: bytes, weight: int = 1) -> float:
@@ -33,11 +30,6 @@ def rendezvous_score(group: bytes, key: bytes, server: bytes, weight: int = 1) -
     number = (int.from_bytes(digest[:8], "big") + 0.5) / _RANGE
     # The largest 512 numbers are 1.0 after rounding, whose logarithm is 0.
     return -weight / math.log(number) if number < 1.0 else math.inf
-
-
-def default_port(protocol: Protocol, proxy_ssl: ProxySsl) -> int:
-    """Return the port of servers without one; SMTP servers get logins at the ports for submission."""
-    return (_TLS_PORTS if proxy_ssl is ProxySsl.ENABLED else _PORTS)[protocol]
 
 
 class GroupChoice:

@@ -13,11 +13,11 @@ from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.protocols.sasl_tokens import TOKEN_METHODS
 from mailproxy.protocols.types import AuthAllowed, Credentials, Decision, LoginUnknown
-from mailproxy.routing.group_choice import GroupChoice, default_port
+from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.routing.login_name import normalised
 from mailproxy.routing.router import RouteMatch, Router, Table
 from mailproxy_config.model import ServerConfig
-from mailproxy_config.upstream_groups import UpstreamGroup
+from mailproxy_config.upstream_groups import UpstreamGroup, default_port
 
 NO_ROUTE: Final = b"no route for this login name"
 NO_PASSWORD: Final = b"empty password"
