@@ -13,11 +13,12 @@ from typing import Any, Final
 import pytest
 
 from mailproxy.enums import CloseReason
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
 from mailproxy.session import refusal_times
 from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.session import Session
-from mailproxy_config.model import AuthMethod, Protocol, ProxySsl
+from mailproxy_config.model import AuthMethod, Protocol, ProxySsl, Seconds
 from mailproxy_config.upstream_groups import UpstreamSettings
 from mailproxy_config.upstream_login import ProxyAuth
 from support import invariants
@@ -606,6 +607,24 @@ def test_client_that_leaves_before_the_reply_ends_the_session(
                 await asyncio.sleep(0.005)
             client.reset()
             await w.wait_for_sessions()
+
+    run(play)
+
+
+@every_protocol
+def test_draining_proxy_does_not_wait_for_the_reply(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusal_times, "MIN_SECONDS", 30.0)
+
+    async def play() -> None:
+        async with proxy(protocol) as w:
+            client = await connect(w)
+            await send_login(client, protocol, user=STRANGER)
+            while not logins(w, protocol):
+                await asyncio.sleep(0.005)
+            await w.app.drain(Seconds(5.0))
+            assert await client.read_to_eof() == PROTOCOLS[protocol].shutdown
 
     run(play)
 
