@@ -29,6 +29,7 @@ from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.shared_listener import check_choices, listen_target
+from mailproxy.session.upstream_capabilities import follow_upstreams, stop_probes
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
@@ -144,6 +145,7 @@ class App:
         self.context.metrics.keep_servers(server.name for server in config.servers)
         self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
+        stop_probes(self._servers.values())
         self._servers = {server.config.name: server for server in servers}
         self._retire(servers)
 
@@ -190,7 +192,7 @@ class App:
             if isinstance(tls.params.chooser, CertificateChooser):
                 tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
         metrics, template = self.context.metrics, _template(config)
-        server = VirtualServer(
+        built = VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
             auth=self.authenticators.authenticator(config, template),
@@ -209,11 +211,12 @@ class App:
             upstream_names=self._names(config) if _has_names(config) else None,
             refusals=previous.refusals if previous else RefusalTimes(),
         )
-        server.groups = {
-            name: self._group(name, server, each, previous and previous.groups.get(name))
+        built.groups = {
+            name: self._group(name, built, each, previous and previous.groups.get(name))
             for name, each in config.group_configs.items()
         }
-        return server
+        follow_upstreams(self.context, built, previous)
+        return built
 
     def _group(
         self, name: str, base: VirtualServer, config: ServerConfig, previous: VirtualServer | None
@@ -389,7 +392,8 @@ class App:
                 self.context.handle_error(session, error)
 
     async def close(self) -> None:
-        """Close resolvers and pipes; after ``stop`` or ``drain``."""
+        """Close resolvers, pipes and probes; after ``stop`` or ``drain``."""
+        stop_probes(self._servers.values())
         self.context.pipes.close()
         await self._close_retired()
         await self.authenticators.close()

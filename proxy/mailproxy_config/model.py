@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NewType
 
+from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
@@ -241,7 +242,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CertificateChoice):
+class ServerConfig(CapabilityChoice, CertificateChoice):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -329,6 +330,10 @@ class ServerConfig(CertificateChoice):
     route: tuple[Route, ...]
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
+    imap_capabilities_from: CapabilitiesFrom
+    imap_capability_after_login: bool
+    smtp_capabilities_from: CapabilitiesFrom
+    ssl_alpn_strict: AlpnStrict
     smtp_auth_command: bool
     real_ip_command: bool
     max_commands: int
@@ -381,13 +386,6 @@ class ServerConfig(CertificateChoice):
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
         is_nginx = self.xclient_mode is XclientMode.ALWAYS and self.auth_mode is not AuthMode.UPSTREAM
         return self.xclient and not is_nginx
-
-    @property
-    def answers_id(self) -> bool:
-        """Whether IMAP ID is allowed before login; by default where another directive needs it."""
-        if self.imap_id_command is None:
-            return self.real_ip_command or self.proxy_id is not SendIdentity.DISABLED
-        return self.imap_id_command is ImapId.ANSWER
 
     @property
     def sends_identity(self) -> bool:
