@@ -24,6 +24,7 @@ from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
+from mailproxy.routing.route_authenticator import group_choices
 from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
@@ -210,6 +211,7 @@ class App:
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if _has_names(config) else None,
             refusals=previous.refusals if previous else RefusalTimes(),
+            group_choices=group_choices(config),
         )
         built.groups = {
             name: self._group(name, built, each, previous and previous.groups.get(name))

@@ -13,6 +13,7 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.manifest import MailProxyManifest
 from mailproxy_config.model import (
     AuthHttpHeader,
+    AuthMode,
     CertificateFiles,
     ListenConfig,
     Protocol,
@@ -107,7 +108,7 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
     keys: dict[tuple[Any, str], set[str]] = {}
     for server in manifest.servers:
         effective = _effective(manifest, server)
-        groups = _used_groups(effective["route"], manifest.upstreams)
+        groups = _used_groups(effective["auth_mode"], effective["route"], manifest.upstreams)
         for values in (effective, *(effective | dict(group.settings) for group in groups)):
             unused = _unused_prefixes(values, server)
             for name, value in values.items():
@@ -155,7 +156,7 @@ def _server(
 ) -> ServerConfig:
     values = {name: _with_paths(value, mounts) for name, value in effective.items()}
     values["server_name"] = values["server_name"] or hostname
-    values["upstream_groups"] = _used_groups(values["route"], values["upstream_groups"])
+    values["upstream_groups"] = _used_groups(values["auth_mode"], values["route"], values["upstream_groups"])
     protocol = server.protocol or derive_protocol(server.listen)
     if protocol is None:
         raise ConfigError([Problem(f"{server.path}.protocol", "is required")])
@@ -180,9 +181,11 @@ def _group(group: UpstreamGroupRef, mounts: Mounts, namespace: str) -> UpstreamG
     )
 
 
-def _used_groups(routes: Sequence[Route | RouteRef], groups: Sequence[_GroupT]) -> tuple[_GroupT, ...]:
-    """The groups that routes lead to: all, where a table names them."""
-    if any(route.table is not None for route in routes):
+def _used_groups(
+    mode: AuthMode, routes: Sequence[Route | RouteRef], groups: Sequence[_GroupT]
+) -> tuple[_GroupT, ...]:
+    """The groups that logins may go to: all, where a table or the authentication service names them."""
+    if mode is not AuthMode.UPSTREAM or any(route.table is not None for route in routes):
         return tuple(groups)
     names = {route.upstream for route in routes}
     return tuple(group for group in groups if group.name in names)

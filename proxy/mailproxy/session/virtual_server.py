@@ -23,6 +23,7 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.named_client import frontend_factory
 from mailproxy.session.rate_limit import relay_end_for
@@ -91,6 +92,8 @@ class VirtualServer:
     """Of a variant for logins with overrides or of a group: the server of the configuration."""
     groups: Mapping[str, VirtualServer] = field(default_factory=dict)
     """For logins at groups of upstreams with directives of their own, by the name of the group."""
+    group_choices: Mapping[str, GroupChoice] = field(default_factory=dict)
+    """What chooses servers of groups of upstreams, by the name of the group."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
     connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
