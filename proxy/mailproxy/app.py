@@ -21,6 +21,7 @@ from mailproxy.dns.upstream_names import UpstreamNames, is_name
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
 from mailproxy.net.shared_memory import SharedMemory
+from mailproxy.policy.password_fingerprint import PasswordFingerprints
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
@@ -197,6 +198,8 @@ class App:
             config,
             protocol=PROTOCOLS[config.protocol],
             auth=self.authenticators.authenticator(config, template),
+            report_login=self.authenticators.reporter(config),
+            fingerprints=self._fingerprints(config),
             template=template,
             resolver=self._resolver(config),
             tls=tls,
@@ -244,6 +247,9 @@ class App:
                 for problem in error.problems
             ]
             raise ConfigError(problems) from None
+
+    def _fingerprints(self, config: ServerConfig) -> PasswordFingerprints | None:
+        return PasswordFingerprints(self.context.memory) if config.log_password_fingerprint else None
 
     def _log_unusable_certificate(self, server: str, reason: str) -> None:
         self.context.log.event(LogLevel.ERROR, "certificate_unusable", server=server, reason=reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Method(StrEnum):
@@ -23,6 +24,13 @@ class Method(StrEnum):
     NONE = "none"
     XOAUTH2 = "xoauth2"
     OAUTHBEARER = "oauthbearer"
+
+
+PASSWORD_METHODS: Final = frozenset(
+    {Method.PASSWORD, Method.PLAIN, Method.LOGIN, Method.CRAM_MD5, Method.APOP}
+)
+"""The methods with a password, in clear text or as a digest."""
+CLEAR_PASSWORD_METHODS: Final = frozenset({Method.PASSWORD, Method.PLAIN, Method.LOGIN})
 
 
 class LoginResult(StrEnum):
@@ -250,6 +258,28 @@ class JwksResult(StrEnum):
     TOO_LARGE = "too_large"
     INVALID = "invalid"
     EMPTY = "empty"
+
+
+class PolicyCommand(StrEnum):
+    """A request to a policy server."""
+
+    ALLOW = "allow"
+    REPORT = "report"
+
+
+class PolicyResult(StrEnum):
+    """How a request to a policy server ended."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    DELAYED = "delayed"
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    """No connection, or an error of the server."""
+    INVALID = "invalid"
+    """The response is not usable."""
+    SKIPPED = "skipped"
+    """Not sent, because the server has failed a moment ago."""
 
 
 class DnsPurpose(StrEnum):

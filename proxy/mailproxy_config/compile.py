@@ -22,6 +22,7 @@ from mailproxy_config.model import (
     ServerConfig,
     StartTls,
 )
+from mailproxy_config.policy_directives import PolicyServerRef
 from mailproxy_config.route_directives import RouteRef
 from mailproxy_config.secret_refs import (
     CertificateRef,
@@ -213,7 +214,7 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
             )
         case HeaderRef():
             return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
-        case MasterUserRef() | AuthTokenRef() | SelectorRef() | RouteRef():
+        case MasterUserRef() | AuthTokenRef() | PolicyServerRef() | SelectorRef() | RouteRef():
             return value.with_paths(mounts)
         case tuple():
             return tuple(_with_paths(item, mounts) for item in value)
@@ -230,7 +231,7 @@ def _key_refs(value: object) -> Iterator[KeyRef]:
             yield from _key_refs(value.key)
         case HeaderRef():
             yield value.source
-        case MasterUserRef() | AuthTokenRef() | RouteRef():
+        case MasterUserRef() | AuthTokenRef() | PolicyServerRef() | RouteRef():
             yield from value.references
         case tuple():
             for item in value:

@@ -14,6 +14,7 @@ from typing import Any, Final, NewType
 from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.oauth_issuer import OAuthIssuer
+from mailproxy_config.policy_server import AuthPolicyServer
 from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
 from mailproxy_config.upstream_values import (
@@ -356,6 +357,8 @@ class ServerConfig(CapabilityChoice, CertificateChoice):
     proxy_auth_require_tls: bool | None
     proxy_master_user: ProxyMasterUser | None
     proxy_auth_token: ProxyAuthToken | None
+    auth_policy_server: AuthPolicyServer | None
+    log_password_fingerprint: bool
 
     upstream_groups: tuple[UpstreamGroup, ...] = ()
     """The groups of upstreams that ``route`` uses."""
@@ -420,12 +423,8 @@ class ServerConfig(CapabilityChoice, CertificateChoice):
     @property
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to may be passed on."""
-        return (
-            self.sends_identity
-            or self.auth_http_variables
-            or self.auth_http_facts
-            or self.auth_http_overrides
-        )
+        for_service = self.auth_http_variables or self.auth_http_facts or self.auth_http_overrides
+        return self.sends_identity or for_service
 
     @property
     def may_use_upstream_tls(self) -> bool:
@@ -434,12 +433,11 @@ class ServerConfig(CapabilityChoice, CertificateChoice):
 
     @property
     def upstream_login_files(self) -> tuple[tuple[str, str], ...]:
-        """Directives and paths of the files with secrets for the login at upstreams."""
-        found: list[tuple[str, str]] = []
-        if self.proxy_master_user is not None:
-            found.append(("proxy_master_user", self.proxy_master_user.password_file))
-        if self.proxy_auth_token is not None:
-            found += [("proxy_auth_token", path) for path in self.proxy_auth_token.files]
+        """Directives and paths of the files with secrets for upstreams and for the policy server."""
+        master, token, policy = self.proxy_master_user, self.proxy_auth_token, self.auth_policy_server
+        found = [] if master is None else [("proxy_master_user", master.password_file)]
+        found += [("proxy_auth_token", path) for path in (() if token is None else token.files)]
+        found += [("auth_policy_server", path) for path in (() if policy is None else policy.files)]
         return tuple(found)
 
     @property

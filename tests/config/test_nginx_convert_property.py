@@ -192,6 +192,14 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
         ]
     ),
+    "auth_policy_server": st.sampled_from(
+        [
+            "http://127.0.0.1:8084/ nonce_file=n.txt",
+            "https://policy.example/ nonce_file=/n header_name=X-API-Key header_file=k.txt hash_mech=SHA512 "
+            "hash_truncate=0 timeout=1s500ms check_before=off check_after=off report=off reject_on_fail=on",
+        ]
+    ),
+    "log_password_fingerprint": _FLAG,
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

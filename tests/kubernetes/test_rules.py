@@ -105,6 +105,7 @@ def selector(operator: str, *values: str) -> Object:
 
 
 SECRET: Final = {"secretKeyRef": {"name": "a", "key": "b"}}
+POLICY: Final = {"url": "http://policy.mail.svc:8084/", "nonceFrom": SECRET}
 TOKEN: Object = {"tokenUrl": "https://login.example/token", "clientId": "app", "clientSecretFrom": SECRET}
 CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 
@@ -224,6 +225,12 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         "spec.mail.proxyMasterUser.passwordFrom",
         "exactly one of secretKeyRef and file must be set",
     ),
+    (
+        mail(authPolicyServer={**POLICY, "nonceFrom": {}}),
+        "spec.mail.authPolicyServer.nonceFrom",
+        "exactly one of secretKeyRef and file must be set",
+    ),
+    (mail(authPolicyServer={**POLICY, "timeout": "2x"}), "spec.mail.authPolicyServer.timeout", TIME),
     (
         mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://login.example/token"}),
         "spec.mail.proxyAuthToken.tokenUrl",
@@ -422,6 +429,8 @@ VALID: Final[list[Object]] = [
     mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://127.0.0.1:8080/token"}),
     mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://[::1]/token"}),
     mail(proxyMasterUser={"user": "proxy", "passwordFrom": SECRET, "separator": "%"}),
+    mail(authPolicyServer=POLICY, logPasswordFingerprint=True),
+    mail(authPolicyServer={**POLICY, "header": {"name": "X-API-Key", "valueFrom": SECRET}, "timeout": 2}),
     {"mail": {"authHttp": "https://auth.example.com/mail"}},
     {"mail": {"authHttp": "auth:9000/auth"}},
     {"mail": {}, **servers(imap({"port": 143}, **AUTH))},

@@ -26,6 +26,9 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
     "MailProxyTokenKeysUnavailable": [
         (f'mailproxy_oauth_jwks_fetches_total{{{JOB}, result="connect"}}', "0+2x90")
     ],
+    "MailProxyPolicyServerFails": [
+        (f'mailproxy_policy_requests_total{{{JOB}, command="allow", result="timeout"}}', "0+60x90")
+    ],
     "MailProxyDnsTimeouts": [(f'mailproxy_dns_timeouts_total{{{JOB}, purpose="ptr"}}', "0+60x90")],
     "MailProxyUpstreamErrors": [
         (f'mailproxy_upstream_errors_total{{{JOB}, protocol="imap", stage="login"}}', "0+60x90"),

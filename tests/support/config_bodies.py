@@ -200,6 +200,22 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
             "refreshTokenFrom": {"file": "/r"},
         },
     ),
+    "authPolicyServer": (
+        {"url": "http://policy.example:8084/", "nonceFrom": SECRET_KEY},
+        {
+            "url": "https://policy.example/?a=b&",
+            "header": {"name": "X-API-Key", "valueFrom": SECRET_KEY},
+            "nonceFrom": {"file": "/nonce"},
+            "hashMech": "Sha512",
+            "hashTruncate": 0,
+            "timeout": "500ms",
+            "checkBefore": False,
+            "checkAfter": False,
+            "report": False,
+            "rejectOnFail": True,
+        },
+    ),
+    "logPasswordFingerprint": (True,),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

@@ -51,6 +51,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
         *("proxy_tempfail", "proxy_smtp_helo"),
         *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
+        *("auth_policy_server", "log_password_fingerprint"),
     }
 )
 """Directives that nginx does not have."""
@@ -157,6 +158,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_auth_require_tls": None,
     "proxy_master_user": None,
     "proxy_auth_token": None,
+    "auth_policy_server": None,
+    "log_password_fingerprint": False,
 }
 
 

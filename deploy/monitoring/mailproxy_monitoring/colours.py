@@ -147,6 +147,18 @@ TOKEN_RESULTS: Final[Colours] = MappingProxyType(
         "invalid": "semi-dark-red",
     }
 )
+POLICY_RESULTS: Final[Colours] = MappingProxyType(
+    {
+        "ok": SUCCESS,
+        "refused": "orange",
+        "delayed": "yellow",
+        "skipped": NEUTRAL,
+        "unavailable": FAILURE,
+        "timeout": "dark-red",
+        "invalid": "semi-dark-red",
+        "dropped": "light-red",
+    }
+)
 UPSTREAM_TLS_FAILURES: Final[Colours] = MappingProxyType(
     _failures("expired", "name", "timeout", "verify", "refused", "stripped", "protocol", "injected")
 )

@@ -117,6 +117,16 @@ ALERTS = (
         " restart of the pods. The log of the pods has the cause in jwks_fetch_failed.",
     ),
     Alert(
+        "MailProxyPolicyServerFails",
+        "sum by (PROXY, result) (rate("
+        'mailproxy_policy_requests_total{JOB, result=~"timeout|unavailable|invalid|skipped"}[5m])) > 0',
+        "5m",
+        "warning",
+        "WHO: the policy server does not answer usably ({{ $labels.result }})",
+        "Logins go on without it, or with rejectOnFail, they are refused temporarily. The log of the pods has"
+        " the cause in policy_server_failed.",
+    ),
+    Alert(
         "MailProxyDnsTimeouts",
         "sum by (PROXY, purpose) (rate(mailproxy_dns_timeouts_total{JOB}[10m])) > 0.1",
         "10m",

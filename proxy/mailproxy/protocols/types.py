@@ -225,6 +225,19 @@ class Envelope:
 
 
 @dataclass(slots=True)
+class PolicyFacts:
+    """What a policy server gets about one login (``auth_policy_server``), and what it decided."""
+
+    user: bytes
+    """As the client sent it."""
+    password_hash: str
+    is_refused: bool = False
+    """Whether the policy server has refused the login."""
+    message: str = ""
+    """What it wrote about the refusal."""
+
+
+@dataclass(slots=True)
 class AuthRequest:
     """One request to the authentication service."""
 
@@ -235,6 +248,8 @@ class AuthRequest:
     envelope: Envelope | None = None
     token_issuer: str = ""
     """The issuer of the access token, once the proxy has validated it (``auth_mode jwt``)."""
+    policy: PolicyFacts | None = None
+    """Set where a policy server is asked."""
 
 
 @dataclass(frozen=True, slots=True)

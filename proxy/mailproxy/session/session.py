@@ -35,7 +35,7 @@ from mailproxy import enums, errors
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.dns import Cancel
-from mailproxy.enums import CloseReason, LoginResult, Method
+from mailproxy.enums import CloseReason, LoginResult
 from mailproxy.errors import AuthUnavailable, SessionError, UpstreamError
 from mailproxy.loop.epoll import READ, hung_up
 from mailproxy.protocols import sansio, types
@@ -43,6 +43,7 @@ from mailproxy.protocols.sansio import Effect
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
+from mailproxy.session.login_end import end_login, log_denied_login
 from mailproxy.session.named_client import record_named_client
 from mailproxy.session.refusal_times import wait_to_refuse
 from mailproxy.session.relay import Relay
@@ -55,8 +56,6 @@ from mailproxy.telemetry.log_format import Field, SessionRecord
 from mailproxy.telemetry.metrics import Gauge
 from mailproxy_config.model import LogLevel
 
-_AUTH_STAGE: Final = "auth"
-"""The stage of a login that failed before an upstream was connected."""
 _NO_REPLY: Final = frozenset(
     {CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_RESET, CloseReason.PREAUTH_TIMEOUT}
 )
@@ -81,9 +80,9 @@ class Session(ProtocolDriver):
         "_cancel_lookup",
         "_handshake",
         "_host",
+        "_logging_in",
         "_login",
         "_login_seconds",
-        "_method",
         "_reason",
         "_state_gauge",
         "_step_started",
@@ -117,7 +116,7 @@ class Session(ProtocolDriver):
         self._cancel_lookup: Cancel | None = None
         self._handshake: ProxyHeaderReader | TlsHandshake | None = None
         self._login_seconds = 0.0
-        self._method: Method | None = None  # of the login in progress
+        self._logging_in: types.AuthRequest | None = None
         self._reason: CloseReason | None = None
         self._upstream: Connecting | None = None
         self._state_gauge = gauge = protocol_metrics.preauth
@@ -213,8 +212,7 @@ class Session(ProtocolDriver):
             record.method, record.result = event.method, event.result
             self.protocol_metrics.logins[event.method, event.result].value += 1
         elif isinstance(event, enums.LoginDenied):
-            record.stage, record.reply = _AUTH_STAGE, event.text
-            self.log_event(LogLevel.INFO, "login_denied", user=record.user, reply=event.text, code=event.code)
+            log_denied_login(self, event)
         elif isinstance(event, enums.ClientNamed):
             record_named_client(record, self.client)
         else:
@@ -229,7 +227,7 @@ class Session(ProtocolDriver):
         if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
             raise errors.PeerClosed  # the client left while its login was deferred
         record.user = credentials.user
-        record.method = self._method = credentials.method
+        record.method, self._logging_in = credentials.method, request
         record.attempts = request.attempt
         self._enter(self.protocol_metrics.auth)
         self._step_started = time.monotonic()
@@ -269,7 +267,7 @@ class Session(ProtocolDriver):
 
     def _log_auth_failure(self, error: AuthUnavailable) -> None:
         self.count_login(LoginResult.UNAVAILABLE)  # unless it is counted with its cause
-        self.record.stage, self.record.reply = _AUTH_STAGE, None
+        self.record.stage, self.record.reply = "auth", None
         reason = str(error) or error.failure
         self.log_event(LogLevel.ERROR, "authorization_failed", reason=reason, service=error.service)
 
@@ -476,14 +474,16 @@ class Session(ProtocolDriver):
 
     def count_login(self, result: LoginResult) -> None:
         """Count the login in progress, if there is one."""
-        method, self._method = self._method, None
-        if method is None:
+        request, self._logging_in = self._logging_in, None
+        if request is None:
             return
-        self.protocol_metrics.logins[method, result].value += 1
+        self.protocol_metrics.logins[request.credentials.method, result].value += 1
         self.protocol_metrics.login_seconds[result is LoginResult.SUCCESS].observe(self._login_seconds)
         self.record.result = result
         self.record.login_seconds = self._login_seconds
         self._login_seconds = 0.0
+        if result is not LoginResult.SUCCESS or self.server.report_login is not None:
+            end_login(self, request, result)
 
     _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
         sansio.SetDeadline: ProtocolDriver.set_deadline,

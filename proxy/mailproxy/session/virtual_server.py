@@ -21,7 +21,7 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, Overrides, UpstreamLogin
+from mailproxy.protocols.types import NO_SECRETS, AuthRequest, Client, LoginSecrets, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.session.login_overrides import connect_for_login
@@ -43,6 +43,7 @@ from mailproxy_config.model import ServerConfig
 
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
     from mailproxy.oauth.token_source import TokenSource
+    from mailproxy.policy.password_fingerprint import PasswordFingerprints
     from mailproxy.session.upstream_capabilities import UpstreamCapabilities
 
 _LIMITS: Final = {
@@ -76,6 +77,10 @@ class VirtualServer:
     """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
     """The log of its sessions."""
+    report_login: Callable[[AuthRequest, LoginResult], None] | None = None
+    """Reports the results of logins to a policy server."""
+    fingerprints: PasswordFingerprints | None = None
+    """Fingerprints of refused passwords for the log."""
     tokens: TokenSource | None = None
     """The access tokens for logins at upstreams."""
     login_secrets: LoginSecrets = NO_SECRETS

@@ -200,6 +200,32 @@ JWKS_FETCHES: Final = MetricDefinition(
     help="Requests for the keys of token issuers (JWKS), by result.",
     from_start=True,
 )
+POLICY_REQUESTS: Final = MetricDefinition(
+    name="mailproxy_policy_requests_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("command", enums.PolicyCommand), _closed("result", enums.PolicyResult)),
+    help="Requests to policy servers (authPolicyServer), by command and result; skipped: not sent.",
+    from_start=True,
+)
+POLICY_REQUEST_DURATION: Final = MetricDefinition(
+    name="mailproxy_policy_request_duration_seconds",
+    type=MetricType.HISTOGRAM,
+    labels=(_closed("command", enums.PolicyCommand),),
+    buckets=CONNECT_BUCKETS,
+    help="Duration of requests to policy servers, failed ones included.",
+)
+POLICY_REPORTS_DROPPED: Final = MetricDefinition(
+    name="mailproxy_policy_reports_dropped_total",
+    type=MetricType.COUNTER,
+    help="Results of logins that a policy server did not get.",
+    from_start=True,
+)
+POLICY_BREAKER_OPEN: Final = MetricDefinition(
+    name="mailproxy_policy_breaker_open",
+    type=MetricType.GAUGE,
+    help="Policy servers, counted in each worker, whose requests are skipped because they failed.",
+    from_start=True,
+)
 UPSTREAM_CONNECT_DURATION: Final = MetricDefinition(
     name="mailproxy_upstream_connect_duration_seconds",
     type=MetricType.HISTOGRAM,
