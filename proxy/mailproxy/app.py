@@ -193,20 +193,21 @@ class App:
             tls = build(config, ticket_keys=ticket_keys, previous=last, is_checked=True)
             if isinstance(tls.params.chooser, CertificateChooser):
                 tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
-        metrics, template = self.context.metrics, _template(config)
+        metrics, template, trusted = self.context.metrics, _template(config), _trusted(config, names)
         built = VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
-            auth=self.authenticators.authenticator(config, template),
-            report_login=self.authenticators.reporter(config),
+            report_login=self.authenticators.policy_clients.reporter(config),
             fingerprints=self._fingerprints(config),
+            auth=self.authenticators.authenticator(config, template, trusted),
             template=template,
             resolver=self._resolver(config),
             tls=tls,
             upstream_tls=self._upstream_tls(config, previous),
             tokens=self._token_source(config),
             login_secrets=read_login_secrets(config),
-            trusted=_trusted(config, names),
+            trusted=trusted,
+            blocks=self.authenticators.block_check(config, trusted),
             metrics=metrics.server(config.name, config.protocol),
             protocol_metrics=metrics.protocol(config.protocol),
             login_timeouts=self.context.timers.queue(config.timeout),

@@ -4,35 +4,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.pending_request import Authenticator
 from mailproxy.auth_http.request import RequestTemplate
-from mailproxy.auth_http.upstream_servers import has_controls
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses
-from mailproxy.enums import LoginResult
-from mailproxy.protocols.types import AuthRequest, Secret
+from mailproxy.policy_clients import PolicyClients
+from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.routing.route_authenticator import LoginRouter, RouteAuthenticator
 from mailproxy.routing.router import Table
-from mailproxy.session.login_secrets import read_secret
 from mailproxy.tls.client import ClientTls
-from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
-from mailproxy_config.policy_server import AuthPolicyServer
 
 if TYPE_CHECKING:
     from mailproxy.oauth.jwks_cache import JwksCache
-    from mailproxy.policy.policy_client import PolicyClient
+    from mailproxy.penalty.block_check import BlockCheck, Exemptions
+    from mailproxy.penalty.pod_state import PodState
 
 _RESOLVE_SECONDS: Final = 3.0
 """How long a start or reload waits for the names of authentication services to resolve."""
 
-PolicyKey = tuple[AuthPolicyServer, Secret, Secret | None]
 AuthKey = tuple[AuthHttp, float, bool, int | None, bool]
 
 
@@ -45,62 +40,68 @@ class Authenticators:
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
         jwks_caches: The keys of token issuers, by their URL.
+        policy_clients: The clients of policy servers.
         tables: The tables of routes of the newest configuration, by the paths of their files.
     """
 
-    __slots__ = (
-        "_context",
-        "_policy_clients",
-        "_policy_keys",
-        "_retired_policy_clients",
-        "auth_clients",
-        "jwks_caches",
-        "tables",
-    )
+    __slots__ = ("_context", "_penalties", "auth_clients", "jwks_caches", "policy_clients", "tables")
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self._penalties: PodState | None = None
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
         self.tables: Mapping[str, Table] = {}
-        self._policy_clients: dict[PolicyKey, PolicyClient] = {}
-        self._policy_keys: dict[str, PolicyKey] = {}
-        """Of the last configuration, by the names of its servers."""
-        self._retired_policy_clients: list[PolicyClient] = []
+        self.policy_clients = PolicyClients(context)
 
-    def authenticator(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
-        """Return what decides about the logins of a server (``auth_mode``, ``auth_policy_server``)."""
-        inner = self._without_policy(config, template)
-        if config.auth_policy_server is None:
-            return inner
-        from mailproxy.policy.policy_authenticator import PolicyAuthenticator  # noqa: PLC0415 - few need it
+    def authenticator(
+        self, config: ServerConfig, template: RequestTemplate, trusted: TrustedPeers
+    ) -> Authenticator:
+        """Return what decides about the logins of a server.
 
-        client = self._policy_client(config.name, config.auth_policy_server)
-        return PolicyAuthenticator(self._context, inner, config, config.auth_policy_server, client)
+        Args:
+            config: The server block.
+            template: Renders its requests to the authentication service.
+            trusted: The addresses of its ``set_real_ip_from``.
+        """
+        authenticator = self.policy_clients.asking(self._decider(config, template), config)
+        return self._penalizing(authenticator, config, trusted)
 
-    def reporter(self, config: ServerConfig) -> Callable[[AuthRequest, LoginResult], None] | None:
-        """Return what reports the results of a server's logins to its policy server."""
-        policy = config.auth_policy_server
-        if policy is None or not policy.report:
+    def _penalizing(
+        self, following: Authenticator, config: ServerConfig, trusted: TrustedPeers
+    ) -> Authenticator:
+        """Return what delays logins after failed ones (``auth_penalty``, ``auth_block``)."""
+        if not config.counts_failed_logins:
+            return following
+        from mailproxy.penalty.penalty_authenticator import PenaltyAuthenticator  # noqa: PLC0415 - as below
+
+        return PenaltyAuthenticator(
+            self._context,
+            following,
+            config,
+            self._penalty_state(),
+            exemptions=_exemptions(config, trusted),
+            log=self._context.log.for_server(config),
+        )
+
+    def block_check(self, config: ServerConfig, trusted: TrustedPeers) -> BlockCheck | None:
+        """Return what finds clients with a blocked address, if a server has ``auth_block``."""
+        if config.auth_block is None:
             return None
-        from mailproxy.policy.policy_authenticator import report_login  # noqa: PLC0415
+        from mailproxy.penalty.block_check import BlockCheck  # noqa: PLC0415 - as below
 
-        return partial(report_login, self._policy_client(config.name, policy), config.protocol)
+        return BlockCheck(self._penalty_state(), _exemptions(config, trusted))
 
-    def _policy_client(self, server: str, policy: AuthPolicyServer) -> PolicyClient:
-        """Return the client of a policy server; it survives a reload that does not change it."""
-        from mailproxy.policy.policy_client import PolicyClient  # noqa: PLC0415 - as above
+    def _penalty_state(self) -> PodState:
+        """Return the records of failed logins, the same for all servers and configurations."""
+        if self._penalties is None:
+            from mailproxy.penalty.pod_state import PodState  # noqa: PLC0415 - as below
 
-        directive = "auth_policy_server"
-        nonce = read_secret(server, directive, policy.nonce_file)
-        header = None if policy.header_file is None else read_header(server, directive, policy.header_file)
-        key = (policy, nonce, header)
-        self._policy_keys[server] = key
-        if key not in self._policy_clients:
-            self._policy_clients[key] = PolicyClient(self._context, policy, nonce, header)
-        return self._policy_clients[key]
+            self._penalties = PodState(self._context.memory)
+        return self._penalties
 
-    def _without_policy(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
+    def _decider(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
+        """Return what decides about credentials (``auth_mode``)."""
         if config.auth_mode is AuthMode.UPSTREAM:
             return RouteAuthenticator(self._context, LoginRouter(config, self.tables))
         service = self._auth_service(config)
@@ -127,7 +128,7 @@ class Authenticators:
         Args:
             worker_connections: The limit of clients of a worker.
         """
-        await self._close_retired()
+        await self.policy_clients.close_retired()
         with suppress(TimeoutError):
             async with asyncio.timeout(_RESOLVE_SECONDS):
                 await asyncio.gather(*(service.addresses.start() for service in self.auth_clients.values()))
@@ -146,15 +147,7 @@ class Authenticators:
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()
-        used = {self._policy_keys[config.name] for config in configs if config.auth_policy_server is not None}
-        for policy_key in self._policy_clients.keys() - used:
-            self._retired_policy_clients.append(self._policy_clients.pop(policy_key))
-
-    async def _close_retired(self) -> None:
-        """Close clients that an earlier reload left to the sessions that used them."""
-        retired, self._retired_policy_clients = self._retired_policy_clients, []
-        for client in retired:
-            await client.close()
+        self.policy_clients.retire(configs)
 
     def stop(self) -> None:
         """Close all connections to authentication services."""
@@ -166,10 +159,7 @@ class Authenticators:
         for cache in self.jwks_caches.values():
             cache.close()
         self.jwks_caches.clear()
-        await self._close_retired()
-        for client in self._policy_clients.values():
-            await client.close()
-        self._policy_clients.clear()
+        await self.policy_clients.close()
         for service in self.auth_clients.values():
             await service.addresses.close()
         self.auth_clients.clear()
@@ -194,14 +184,7 @@ class Authenticators:
         return self.auth_clients[key]
 
 
-def read_header(server: str, directive: str, path: str) -> Secret:
-    """Read the value of a header from a file.
+def _exemptions(config: ServerConfig, trusted: TrustedPeers) -> Exemptions:
+    from mailproxy.penalty.block_check import Exemptions  # noqa: PLC0415 - only where failed logins are counted
 
-    Raises:
-        ConfigError: It cannot be read, is empty, or contains a control character.
-    """
-    value = read_secret(server, directive, path)
-    if has_controls(value.reveal()):
-        reason = f"{path} contains a control character"
-        raise ConfigError([Problem(f"servers[{server}].{directive}", reason)])
-    return value
+    return Exemptions(TrustedPeers(config.auth_penalty_exempt), trusted)

@@ -371,6 +371,27 @@ class Limit(StrEnum):
     CONN_TOTAL = "conn_total"
     MAX_ERRORS = "max_errors"
     MAX_COMMANDS = "max_commands"
+    BLOCKED = "blocked"
+    """``auth_block``."""
+
+
+class PenaltyAction(StrEnum):
+    """What was done with a login because of earlier ones (``auth_penalty``, ``auth_block``)."""
+
+    DELAYED = "delayed"
+    REFUSED = "refused"
+    """With a temporary error: too many wait, it has waited for too long, or its address is blocked."""
+    EXEMPT = "exempt"
+    """Its address is exempt."""
+    KNOWN = "known"
+    """Its user logged in from there within the last hour."""
+
+
+class FailedCredentials(StrEnum):
+    """Whether refused credentials are among the last ones of their address."""
+
+    NEW = "new"
+    REPEATED = "repeated"
 
 
 class Direction(StrEnum):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of directives: one row for each directive of nginx's mail modules.
 
-The CRD's schema, the built-in defaults, the reference page and the readers of manifests
-and ``nginx.conf`` are derived from it.  Names are nginx's; the field of a manifest is the
-same name in lowerCamelCase.
+The CRD's schema, the built-in defaults, the reference page and the readers of manifests and ``nginx.conf``
+are derived from it.  Names are nginx's; the field of a manifest is the same name in lowerCamelCase.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
+from mailproxy_config.penalty_directives import PENALTY_DIRECTIVES
 from mailproxy_config.policy_directives import POLICY_DIRECTIVES
 from mailproxy_config.route_directives import ROUTE_DIRECTIVES
 from mailproxy_config.schema import Integer, IntOrString
@@ -411,12 +411,12 @@ LEVEL_DIRECTIVES: Final = (
     *UPSTREAM_LOGIN_DIRECTIVES,
     *POLICY_DIRECTIVES,
     *OAUTH_DIRECTIVES,
+    *PENALTY_DIRECTIVES,
     *ROUTE_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
-
 
 SERVER_DIRECTIVES: Final = (
     Directive(

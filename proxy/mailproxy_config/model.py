@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The effective configuration: the values that apply to each server after inheritance and defaults.
 
-The proxy reads only this.  Fields are named after nginx's directives.  Parsing is in
-``load``, validation in the table of ``directives``, inheritance in ``compile``.
+Fields are named after nginx's directives.  Parsing is in ``load``, validation in ``directives``,
+inheritance in ``compile``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final, NewType
 
 from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
+from mailproxy_config.failed_logins import FailedLogins
 from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.policy_server import AuthPolicyServer
 from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
@@ -243,7 +244,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CapabilityChoice, CertificateChoice):
+class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -286,8 +287,7 @@ class ServerConfig(CapabilityChoice, CertificateChoice):
 
     starttls: StartTls
     ssl_certificate: tuple[CertificateFiles, ...]
-    ssl_certificate_selector: str | None
-    """A directory with further certificates: ``NAME/tls.crt`` and ``NAME/tls.key``."""
+    ssl_certificate_selector: str | None  # a directory with ``NAME/tls.crt`` and ``NAME/tls.key``
     ssl_reject_handshake: bool
     ssl_certificate_compression: bool
     ssl_protocols: frozenset[str]

@@ -158,6 +158,11 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "identity_domain=Example.org allowed_client=x allowed_algorithm=ES256",
         ]
     ),
+    "auth_penalty": _FLAG,
+    "auth_failure_delay": _MSEC,
+    "auth_penalty_exempt": _some("192.0.2.0/24", "::1"),
+    "auth_penalty_max": st.sampled_from(["1", "500"]),
+    "auth_block": st.just("off"),  # another value needs addresses of clients, which depends on the listeners
     "smtp_auth_command": _FLAG,
     "real_ip_command": _FLAG,
     "max_commands": st.sampled_from(["0", "1000"]),

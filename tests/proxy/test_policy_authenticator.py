@@ -11,10 +11,10 @@ from typing import Any, Final
 import pytest
 
 from mailproxy.auth_http.pending_request import PendingRequest
-from mailproxy.authenticators import read_header
 from mailproxy.enums import Method, PolicyResult
 from mailproxy.policy import policy_authenticator, policy_client
 from mailproxy.policy.policy_request import password_hash
+from mailproxy.policy_clients import read_header
 from mailproxy.protocols.types import AuthDenied, AuthRequest, Client, Credentials, Secret
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (

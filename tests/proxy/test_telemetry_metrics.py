@@ -112,6 +112,14 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         ("imap", "to_upstream"),
     ),
     (lambda m: bump(m.auth_errors[enums.AuthErrorReason.TLS]), "auth_errors_total", ("tls",)),
+    (lambda m: bump(m.penalties[enums.PenaltyAction.KNOWN]), "auth_penalties_total", ("known",)),
+    (lambda m: bump(m.penalty_waiting), "auth_penalty_waiting", ()),
+    (
+        lambda m: bump(m.failed_credentials[enums.FailedCredentials.NEW]),
+        "auth_failed_credentials_total",
+        ("new",),
+    ),
+    (lambda m: bump(m.addresses_blocked), "auth_addresses_blocked_total", ()),
     (lambda m: bump(m.token_validations[enums.TokenFinding.TYPE]), "oauth_validations_total", ("type",)),
     (lambda m: bump(m.jwks_fetches[enums.JwksResult.TLS]), "oauth_jwks_fetches_total", ("tls",)),
     (

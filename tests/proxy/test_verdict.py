@@ -676,7 +676,7 @@ def test_refusals_with_and_without_an_upstream_wait_alike(
     """Both ask the same object, with their own time."""
     asked: list[tuple[bool, float]] = []
 
-    def seconds_left(_: RefusalTimes, elapsed: float, *, is_upstream: bool) -> float:
+    def seconds_left(_: RefusalTimes, elapsed: float, *, is_upstream: bool, minimum: None) -> float:
         asked.append((is_upstream, elapsed))
         return 0.0
 
@@ -699,3 +699,31 @@ def test_refusals_with_and_without_an_upstream_wait_alike(
     assert (first, second) == (True, False)
     assert slow >= 0.2
     assert fast < 0.2
+
+
+@pytest.mark.parametrize("has_route", [True, False])
+def test_auth_failure_delay_is_the_minimum_and_comes_once(
+    has_route: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delay of failed logins with an authentication service is not added to it."""
+    asked: list[tuple[float | None, float]] = []
+
+    def seconds_left(_: RefusalTimes, elapsed: float, *, is_upstream: bool, minimum: float | None) -> float:
+        asked.append((minimum, elapsed))
+        return 0.0
+
+    monkeypatch.setattr(RefusalTimes, "seconds_left", seconds_left)
+
+    async def play() -> None:
+        async with proxy(IMAP, auth_failure_delay=20.0) as w:
+            client = await connect(w)
+            await send_login(client, IMAP, user=USER if has_route else STRANGER)
+            if has_route:
+                await answer(w, IMAP, DENIAL[IMAP])
+            assert await client.read_line() == REFUSED[IMAP]
+            assert w.value("mailproxy_auth_failed_credentials_total", "new") == 1
+
+    run(play)
+    ((minimum, elapsed),) = asked
+    assert minimum == 20.0
+    assert elapsed < 20.0

@@ -17,6 +17,9 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
         (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="denied"}}', "0+600x90"),
         (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="success"}}', "0+6x90"),
     ],
+    "MailProxyPenaltyRefusesLogins": [
+        (f'mailproxy_auth_penalties_total{{{JOB}, action="refused"}}', "0+60x90")
+    ],
     "MailProxyAuthSlow": [
         (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="1"}}', "0+1x90"),
         (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="5"}}', "0+60x90"),

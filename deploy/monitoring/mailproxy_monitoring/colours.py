@@ -90,6 +90,10 @@ CLOSE_REASONS: Final[Colours] = MappingProxyType(
         "limit": "yellow",
     }
 )
+PENALTY_ACTIONS: Final[Colours] = MappingProxyType(
+    {"delayed": "yellow", "refused": FAILURE, "known": SUCCESS, "exempt": "light-green"}
+)
+FAILED_CREDENTIALS: Final[Colours] = MappingProxyType({"new": "orange", "repeated": NEUTRAL})
 AUTH_OUTCOMES: Final[Colours] = MappingProxyType(
     {"ok": SUCCESS, "denied": "orange", "wait": "yellow", "error": FAILURE, "timeout": "dark-red"}
 )
@@ -222,7 +226,7 @@ PROXY_HEADERS: Final[Colours] = MappingProxyType(
     }
 )
 LIMITS: Final[Colours] = MappingProxyType(
-    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow"}
+    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow", "blocked": "purple"}
 )
 QUANTILES: Final[Colours] = MappingProxyType({"median": "green", "90 %": "yellow", "99 %": "orange"})
 RELOADS: Final[Colours] = MappingProxyType(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy_monitoring.connections import CONNECTIONS, LOGINS
+from mailproxy_monitoring.failed_logins import FAILED_LOGINS
 from mailproxy_monitoring.grafana import Dashboard, DashboardLink, Variable
 from mailproxy_monitoring.overview import OVERVIEW
 from mailproxy_monitoring.policy import POLICY
@@ -34,6 +35,7 @@ PROXIES: Final = Dashboard(
         OVERVIEW,
         CONNECTIONS,
         LOGINS,
+        FAILED_LOGINS,
         AUTHENTICATION,
         POLICY,
         UPSTREAMS,

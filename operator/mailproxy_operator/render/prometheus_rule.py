@@ -89,6 +89,15 @@ ALERTS = (
         "Either somebody guesses passwords, or the authentication service denies everybody.",
     ),
     Alert(
+        "MailProxyPenaltyRefusesLogins",
+        'sum by (PROXY) (rate(mailproxy_auth_penalties_total{JOB, action="refused"}[10m])) > 0.1',
+        "10m",
+        "warning",
+        "WHO: {{ $value | humanize }} logins per second get temporary errors because of failed logins",
+        "Passwords are being guessed. Users who have not logged in from their network within the last hour"
+        " may be affected. The log of the pods has the addresses in auth_penalty.",
+    ),
+    Alert(
         "MailProxyAuthSlow",
         "histogram_quantile(0.99, sum by (PROXY, le, protocol)"
         " (rate(mailproxy_auth_request_duration_seconds_bucket{JOB}[5m]))) > 2",

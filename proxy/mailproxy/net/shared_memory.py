@@ -22,6 +22,7 @@ class Area(Enum):
 
     UPSTREAM_HEALTH = 64 * 1024
     RANDOM_KEY = 128 * 1024
+    PENALTY = 36 * 1024 * 1024
 
 
 def _offsets() -> dict[Area, int]:
@@ -49,6 +50,10 @@ class SharedMemory:
     def __init__(self, descriptor: int = -1) -> None:
         self.descriptor = descriptor
         self._views: dict[Area, memoryview] = {}
+
+    def offset(self, area: Area) -> int:
+        """Return where an area begins in the file; its bytes can be locked there (``fcntl.lockf``)."""
+        return _OFFSETS[area]
 
     def view(self, area: Area) -> memoryview:
         """Return the bytes of an area, all zero at first."""

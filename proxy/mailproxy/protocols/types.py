@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mailproxy.enums import CloseReason, Method
 from mailproxy_config.model import VerifyClient
@@ -280,6 +280,26 @@ Overrides = tuple[tuple[str, object], ...]
 """Directives of ``ServerConfig`` with the values that they have for one login, sorted by name."""
 
 
+class Cancellable(Protocol):
+    """Something that works for a session, and calls it when it is done."""
+
+    def cancel(self) -> None:
+        """End without calling the session: the client has left."""
+
+    def close(self) -> None:
+        """Close what it has open."""
+
+
+class UpstreamVerdict(Protocol):
+    """What gets the upstream's verdict on a login that the authentication service has allowed."""
+
+    def succeeded(self) -> None:
+        """The upstream has accepted the login."""
+
+    def failed(self, session: Any, error: Exception, /) -> Cancellable | None:  # noqa: ANN401 - of a higher layer
+        """The login has failed; returns a delay, after which the session gets the error again."""
+
+
 @dataclass(slots=True)
 class AuthAllowed:
     """The client may log in at this upstream.
@@ -301,6 +321,8 @@ class AuthAllowed:
     """The group of upstreams that ``servers`` are of; its directives apply to the login."""
     smtp_auth: bool = True
     """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
+    attempt: UpstreamVerdict | None = field(default=None, repr=False, compare=False)
+    """What counts failed logins, where that is configured."""
 
 
 @dataclass(slots=True)

@@ -4,22 +4,17 @@
 The life of a client, with the function of each step (a method of ``Session`` where no other class is named):
 
 1. ``Listener`` accepts the client and calls ``start``.
-2. ``ProxyHeaderReader`` reads the PROXY header and calls ``on_proxy_header``,
-   where the listener has ``proxy_protocol``.
+2. ``ProxyHeaderReader`` reads the PROXY header (``proxy_protocol``) and calls ``on_proxy_header``.
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
 4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
    ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
 5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
-6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the
-   end of the session.
-7. ``_connect_upstream`` connects and logs in there; ``on_upstream_login`` or
-   ``on_upstream_error`` is called.
-8. ``on_upstream_login`` passes both connections to a ``Relay``, which copies
-   bytes until one side closes.  The ``Session`` object is done.
-   ``on_upstream_error`` runs the frontend again, where directives demand it: after an outage
-   (``UpstreamLogin.resume``) or after a refusal (``UpstreamLogin.pass_on``): step 4.
-9. Any other end is ``_close_with``: it sends the last reply, and ``_close``
-   closes the connection, records the metrics and logs the session.
+6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the end of the session.
+7. ``_connect_upstream`` connects and logs in there; then ``on_upstream_login`` or ``on_upstream_error``.
+8. ``on_upstream_login`` passes both connections to a ``Relay``.  The ``Session`` object is done.
+   ``on_upstream_error`` may run the frontend again, after an outage (``UpstreamLogin.resume``) or
+   after a refusal (``UpstreamLogin.pass_on``): step 4.
+9. Any other end is ``_close_with``: it sends the last reply, and ``_close`` ends the session.
 """
 
 from __future__ import annotations
@@ -96,8 +91,7 @@ class Session(ProtocolDriver):
     # Set before they are read, so not in ``__init__``.
     _host: bytes | None
     _login: types.UpstreamLogin
-    _step_started: float
-    """When the auth request or the upstream login began."""
+    _step_started: float  # when the auth request or the upstream login began
 
     def __init__(
         self,
@@ -295,6 +289,8 @@ class Session(ProtocolDriver):
     def on_upstream_login(self, upstream: UpstreamConnection, result: types.UpstreamLoginResult) -> None:
         """The upstream accepted the login: pass both connections to a relay."""
         context, protocol_metrics = self.context, self.protocol_metrics
+        if (attempt := self._login.grant.attempt) is not None:
+            attempt.succeeded()
         self.record.upstream_seconds = self._end_step()
         self.count_login(LoginResult.SUCCESS)
         self._enter(protocol_metrics.relay)
@@ -316,9 +312,13 @@ class Session(ProtocolDriver):
         self._upstream = None
         del self._login
 
-    def on_upstream_error(self, error: Exception) -> None:
-        """The upstream refused the login, could not be reached, or did not keep to the protocol."""
-        self._upstream = None
+    def on_upstream_error(self, error: Exception, delay: float = 0.0) -> None:
+        """The login at the upstream failed.  Called again after ``delay`` if the reply to it is delayed."""
+        attempt = self._login.grant.attempt
+        self._upstream = None if attempt is None else attempt.failed(self, error)
+        if self._upstream is not None:
+            return
+        self._step_started += delay
         self.record.upstream_seconds = self._end_step()
         if not isinstance(error, UpstreamError):
             self.context.log_internal_error(self, error, "UpstreamConnection")
@@ -343,8 +343,7 @@ class Session(ProtocolDriver):
         protocol = self.server.protocol
         if isinstance(error, AuthUnavailable):
             self._log_auth_failure(error)
-        else:
-            self.count_login(LoginResult.ABORTED)
+        self.count_login(LoginResult.ABORTED)  # unless it is counted
         if isinstance(error, errors.ShuttingDown):
             self._close_with(protocol.shutdown, CloseReason.DRAIN)
         elif not isinstance(error, SessionError):
@@ -467,7 +466,7 @@ class Session(ProtocolDriver):
         self._state_gauge = gauge
 
     def _end_step(self) -> float:
-        """Return the seconds that the auth request or upstream login took; the login took as many more."""
+        """Return the seconds that the auth request or upstream login took, and add them to the login's."""
         seconds = time.monotonic() - self._step_started
         self._login_seconds += seconds
         return seconds

@@ -43,6 +43,7 @@ from mailproxy_config.model import ServerConfig
 
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
     from mailproxy.oauth.token_source import TokenSource
+    from mailproxy.penalty.block_check import BlockCheck
     from mailproxy.policy.password_fingerprint import PasswordFingerprints
     from mailproxy.session.upstream_capabilities import UpstreamCapabilities
 
@@ -93,6 +94,8 @@ class VirtualServer:
     """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     upstream_names: UpstreamNames | None = None
     """Resolves host names in ``Auth-Server``."""
+    blocks: BlockCheck | None = None
+    """Finds clients whose address is blocked (``auth_block``)."""
     base: VirtualServer | None = None
     """Of a variant for logins with overrides or of a group: the server of the configuration."""
     groups: Mapping[str, VirtualServer] = field(default_factory=dict)

@@ -322,6 +322,12 @@ class WorkerMetrics:
         self.policy_reports_dropped = registry.counter(c.POLICY_REPORTS_DROPPED)
         self.policy_breaker_open = registry.gauge(c.POLICY_BREAKER_OPEN)
         self.auth_in_flight = registry.gauge(c.AUTH_IN_FLIGHT)
+        self.penalties = {a: registry.counter(c.PENALTIES, a) for a in enums.PenaltyAction}
+        self.penalty_waiting = registry.gauge(c.PENALTY_WAITING)
+        self.failed_credentials = {
+            k: registry.counter(c.FAILED_CREDENTIALS, k) for k in enums.FailedCredentials
+        }
+        self.addresses_blocked = registry.counter(c.ADDRESSES_BLOCKED)
         self.tls_handshakes = Handshakes(
             {
                 (m, v): registry.counter(c.TLS_HANDSHAKES, m, v)
