@@ -51,8 +51,8 @@ class Authenticators:
         self._penalties: PodState | None = None
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
-        self.tables: Mapping[str, Table] = {}
         self.policy_clients = PolicyClients(context)
+        self.tables: Mapping[str, Table] = {}
 
     def authenticator(
         self, config: ServerConfig, template: RequestTemplate, trusted: TrustedPeers

@@ -280,17 +280,6 @@ SPEC_RULES: Final = (
         "FieldValueRequired",
     ),
     _rule(
-        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Upstream' || {_either('routes')})",
-        "authMode Upstream needs routes, in spec.mail or in the server",
-        "FieldValueRequired",
-    ),
-    _rule(
-        f"(!has(self.mail) || !has(self.mail.routes) || {_LEADS_SOMEWHERE.format('self.mail')}) && "
-        f"self.servers.all(s, !has(s.routes) || {_LEADS_SOMEWHERE.format('s')})",
-        "routes[].upstream must be the name of an item of spec.upstreams",
-        "FieldValueRequired",
-    ),
-    _rule(
         f"self.servers.all(s, !{_BLOCKS} || {_TRUSTS} || !s.listen.exists(l, {_IS_PROXIED}))",
         "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address",
         "FieldValueRequired",
@@ -302,6 +291,16 @@ SPEC_RULES: Final = (
         "authBlock with service.externalTrafficPolicy Cluster would block all clients of a node: "
         "use Local, or proxyProtocol for every listener",
         "FieldValueForbidden",
+    ),
+    _rule(
+        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Upstream' || {_either('routes')})",
+        "authMode Upstream needs routes, in spec.mail or in the server",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"(!has(self.mail) || !has(self.mail.routes) || {_LEADS_SOMEWHERE.format('self.mail')}) && "
+        f"self.servers.all(s, !has(s.routes) || {_LEADS_SOMEWHERE.format('s')})",
+        "routes[].upstream must be the name of an item of spec.upstreams",
     ),
     _rule(
         "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || "

@@ -43,12 +43,6 @@ NEEDS_CA: Final = (
     "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
 )
 NEEDS_ISSUERS: Final = "authMode Jwt needs oauthIssuers, in spec.mail or in the server"
-NEEDS_ROUTES: Final = "authMode Upstream needs routes, in spec.mail or in the server"
-ONE_TARGET: Final = "must have table alone, or upstream with users, domains or both"
-LEADS_NOWHERE: Final = "routes[].upstream must be the name of an item of spec.upstreams"
-ROUTES: Final = [{"users": ["bob@example.org"], "domains": ["example.net"], "upstream": "dovecot"}]
-GROUP: Final = {"name": "dovecot", "servers": [{"address": "dovecot-0.dovecot:143", "weight": 2}]}
-ROUTED: Final = {"mail": {"authMode": "Upstream", "routes": ROUTES}, "upstreams": [GROUP]}
 SHARED_BY_BALANCER: Final = (
     "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address"
 )
@@ -57,6 +51,12 @@ SHARED_BY_NODES: Final = (
     "proxyProtocol for every listener"
 )
 CLUSTER: Final = {"service": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}}
+NEEDS_ROUTES: Final = "authMode Upstream needs routes, in spec.mail or in the server"
+ONE_TARGET: Final = "must have table alone, or upstream with users, domains or both"
+LEADS_NOWHERE: Final = "routes[].upstream must be the name of an item of spec.upstreams"
+ROUTES: Final = [{"users": ["bob@example.org"], "domains": ["example.net"], "upstream": "dovecot"}]
+GROUP: Final = {"name": "dovecot", "servers": [{"address": "dovecot-0.dovecot:143", "weight": 2}]}
+ROUTED: Final = {"mail": {"authMode": "Upstream", "routes": ROUTES}, "upstreams": [GROUP]}
 SAME_PORT: Final = "servers[].listen: two servers listen without ssl on the same port of all IPv4 addresses"
 ON_HOST: Final = (
     "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
