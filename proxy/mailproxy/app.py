@@ -29,6 +29,7 @@ from mailproxy.routing.route_authenticator import group_choices
 from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
+from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.shared_listener import check_choices, listen_target
 from mailproxy.session.upstream_capabilities import follow_upstreams, stop_probes
 from mailproxy.session.virtual_server import VirtualServer
@@ -213,6 +214,7 @@ class App:
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if _has_names(config) else None,
+            refusals=previous.refusals if previous else RefusalTimes(),
             group_choices=group_choices(config),
         )
         built.groups = {

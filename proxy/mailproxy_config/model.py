@@ -387,7 +387,8 @@ class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
     @property
     def negotiates_xclient(self) -> bool:
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
-        return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
+        is_nginx = self.xclient_mode is XclientMode.ALWAYS and self.auth_mode is not AuthMode.UPSTREAM
+        return self.xclient and not is_nginx
 
     @property
     def sends_identity(self) -> bool:
