@@ -197,6 +197,7 @@ class App:
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if config.auth_http_server_names else None,
+            preauth=self.authenticators.preauth(config),
         )
 
     def _log_unusable_certificate(self, server: str, reason: str) -> None:

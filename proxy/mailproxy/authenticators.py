@@ -17,6 +17,8 @@ from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
+    from mailproxy.limits.preauth import PreauthLimit
+    from mailproxy.limits.worker_limits import WorkerLimits
     from mailproxy.oauth.jwks_cache import JwksCache
 
 _RESOLVE_SECONDS: Final = 3.0
@@ -36,15 +38,34 @@ class Authenticators:
         jwks_caches: The keys of token issuers, by their URL.
     """
 
-    __slots__ = ("_context", "auth_clients", "jwks_caches")
+    __slots__ = ("_context", "_limits", "auth_clients", "jwks_caches")
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self._limits: WorkerLimits | None = None
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
 
     def authenticator(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
-        """Return what decides about the logins of a server (``auth_mode``)."""
+        """Return what decides about the logins of a server."""
+        authenticator = self._by_mode(config, template)
+        if config.limits_logins or config.limit_preauth:
+            return self._worker_limits().limited(authenticator, config)
+        return authenticator
+
+    def preauth(self, config: ServerConfig) -> PreauthLimit | None:
+        """Return what limits the connections of a server before the login (``limit_preauth``)."""
+        return self._worker_limits().preauth(config) if config.limit_preauth else None
+
+    def _worker_limits(self) -> WorkerLimits:
+        if self._limits is None:
+            from mailproxy.limits.worker_limits import WorkerLimits  # noqa: PLC0415 - most workers have none
+
+            self._limits = WorkerLimits(self._context)
+        return self._limits
+
+    def _by_mode(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
+        """Return what authenticates the logins of a server (``auth_mode``)."""
         service = self._auth_service(config)
         if config.auth_mode is AuthMode.HTTP:
             return service
@@ -83,6 +104,8 @@ class Authenticators:
         services = {id(self._auth_service(config)) for config in configs}
         for key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(key).close()  # for its sessions: a connection per request
+        if self._limits is not None:
+            self._limits.retire(configs)
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()

@@ -15,6 +15,7 @@ from typing import Final
 from mailproxy_config import structured_values
 from mailproxy_config.client_directives import CLIENT_DIRECTIVES
 from mailproxy_config.failover_directives import FAILOVER_DIRECTIVES
+from mailproxy_config.limit_directives import LIMIT_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
@@ -410,6 +411,7 @@ LEVEL_DIRECTIVES: Final = (
     *OAUTH_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,
+    *LIMIT_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

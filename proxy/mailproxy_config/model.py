@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final, NewType
 
 from mailproxy_config.certificate_choice import CertificateChoice
+from mailproxy_config.limits import LimitSettings
 from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
 
@@ -281,7 +282,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CertificateChoice):
+class ServerConfig(LimitSettings, CertificateChoice):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -369,7 +370,6 @@ class ServerConfig(CertificateChoice):
     imap_id_command: ImapId | None
     smtp_auth_command: bool
     real_ip_command: bool
-    max_commands: int
     limit_rate: ByteCount
     limit_rate_after: ByteCount
     proxy_id: SendIdentity

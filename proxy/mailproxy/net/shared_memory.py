@@ -17,6 +17,7 @@ class Area(Enum):
     """A part of the memory, and its size in bytes: a multiple of ``mmap.ALLOCATIONGRANULARITY``."""
 
     UPSTREAM_HEALTH = 64 * 1024
+    LIMITS = 72 * 1024 * 1024
 
 
 def _offsets() -> dict[Area, int]:

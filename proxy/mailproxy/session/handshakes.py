@@ -36,6 +36,12 @@ class ProxyHeaderFailed(SessionError):
     reason = CloseReason.PROXY_PROTOCOL_FAILED
 
 
+class TooManyConnections(SessionError):
+    """An address has too many connections that have not logged in (``limit_preauth``)."""
+
+    reason = CloseReason.LIMIT
+
+
 class ProxyHeaderReader:
     """Reads the PROXY header, and not one byte more (``listen ... proxy_protocol``).
 
@@ -110,6 +116,11 @@ class ProxyHeaderReader:
             else:
                 result = ProxyHeaderResult.UNTRUSTED
         server.metrics.proxy_headers[result].value += 1
+        if server.preauth is not None:
+            session.record.held = server.preauth.admit(client.address, server.metrics)
+            if session.record.held is None:
+                session.on_handshake_failed(TooManyConnections())
+                return
         session.on_proxy_header(then_tls=self._then_tls)
 
     def on_timeout(self) -> None:

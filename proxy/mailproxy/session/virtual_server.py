@@ -40,6 +40,7 @@ from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import ServerConfig
 
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
+    from mailproxy.limits.preauth import PreauthLimit
     from mailproxy.oauth.token_source import TokenSource
 
 _LIMITS: Final = {
@@ -83,6 +84,8 @@ class VirtualServer:
     """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     upstream_names: UpstreamNames | None = None
     """Resolves host names in ``Auth-Server``."""
+    preauth: PreauthLimit | None = None
+    """Limits connections that have not logged in (``limit_preauth``)."""
     base: VirtualServer | None = None
     """Of a variant for logins with overrides: the server of the configuration."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
@@ -140,6 +143,8 @@ class VirtualServer:
             state_gauge: The gauge in which the session is counted.
             reason: Why it ended.
         """
+        if record.held is not None:
+            record.held.release()
         record.duration = duration = time.monotonic() - record.started
         record.reason = reason
         state_gauge.value -= 1

@@ -144,6 +144,27 @@ LIMIT_REJECTIONS: Final = MetricDefinition(
     help="Clients rejected because a limit was reached.",
     from_start=True,
 )
+LIMIT_ZONE_EVENTS: Final = MetricDefinition(
+    name="mailproxy_limit_zone_events_total",
+    type=MetricType.COUNTER,
+    labels=(Label("zone"), _closed("event", enums.ZoneEvent)),
+    help="Events in the zones of limitConn, limitReq and limitPreauth.",
+    from_start=True,
+)
+LIMIT_ZONE_ENTRIES: Final = MetricDefinition(
+    name="mailproxy_limit_zone_entries",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    labels=(Label("zone"),),
+    help="Entries of a zone, those that are over included until their place is needed.",
+)
+LIMIT_ZONE_CAPACITY: Final = MetricDefinition(
+    name="mailproxy_limit_zone_capacity",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    labels=(Label("zone"),),
+    help="Entries that a zone has place for.",
+)
 PROTOCOL_ERRORS: Final = MetricDefinition(
     name="mailproxy_protocol_errors_total",
     type=MetricType.COUNTER,
