@@ -16,8 +16,10 @@ from typing import Final
 
 MUTEX_BYTES: Final = 64
 """Place for one lock: 40 bytes on x86-64, 48 on aarch64; a cache line of its own."""
-MAX_WAIT_SECONDS: Final = 0.002
+MAX_WAIT_SECONDS: Final = 0.05
 """How long a lock is waited for.  It is held for microseconds; longer only by a process that does not run."""
+_YIELDS: Final = 20
+_PAUSE_SECONDS: Final = 0.0002
 
 _PTHREAD_PROCESS_SHARED: Final = 1
 _PTHREAD_MUTEX_ROBUST: Final = 1
@@ -85,10 +87,15 @@ def lock_patiently(address: int) -> None:
 
 def _wait(address: int, code: int) -> None:
     ends_at = time.monotonic() + MAX_WAIT_SECONDS
+    tries = 0
     while code == errno.EBUSY:
         if time.monotonic() > ends_at:
             raise Busy
-        os.sched_yield()
+        tries += 1
+        if tries < _YIELDS:
+            os.sched_yield()
+        else:
+            time.sleep(_PAUSE_SECONDS)
         code = _trylock(address)
     if code == errno.EOWNERDEAD:  # it was killed meanwhile; what it wrote is valid at every point
         _consistent(address)
