@@ -53,6 +53,9 @@ def test_all_metrics_are_defined() -> None:
         ("h", "mailproxy_session_duration_seconds", ("protocol", "authenticated")),
         ("c", "mailproxy_proxy_protocol_headers_total", ("server", "result")),
         ("c", "mailproxy_limit_rejections_total", ("server", "limit", "mode")),
+        ("c", "mailproxy_limit_zone_events_total", ("zone", "event")),
+        ("g", "mailproxy_limit_zone_entries", ("zone",)),
+        ("g", "mailproxy_limit_zone_capacity", ("zone",)),
         ("c", "mailproxy_protocol_errors_total", ("protocol", "error")),
         ("c", "mailproxy_logins_total", ("protocol", "method", "result")),
         ("h", "mailproxy_login_duration_seconds", ("protocol", "result")),
@@ -160,6 +163,7 @@ def test_counters_and_histograms_are_summed(family: MetricDefinition) -> None:
         ("mailproxy_sessions_active", "state", enums.SessionState),
         ("mailproxy_relayed_bytes_total", "direction", enums.Direction),
         ("mailproxy_limit_rejections_total", "limit", enums.Limit),
+        ("mailproxy_limit_zone_events_total", "event", enums.ZoneEvent),
         ("mailproxy_worker_restarts_total", "reason", enums.RestartReason),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Final
 from mailproxy_monitoring.connections import CONNECTIONS, LOGINS
 from mailproxy_monitoring.grafana import Dashboard, DashboardLink, Variable
 from mailproxy_monitoring.overview import OVERVIEW
-from mailproxy_monitoring.processes import PROCESS, PROTOCOL
+from mailproxy_monitoring.processes import LIMITING, PROCESS, PROTOCOL
 from mailproxy_monitoring.queries import JOB
 from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, TLS, TOKENS, UPSTREAMS
 
@@ -29,6 +29,6 @@ PROXIES: Final = Dashboard(
             query=f"label_values(mailproxy_connections_active{{{JOB}}}, protocol)",
         ),
     ),
-    rows=(OVERVIEW, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TOKENS, TLS, DNS, PROTOCOL, PROCESS),
+    rows=(OVERVIEW, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TOKENS, TLS, DNS, PROTOCOL, LIMITING, PROCESS),
     others=(DashboardLink("MailProxy operator", "mailproxy-operator"),),
 )

@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple, NotRequired, TypedDict, TypeVar
+from functools import partial
+from typing import NamedTuple, NotRequired, TypedDict, TypeVar
 
 from mailproxy import enums
 from mailproxy.enums import (
@@ -286,9 +287,6 @@ class LimitZoneMetrics(NamedTuple):
     skipped: Counter
 
 
-_ZONE_EVENTS: Final = dict(zip(LimitZoneMetrics._fields, enums.ZoneEvent, strict=True))
-
-
 class Handshakes(dict[tuple[enums.TlsMode, str], Counter]):
     """Counters by mode and version; an unknown version counts as ``other``."""
 
@@ -369,11 +367,13 @@ class WorkerMetrics:
     def limit_zone(self, name: str) -> LimitZoneMetrics:
         """Return the counters of a zone."""
         if name not in self._limit_zones:
+            make = partial(self._registry.counter, c.LIMIT_ZONE_EVENTS, name)
             self._limit_zones[name] = LimitZoneMetrics(
-                **{
-                    field: self._registry.counter(c.LIMIT_ZONE_EVENTS, name, event)
-                    for field, event in _ZONE_EVENTS.items()
-                }
+                full=make(enums.ZoneEvent.ZONE_FULL),
+                rejected=make(enums.ZoneEvent.REJECTED),
+                dry_run=make(enums.ZoneEvent.DRY_RUN),
+                delayed=make(enums.ZoneEvent.DELAYED),
+                skipped=make(enums.ZoneEvent.SKIPPED),
             )
         return self._limit_zones[name]
 
