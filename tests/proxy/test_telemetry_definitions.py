@@ -13,7 +13,16 @@ from mailproxy import enums
 from mailproxy.telemetry.definitions import ALL_METRICS, BY_NAME, Aggregation, MetricDefinition, MetricType
 from mailproxy_config.model import Protocol
 
-FREE_LABELS = {"server", "certificate", "hash", "version", "revision", "python_version", "openssl_version"}
+FREE_LABELS = {
+    "server",
+    "zone",
+    "certificate",
+    "hash",
+    "version",
+    "revision",
+    "python_version",
+    "openssl_version",
+}
 """Labels whose values come from the configuration or the build."""
 
 PERSONAL = {"user", "domain", "client", "address", "host", "sni", "upstream", "secret", "name", "ip"}

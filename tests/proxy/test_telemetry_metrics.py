@@ -200,6 +200,7 @@ def busy() -> WorkerMetrics:
         metrics.protocol(protocol)
     metrics.server("s", Protocol.IMAP)
     metrics.set_certificates("s", [0, 0])
+    metrics.limit_zone("user")
     return metrics
 
 
