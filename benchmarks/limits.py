@@ -153,8 +153,8 @@ def measure_zones() -> None:
     descriptor = shared_memory.create()
     table = LimitTable(SharedMemory(descriptor))
     table.begin()
-    conn = table.open_conn("conn", "$remote_user", 3 << 20, no_results())
-    req = table.open_req("req", "$remote_user", 4 << 20, no_results())
+    conn = table.open_conn("conn", "$remote_user", 5 << 20, no_results())
+    req = table.open_req("req", "$remote_user", 5 << 20, no_results())
     assert conn is not None
     assert req is not None
     before = os.fstat(descriptor).st_blocks

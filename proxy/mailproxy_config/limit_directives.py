@@ -67,7 +67,7 @@ _REQ_ZONE_FIELDS: Final[Mapping[str, Schema]] = {
 _ZONE_MEANINGS: Final = {
     "zone": "Name of the zone, for limits, metrics and logs.",
     "key": "What is counted: $remote_addr, $remote_user, $domain, $auth_http_NAME, or several of them.",
-    "size": "Size of the zone in memory, from 32k to 16m. 1m is enough for 32,000 keys.",
+    "size": "Size of the zone in memory, from 32k to 16m. 1m is enough for 21,000 keys.",
     "rate": "Logins per second (2r/s) or per minute (10r/m) of one key.",
 }
 _LIMIT_MEANINGS: Final = {

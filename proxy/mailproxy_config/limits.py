@@ -103,7 +103,8 @@ class LimitSettings:
     @property
     def limit_zones(self) -> tuple[str, ...]:
         """The names of the zones."""
-        return tuple(zone.zone for zone in (*self.limit_conn_zone, *self.limit_req_zone))
+        zones: tuple[LimitConnZone | LimitReqZone, ...] = self.limit_conn_zone + self.limit_req_zone
+        return tuple(zone.zone for zone in zones)
 
     @property
     def limits_logins(self) -> bool:

@@ -15,7 +15,7 @@ from mailproxy.auth_http.pending_request import AuthCallback, Authenticator, Pen
 from mailproxy.context import WorkerContext
 from mailproxy.enums import Limit, LoginResult
 from mailproxy.errors import AuthUnavailable
-from mailproxy.limits.keys import KeyFunction, KeyTooLong, check_length
+from mailproxy.limits.keys import MAX_KEY, KeyFunction, KeyTooLong, check_length
 from mailproxy.limits.session_limits import SessionLimits, session_limits
 from mailproxy.limits.table import Key, LimitTable
 from mailproxy.limits.zones import ConnZone, ReqZone
@@ -77,10 +77,9 @@ class LimitedLogin:
 
     Attributes:
         owner: The callback of the session, which an internal error ends.
-        timer: Set while the request waits, or its refusal does.
     """
 
-    __slots__ = ("authenticator", "owner", "pending", "timer")
+    __slots__ = ("authenticator", "owner", "pending")
 
     def __init__(
         self, authenticator: LimitedAuthenticator, pending: PendingRequest, owner: AuthCallback
@@ -88,7 +87,6 @@ class LimitedLogin:
         self.authenticator = authenticator
         self.pending = pending
         self.owner = owner
-        self.timer: asyncio.Handle | None = None
 
     def __call__(self, result: Decision | AuthUnavailable) -> None:
         """The request was decided."""
@@ -98,12 +96,11 @@ class LimitedLogin:
 
     def go_on(self) -> None:
         """The delay is over."""
-        self.timer = None
         self.authenticator.send_on(self.pending)
 
     def refuse(self, denied: AuthDenied) -> None:
         """Deliver a refusal."""
-        self.timer = None
+        self.authenticator.timers.pop(self.pending, None)
         self.pending.callback = None
         self.owner(denied)
 
@@ -119,6 +116,9 @@ class LimitedAuthenticator:
         conns: Its ``limit_conn``.
         reqs: Its ``limit_req``.
         log: The log of the server's sessions.
+
+    Attributes:
+        timers: Of requests that wait, or whose refusals do.
     """
 
     def __init__(
@@ -140,6 +140,7 @@ class LimitedAuthenticator:
         self._reqs = reqs
         self._log = log
         self._metrics: ServerMetrics = context.metrics.server(server.name, server.protocol)
+        self.timers: dict[PendingRequest, asyncio.Handle] = {}
         self._refusals = {result: _refusal(result, server) for result in TEXTS}
 
     def send(self, pending: PendingRequest) -> None:
@@ -155,24 +156,24 @@ class LimitedAuthenticator:
                 seconds = self._delay(pending)
                 if seconds == _REFUSED:
                     denied = self._refusals[LoginResult.LIMIT_REQ]
-                    login.timer = self._context.loop.call_soon(login.refuse, denied)
+                    self.timers[pending] = self._context.loop.call_soon(login.refuse, denied)
                     return
                 if seconds > 0.0:
-                    login.timer = self._context.loop.call_later(seconds, login.go_on)
+                    self.timers[pending] = self._context.loop.call_later(seconds, login.go_on)
                     return
         self._inner.send(pending)
 
     def send_on(self, pending: PendingRequest) -> None:
         """Send a request whose delay is over."""
+        self.timers.pop(pending, None)
         pending.started = self._context.epoll.now
         self._inner.send(pending)
 
     def cancel(self, pending: PendingRequest) -> None:
         """Drop a request whose client has left."""
-        login = pending.callback
-        if isinstance(login, LimitedLogin) and login.timer is not None:
-            login.timer.cancel()
-            login.timer = None
+        timer = self.timers.pop(pending, None)
+        if timer is not None:
+            timer.cancel()
         else:
             self._inner.cancel(pending)
         pending.callback = None
@@ -185,7 +186,8 @@ class LimitedAuthenticator:
             counted = session_limits(pending.record)
             over = self._acquire(pending, grant, counted) if self._conns else None
             if over is None:
-                counted.release_preauth()
+                if counted.preauth is not None:
+                    counted.release_preauth()
                 return grant
         except Exception as error:  # a fault here refuses nobody
             self._context.log_limit_fault(error)
@@ -196,7 +198,8 @@ class LimitedAuthenticator:
         self, pending: PendingRequest, grant: AuthAllowed, counted: SessionLimits
     ) -> ConnLimit | None:
         """Count a session in all zones; returns the limit that it is above, after which it is in none."""
-        counted.release_sessions()  # of an earlier login, after which the session went on
+        if counted.sessions:  # of an earlier login, after which the session went on
+            counted.release_sessions()
         client, head, dry_run = pending.auth_request.client, pending.head, self._server.limit_conn_dry_run
         for limit in self._conns:
             try:
@@ -213,7 +216,7 @@ class LimitedAuthenticator:
                     counted.release_sessions()
                     return limit
             if slot >= 0:
-                counted.sessions.append((limit.zone, slot))
+                counted.sessions += ((limit.zone, slot),)
         return None
 
     # -- limit_req
@@ -243,10 +246,10 @@ class LimitedAuthenticator:
 
     def _charge(self, pending: PendingRequest, limit: ReqLimit, charged: list[tuple[ReqLimit, Key]]) -> float:
         request = pending.auth_request
-        text = check_length(limit.key(request.client, request.credentials.user, b""))
+        text = limit.key(request.client, request.credentials.user, b"")
         if not text:
             return 0.0
-        key = self._hash_key(text)
+        key = self._hash_key(text if len(text) <= MAX_KEY else check_length(text))
         excess = limit.zone.charge(key, limit.interval, limit.burst)
         if excess < 0.0:
             return _REFUSED

@@ -27,8 +27,10 @@ _ATTRIBUTE_BYTES: Final = 64
 
 _libc: Final = ctypes.PyDLL(None)  # keeps the interpreter's lock: the calls do not block
 _Function: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-_trylock: Final = _Function(("pthread_mutex_trylock", _libc))
-_unlock: Final = _Function(("pthread_mutex_unlock", _libc))
+trylock: Final = _Function(("pthread_mutex_trylock", _libc))
+"""Take a lock if it is free; returns 0, or a code for ``wait``."""
+unlock: Final = _Function(("pthread_mutex_unlock", _libc))
+"""Release a lock."""
 _consistent: Final = _Function(("pthread_mutex_consistent", _libc))
 
 
@@ -65,9 +67,9 @@ def lock(address: int) -> None:
         Busy: The time is over.
         OSError: It is no lock.
     """
-    code = _trylock(address)
+    code = trylock(address)
     if code:
-        _wait(address, code)
+        wait(address, code)
 
 
 def lock_patiently(address: int) -> None:
@@ -85,7 +87,8 @@ def lock_patiently(address: int) -> None:
             return
 
 
-def _wait(address: int, code: int) -> None:
+def wait(address: int, code: int) -> None:
+    """Take a lock that ``trylock`` did not take; as ``lock``."""
     ends_at = time.monotonic() + MAX_WAIT_SECONDS
     tries = 0
     while code == errno.EBUSY:
@@ -96,12 +99,8 @@ def _wait(address: int, code: int) -> None:
             os.sched_yield()
         else:
             time.sleep(_PAUSE_SECONDS)
-        code = _trylock(address)
+        code = trylock(address)
     if code == errno.EOWNERDEAD:  # it was killed meanwhile; what it wrote is valid at every point
         _consistent(address)
     elif code:
         raise OSError(code, os.strerror(code))
-
-
-unlock: Final = _unlock
-"""Release a lock."""

@@ -16,7 +16,7 @@ from mailproxy.telemetry.metrics import ServerMetrics
 from mailproxy_config.model import LogLevel, ServerConfig
 
 ZONE_BYTES: Final = 512 * 1024
-"""Size of the zone, which has place for 18,000 addresses."""
+"""Size of the zone, which has place for 12,000 addresses."""
 LOG_INTERVAL: Final = 10.0
 """Seconds between two log lines about closed connections."""
 

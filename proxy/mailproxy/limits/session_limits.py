@@ -21,12 +21,14 @@ class SessionLimits:
     def __init__(self, preauth: tuple[ConnZone, int] | None = None) -> None:
         self.attempt = 0
         self.preauth = preauth
-        self.sessions: list[tuple[ConnZone, int]] = []
+        self.sessions: tuple[tuple[ConnZone, int], ...] = ()
 
     def release(self) -> None:
         """The session is over."""
-        self.release_preauth()
-        self.release_sessions()
+        if self.preauth is not None:
+            self.release_preauth()
+        if self.sessions:
+            self.release_sessions()
 
     def release_preauth(self) -> None:
         """The client has logged in."""
@@ -36,8 +38,8 @@ class SessionLimits:
 
     def release_sessions(self) -> None:
         """The session is over, or another login takes the place of this one."""
-        while self.sessions:
-            zone, slot = self.sessions.pop()
+        sessions, self.sessions = self.sessions, ()
+        for zone, slot in sessions:
             zone.release(slot)
 
 

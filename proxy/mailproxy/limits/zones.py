@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables in shared memory: sessions by key, and rates of logins by key.
 
-A zone has shards of 64 slots.  The hash of a key selects its shard, and ``mmap.find`` finds its slots
+A zone has shards of 32 slots.  The hash of a key selects its shard, and ``mmap.find`` finds its slots
 there.  A lock protects each shard; nothing else is ever locked, and nothing takes longer than one shard.
 
 A process may be killed between any two of its writes.  So each one leaves the table valid: the hash is
@@ -10,22 +10,25 @@ written last, and a slot without a hash is free.
 
 from __future__ import annotations
 
+import mmap
 import time
 from functools import cached_property
 from typing import Final
 
-from mailproxy.limits.mutex import MUTEX_BYTES, lock, lock_patiently, make_mutex, unlock
+from mailproxy.limits.mutex import MUTEX_BYTES, lock_patiently, make_mutex, trylock, unlock, wait
 from mailproxy.telemetry.metrics import Counter, LimitZoneMetrics
 
-SLOTS: Final = 64
+SLOTS: Final = 32
 """Slots of a shard."""
-FILL: Final = 2
-"""A zone has two slots per key that it has place for: with half of them used, no shard is full."""
+FILL: Final = 3
+"""A zone has three slots per key that it has place for: with a third of them used, no shard is full."""
+KNOWN: Final = 2048
+"""Keys of a zone whose slots a process remembers, so that it does not search for those that come often."""
 CONN: Final = 1
 """The kind of zones that count sessions."""
 
 _MUTEXES: Final = 64
-_SWEEP: Final = 32
+_SWEEP: Final = 16
 """So many new keys of a shard later, slots that are not needed any more are made free."""
 _BYTES: Final = {CONN: 8 + 4 + 2, 0: 8 + 8}
 """Bytes of a slot: hash, number of sessions, process; or hash, time."""
@@ -98,10 +101,15 @@ def entries_of(place: Place) -> tuple[int, int]:
 
 
 class _Zone:
-    __slots__ = ("_find", "_first", "_hashes", "_mutexes", "_shards", "_used", "offset", "results")
+    __slots__ = (
+        *("_file", "_find", "_first", "_hashes", "_known", "_mutexes", "_shards", "_used"),
+        *("offset", "results"),
+    )
 
     def __init__(self, place: Place, results: LimitZoneMetrics | None) -> None:
-        self._find = place.memory.obj.find  # type: ignore[attr-defined]  # of the mmap object
+        self._file: mmap.mmap = place.memory.obj  # type: ignore[assignment]
+        self._find = self._file.find
+        self._known: dict[bytes, list[int]] = {}
         self._first = place.hashes_at
         self._hashes = place.hashes
         self._mutexes = place.mutexes
@@ -109,6 +117,17 @@ class _Zone:
         self._used = place.used
         self.offset = place.offset
         self.results = no_results() if results is None else results
+
+    def _locate(self, key: tuple[int, bytes]) -> list[int]:
+        """Return shard, offset and end of its hashes, lock, and the last known slot of a key, -1 for none."""
+        number, pattern = key
+        if len(self._known) >= KNOWN:
+            self._known.clear()
+        shard = number % self._shards
+        start = self._first + shard * SLOTS * 8
+        mutex = self._mutexes + (shard % _MUTEXES) * MUTEX_BYTES
+        found = self._known[pattern] = [shard, start, start + SLOTS * 8, mutex, -1]
+        return found
 
     def _free_slot(self, shard: int) -> int:
         """Return a free slot of a shard, -1 for none."""
@@ -164,22 +183,21 @@ class ConnZone(_Zone):
             Busy: A lock is held by a process that does not run.
         """
         number, pattern = key
-        shard = number % self._shards
-        first, find, counts = self._first, self._find, self._counts
-        start = first + shard * SLOTS * 8
-        end = start + SLOTS * 8
-        total, own = 0, -1
-        mutex = self._mutexes + (shard % _MUTEXES) * MUTEX_BYTES
-        lock(mutex)
+        where = self._known.get(pattern) or self._locate(key)
+        shard, start, end, mutex, own = where
+        counts = self._counts
+        if code := trylock(mutex):
+            wait(mutex, code)
         try:
-            at = find(pattern, start, end)
-            while at >= 0:
-                if not (at - first) & 7:
-                    slot = (at - first) >> 3
-                    total += counts[slot]
-                    if self._owners[slot] == self._number:
-                        own = slot
-                at = find(pattern, at + 1, end)
+            if (
+                own >= 0
+                and self._file[start:end].count(pattern) == 1
+                and self._hashes[own] == number
+                and self._owners[own] == self._number
+            ):
+                total = counts[own]
+            else:
+                total, own = self._sum(pattern, start, end)
             is_over = total >= limit
             if is_over and not dry_run:
                 return -1, True
@@ -188,16 +206,30 @@ class ConnZone(_Zone):
                 if own < 0:
                     self.results.full.value += 1
                     return -1, is_over
+            where[4] = own
             counts[own] += 1
         finally:
             unlock(mutex)
         self.held += 1
         return own, is_over
 
+    def _sum(self, pattern: bytes, start: int, end: int) -> tuple[int, int]:
+        """Return the sessions of a key, of all processes, and this process's slot, -1 for none."""
+        total, own = 0, -1
+        at = self._find(pattern, start, end)
+        while at >= 0:
+            if not (at - start) & 7:
+                slot = (at - self._first) >> 3
+                total += self._counts[slot]
+                if self._owners[slot] == self._number:
+                    own = slot
+            at = self._find(pattern, at + 1, end)
+        return total, own
+
     def release(self, slot: int) -> None:
         """A session that was counted is over.  Without a lock: nobody else writes to a slot that is used."""
         self.held -= 1
-        if self._owners[slot] == self._number and self._counts[slot]:
+        if self._counts[slot]:
             self._counts[slot] -= 1
 
     def count(self, key: tuple[int, bytes]) -> int:
@@ -272,12 +304,14 @@ class ReqZone(_Zone):
             Busy: A lock is held by a process that does not run.
         """
         number, pattern = key
-        shard = number % self._shards
-        mutex = self._mutexes + (shard % _MUTEXES) * MUTEX_BYTES
-        lock(mutex)
+        where = self._known.get(pattern) or self._locate(key)
+        mutex, slot = where[3], where[4]
+        if code := trylock(mutex):
+            wait(mutex, code)
         try:
             now = time.monotonic()
-            slot = self._slot(pattern, shard)
+            if slot < 0 or self._hashes[slot] != number:
+                slot = where[4] = self._slot(pattern, where[0])
             free_at = self._times[slot] if slot >= 0 else now
             if free_at <= now:
                 free_at, excess = now, 0.0
@@ -286,7 +320,7 @@ class ReqZone(_Zone):
                 if excess > burst + _ROUNDING:
                     return -1.0
             if slot < 0:
-                self._insert(number, shard, now, free_at + interval)
+                where[4] = self._insert(number, where[0], now, free_at + interval)
             else:
                 self._times[slot] = free_at + interval
             return excess
@@ -302,7 +336,8 @@ class ReqZone(_Zone):
         number, pattern = key
         shard = number % self._shards
         mutex = self._mutexes + (shard % _MUTEXES) * MUTEX_BYTES
-        lock(mutex)
+        if code := trylock(mutex):
+            wait(mutex, code)
         try:
             slot = self._slot(pattern, shard)
             if slot >= 0:
@@ -318,8 +353,8 @@ class ReqZone(_Zone):
             at = self._find(pattern, at + 1, start + SLOTS * 8)
         return -1 if at < 0 else (at - first) >> 3
 
-    def _insert(self, number: int, shard: int, now: float, free_at: float) -> None:
-        """Add a key; in a full shard, in place of the one whose time is over first."""
+    def _insert(self, number: int, shard: int, now: float, free_at: float) -> int:
+        """Add a key, and return its slot; in a full shard, in place of the one whose time is over first."""
         if self._used[shard] and self._used[shard] % _SWEEP == 0:
             self._sweep(shard, now)
         slot = self._free_slot(shard)
@@ -334,6 +369,7 @@ class ReqZone(_Zone):
         self._times[slot] = free_at
         self._hashes[slot] = number
         self._used[shard] += 1
+        return slot
 
     def _sweep(self, shard: int, now: float) -> None:
         """Make slots free whose time is over."""
