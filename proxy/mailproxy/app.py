@@ -25,6 +25,7 @@ from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.shared_listener import check_choices, listen_target
+from mailproxy.session.upstream_capabilities import follow_upstreams, stop_probes
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
@@ -134,6 +135,7 @@ class App:
         self.context.metrics.keep_servers(server.name for server in config.servers)
         self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
+        stop_probes(self._servers.values())
         self._servers = {server.config.name: server for server in servers}
         self._retire(servers)
 
@@ -180,7 +182,7 @@ class App:
             if isinstance(tls.params.chooser, CertificateChooser):
                 tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
         metrics, template = self.context.metrics, _template(config)
-        return VirtualServer(
+        built = VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
             auth=self.authenticators.authenticator(config, template),
@@ -199,6 +201,8 @@ class App:
             upstream_names=self._names(config) if config.auth_http_server_names else None,
             preauth=self.authenticators.preauth(config),
         )
+        follow_upstreams(self.context, built, previous)
+        return built
 
     def _log_unusable_certificate(self, server: str, reason: str) -> None:
         self.context.log.event(LogLevel.ERROR, "certificate_unusable", server=server, reason=reason)
@@ -348,7 +352,8 @@ class App:
                 self.context.handle_error(session, error)
 
     async def close(self) -> None:
-        """Close resolvers and pipes; after ``stop`` or ``drain``."""
+        """Close resolvers, pipes and probes; after ``stop`` or ``drain``."""
+        stop_probes(self._servers.values())
         self.context.pipes.close()
         await self._close_retired()
         await self.authenticators.close()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
+from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.limits import LimitSettings
 from mailproxy_config.oauth_issuer import OAuthIssuer
@@ -282,7 +283,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(LimitSettings, CertificateChoice):
+class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -368,6 +369,10 @@ class ServerConfig(LimitSettings, CertificateChoice):
     auth_mode: AuthMode
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
+    imap_capabilities_from: CapabilitiesFrom
+    imap_capability_after_login: bool
+    smtp_capabilities_from: CapabilitiesFrom
+    ssl_alpn_strict: AlpnStrict
     smtp_auth_command: bool
     real_ip_command: bool
     limit_rate: ByteCount
@@ -416,13 +421,6 @@ class ServerConfig(LimitSettings, CertificateChoice):
     def negotiates_xclient(self) -> bool:
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
         return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
-
-    @property
-    def answers_id(self) -> bool:
-        """Whether IMAP ID is allowed before login; by default where another directive needs it."""
-        if self.imap_id_command is None:
-            return self.real_ip_command or self.proxy_id is not SendIdentity.DISABLED
-        return self.imap_id_command is ImapId.ANSWER
 
     @property
     def sends_identity(self) -> bool:

@@ -70,6 +70,7 @@ async def kube() -> AsyncIterator[FakeKube]:
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(main_module, "BACK_OFFS", (0.02, 0.02))
+    monkeypatch.setattr(main_module, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(work_queue_module, "MIN_BACKOFF_SECONDS", 0.05)
     monkeypatch.setattr(work_queue_module, "MAX_BACKOFF_SECONDS", 0.2)
     monkeypatch.setattr(reconcile_module, "ROLLOUT_REQUEUE_SECONDS", 0.1)
@@ -116,7 +117,8 @@ async def test_api_error_is_counted_and_not_fatal(kube: FakeKube, verb: str, sta
         kube.put(body(servers=[server("imap", "imap", 143)], podDisruptionBudget={"maxUnavailable": 1}))
     if verb not in {"patch", "delete"}:
         kube.faults.append(fault)
-    async with running_with_metrics(kube, resync_seconds=30.0) as operator:
+    resync_seconds = 2.0 if verb == "list" else 30.0  # only resyncs list objects
+    async with running_with_metrics(kube, resync_seconds=resync_seconds) as operator:
         if verb in {"patch", "delete"}:
             await until(lambda: kube.find(DEPLOYMENT, "edge"))
             await until(lambda: condition(kube, "edge", "Ready")["reason"] == "PodsNotReady")

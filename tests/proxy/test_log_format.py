@@ -39,6 +39,7 @@ def success(**changes: Any) -> SessionRecord:
         "client_port": 4711,
         "tls": "TLSv1.3",
         "cipher": "TLS_AES_128_GCM_SHA256",
+        "server_name": b"imap.example.com",
         "user": b"alice",
         "method": Method.PLAIN,
         "result": LoginResult.SUCCESS,
@@ -69,6 +70,7 @@ def test_a_session_as_json() -> None:
         "proxied": False,
         "tls": "TLSv1.3",
         "cipher": "TLS_AES_128_GCM_SHA256",
+        "server_name": "imap.example.com",
         "user": "alice",
         "method": "plain",
         "result": "success",
@@ -106,6 +108,7 @@ def test_session_without_login_has_the_same_fields() -> None:
     assert {key for key, value in line.items() if value is None} == {
         "tls",
         "cipher",
+        "server_name",
         "method",
         "result",
         "error",
@@ -122,9 +125,9 @@ def test_session_as_text() -> None:
     record = success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG)
     assert text_session(record, STAMP) == (
         f"{STAMP} info session 0a1b2c3d-1f imap server=imaps client=192.0.2.1:4711 proxied tls=TLSv1.3 "
-        'cipher=TLS_AES_128_GCM_SHA256 user="alice" method=plain attempts=1 result=success '
-        "upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s errors=2 error=line_too_long "
-        "duration=61.500s to_client=4000 to_upstream=20 reason=client_closed\n"
+        'cipher=TLS_AES_128_GCM_SHA256 server_name="imap.example.com" user="alice" method=plain attempts=1 '
+        "result=success upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s "
+        "errors=2 error=line_too_long duration=61.500s to_client=4000 to_upstream=20 reason=client_closed\n"
     )
 
 
@@ -141,6 +144,18 @@ def test_session_without_client_port_and_with_aborted_login() -> None:
     assert 'client=unix: user="a b" method=login attempts=0 duration' in text_session(record, STAMP)
 
 
+def test_control_characters_in_server_name_are_escaped() -> None:
+    record = success(server_name=b'a"\r\n\x1b[31m\xff')
+    assert json.loads(json_session(record, STAMP))["server_name"] == 'a"\r\n\x1b[31m\\xff'
+    assert r'server_name="a\"\r\n\u001b[31m\\xff" user=' in text_session(record, STAMP)
+
+
+def test_tls_without_server_name_has_no_server_name() -> None:
+    record = success(server_name=None)
+    assert json.loads(json_session(record, STAMP))["server_name"] is None
+    assert "server_name" not in text_session(record, STAMP)
+
+
 RECORDS = st.builds(
     SessionRecord,
     server=st.text(max_size=300),
@@ -150,6 +165,7 @@ RECORDS = st.builds(
     proxied=st.booleans(),
     tls=st.none() | st.text(max_size=300),
     cipher=st.text(max_size=300),
+    server_name=st.none() | st.binary(max_size=300),
     user=st.binary(max_size=5000),
     method=st.none() | st.sampled_from(Method),
     result=st.none() | st.sampled_from(LoginResult),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom
 from mailproxy_config.limits import LimitLogLevel, LimitWords
 from mailproxy_config.model import (
     AuthHttp,
@@ -42,6 +43,8 @@ NOT_OF_NGINX: Final = frozenset(
         *("oauth_strict", "auth_mode", "oauth_issuer"),
         *("oauth_strict", "imap_id_command", "smtp_auth_command", "max_commands"),
         *("real_ip_command", "limit_rate", "limit_rate_after"),
+        *("imap_capabilities_from", "imap_capability_after_login", "smtp_capabilities_from"),
+        "ssl_alpn_strict",
         *("proxy_pop3_xclient", "xclient_mode"),
         *("ssl_certificate_selector", "ssl_reject_handshake", "server_names"),
         *("proxy_connect_timeout", "proxy_next_upstream", "proxy_next_upstream_tries"),
@@ -131,6 +134,10 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "auth_mode": AuthMode.HTTP,
     "oauth_issuer": (),
     "imap_id_command": None,
+    "imap_capabilities_from": CapabilitiesFrom.STATIC,
+    "imap_capability_after_login": False,
+    "smtp_capabilities_from": CapabilitiesFrom.STATIC,
+    "ssl_alpn_strict": AlpnStrict.NGINX,
     "smtp_auth_command": True,
     "real_ip_command": False,
     "max_commands": 0,

@@ -176,6 +176,8 @@ class Client:
     """How many proxies may follow: the number that was received, less one."""
     received: ReceivedIdentity | None = None
     """What a trusted client wrote about the original one."""
+    has_asked_capabilities: bool = False
+    """IMAP: whether the client has sent CAPABILITY; only with ``imap_capability_after_login``."""
 
     @property
     def connected(self) -> tuple[str, int]:

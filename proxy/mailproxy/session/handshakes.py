@@ -241,6 +241,7 @@ class TlsHandshake:
             enter_server(session, session.server.choices[sock.server])
         session.record.tls = info.version
         session.record.cipher = info.cipher
+        session.record.server_name = info.server_name
         session.context.epoll.set_handler(session.fd, session)
         session.set_events(READ)
         self._then(info)

@@ -42,6 +42,7 @@ from mailproxy_config.model import ServerConfig
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
     from mailproxy.limits.preauth import PreauthLimit
     from mailproxy.oauth.token_source import TokenSource
+    from mailproxy.session.upstream_capabilities import UpstreamCapabilities
 
 _LIMITS: Final = {
     CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
@@ -98,6 +99,8 @@ class VirtualServer:
     """The class of connections to upstreams."""
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
+    capabilities: UpstreamCapabilities | None = field(init=False, default=None)
+    """What upstreams can do; it replaces ``frontend`` and ``upstream_end`` where it is used."""
     variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
     """For logins with overrides; the one unused for longest is first."""
 

@@ -19,6 +19,8 @@ from mailproxy_config.addresses import format_host_port
 
 USER_LIMIT: Final = 256
 """Bytes of a user name that are logged."""
+SERVER_NAME_LIMIT: Final = 255
+"""Bytes of an SNI name that are logged."""
 ELLIPSIS: Final = "..."
 """Marks a truncated value."""
 
@@ -97,6 +99,8 @@ class SessionRecord:
     tls: str | None = None
     """TLS version, by OpenSSL's name."""
     cipher: str = ""
+    server_name: bytes | None = None
+    """The name in the TLS handshake (SNI); any bytes that the client chooses."""
     user: bytes = b""
     method: Method | None = None
     result: LoginResult | None = None
@@ -142,6 +146,7 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
     word: f'"{word}"' for word in ProtocolErrorKind
 }
+_NO_TLS: Final = 'null,"cipher":null,"server_name":null'
 _NO_FAILURE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
 
@@ -177,13 +182,13 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         server, client, upstream = quote(server), quote(client), quote(upstream)
     else:
         server, client, upstream = _json_string(server), _json_string(client), _json_string(upstream)
-    tls, cipher = (_json_string(r.tls), _json_string(r.cipher)) if r.tls else ("null", "null")
+    tls = f'{_json_string(r.tls)},"cipher":{_json_string(r.cipher)}{_server_name(r)}' if r.tls else _NO_TLS
     level = "debug" if r.is_silent else "info"
     return (
         f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}","server":{server},'
         f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
         f'"proxied":{_proxied(r) if r.proxied else "false"},'
-        f'"tls":{tls},"cipher":{cipher},'
+        f'"tls":{tls},'
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
@@ -192,6 +197,12 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'{_durations(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
         f'"reason":{_REASONS[r.reason]}}}\n'
     )
+
+
+def _server_name(r: SessionRecord) -> str:
+    """Return the field ``server_name``: control characters and quotation marks are escaped."""
+    name = r.server_name
+    return ',"server_name":null' if name is None else f',"server_name":{quote_bytes(name, SERVER_NAME_LIMIT)}'
 
 
 def _proxied(r: SessionRecord) -> str:
@@ -218,6 +229,8 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     parts.append(f"client={client}{_text_proxied(r) if r.proxied else ''}")
     if r.tls:
         parts.append(f"tls={_text_string(r.tls)} cipher={_text_string(r.cipher)}")
+        if r.server_name is not None:
+            parts.append(f"server_name={quote_bytes(r.server_name, SERVER_NAME_LIMIT)}")
     if r.method is not None:
         parts += _login_parts(r)
     if r.errors:
