@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Method(StrEnum):
@@ -23,6 +24,13 @@ class Method(StrEnum):
     NONE = "none"
     XOAUTH2 = "xoauth2"
     OAUTHBEARER = "oauthbearer"
+
+
+PASSWORD_METHODS: Final = frozenset(
+    {Method.PASSWORD, Method.PLAIN, Method.LOGIN, Method.CRAM_MD5, Method.APOP}
+)
+"""The methods with a password, in clear text or as a digest."""
+CLEAR_PASSWORD_METHODS: Final = frozenset({Method.PASSWORD, Method.PLAIN, Method.LOGIN})
 
 
 class LoginResult(StrEnum):
@@ -254,6 +262,28 @@ class JwksResult(StrEnum):
     EMPTY = "empty"
 
 
+class PolicyCommand(StrEnum):
+    """A request to a policy server."""
+
+    ALLOW = "allow"
+    REPORT = "report"
+
+
+class PolicyResult(StrEnum):
+    """How a request to a policy server ended."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    DELAYED = "delayed"
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    """No connection, or an error of the server."""
+    INVALID = "invalid"
+    """The response is not usable."""
+    SKIPPED = "skipped"
+    """Not sent, because the server has failed a moment ago."""
+
+
 class DnsPurpose(StrEnum):
     """The purpose of a name lookup."""
 
@@ -346,6 +376,8 @@ class Limit(StrEnum):
     LIMIT_CONN = "limit_conn"
     LIMIT_REQ = "limit_req"
     LIMIT_PREAUTH = "limit_preauth"
+    BLOCKED = "blocked"
+    """``auth_block``."""
 
 
 class ZoneEvent(StrEnum):
@@ -359,6 +391,25 @@ class ZoneEvent(StrEnum):
     DELAYED = "delayed"
     SKIPPED = "skipped"
     """It was let in without being counted: the key was too long, or there was an error."""
+
+
+class PenaltyAction(StrEnum):
+    """What was done with a login because of earlier ones (``auth_penalty``, ``auth_block``)."""
+
+    DELAYED = "delayed"
+    REFUSED = "refused"
+    """With a temporary error: too many wait, it has waited for too long, or its address is blocked."""
+    EXEMPT = "exempt"
+    """Its address is exempt."""
+    KNOWN = "known"
+    """Its user logged in from there within the last hour."""
+
+
+class FailedCredentials(StrEnum):
+    """Whether refused credentials are among the last ones of their address."""
+
+    NEW = "new"
+    REPEATED = "repeated"
 
 
 class Direction(StrEnum):

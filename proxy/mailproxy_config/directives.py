@@ -15,11 +15,12 @@ from typing import Final
 from mailproxy_config import structured_values
 from mailproxy_config.client_directives import CLIENT_DIRECTIVES
 from mailproxy_config.failover_directives import FAILOVER_DIRECTIVES
-from mailproxy_config.limit_directives import LIMIT_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
+from mailproxy_config.policy_directives import POLICY_DIRECTIVES
+from mailproxy_config.route_directives import ROUTE_DIRECTIVES
 from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
 from mailproxy_config.tls_directives import SERVER_NAMES_DIRECTIVE, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
@@ -408,10 +409,11 @@ LEVEL_DIRECTIVES: Final = (
     *FAILOVER_DIRECTIVES,
     *TEMPFAIL_DIRECTIVES,
     *UPSTREAM_LOGIN_DIRECTIVES,
+    *POLICY_DIRECTIVES,
     *OAUTH_DIRECTIVES,
+    *ROUTE_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,
-    *LIMIT_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

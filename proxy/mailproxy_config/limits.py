@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from mailproxy_config.failed_logins import FailedLogins
+
 MIN_ZONE: Final = 32 * 1024
 """Bytes of the smallest zone, as in nginx with pages of 4 KiB."""
 MAX_ZONE: Final = 16 * 1024 * 1024
@@ -84,7 +86,7 @@ class LimitReq:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LimitSettings:
+class LimitSettings(FailedLogins):
     """The part of ``ServerConfig`` about limits."""
 
     limit_conn_zone: tuple[LimitConnZone, ...]

@@ -144,6 +144,12 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_imap_guard": _FLAG,
     "oauth_strict": _FLAG,
     "auth_mode": st.sampled_from(["http", "HTTP"]),
+    "route": st.sampled_from(
+        [
+            "upstream=old domain=Example.org domain=*.example.net",
+            "user=ceo@example.com upstream=dovecot; route table=moves; route domain=* upstream=old",
+        ]
+    ),
     "oauth_issuer": st.sampled_from(
         [
             "https://a.example jwks_uri=https://a.example/keys audience=mail",
@@ -152,6 +158,11 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "identity_domain=Example.org allowed_client=x allowed_algorithm=ES256",
         ]
     ),
+    "auth_penalty": _FLAG,
+    "auth_failure_delay": _MSEC,
+    "auth_penalty_exempt": _some("192.0.2.0/24", "::1"),
+    "auth_penalty_max": st.sampled_from(["1", "500"]),
+    "auth_block": st.just("off"),  # another value needs addresses of clients, which depends on the listeners
     "smtp_auth_command": _FLAG,
     "real_ip_command": _FLAG,
     "max_commands": st.sampled_from(["0", "1000"]),
@@ -186,6 +197,14 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
         ]
     ),
+    "auth_policy_server": st.sampled_from(
+        [
+            "http://127.0.0.1:8084/ nonce_file=n.txt",
+            "https://policy.example/ nonce_file=/n header_name=X-API-Key header_file=k.txt hash_mech=SHA512 "
+            "hash_truncate=0 timeout=1s500ms check_before=off check_after=off report=off reject_on_fail=on",
+        ]
+    ),
+    "log_password_fingerprint": _FLAG,
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,
@@ -238,7 +257,7 @@ _ZONES: Final = {"limit_conn_zone", "limit_req_zone"}
 """``mail {}`` always has them, as limits name them."""
 
 
-_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer", "limit_conn", "limit_req", *_ZONES}
+_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer", "route", "limit_conn", "limit_req", *_ZONES}
 """Lists whose items must differ; their strategies have few values."""
 
 
@@ -275,6 +294,20 @@ def _servers(draw: st.DrawFn) -> list[str]:
     return servers
 
 
+_UPSTREAMS = """
+upstream dovecot {
+    server Dovecot-0.dovecot:143 weight=3;
+    server [2001:db8::1] backup;
+    hash $remote_user consistent;
+    proxy_ssl starttls;
+    proxy_ssl_certificate c.pem;
+    proxy_ssl_certificate_key k.pem;
+    proxy_next_upstream connect;
+}
+upstream old { server 192.0.2.1; }
+"""
+
+
 @st.composite
 def _files(draw: st.DrawFn) -> dict[str, str]:
     """An ``nginx.conf`` and what it includes."""
@@ -292,7 +325,19 @@ def _files(draw: st.DrawFn) -> dict[str, str]:
     comment = draw(st.sampled_from(["", "# } a comment; {\n"]))
     zones = [f"{name} {draw(VALUES[name])};" for name in sorted(_ZONES)]
     text = "\n".join(
-        [*around, "mail {", "auth_http first;", _PAIR, *zones, comment, inner, outer, "}", "http { x { } }"]
+        [
+            *around,
+            "mail {",
+            "auth_http first;",
+            _UPSTREAMS,
+            _PAIR,
+            *zones,
+            comment,
+            inner,
+            outer,
+            "}",
+            "http { x { } }",
+        ]
     )
     end = draw(st.sampled_from(["\n", "\r\n"]))
     return {name: part.replace("\n", end) for name, part in {**files, "nginx.conf": text}.items()}

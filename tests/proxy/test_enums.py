@@ -15,7 +15,15 @@ from mailproxy import enums
     [
         (
             enums.Limit,
-            ["conn_total", "max_errors", "max_commands", "limit_conn", "limit_req", "limit_preauth"],
+            [
+                "conn_total",
+                "max_errors",
+                "max_commands",
+                "blocked",
+                "limit_conn",
+                "limit_req",
+                "limit_preauth",
+            ],
         ),
         (enums.ZoneEvent, ["zone_full", "rejected", "dry_run", "delayed", "skipped"]),
         (enums.Direction, ["to_upstream", "to_client"]),

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +77,7 @@ def test_a_session_as_json() -> None:
         "method": "plain",
         "result": "success",
         "attempts": 1,
+        "password_failures": 0,
         "errors": 0,
         "error": None,
         "upstream": "10.0.0.3",
@@ -100,6 +103,16 @@ def test_named_client_has_two_more_fields() -> None:
     record = success(proxied=True, named_by="10.0.0.5")
     assert json.loads(json_session(record, STAMP))["received_session"] is None
     assert " proxied named_by=10.0.0.5 tls=" in text_session(record, STAMP)
+
+
+def test_refused_passwords_are_counted_and_have_a_fingerprint_if_it_is_made() -> None:
+    record = success(result=LoginResult.DENIED, password_failures=2)
+    assert json.loads(json_session(record, STAMP))["password_failures"] == 2
+    assert "pwfp" not in json.loads(json_session(record, STAMP))
+    assert " attempts=1 password_failures=2 result=denied " in text_session(record, STAMP)
+    record.pwfp = "00ff00ff00ff00ff"
+    assert json.loads(json_session(record, STAMP))["pwfp"] == "00ff00ff00ff00ff"
+    assert " password_failures=2 pwfp=00ff00ff00ff00ff result=denied " in text_session(record, STAMP)
 
 
 def test_session_without_login_has_the_same_fields() -> None:
@@ -367,3 +380,37 @@ def test_record_has_no_other_attributes() -> None:
 def test_record_has_no_field_for_a_secret() -> None:
     secret = {"password", "secret", "credentials", "salt", "digest", "token"}
     assert not secret & {field.name for field in fields(SessionRecord)}
+
+
+PAGE = (Path(__file__).parents[2] / "docs/session-log.md").read_text()
+
+
+def documented(column: int) -> dict[str, str]:
+    """The table of fields: the values of a column by the names of the fields."""
+    table = PAGE.partition("| Field |")[2].partition("\n\n")[0]
+    rows = [row.strip("|").split(" | ") for row in table.splitlines()[2:]]
+    return {row[0].strip(" `"): row[column].strip(" |") for row in rows}
+
+
+def test_fields_of_the_session_line_are_those_of_its_page() -> None:
+    record = success(proxied=True, named_by="10.0.0.5", password_failures=1, pwfp="0" * 16)
+    assert list(json.loads(json_session(record, STAMP))) == list(documented(1))
+    always = [name for name, meaning in documented(2).items() if not meaning.startswith("only with")]
+    assert list(json.loads(json_session(SessionRecord(), STAMP))) == always
+
+
+@given(RECORDS)
+def test_types_of_the_session_line_are_those_of_its_page(record: SessionRecord) -> None:
+    kinds = {"text": str, "number": (int, float), "boolean": bool, "null": type(None)}
+    types = documented(1)
+    for name, value in json.loads(json_session(record, STAMP)).items():
+        assert any(isinstance(value, kinds[kind]) for kind in types[name].split(", ")), name
+
+
+def test_page_lists_every_result_and_method() -> None:
+    results = PAGE.partition("## Results")[2].partition("## ")[0]
+    listed = re.findall(
+        r"`(\w+)`", "".join(row.split("|")[1] for row in results.splitlines() if row[:3] == "| `")
+    )
+    assert set(listed) - {"result"} == set(LoginResult)
+    assert set(re.findall(r"`(\w+)`", documented(2)["method"])) == set(Method)

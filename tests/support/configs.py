@@ -40,7 +40,8 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
-        *("oauth_strict", "auth_mode", "oauth_issuer"),
+        *("oauth_strict", "auth_mode", "oauth_issuer", "route"),
+        *("auth_penalty", "auth_failure_delay", "auth_penalty_exempt", "auth_penalty_max", "auth_block"),
         *("oauth_strict", "imap_id_command", "smtp_auth_command", "max_commands"),
         *("real_ip_command", "limit_rate", "limit_rate_after"),
         *("imap_capabilities_from", "imap_capability_after_login", "smtp_capabilities_from"),
@@ -55,6 +56,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("limit_conn_ipv6_prefix", "limit_conn_words", "limit_preauth", "limit_req_zone", "limit_req"),
         *("limit_req_log_level", "limit_req_dry_run"),
         *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
+        *("auth_policy_server", "log_password_fingerprint"),
     }
 )
 """Directives that nginx does not have."""
@@ -132,7 +134,13 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_imap_guard": False,
     "oauth_strict": False,
     "auth_mode": AuthMode.HTTP,
+    "route": (),
     "oauth_issuer": (),
+    "auth_penalty": False,
+    "auth_failure_delay": None,
+    "auth_penalty_exempt": (),
+    "auth_penalty_max": 1000,
+    "auth_block": None,
     "imap_id_command": None,
     "imap_capabilities_from": CapabilitiesFrom.STATIC,
     "imap_capability_after_login": False,
@@ -171,6 +179,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "limit_req": (),
     "limit_req_log_level": LimitLogLevel.ERROR,
     "limit_req_dry_run": False,
+    "auth_policy_server": None,
+    "log_password_fingerprint": False,
 }
 
 

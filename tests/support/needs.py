@@ -24,6 +24,8 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
         "dovecot/lmtp": "dovecot-lmtpd",
         "dovecot/pop3": "dovecot-pop3d",
         "dovecot/submission": "dovecot-submissiond",
+        "fail2ban-client": "fail2ban",
+        "fail2ban-regex": "fail2ban",
         "fetchmail": "fetchmail",
         "ip": "iproute2",
         "lua5.1": "lua5.1",

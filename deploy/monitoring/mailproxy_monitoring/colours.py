@@ -92,6 +92,10 @@ CLOSE_REASONS: Final[Colours] = MappingProxyType(
         "limit": "yellow",
     }
 )
+PENALTY_ACTIONS: Final[Colours] = MappingProxyType(
+    {"delayed": "yellow", "refused": FAILURE, "known": SUCCESS, "exempt": "light-green"}
+)
+FAILED_CREDENTIALS: Final[Colours] = MappingProxyType({"new": "orange", "repeated": NEUTRAL})
 AUTH_OUTCOMES: Final[Colours] = MappingProxyType(
     {"ok": SUCCESS, "denied": "orange", "wait": "yellow", "error": FAILURE, "timeout": "dark-red"}
 )
@@ -147,6 +151,18 @@ TOKEN_RESULTS: Final[Colours] = MappingProxyType(
         "unavailable": "dark-red",
         "timeout": "light-red",
         "invalid": "semi-dark-red",
+    }
+)
+POLICY_RESULTS: Final[Colours] = MappingProxyType(
+    {
+        "ok": SUCCESS,
+        "refused": "orange",
+        "delayed": "yellow",
+        "skipped": NEUTRAL,
+        "unavailable": FAILURE,
+        "timeout": "dark-red",
+        "invalid": "semi-dark-red",
+        "dropped": "light-red",
     }
 )
 UPSTREAM_TLS_FAILURES: Final[Colours] = MappingProxyType(
@@ -225,6 +241,7 @@ LIMITS: Final[Colours] = MappingProxyType(
         "conn_total": FAILURE,
         "max_errors": "orange",
         "max_commands": "yellow",
+        "blocked": "purple",
         "limit_conn": "blue",
         "limit_req": "light-blue",
         "limit_preauth": "dark-blue",

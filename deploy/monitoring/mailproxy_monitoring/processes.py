@@ -61,7 +61,7 @@ LIMITING: Final = Row(
             unit=EVENTS_PER_SECOND,
             queries=((rate("mailproxy_limit_zone_events_total", "event", JOB), "{{event}}"),),
             colours=ZONE_EVENTS,
-            description="dry_run: would be rejected. zone_full: the zone is too small, and clients are let in."
+            description="dry_run: would be rejected. zone_full: the zone is too small; clients are let in."
             " skipped: the key was too long, or there was an error.",
             alerts=("MailProxyLimitZoneFull",),
         ),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from mailproxy.enums import CloseReason, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
+from mailproxy.enums import CloseReason, Limit, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
 from mailproxy.errors import PeerClosed, PeerTimedOut, SessionError, TlsFailed
 from mailproxy.loop.epoll import READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
@@ -38,6 +38,12 @@ class ProxyHeaderFailed(SessionError):
 
 class TooManyConnections(SessionError):
     """An address has too many connections that have not logged in (``limit_preauth``)."""
+
+    reason = CloseReason.LIMIT
+
+
+class AddressBlocked(SessionError):
+    """The address in the PROXY header is blocked (``auth_block``)."""
 
     reason = CloseReason.LIMIT
 
@@ -116,6 +122,10 @@ class ProxyHeaderReader:
             else:
                 result = ProxyHeaderResult.UNTRUSTED
         server.metrics.proxy_headers[result].value += 1
+        if server.blocks is not None and server.blocks.is_blocked(client.address):
+            server.metrics.limit_rejections[Limit.BLOCKED].value += 1
+            session.on_handshake_failed(AddressBlocked())
+            return
         if server.preauth is not None:
             session.record.held = server.preauth.admit(client.address, server.metrics)
             if session.record.held is None:

@@ -21,8 +21,9 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, Overrides, UpstreamLogin
+from mailproxy.protocols.types import NO_SECRETS, AuthRequest, Client, LoginSecrets, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.named_client import frontend_factory
 from mailproxy.session.rate_limit import relay_end_for
@@ -42,6 +43,8 @@ from mailproxy_config.model import ServerConfig
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
     from mailproxy.limits.preauth import PreauthLimit
     from mailproxy.oauth.token_source import TokenSource
+    from mailproxy.penalty.block_check import BlockCheck
+    from mailproxy.policy.password_fingerprint import PasswordFingerprints
     from mailproxy.session.upstream_capabilities import UpstreamCapabilities
 
 _LIMITS: Final = {
@@ -75,6 +78,10 @@ class VirtualServer:
     """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
     """The log of its sessions."""
+    report_login: Callable[[AuthRequest, LoginResult], None] | None = None
+    """Reports the results of logins to a policy server."""
+    fingerprints: PasswordFingerprints | None = None
+    """Fingerprints of refused passwords for the log."""
     tokens: TokenSource | None = None
     """The access tokens for logins at upstreams."""
     login_secrets: LoginSecrets = NO_SECRETS
@@ -87,8 +94,14 @@ class VirtualServer:
     """Resolves host names in ``Auth-Server``."""
     preauth: PreauthLimit | None = None
     """Limits connections that have not logged in (``limit_preauth``)."""
+    blocks: BlockCheck | None = None
+    """Finds clients whose address is blocked (``auth_block``)."""
     base: VirtualServer | None = None
-    """Of a variant for logins with overrides: the server of the configuration."""
+    """Of a variant for logins with overrides or of a group: the server of the configuration."""
+    groups: Mapping[str, VirtualServer] = field(default_factory=dict)
+    """For logins at groups of upstreams with directives of their own, by the name of the group."""
+    group_choices: Mapping[str, GroupChoice] = field(default_factory=dict)
+    """What chooses servers of groups of upstreams, by the name of the group."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
     connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
@@ -107,9 +120,9 @@ class VirtualServer:
     def __post_init__(self) -> None:
         self.connection = UpstreamConnection if self.tokens is None else TokenUpstreamConnection
         self.connect_address = connector(self.config, self.connection)
-        names = self.config.auth_http_server_names
+        names = self.config.auth_http_server_names or self.config.upstream_groups
         self.connect = UpstreamLookup.connect if names else self.connect_address
-        if self.config.auth_http_overrides:
+        if self.config.auth_http_overrides or self.config.upstream_groups:
             self.connect = partial(connect_for_login, self, self.connect)
         self.frontend = frontend_factory(self.protocol, self.config, self.trusted)
         self.upstream = self.login_at_upstreams(self.config)

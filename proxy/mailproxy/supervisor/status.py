@@ -55,6 +55,7 @@ class Status:
         self._reloads = dict.fromkeys(ReloadResult, 0)
         self._last_error: str | None = None
         self._certificates: tuple[Problem, ...] = ()
+        self._kept_tables = 0
         self._shown: ConfigRevision | None = None
         self._report_number = 0
 
@@ -75,6 +76,7 @@ class Status:
         self._reloads[ReloadResult.SUCCESS] += 1
         self._last_error = None
         self._certificates = revision.certificates[:_MAX_CERTIFICATES]
+        self._kept_tables = revision.kept_tables
         servers = revision.config.servers
         zones = {name for server in servers for name in server.limit_zones}
         self._aggregator.keep_servers((server.name for server in servers), {PREAUTH_ZONE, *zones})
@@ -104,6 +106,7 @@ class Status:
             draining=self.is_draining,
             unhealthy_upstreams=self._upstream_health.unhealthy(),
             limit_zones={} if self._limits is None else self._limits.entries(),
+            kept_route_tables=self._kept_tables,
             process=process_stats(),
         )
         return self._aggregator.page(facts)

@@ -7,70 +7,15 @@ Plain data, used by ``metrics`` (values), ``aggregate`` (sums), ``prometheus``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum, StrEnum
 from typing import Final
 
 from mailproxy import enums
+from mailproxy.telemetry.metric_definition import Aggregation as Aggregation  # noqa: PLC0414 - for other modules
+from mailproxy.telemetry.metric_definition import Label as Label  # noqa: PLC0414 - for other modules
+from mailproxy.telemetry.metric_definition import MetricDefinition as MetricDefinition  # noqa: PLC0414 - for other modules
+from mailproxy.telemetry.metric_definition import MetricType as MetricType  # noqa: PLC0414 - for other modules
+from mailproxy.telemetry.metric_definition import closed as _closed
 from mailproxy_config.model import Protocol
-
-
-class MetricType(StrEnum):
-    """A metric's type."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-class Aggregation(StrEnum):
-    """How the values of several workers are combined."""
-
-    SUM = "sum"
-    """Counters and histograms: over all workers since the start.  Gauges: over running workers."""
-    MIN = "minimum"
-    MAX = "maximum"
-    EACH = "each"
-    """Every series of any worker."""
-    OWN = "supervisor"
-    """A metric of the supervisor alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A label and its closed set of values; ``None`` for names of the configuration and facts of a build."""
-
-    name: str
-    values: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricDefinition:
-    """One metric.
-
-    With ``from_start``, every series exists with 0 before the first event
-    (otherwise ``rate()`` misses the first event).
-    """
-
-    name: str
-    type: MetricType
-    help: str
-    labels: tuple[Label, ...] = ()
-    buckets: tuple[float, ...] = ()
-    aggregation: Aggregation = Aggregation.SUM
-    from_start: bool = False
-    units_per_base: int = 1
-    """Workers report integers of this fraction of the unit, so that sums do not depend on the order."""
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The labels' names, in order."""
-        return tuple(label.name for label in self.labels)
-
-
-def _closed(name: str, enum: type[Enum]) -> Label:
-    return Label(name, tuple(str(member.value) for member in enum))
-
 
 NANO: Final = 1_000_000_000
 """Nanoseconds per second."""
@@ -165,6 +110,32 @@ LIMIT_ZONE_CAPACITY: Final = MetricDefinition(
     labels=(Label("zone"),),
     help="Entries that a zone has place for.",
 )
+PENALTIES: Final = MetricDefinition(
+    name="mailproxy_auth_penalties_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("action", enums.PenaltyAction),),
+    help="Logins that were delayed or refused because of failed logins, and those that never are.",
+    from_start=True,
+)
+PENALTY_WAITING: Final = MetricDefinition(
+    name="mailproxy_auth_penalty_waiting",
+    type=MetricType.GAUGE,
+    help="Logins that wait until their delay is over or another login of their account has ended.",
+    from_start=True,
+)
+FAILED_CREDENTIALS: Final = MetricDefinition(
+    name="mailproxy_auth_failed_credentials_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("credentials", enums.FailedCredentials),),
+    help="Refused credentials that were counted, by whether they are among the last ones of their address.",
+    from_start=True,
+)
+ADDRESSES_BLOCKED: Final = MetricDefinition(
+    name="mailproxy_auth_addresses_blocked_total",
+    type=MetricType.COUNTER,
+    help="Blocks of client addresses that were begun because of failed logins.",
+    from_start=True,
+)
 PROTOCOL_ERRORS: Final = MetricDefinition(
     name="mailproxy_protocol_errors_total",
     type=MetricType.COUNTER,
@@ -221,6 +192,32 @@ JWKS_FETCHES: Final = MetricDefinition(
     help="Requests for the keys of token issuers (JWKS), by result.",
     from_start=True,
 )
+POLICY_REQUESTS: Final = MetricDefinition(
+    name="mailproxy_policy_requests_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("command", enums.PolicyCommand), _closed("result", enums.PolicyResult)),
+    help="Requests to policy servers (authPolicyServer), by command and result; skipped: not sent.",
+    from_start=True,
+)
+POLICY_REQUEST_DURATION: Final = MetricDefinition(
+    name="mailproxy_policy_request_duration_seconds",
+    type=MetricType.HISTOGRAM,
+    labels=(_closed("command", enums.PolicyCommand),),
+    buckets=CONNECT_BUCKETS,
+    help="Duration of requests to policy servers, failed ones included.",
+)
+POLICY_REPORTS_DROPPED: Final = MetricDefinition(
+    name="mailproxy_policy_reports_dropped_total",
+    type=MetricType.COUNTER,
+    help="Results of logins that a policy server did not get.",
+    from_start=True,
+)
+POLICY_BREAKER_OPEN: Final = MetricDefinition(
+    name="mailproxy_policy_breaker_open",
+    type=MetricType.GAUGE,
+    help="Policy servers, counted in each worker, whose requests are skipped because they failed.",
+    from_start=True,
+)
 UPSTREAM_CONNECT_DURATION: Final = MetricDefinition(
     name="mailproxy_upstream_connect_duration_seconds",
     type=MetricType.HISTOGRAM,
@@ -247,6 +244,12 @@ UPSTREAM_UNHEALTHY: Final = MetricDefinition(
     type=MetricType.GAUGE,
     aggregation=Aggregation.OWN,
     help="Addresses of upstreams that failed three times in a row, and so are last in order.",
+)
+ROUTE_TABLES_REFUSED: Final = MetricDefinition(
+    name="mailproxy_route_tables_refused",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    help="Tables of routes whose file has invalid lines, so that its last valid version is used.",
 )
 UPSTREAM_CONFIG_ERRORS: Final = MetricDefinition(
     name="mailproxy_upstream_config_errors_total",

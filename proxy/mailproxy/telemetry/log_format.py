@@ -106,13 +106,19 @@ class SessionRecord:
     result: LoginResult | None = None
     """The result of the last login."""
     attempts: int = 0
+    password_failures: int = 0
+    """Number of logins that were refused because of a wrong password."""
+    pwfp: str = ""
+    """Fingerprint of the last of these passwords (``log_password_fingerprint``)."""
+    policy_refusal: str | None = None
+    """What the policy server wrote when it refused the last login; ``None`` if it did not."""
     errors: int = 0
     error: ProtocolErrorKind | None = None
     """The last protocol error."""
     upstream: str = ""
     upstream_port: int = 0
     stage: str | None = None
-    """The step at which the last login failed: ``limit``, ``auth``, or an ``UpstreamStage``."""
+    """The step at which the last login failed: ``limit``, ``auth``, ``policy``, or an ``UpstreamStage``."""
     reply: bytes | None = None
     """The reply that refused it, prepared for the log (``protocols.redaction``)."""
     auth_seconds: float | None = None
@@ -191,6 +197,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'"tls":{tls},'
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
+        f'"password_failures":{r.password_failures},{_pwfp(r) if r.pwfp else ""}'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
         f"{_NO_FAILURE if r.stage is None else _failure(r)},"
@@ -210,6 +217,10 @@ def _proxied(r: SessionRecord) -> str:
         return "true"
     session = quote(r.received_session) if r.received_session else "null"
     return f'true,"named_by":{_json_string(r.named_by)},"received_session":{session}'
+
+
+def _pwfp(r: SessionRecord) -> str:
+    return f'"pwfp":"{r.pwfp}",'
 
 
 def _failure(r: SessionRecord) -> str:
@@ -252,15 +263,15 @@ def _text_proxied(r: SessionRecord) -> str:
 
 def _login_parts(r: SessionRecord) -> list[str]:
     parts = [f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
+    if r.password_failures:
+        parts.append(f"password_failures={r.password_failures}" + (f" pwfp={r.pwfp}" if r.pwfp else ""))
     if r.result is not None:
         parts.append(f"result={r.result}")
     is_failure = r.result is not LoginResult.SUCCESS
     if r.stage is not None and is_failure:
-        parts.append(f"stage={r.stage}")
+        parts.append(f"stage={r.stage}{' limit_zone=' + r.limit_zone if r.limit_zone else ''}")
     if r.reply is not None and is_failure:
         parts.append(f"reply={quote_bytes(r.reply, _TEXT_LIMIT)}")
-    if r.limit_zone and is_failure:
-        parts.append(f"limit_zone={r.limit_zone}")
     if r.upstream:
         parts.append(f"upstream={_text_string(format_host_port(r.upstream, r.upstream_port))}")
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):

@@ -59,7 +59,7 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
             capabilities for logins, USER and SASL, are left out.
     """
     words = list(server.pop3_capabilities)
-    if server.proxy_tempfail is Tempfail.RFC5530:
+    if server.proxy_tempfail is Tempfail.RFC5530 or server.counts_failed_logins:
         listed = {word.upper() for word in words}
         words += [word for word in _RESPONSE_CODES if word not in listed]
     elif server.limits_logins and "RESP-CODES" not in (word.upper() for word in words):
