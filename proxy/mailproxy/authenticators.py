@@ -21,6 +21,8 @@ from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
+    from mailproxy.limits.preauth import PreauthLimit
+    from mailproxy.limits.worker_limits import WorkerLimits
     from mailproxy.oauth.jwks_cache import JwksCache
     from mailproxy.penalty.block_check import BlockCheck, Exemptions
     from mailproxy.penalty.pod_state import PodState
@@ -44,10 +46,19 @@ class Authenticators:
         tables: The tables of routes of the newest configuration, by the paths of their files.
     """
 
-    __slots__ = ("_context", "_penalties", "auth_clients", "jwks_caches", "policy_clients", "tables")
+    __slots__ = (
+        "_context",
+        "_limits",
+        "_penalties",
+        "auth_clients",
+        "jwks_caches",
+        "policy_clients",
+        "tables",
+    )
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self._limits: WorkerLimits | None = None
         self._penalties: PodState | None = None
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
@@ -65,7 +76,24 @@ class Authenticators:
             trusted: The addresses of its ``set_real_ip_from``.
         """
         authenticator = self.policy_clients.asking(self._decider(config, template), config)
-        return self._penalizing(authenticator, config, trusted)
+        return self._limited(self._penalizing(authenticator, config, trusted), config)
+
+    def _limited(self, following: Authenticator, config: ServerConfig) -> Authenticator:
+        """Return what applies limits to logins (``limit_conn``, ``limit_req``, ``limit_preauth``)."""
+        if config.limits_logins or config.limit_preauth:
+            return self._worker_limits().limited(following, config)
+        return following
+
+    def preauth(self, config: ServerConfig) -> PreauthLimit | None:
+        """Return what limits the connections of a server before the login (``limit_preauth``)."""
+        return self._worker_limits().preauth(config) if config.limit_preauth else None
+
+    def _worker_limits(self) -> WorkerLimits:
+        if self._limits is None:
+            from mailproxy.limits.worker_limits import WorkerLimits  # noqa: PLC0415 - most workers have none
+
+            self._limits = WorkerLimits(self._context)
+        return self._limits
 
     def _penalizing(
         self, following: Authenticator, config: ServerConfig, trusted: TrustedPeers
@@ -144,6 +172,8 @@ class Authenticators:
         services = {id(self._auth_service(config)) for config in asking}
         for key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(key).close()  # for its sessions: a connection per request
+        if self._limits is not None:
+            self._limits.retire(configs)
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()

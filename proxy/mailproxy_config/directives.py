@@ -18,7 +18,6 @@ from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
-from mailproxy_config.penalty_directives import PENALTY_DIRECTIVES
 from mailproxy_config.policy_directives import POLICY_DIRECTIVES
 from mailproxy_config.route_directives import ROUTE_DIRECTIVES
 from mailproxy_config.schema import Integer, IntOrString
@@ -411,7 +410,6 @@ LEVEL_DIRECTIVES: Final = (
     *UPSTREAM_LOGIN_DIRECTIVES,
     *POLICY_DIRECTIVES,
     *OAUTH_DIRECTIVES,
-    *PENALTY_DIRECTIVES,
     *ROUTE_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,

@@ -288,10 +288,11 @@ class AuthConnection:
     def _read_response(self, head: bytes, end: int) -> None:
         request = self.request
         assert request is not None  # noqa: S101 - checked before
+        request.head = complete = head[:end]
         try:
             credentials = request.auth_request.credentials
             response = parse(
-                head[:end],
+                complete,
                 protocol=request.server.protocol,
                 method=credentials.method,
                 user=credentials.user,
@@ -300,7 +301,7 @@ class AuthConnection:
             )
             check_group(response.decision, request.server, credentials.password)
             if request.server.auth_http_overrides:
-                set_overrides(response, head[:end], request.server, credentials.password)
+                set_overrides(response, complete, request.server, credentials.password)
         except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):
                 raise

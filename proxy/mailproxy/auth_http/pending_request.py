@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from mailproxy.enums import AuthOutcome
 from mailproxy.errors import AuthUnavailable
 from mailproxy.protocols.types import AuthRequest, Decision
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.metrics import Histogram
 from mailproxy_config.model import ServerConfig
 
@@ -28,7 +29,9 @@ class PendingRequest:
         connection: The connection that it is sent on; ``None`` while it waits for one.
         data: The HTTP request.
         durations: Histograms of the time until the response, by its outcome.
+        head: The head of the response.
         is_repeated: Whether it was sent twice.
+        record: The log record of the session.
         server: The server of the client; the rules for a response depend on it.
         started: Time of the request, as in ``Epoll.now``.
         tried: The service's addresses that did not work for it.
@@ -40,7 +43,9 @@ class PendingRequest:
         "connection",
         "data",
         "durations",
+        "head",
         "is_repeated",
+        "record",
         "server",
         "started",
         "tried",
@@ -54,6 +59,7 @@ class PendingRequest:
         server: ServerConfig,
         durations: Mapping[AuthOutcome, Histogram],
         started: float,
+        record: SessionRecord,
     ) -> None:
         self.callback: AuthCallback | None = callback
         self.data = data
@@ -61,6 +67,8 @@ class PendingRequest:
         self.server = server
         self.durations = durations
         self.started = started
+        self.record = record
+        self.head = b""
         self.connection: AuthConnection | None = None
         self.is_repeated = False
         self.tried: tuple[Target, ...] = ()
