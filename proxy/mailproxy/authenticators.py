@@ -17,6 +17,7 @@ from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
+    from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator
     from mailproxy.oauth.jwks_cache import JwksCache
 
 _RESOLVE_SECONDS: Final = 3.0
@@ -32,20 +33,23 @@ class Authenticators:
         context: The worker's shared parts.
 
     Attributes:
+        auth_caches: The caches of their decisions, by the configuration of their server.
         auth_clients: The clients of authentication services, by their configuration.
         jwks_caches: The keys of token issuers, by their URL.
     """
 
-    __slots__ = ("_context", "auth_clients", "jwks_caches")
+    __slots__ = ("_cache_secret", "_context", "auth_caches", "auth_clients", "jwks_caches")
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self._cache_secret = b""
+        self.auth_caches: dict[ServerConfig, CachingAuthenticator] = {}
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
 
     def authenticator(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
         """Return what decides about the logins of a server (``auth_mode``)."""
-        service = self._auth_service(config)
+        service = self._cached(config, self._auth_service(config))
         if config.auth_mode is AuthMode.HTTP:
             return service
         from mailproxy.oauth.jwks_cache import JwksCache  # noqa: PLC0415 - takes 13 MB in each worker
@@ -62,6 +66,20 @@ class Authenticators:
             caches=self.jwks_caches,
             log=self._context.log.for_server(config),
         )
+
+    def _cached(self, config: ServerConfig, service: AuthHttpClient) -> Authenticator:
+        """Return the cache of a service's decisions; it survives a reload that does not change the server."""
+        settings = config.auth_cache
+        if settings is None or not settings.size:
+            return service
+        from mailproxy.auth_cache.cache_key import CacheKeys, new_secret  # noqa: PLC0415 - most workers have none
+        from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator  # noqa: PLC0415 - as above
+
+        if config not in self.auth_caches:
+            self._cache_secret = self._cache_secret or new_secret()
+            keys, log = CacheKeys(config, self._cache_secret), self._context.log.for_server(config)
+            self.auth_caches[config] = CachingAuthenticator(self._context, service, settings, keys, log=log)
+        return self.auth_caches[config]
 
     async def start(self, worker_connections: int) -> None:
         """Begin to work for a configuration; waits a short time for the names of services to resolve.
@@ -83,6 +101,8 @@ class Authenticators:
         services = {id(self._auth_service(config)) for config in configs}
         for key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(key).close()  # for its sessions: a connection per request
+        for unused in self.auth_caches.keys() - set(configs):
+            self.auth_caches.pop(unused).close()
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()
@@ -96,7 +116,10 @@ class Authenticators:
         """Close everything else, after ``stop``."""
         for cache in self.jwks_caches.values():
             cache.close()
+        for decisions in self.auth_caches.values():
+            decisions.close()
         self.jwks_caches.clear()
+        self.auth_caches.clear()
         for service in self.auth_clients.values():
             await service.addresses.close()
         self.auth_clients.clear()

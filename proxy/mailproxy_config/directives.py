@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailproxy_config import structured_values
+from mailproxy_config.auth_cache_directives import AUTH_CACHE_DIRECTIVES
 from mailproxy_config.client_directives import CLIENT_DIRECTIVES
 from mailproxy_config.failover_directives import FAILOVER_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
@@ -410,6 +411,7 @@ LEVEL_DIRECTIVES: Final = (
     *OAUTH_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,
+    *AUTH_CACHE_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
 

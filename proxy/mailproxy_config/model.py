@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
+from mailproxy_config.auth_cache import AuthCacheConfig, CacheKeyPart
 from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
@@ -389,6 +390,8 @@ class ServerConfig(CertificateChoice):
     proxy_auth_require_tls: bool | None
     proxy_master_user: ProxyMasterUser | None
     proxy_auth_token: ProxyAuthToken | None
+    auth_cache: AuthCacheConfig | None
+    auth_cache_key: frozenset[CacheKeyPart]
 
     server_names: tuple[str, ...] = ()
     """Names by which clients choose this block among those with the same ``ssl`` listener."""
@@ -441,12 +444,8 @@ class ServerConfig(CertificateChoice):
     @property
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to may be passed on."""
-        return (
-            self.sends_identity
-            or self.auth_http_variables
-            or self.auth_http_facts
-            or self.auth_http_overrides
-        )
+        for_service = self.auth_http_variables or self.auth_http_facts or self.auth_http_overrides
+        return self.sends_identity or for_service or bool(self.auth_cache_key)
 
     @property
     def may_use_upstream_tls(self) -> bool:

@@ -75,7 +75,7 @@ def _format_secret(value: FileRef) -> Raw:
     return {"file": value} if isinstance(value, str) else format_key_ref(value)
 
 
-def _parameters(arguments: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+def parse_parameters(arguments: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
     """Read nginx's ``name=value`` parameters: fields of a manifest, and their values."""
     found: dict[str, str] = {}
     for word in arguments:
@@ -167,7 +167,7 @@ def _format_master(value: MasterUserRef) -> Raw:
 
 def _nginx_master(arguments: Sequence[str]) -> Raw:
     user, path = arguments[:2]
-    return {"user": user, "passwordFrom": {"file": path}} | _parameters(
+    return {"user": user, "passwordFrom": {"file": path}} | parse_parameters(
         arguments[2:], {"separator": "separator"}
     )
 
@@ -303,7 +303,7 @@ _TOKEN_PARAMETERS: Final = {
 
 
 def _nginx_token(arguments: Sequence[str]) -> Raw:
-    found: dict[str, Raw] = {"tokenUrl": arguments[0], **_parameters(arguments[1:], _TOKEN_PARAMETERS)}
+    found: dict[str, Raw] = {"tokenUrl": arguments[0], **parse_parameters(arguments[1:], _TOKEN_PARAMETERS)}
     if "clientId" not in found:
         raise ValueError("client_id is required")
     if "grant" in found:

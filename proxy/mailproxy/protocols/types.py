@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from mailproxy.enums import CloseReason, Method
+from mailproxy.enums import CacheUse, CloseReason, Method
 from mailproxy_config.model import VerifyClient
 
 UNAVAILABLE: Final = b"[UNAVAILABLE]"
@@ -227,6 +227,10 @@ class AuthRequest:
     envelope: Envelope | None = None
     token_issuer: str = ""
     """The issuer of the access token, once the proxy has validated it (``auth_mode jwt``)."""
+    was_deferred: bool = False
+    """Whether it is repeated after ``Auth-Status: WAIT``; set by the cache (``auth_cache``)."""
+    cache_use: CacheUse | None = None
+    """Set by the cache where it has decided."""
 
 
 @dataclass(frozen=True, slots=True)

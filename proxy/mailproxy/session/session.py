@@ -4,14 +4,12 @@
 The life of a client, with the function of each step (a method of ``Session`` where no other class is named):
 
 1. ``Listener`` accepts the client and calls ``start``.
-2. ``ProxyHeaderReader`` reads the PROXY header and calls ``on_proxy_header``,
-   where the listener has ``proxy_protocol``.
+2. ``ProxyHeaderReader`` reads the PROXY header (``proxy_protocol``) and calls ``on_proxy_header``.
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
 4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
    ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
 5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
-6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the
-   end of the session.
+6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the end of the session.
 7. ``_connect_upstream`` connects and logs in there; ``on_upstream_login`` or
    ``on_upstream_error`` is called.
 8. ``on_upstream_login`` passes both connections to a ``Relay``, which copies
@@ -249,7 +247,8 @@ class Session(ProtocolDriver):
 
     def on_auth_result(self, result: types.Decision | AuthUnavailable) -> None:
         """The authentication service decided, or gave no usable response."""
-        self._auth_request = None
+        pending, self._auth_request = self._auth_request, None
+        self.record.cache = None if pending is None else pending.auth_request.cache_use
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + self._end_step()
         if isinstance(result, types.AuthAllowed):
             self.resume(result)

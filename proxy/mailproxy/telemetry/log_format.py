@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from json import encoder
 from typing import Final
 
-from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy.enums import CacheUse, CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy_config.addresses import format_host_port
 
 USER_LIMIT: Final = 256
@@ -95,6 +95,8 @@ class SessionRecord:
     result: LoginResult | None = None
     """The result of the last login."""
     attempts: int = 0
+    cache: CacheUse | None = None
+    """How the cache decided the last login, if it did."""
     errors: int = 0
     error: ProtocolErrorKind | None = None
     """The last protocol error."""
@@ -131,6 +133,7 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
     word: f'"{word}"' for word in ProtocolErrorKind
 }
+_CACHE: Final[dict[CacheUse | None, str]] = {None: ""} | {word: f'"cache":"{word}",' for word in CacheUse}
 _NO_FAILURE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
 
@@ -174,7 +177,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'"proxied":{_proxied(r) if r.proxied else "false"},'
         f'"tls":{tls},"cipher":{cipher},'
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
-        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
+        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},{_CACHE[r.cache]}'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
         f"{_NO_FAILURE if r.stage is None else _failure(r)},"
@@ -229,6 +232,8 @@ def _login_parts(r: SessionRecord) -> list[str]:
     parts = [f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
     if r.result is not None:
         parts.append(f"result={r.result}")
+    if r.cache is not None:
+        parts.append(f"cache={r.cache}")
     is_failure = r.result is not LoginResult.SUCCESS
     if r.stage is not None and is_failure:
         parts.append(f"stage={r.stage}")
