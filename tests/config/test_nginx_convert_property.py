@@ -182,6 +182,10 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
         ]
     ),
+    "auth_cache": st.sampled_from(
+        ["off", "size=64k", "size=10m ttl=90 negative_ttl=5s stale_if_error=5m", "ttl=1h size=1000"]
+    ),
+    "auth_cache_key": _some("address", "destination", "server_name"),
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

@@ -114,6 +114,13 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
     (lambda m: bump(m.auth_errors[enums.AuthErrorReason.TLS]), "auth_errors_total", ("tls",)),
     (lambda m: bump(m.token_validations[enums.TokenFinding.TYPE]), "oauth_validations_total", ("type",)),
     (lambda m: bump(m.jwks_fetches[enums.JwksResult.TLS]), "oauth_jwks_fetches_total", ("tls",)),
+    (
+        lambda m: bump(m.auth_cache_events[enums.AuthCacheEvent.STALE]),
+        "auth_cache_events_total",
+        ("stale",),
+    ),
+    (lambda m: bump(m.auth_cache_entries), "auth_cache_entries", ()),
+    (lambda m: bump(m.auth_cache_bytes), "auth_cache_bytes", ()),
     (lambda m: bump(m.auth_in_flight), "auth_requests_in_flight", ()),
     (
         lambda m: bump(m.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.3"]),

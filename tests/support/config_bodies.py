@@ -187,6 +187,12 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
             "refreshTokenFrom": {"file": "/r"},
         },
     ),
+    "authCache": (
+        {"size": "10m"},
+        {"size": 0},
+        {"size": 65536, "ttl": "1m30s", "negativeTtl": 5, "staleIfError": "7d"},
+    ),
+    "authCacheKey": ([], ["Address"], ["ServerName", "Destination"]),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}

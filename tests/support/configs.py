@@ -48,6 +48,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
         *("proxy_tempfail", "proxy_smtp_helo"),
         *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
+        *("auth_cache", "auth_cache_key"),
     }
 )
 """Directives that nginx does not have."""
@@ -149,6 +150,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_auth_require_tls": None,
     "proxy_master_user": None,
     "proxy_auth_token": None,
+    "auth_cache": None,
+    "auth_cache_key": frozenset(),
 }
 
 

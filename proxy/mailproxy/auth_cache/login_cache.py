@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from itertools import islice
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ SWEEP_ENTRIES: Final = 1000
 """Entries that one sweep deletes at most; takes about a millisecond."""
 _ALIGNMENT: Final = 16
 """The allocator rounds up to so many bytes."""
+_LEAVES: Final = frozenset({bytes, str, int, float})
 
 
 class CacheEntry:
@@ -146,15 +148,25 @@ class LoginCache:
 
 def size_of(value: Any) -> int:  # noqa: ANN401 -- a value of any type
     """Return the bytes that a value takes with all that it refers to, except for constants."""
-    if value is None or isinstance(value, bool | Enum):
+    kind = value.__class__
+    if kind in _LEAVES:
+        return -(-value.__sizeof__() // _ALIGNMENT) * _ALIGNMENT
+    names = _attributes(kind)
+    if names is None:
         return 0
-    own = -(-sys.getsizeof(value) // _ALIGNMENT) * _ALIGNMENT
-    if isinstance(value, tuple):
-        return own + sum(map(size_of, value))
-    if isinstance(value, Secret):
-        return own + size_of(value.reveal())
-    if isinstance(value, CacheEntry):
-        return own + sum(size_of(getattr(value, name)) for name in CacheEntry.__slots__)
-    if is_dataclass(value):
-        return own + sum(size_of(getattr(value, field.name)) for field in fields(value))
-    return own
+    found = -(-sys.getsizeof(value) // _ALIGNMENT) * _ALIGNMENT
+    for part in value if kind is tuple else [getattr(value, name) for name in names]:
+        found += size_of(part)
+    return found
+
+
+@cache
+def _attributes(kind: type) -> tuple[str, ...] | None:
+    """Return the attributes of objects of a class; ``None`` if they are constants."""
+    if kind is type(None) or issubclass(kind, bool | Enum):
+        return None
+    if kind is Secret:
+        return ("_data",)
+    if kind is CacheEntry:
+        return CacheEntry.__slots__
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
