@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from base64 import urlsafe_b64encode
 from dataclasses import replace
@@ -95,6 +96,13 @@ def test_server_name_counts_only_if_configured() -> None:
     assert keys()(one) == keys()(other)
     by_name = keys(CacheKeyPart.SERVER_NAME)
     assert by_name(one) != by_name(other)
+
+
+def test_key_is_the_hmac_of_rfc_2104() -> None:
+    one = request()
+    prefix = b"4:%b,4:imap," % server(Protocol.IMAP).name.encode()
+    message = prefix + b"5:plain,3:bob,2:pw,0:,0:,"
+    assert keys(secret=b"k" * 32)(one) == hmac.digest(b"k" * 32, message, "sha256")
 
 
 def test_key_is_a_hash_and_repr_has_no_secret() -> None:
