@@ -150,7 +150,7 @@ def size_of(value: Any) -> int:  # noqa: ANN401 -- a value of any type
     """Return the bytes that a value takes with all that it refers to, except for constants."""
     kind = value.__class__
     if kind in _LEAVES:
-        return -(-value.__sizeof__() // _ALIGNMENT) * _ALIGNMENT
+        return int(-(-value.__sizeof__() // _ALIGNMENT) * _ALIGNMENT)
     names = _attributes(kind)
     if names is None:
         return 0
