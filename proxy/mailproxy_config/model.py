@@ -1,20 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The effective configuration: the values that apply to each server after inheritance and defaults.
 
-The proxy reads only this.  Fields are named after nginx's directives.  Parsing is in
-``load``, validation in the table of ``directives``, inheritance in ``compile``.
+Fields are named after nginx's directives.  Parsing is in ``load``, validation in ``directives``,
+inheritance in ``compile``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, NewType
+from typing import Any, Final, NewType
 
 from mailproxy_config.auth_cache import AuthCacheConfig, CacheKeyPart
+from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
+from mailproxy_config.failed_logins import FailedLogins
 from mailproxy_config.oauth_issuer import OAuthIssuer
+from mailproxy_config.policy_server import AuthPolicyServer
+from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
+from mailproxy_config.upstream_values import (
+    CertificateFiles,
+    NextUpstream,
+    ProxySsl,
+    SendIdentity,
+    SendProxyProtocol,
+    XclientMode,
+)
+
+__all__ = ["CertificateFiles", "NextUpstream", "ProxySsl", "SendIdentity", "SendProxyProtocol", "XclientMode"]
+"""What other modules import from here although it is defined elsewhere."""
 
 Seconds = NewType("Seconds", float)
 ByteCount = NewType("ByteCount", int)
@@ -56,14 +71,6 @@ class StartTls(StrEnum):
     ONLY = "Only"
 
 
-class SendProxyProtocol(StrEnum):
-    """``proxy_protocol``: version of the PROXY protocol header sent to the upstream."""
-
-    DISABLED = "Disabled"
-    V1 = "V1"
-    V2 = "V2"
-
-
 class VerifyClient(StrEnum):
     """``ssl_verify_client``."""
 
@@ -71,41 +78,6 @@ class VerifyClient(StrEnum):
     REQUIRED = "Required"
     OPTIONAL = "Optional"
     OPTIONAL_NO_CA = "OptionalNoCA"
-
-
-class ProxySsl(StrEnum):
-    """``proxy_ssl``: TLS to the upstream: none, from the first byte, or after the protocol's STARTTLS."""
-
-    DISABLED = "Disabled"
-    ENABLED = "Enabled"
-    STARTTLS = "Starttls"
-
-
-class SendIdentity(StrEnum):
-    """``proxy_id`` and ``proxy_pop3_xclient``: never, where the upstream offers it, or always."""
-
-    DISABLED = "Disabled"
-    AUTO = "Auto"
-    REQUIRED = "Required"
-
-
-class XclientMode(StrEnum):
-    """``xclient_mode``: as nginx, where the upstream lists it, or the same and required."""
-
-    ALWAYS = "Always"
-    AUTO = "Auto"
-    REQUIRED = "Required"
-
-
-class NextUpstream(StrEnum):
-    """``proxy_next_upstream``: a failure after which a login is tried again."""
-
-    CONNECT = "Connect"
-    GREETING = "Greeting"
-    TLS = "Tls"
-    STARTTLS = "Starttls"
-    HELLO = "Hello"
-    UNAVAILABLE = "Unavailable"
 
 
 class Tempfail(StrEnum):
@@ -123,10 +95,11 @@ class SmtpHelo(StrEnum):
 
 
 class AuthMode(StrEnum):
-    """``auth_mode``: who decides about logins: the authentication service, or the proxy about tokens."""
+    """``auth_mode``: who decides about logins: the authentication service, the proxy, or the upstream."""
 
     HTTP = "Http"
     JWT = "Jwt"
+    UPSTREAM = "Upstream"
 
 
 class LogLevel(StrEnum):
@@ -258,16 +231,6 @@ class ResolverConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CertificateFiles:
-    """One ``ssl_certificate`` with its ``ssl_certificate_key``: paths of PEM files."""
-
-    certificate: str
-    key: str
-    server_names: tuple[str, ...] | None = None
-    """Names in lower case for which clients get it; empty: its DNS names; ``None``: not given."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionCache:
     """``ssl_session_cache``: ``off`` disables resumption from the cache.
 
@@ -282,7 +245,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CertificateChoice):
+class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -296,7 +259,8 @@ class ServerConfig(CertificateChoice):
     resolver: ResolverConfig | None
     resolver_timeout: Seconds
 
-    auth_http: AuthHttp
+    auth_http: AuthHttp | None
+    """``None`` with ``auth_mode upstream`` only."""
     auth_http_timeout: Seconds
     auth_http_header: tuple[AuthHttpHeader, ...]
     auth_http_pass_client_cert: bool
@@ -324,8 +288,7 @@ class ServerConfig(CertificateChoice):
 
     starttls: StartTls
     ssl_certificate: tuple[CertificateFiles, ...]
-    ssl_certificate_selector: str | None
-    """A directory with further certificates: ``NAME/tls.crt`` and ``NAME/tls.key``."""
+    ssl_certificate_selector: str | None  # a directory with ``NAME/tls.crt`` and ``NAME/tls.key``
     ssl_reject_handshake: bool
     ssl_certificate_compression: bool
     ssl_protocols: frozenset[str]
@@ -366,8 +329,13 @@ class ServerConfig(CertificateChoice):
     proxy_imap_guard: bool
     oauth_strict: bool
     auth_mode: AuthMode
+    route: tuple[Route, ...]
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
+    imap_capabilities_from: CapabilitiesFrom
+    imap_capability_after_login: bool
+    smtp_capabilities_from: CapabilitiesFrom
+    ssl_alpn_strict: AlpnStrict
     smtp_auth_command: bool
     real_ip_command: bool
     max_commands: int
@@ -392,7 +360,11 @@ class ServerConfig(CertificateChoice):
     proxy_auth_token: ProxyAuthToken | None
     auth_cache: AuthCacheConfig | None
     auth_cache_key: frozenset[CacheKeyPart]
+    auth_policy_server: AuthPolicyServer | None
+    log_password_fingerprint: bool
 
+    upstream_groups: tuple[UpstreamGroup, ...] = ()
+    """The groups of upstreams that ``route`` uses."""
     server_names: tuple[str, ...] = ()
     """Names by which clients choose this block among those with the same ``ssl`` listener."""
     error_logs: tuple[ErrorLog, ...] = ()
@@ -418,14 +390,8 @@ class ServerConfig(CertificateChoice):
     @property
     def negotiates_xclient(self) -> bool:
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
-        return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
-
-    @property
-    def answers_id(self) -> bool:
-        """Whether IMAP ID is allowed before login; by default where another directive needs it."""
-        if self.imap_id_command is None:
-            return self.real_ip_command or self.proxy_id is not SendIdentity.DISABLED
-        return self.imap_id_command is ImapId.ANSWER
+        is_nginx = self.xclient_mode is XclientMode.ALWAYS and self.auth_mode is not AuthMode.UPSTREAM
+        return self.xclient and not is_nginx
 
     @property
     def sends_identity(self) -> bool:
@@ -442,6 +408,22 @@ class ServerConfig(CertificateChoice):
         return self.oauth_issuer if self.auth_mode is AuthMode.JWT else ()
 
     @property
+    def group_configs(self) -> dict[str, ServerConfig]:
+        """This server with the directives of each group that has some, by the name of the group."""
+        groups = tuple(replace(group, settings=UpstreamSettings()) for group in self.upstream_groups)
+        found: dict[str, ServerConfig] = {}
+        for group in self.upstream_groups:
+            changes: dict[str, Any] = dict(group.settings.directives)
+            if changes:
+                found[group.name] = replace(self, upstream_groups=groups, **changes)
+        return found
+
+    @property
+    def with_groups(self) -> tuple[ServerConfig, ...]:
+        """This server, and ``group_configs``."""
+        return self, *self.group_configs.values()
+
+    @property
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to may be passed on."""
         for_service = self.auth_http_variables or self.auth_http_facts or self.auth_http_overrides
@@ -454,12 +436,11 @@ class ServerConfig(CertificateChoice):
 
     @property
     def upstream_login_files(self) -> tuple[tuple[str, str], ...]:
-        """Directives and paths of the files with secrets for the login at upstreams."""
-        found: list[tuple[str, str]] = []
-        if self.proxy_master_user is not None:
-            found.append(("proxy_master_user", self.proxy_master_user.password_file))
-        if self.proxy_auth_token is not None:
-            found += [("proxy_auth_token", path) for path in self.proxy_auth_token.files]
+        """Directives and paths of the files with secrets for upstreams and for the policy server."""
+        master, token, policy = self.proxy_master_user, self.proxy_auth_token, self.auth_policy_server
+        found = [] if master is None else [("proxy_master_user", master.password_file)]
+        found += [("proxy_auth_token", path) for path in (() if token is None else token.files)]
+        found += [("auth_policy_server", path) for path in (() if policy is None else policy.files)]
         return tuple(found)
 
     @property

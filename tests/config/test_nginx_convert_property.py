@@ -144,6 +144,12 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_imap_guard": _FLAG,
     "oauth_strict": _FLAG,
     "auth_mode": st.sampled_from(["http", "HTTP"]),
+    "route": st.sampled_from(
+        [
+            "upstream=old domain=Example.org domain=*.example.net",
+            "user=ceo@example.com upstream=dovecot; route table=moves; route domain=* upstream=old",
+        ]
+    ),
     "oauth_issuer": st.sampled_from(
         [
             "https://a.example jwks_uri=https://a.example/keys audience=mail",
@@ -152,12 +158,21 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "identity_domain=Example.org allowed_client=x allowed_algorithm=ES256",
         ]
     ),
+    "auth_penalty": _FLAG,
+    "auth_failure_delay": _MSEC,
+    "auth_penalty_exempt": _some("192.0.2.0/24", "::1"),
+    "auth_penalty_max": st.sampled_from(["1", "500"]),
+    "auth_block": st.just("off"),  # another value needs addresses of clients, which depends on the listeners
     "smtp_auth_command": _FLAG,
     "real_ip_command": _FLAG,
     "max_commands": st.sampled_from(["0", "1000"]),
     "limit_rate": st.sampled_from(["0", "64k", "1m"]),
     "limit_rate_after": st.sampled_from(["0", "10m"]),
     "imap_id_command": st.sampled_from(["ignore", "answer"]),
+    "imap_capabilities_from": st.sampled_from(["static", "upstream"]),
+    "imap_capability_after_login": _FLAG,
+    "smtp_capabilities_from": st.sampled_from(["static", "UPSTREAM"]),
+    "ssl_alpn_strict": st.sampled_from(["nginx", "Registered"]),
     "proxy_id": st.sampled_from(["off", "auto", "required"]),
     "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
     "proxy_connect_timeout": _MSEC,
@@ -186,6 +201,14 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
         ["off", "size=64k", "size=10m ttl=90 negative_ttl=5s stale_if_error=5m", "ttl=1h size=1000"]
     ),
     "auth_cache_key": _some("address", "destination", "server_name"),
+    "auth_policy_server": st.sampled_from(
+        [
+            "http://127.0.0.1:8084/ nonce_file=n.txt",
+            "https://policy.example/ nonce_file=/n header_name=X-API-Key header_file=k.txt hash_mech=SHA512 "
+            "hash_truncate=0 timeout=1s500ms check_before=off check_after=off report=off reject_on_fail=on",
+        ]
+    ),
+    "log_password_fingerprint": _FLAG,
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,
@@ -223,7 +246,7 @@ _PAIR: Final = (
 )
 
 
-_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer"}
+_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer", "route"}
 """Lists whose items must differ; their strategies have few values."""
 
 
@@ -260,6 +283,20 @@ def _servers(draw: st.DrawFn) -> list[str]:
     return servers
 
 
+_UPSTREAMS = """
+upstream dovecot {
+    server Dovecot-0.dovecot:143 weight=3;
+    server [2001:db8::1] backup;
+    hash $remote_user consistent;
+    proxy_ssl starttls;
+    proxy_ssl_certificate c.pem;
+    proxy_ssl_certificate_key k.pem;
+    proxy_next_upstream connect;
+}
+upstream old { server 192.0.2.1; }
+"""
+
+
 @st.composite
 def _files(draw: st.DrawFn) -> dict[str, str]:
     """An ``nginx.conf`` and what it includes."""
@@ -276,7 +313,18 @@ def _files(draw: st.DrawFn) -> dict[str, str]:
     outer = "include serv*.conf;" if draw(st.booleans()) else files["servers.conf"]
     comment = draw(st.sampled_from(["", "# } a comment; {\n"]))
     text = "\n".join(
-        [*around, "mail {", "auth_http first;", _PAIR, comment, inner, outer, "}", "http { x { } }"]
+        [
+            *around,
+            "mail {",
+            "auth_http first;",
+            _UPSTREAMS,
+            _PAIR,
+            comment,
+            inner,
+            outer,
+            "}",
+            "http { x { } }",
+        ]
     )
     end = draw(st.sampled_from(["\n", "\r\n"]))
     return {name: part.replace("\n", end) for name, part in {**files, "nginx.conf": text}.items()}

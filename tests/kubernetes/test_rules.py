@@ -43,6 +43,20 @@ NEEDS_CA: Final = (
     "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
 )
 NEEDS_ISSUERS: Final = "authMode Jwt needs oauthIssuers, in spec.mail or in the server"
+SHARED_BY_BALANCER: Final = (
+    "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address"
+)
+SHARED_BY_NODES: Final = (
+    "authBlock with service.externalTrafficPolicy Cluster would block all clients of a node: use Local, or "
+    "proxyProtocol for every listener"
+)
+CLUSTER: Final = {"service": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}}
+NEEDS_ROUTES: Final = "authMode Upstream needs routes, in spec.mail or in the server"
+ONE_TARGET: Final = "must have table alone, or upstream with users, domains or both"
+LEADS_NOWHERE: Final = "routes[].upstream must be the name of an item of spec.upstreams"
+ROUTES: Final = [{"users": ["bob@example.org"], "domains": ["example.net"], "upstream": "dovecot"}]
+GROUP: Final = {"name": "dovecot", "servers": [{"address": "dovecot-0.dovecot:143", "weight": 2}]}
+ROUTED: Final = {"mail": {"authMode": "Upstream", "routes": ROUTES}, "upstreams": [GROUP]}
 SAME_PORT: Final = "servers[].listen: two servers listen without ssl on the same port of all IPv4 addresses"
 ON_HOST: Final = (
     "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
@@ -99,12 +113,13 @@ def selector(operator: str, *values: str) -> Object:
 
 
 SECRET: Final = {"secretKeyRef": {"name": "a", "key": "b"}}
+POLICY: Final = {"url": "http://policy.mail.svc:8084/", "nonceFrom": SECRET}
 TOKEN: Object = {"tokenUrl": "https://login.example/token", "clientId": "app", "clientSecretFrom": SECRET}
 CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 
 INVALID: Final[list[tuple[Object, str, str]]] = [
     # (spec, the field that the error names, text of the error)
-    ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server"),
+    ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server (or authMode Upstream)"),
     (mail(authMode="Jwt"), "spec", NEEDS_ISSUERS),
     ({**mail(), **servers(imap({"port": 143}, authMode="Jwt"))}, "spec", NEEDS_ISSUERS),
     (listen(ssl=True), "spec", NEEDS_TLS),
@@ -156,6 +171,23 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         "spec",
         "networkPolicy is not allowed with mode Sidecar: the operator does not own the pods",
     ),
+    ({"mail": {"authMode": "Upstream"}}, "spec", NEEDS_ROUTES),
+    ({**ROUTED, "upstreams": [{**GROUP, "name": "old"}]}, "spec", LEADS_NOWHERE),
+    (
+        {**ROUTED, **servers(imap({"port": 143}, routes=[{**ROUTES[0], "upstream": "x"}]))},
+        "spec",
+        LEADS_NOWHERE,
+    ),
+    (
+        {**mail(routes=[{**ROUTES[0], "table": {"file": "/t"}}]), "upstreams": [GROUP]},
+        "spec.mail.routes[0]",
+        ONE_TARGET,
+    ),
+    (
+        {"upstreams": [{**GROUP, "service": {"name": "dovecot"}}]},
+        "spec.upstreams[0]",
+        "must have servers or service, and not both",
+    ),
     (
         mail(serverName="a\r\nb"),
         "spec.mail.serverName",
@@ -201,6 +233,12 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         "spec.mail.proxyMasterUser.passwordFrom",
         "exactly one of secretKeyRef and file must be set",
     ),
+    (
+        mail(authPolicyServer={**POLICY, "nonceFrom": {}}),
+        "spec.mail.authPolicyServer.nonceFrom",
+        "exactly one of secretKeyRef and file must be set",
+    ),
+    (mail(authPolicyServer={**POLICY, "timeout": "2x"}), "spec.mail.authPolicyServer.timeout", TIME),
     (
         mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://login.example/token"}),
         "spec.mail.proxyAuthToken.tokenUrl",
@@ -310,6 +348,8 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         "spec.service",
         "externalTrafficPolicy needs type LoadBalancer or NodePort",
     ),
+    ({**mail(authBlock={}), **CLUSTER, **listen()}, "spec", SHARED_BY_NODES),
+    ({**mail(authBlock={"failures": 5}), **listen(proxyProtocol=True)}, "spec", SHARED_BY_BALANCER),
     (
         {"service": {"nodePorts": [{"port": 143, "nodePort": 30143}]}, **listen()},
         "spec.service.nodePorts",
@@ -354,6 +394,7 @@ MISTYPED: Final[list[tuple[Object, str, str]]] = [
     (listen(soKeepalive={"idle": "soon"}), "spec.servers[0].listen[0].soKeepalive.idle", "should match"),
     (servers(), "spec.servers", "should have at least 1 items"),
     (servers(imap({"port": 143}), imap({"port": 993})), "spec.servers[1]", "Duplicate value"),
+    ({**ROUTED, "upstreams": [GROUP, GROUP]}, "spec.upstreams[1]", "Duplicate value"),
     ({"workers": "many"}, "spec.workers", "should match '^auto$'"),
     ({"workers": 0}, "spec.workers", "should be greater than or equal to 1"),
     ({"replicas": -1}, "spec.replicas", "should be greater than or equal to 0"),
@@ -375,6 +416,14 @@ MISTYPED: Final[list[tuple[Object, str, str]]] = [
 
 VALID: Final[list[Object]] = [
     {},
+    ROUTED,
+    {
+        **ROUTED,
+        "upstreams": [
+            {"name": "dovecot", "service": {"name": "dovecot", "port": 143}, "proxySsl": "Starttls"}
+        ],
+    },
+    {**ROUTED, **servers(imap({"port": 143}, routes=[{"table": CONFIG_MAP}]))},
     mail(authMode="Jwt", oauthIssuers=[ISSUER]),
     mail(authMode="Jwt", oauthIssuers=[{**ISSUER, "jwksUri": "http://[::1]:8080/keys", "scope": "a b"}]),
     {**mail(oauthIssuers=[ISSUER]), **servers(imap({"port": 143}, authMode="Jwt"))},
@@ -390,6 +439,8 @@ VALID: Final[list[Object]] = [
     mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://127.0.0.1:8080/token"}),
     mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://[::1]/token"}),
     mail(proxyMasterUser={"user": "proxy", "passwordFrom": SECRET, "separator": "%"}),
+    mail(authPolicyServer=POLICY, logPasswordFingerprint=True),
+    mail(authPolicyServer={**POLICY, "header": {"name": "X-API-Key", "valueFrom": SECRET}, "timeout": 2}),
     {"mail": {"authHttp": "https://auth.example.com/mail"}},
     {"mail": {"authHttp": "auth:9000/auth"}},
     {"mail": {}, **servers(imap({"port": 143}, **AUTH))},
@@ -420,6 +471,9 @@ VALID: Final[list[Object]] = [
     extra("net.ipv4.tcp_rmem", "4096 131072 33554432"),
     extra("net.ipv4.ip_local_port_range", "1024 65535"),
     {"service": {"type": "NodePort", "externalTrafficPolicy": "Local"}},
+    mail(authPenalty=True, authFailureDelay="1500ms", authPenaltyExempt=["192.0.2.0/24"], authPenaltyMax=50),
+    {**mail(authBlock={"failures": 0}), **CLUSTER, **listen()},
+    {**mail(authBlock={"for": "1m"}, setRealIpFrom=["10.0.0.1"]), **CLUSTER, **listen(proxyProtocol=True)},
     {"service": {"type": "LoadBalancer", "annotations": {"a.example/b": "c"}}},
     {"autoscaling": {"minReplicas": 2, "maxReplicas": 2, "targetConnectionsPerPod": 2000}},
     {"podDisruptionBudget": {"maxUnavailable": "50%"}},

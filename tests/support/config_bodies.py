@@ -123,6 +123,15 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyImapGuard": (True,),
     "oauthStrict": (True,),
     "authMode": ("Http",),
+    "routes": (
+        [],
+        [
+            {"users": ["Ceo@Example.org", "bob"], "domains": ["*.Example.net"], "upstream": "dovecot"},
+            {"table": {"configMapKeyRef": {"name": "moves", "key": "users"}}},
+            {"table": {"file": "/etc/moves"}},
+            {"domains": ["*"], "upstream": "old"},
+        ],
+    ),
     "oauthIssuers": (
         [],
         [
@@ -148,7 +157,17 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
             },
         ],
     ),
+    "authPenalty": (True,),
+    "authFailureDelay": ("1500ms", 3),
+    "authPenaltyExempt": (["192.0.2.0/24", "2001:db8::1"],),
+    "authPenaltyMax": (50,),
+    # Other blocks depend on the listeners.
+    "authBlock": ({"failures": 0, "window": "1m", "for": "30s", "max": "1h"}, {"failures": 0}),
     "imapId": ("Answer", "Ignore"),
+    "imapCapabilitiesFrom": ("Upstream", "Static"),
+    "imapCapabilityAfterLogin": (True, False),
+    "smtpCapabilitiesFrom": ("Upstream", "Static"),
+    "sslAlpnStrict": ("Registered", "Nginx"),
     "smtpAuthCommand": (False,),
     "realIpCommand": (True,),
     "maxCommands": (1000, 1),
@@ -193,10 +212,45 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
         {"size": 65536, "ttl": "1m30s", "negativeTtl": 5, "staleIfError": "7d"},
     ),
     "authCacheKey": ([], ["Address"], ["ServerName", "Destination"]),
+    "authPolicyServer": (
+        {"url": "http://policy.example:8084/", "nonceFrom": SECRET_KEY},
+        {
+            "url": "https://policy.example/?a=b&",
+            "header": {"name": "X-API-Key", "valueFrom": SECRET_KEY},
+            "nonceFrom": {"file": "/nonce"},
+            "hashMech": "Sha512",
+            "hashTruncate": 0,
+            "timeout": "500ms",
+            "checkBefore": False,
+            "checkAfter": False,
+            "report": False,
+            "rejectOnFail": True,
+        },
+    ),
+    "logPasswordFingerprint": (True,),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}
 
+UPSTREAMS: Final[list[Body]] = [
+    {
+        "name": "dovecot",
+        "servers": [
+            {"address": "Dovecot-0.dovecot:143", "weight": 3},
+            {"address": "[2001:DB8::1]:143"},
+            {"address": "unix:/run/imap.sock", "backup": True},
+        ],
+        "hash": "User",
+        "proxySsl": "Starttls",
+        "proxySslTrustedCertificate": {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}},
+        "proxySslCertificate": {"secretName": "client"},
+        "proxyNextUpstream": ["Connect"],
+        "proxyNextUpstreamTimeout": "5s",
+        "proxyAuth": ["Plain"],
+    },
+    {"name": "old", "service": {"name": "old", "namespace": "legacy", "port": 1143}},
+]
+"""Groups of upstreams to which the routes above lead."""
 LISTENERS: Final[tuple[Body, ...]] = (
     {},
     {"address": "*"},
@@ -237,6 +291,7 @@ def bodies(draw: st.DrawFn) -> Body:
         "workers": draw(st.sampled_from(["auto", 1, 8])),
         "workerConnections": draw(st.integers(1, 10_000)),
         "errorLog": draw(st.sampled_from([{"level": "info"}, {}])),
+        "upstreams": UPSTREAMS,
         "drain": {"delay": draw(st.sampled_from(["0", "1s500ms"]))},
     }
     return body(*servers, mail={**_NEEDED, **draw(levels())}, **spec)

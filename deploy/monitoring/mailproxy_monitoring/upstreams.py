@@ -139,8 +139,11 @@ UPSTREAMS: Final = Row(
         Panel(
             title="Unhealthy addresses",
             width=6,
-            queries=((f"max (mailproxy_upstream_unhealthy{{{JOB}}})", "in one pod"),),
-            description="Addresses of mail servers that failed three times in a row: tried last.",
+            queries=(
+                (f"max (mailproxy_upstream_unhealthy{{{JOB}}})", "addresses in one pod"),
+                (f"max (mailproxy_route_tables_refused{{{JOB}}})", "tables of routes"),
+            ),
+            description="Addresses that failed three times in a row: tried last. Tables with invalid lines.",
             alerts=("MailProxyUpstreamFailsOver",),
         ),
         Panel(

@@ -15,14 +15,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 from mailproxy.enums import CloseReason, LogNote
-from mailproxy.errors import AuthUnavailable, UpstreamError, UpstreamRefused
+from mailproxy.errors import AuthUnavailable, UpstreamError
 from mailproxy.protocols.frontend import ConfigT, Frontend
 from mailproxy.protocols.sansio import ProtocolGenerator, ReportAuthFailure, note, send
-from mailproxy.protocols.temporary_refusal import TEMPORARY
+from mailproxy.protocols.temporary_refusal import is_login_refused
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, SessionEnd, UpstreamLogin
+
+login_values: Final = attrgetter(*(each.name for each in fields(UpstreamLogin)))
+"""Returns the values of a login, for the constructor of a derived class."""
 
 
 class TempfailFrontend(Frontend[ConfigT]):
@@ -47,8 +51,9 @@ class TempfailFrontend(Frontend[ConfigT]):
     def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what the login at the upstream needs, and what follows an outage."""
         login = super().upstream_login(request, grant)  # type: ignore[safe-super]  # of the protocol
-        values = {each.name: getattr(login, each.name) for each in fields(login)}
-        return ResumableLogin(**values, frontend=self)
+        resumable = ResumableLogin(*login_values(login))
+        resumable.frontend = self
+        return resumable
 
     def run(self) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
         """Serve the client; a login that the authentication service did not decide may be repeated."""
@@ -76,9 +81,7 @@ class TempfailFrontend(Frontend[ConfigT]):
 
     def is_outage(self, error: UpstreamError) -> bool:
         """Whether the failure is no verdict of the upstream on this client's credentials or sender."""
-        if isinstance(error, UpstreamRefused) and error.is_denial and error.kind is None:
-            return TEMPORARY[self.server.protocol].search(error.reply) is not None
-        return True
+        return not is_login_refused(error, self.server.protocol)
 
     def _reply_outage(self, *, is_misconfigured: bool) -> ProtocolGenerator[SessionEnd | None]:
         yield from send(self.outage_reply(is_misconfigured=is_misconfigured))
@@ -95,7 +98,7 @@ class ResumableLogin(UpstreamLogin):
 
     frontend: TempfailFrontend[Any] | None = None
 
-    def resume(self, error: UpstreamError) -> ProtocolGenerator[UpstreamLogin | SessionEnd] | None:
+    def resume(self, error: UpstreamError, /) -> ProtocolGenerator[UpstreamLogin | SessionEnd] | None:
         """Return the generator that goes on after an outage, ``None`` after a refusal."""
         frontend = self.frontend
         if frontend is None or not frontend.is_outage(error):

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mailproxy.enums import CacheUse, CloseReason, Method
 from mailproxy_config.model import VerifyClient
+
+if TYPE_CHECKING:
+    from mailproxy.errors import UpstreamError
+    from mailproxy.protocols.sansio import ProtocolGenerator
+
+    Resumed = ProtocolGenerator["UpstreamLogin | SessionEnd"]
 
 UNAVAILABLE: Final = b"[UNAVAILABLE]"
 """Instead of a host name: the client has none, it is not confirmed, or there is no resolver."""
@@ -176,6 +182,8 @@ class Client:
     """How many proxies may follow: the number that was received, less one."""
     received: ReceivedIdentity | None = None
     """What a trusted client wrote about the original one."""
+    has_asked_capabilities: bool = False
+    """IMAP: whether the client has sent CAPABILITY; only with ``imap_capability_after_login``."""
 
     @property
     def connected(self) -> tuple[str, int]:
@@ -217,6 +225,19 @@ class Envelope:
 
 
 @dataclass(slots=True)
+class PolicyFacts:
+    """What a policy server gets about one login (``auth_policy_server``), and what it decided."""
+
+    user: bytes
+    """As the client sent it."""
+    password_hash: str
+    is_refused: bool = False
+    """Whether the policy server has refused the login."""
+    message: str = ""
+    """What it wrote about the refusal."""
+
+
+@dataclass(slots=True)
 class AuthRequest:
     """One request to the authentication service."""
 
@@ -231,6 +252,8 @@ class AuthRequest:
     """Whether it is repeated after ``Auth-Status: WAIT``; set by the cache (``auth_cache``)."""
     cache_use: CacheUse | None = None
     """Set by the cache where it has decided."""
+    policy: PolicyFacts | None = None
+    """Set where a policy server is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +284,26 @@ Overrides = tuple[tuple[str, object], ...]
 """Directives of ``ServerConfig`` with the values that they have for one login, sorted by name."""
 
 
+class Cancellable(Protocol):
+    """Something that works for a session, and calls it when it is done."""
+
+    def cancel(self) -> None:
+        """End without calling the session: the client has left."""
+
+    def close(self) -> None:
+        """Close what it has open."""
+
+
+class UpstreamVerdict(Protocol):
+    """What gets the upstream's verdict on a login that the authentication service has allowed."""
+
+    def succeeded(self) -> None:
+        """The upstream has accepted the login."""
+
+    def failed(self, session: Any, error: Exception, /) -> Cancellable | None:  # noqa: ANN401 - of a higher layer
+        """The login has failed; returns a delay, after which the session gets the error again."""
+
+
 @dataclass(slots=True)
 class AuthAllowed:
     """The client may log in at this upstream.
@@ -278,8 +321,12 @@ class AuthAllowed:
     password: Secret | None = None
     servers: tuple[UpstreamServer, ...] = ()
     overrides: Overrides = ()
+    upstream_group: str = ""
+    """The group of upstreams that ``servers`` are of; its directives apply to the login."""
     smtp_auth: bool = True
     """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
+    attempt: UpstreamVerdict | None = field(default=None, repr=False, compare=False)
+    """What counts failed logins, where that is configured."""
 
 
 @dataclass(slots=True)
@@ -294,6 +341,14 @@ class AuthDenied:
     """``Auth-User``, which is also used after a denial."""
     sasl_error: bytes | None = None
     """``Auth-Error-SASL``: the challenge of XOAUTH2 or OAUTHBEARER with an error, in base64."""
+
+
+@dataclass(slots=True)
+class LoginUnknown(AuthDenied):
+    """No upstream is asked: no route leads to one, or it can be no login (``auth_mode upstream``).
+
+    The client gets the same reply as after a refusal of an upstream, as late; ``text`` is for the log.
+    """
 
 
 @dataclass(slots=True)
@@ -330,6 +385,17 @@ class UpstreamLogin:
     That is a credential, XCLIENT, an ID with its address, or MAIL.  The login is tried at no other
     address after that.
     """
+
+    def resume(self, _error: UpstreamError, /) -> Resumed | None:
+        """Return the generator that goes on after this failure as after an outage; ``None``: not so."""
+        return None
+
+    def pass_on(self, _error: UpstreamError, _refusal: bytes, /) -> Resumed | None:
+        """Return the generator that goes on after a failure that is no outage; ``None``: the session ends.
+
+        The second argument is the last reply to the client, or what it is made from.
+        """
+        return None
 
 
 @dataclass(slots=True)

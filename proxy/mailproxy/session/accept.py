@@ -79,11 +79,12 @@ class Listener:
         self.default = default
         self._targets = targets
         self._family = int(sock.family)
-        sends_proxy_header = default.server.config.proxy_protocol is not SendProxyProtocol.DISABLED
+        configs = default.server.config.with_groups
+        sends_proxy_header = any(each.proxy_protocol is not SendProxyProtocol.DISABLED for each in configs)
         self._needs_local_addr = (
             bool(targets)
             or sends_proxy_header
-            or default.server.config.uses_connected_address
+            or any(each.uses_connected_address for each in configs)
             or default.server.choices is not None
         )
         first = default.listen
@@ -162,6 +163,13 @@ class Listener:
                 client.local_address, client.local_port = host.partition("%")[0], port
             target = self._targets.get(client.local_address, target)
         server, listen = target.server, target.listen
+        if (
+            server.blocks is not None
+            and not listen.proxy_protocol
+            and server.blocks.is_blocked(client.address)
+        ):
+            self._close_blocked(sock, server)
+            return
         if context.clients >= context.limit:
             self._refuse(sock, target)
             return
@@ -185,6 +193,13 @@ class Listener:
             session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
         except Exception as error:  # an entry point: the listener goes on
             context.handle_error(session, error)
+
+    def _close_blocked(self, sock: socket.SocketType, server: VirtualServer) -> None:
+        """Close a client whose address is blocked, without a reply."""
+        server.count_accepted()
+        server.metrics.limit_rejections[Limit.BLOCKED].value += 1
+        server.metrics.closed[CloseReason.LIMIT].value += 1
+        sock.close()
 
     def _refuse(self, sock: socket.SocketType, target: ListenTarget) -> None:
         metrics = target.server.metrics

@@ -21,11 +21,13 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, Overrides, UpstreamLogin
+from mailproxy.protocols.types import NO_SECRETS, AuthRequest, Client, LoginSecrets, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.named_client import frontend_factory
 from mailproxy.session.rate_limit import relay_end_for
+from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_candidates import connector
@@ -41,6 +43,9 @@ from mailproxy_config.model import ServerConfig
 
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
     from mailproxy.oauth.token_source import TokenSource
+    from mailproxy.penalty.block_check import BlockCheck
+    from mailproxy.policy.password_fingerprint import PasswordFingerprints
+    from mailproxy.session.upstream_capabilities import UpstreamCapabilities
 
 _LIMITS: Final = {
     CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
@@ -73,18 +78,30 @@ class VirtualServer:
     """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
     """The log of its sessions."""
+    report_login: Callable[[AuthRequest, LoginResult], None] | None = None
+    """Reports the results of logins to a policy server."""
+    fingerprints: PasswordFingerprints | None = None
+    """Fingerprints of refused passwords for the log."""
     tokens: TokenSource | None = None
     """The access tokens for logins at upstreams."""
     login_secrets: LoginSecrets = NO_SECRETS
     """Secrets for logins at upstreams."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
+    refusals: RefusalTimes = field(default_factory=RefusalTimes)
+    """When refused logins get their reply (``auth_mode upstream``)."""
     choices: Mapping[str, VirtualServer] | None = None
     """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     upstream_names: UpstreamNames | None = None
     """Resolves host names in ``Auth-Server``."""
+    blocks: BlockCheck | None = None
+    """Finds clients whose address is blocked (``auth_block``)."""
     base: VirtualServer | None = None
-    """Of a variant for logins with overrides: the server of the configuration."""
+    """Of a variant for logins with overrides or of a group: the server of the configuration."""
+    groups: Mapping[str, VirtualServer] = field(default_factory=dict)
+    """For logins at groups of upstreams with directives of their own, by the name of the group."""
+    group_choices: Mapping[str, GroupChoice] = field(default_factory=dict)
+    """What chooses servers of groups of upstreams, by the name of the group."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
     connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
@@ -95,15 +112,17 @@ class VirtualServer:
     """The class of connections to upstreams."""
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
+    capabilities: UpstreamCapabilities | None = field(init=False, default=None)
+    """What upstreams can do; it replaces ``frontend`` and ``upstream_end`` where it is used."""
     variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
     """For logins with overrides; the one unused for longest is first."""
 
     def __post_init__(self) -> None:
         self.connection = UpstreamConnection if self.tokens is None else TokenUpstreamConnection
         self.connect_address = connector(self.config, self.connection)
-        names = self.config.auth_http_server_names
+        names = self.config.auth_http_server_names or self.config.upstream_groups
         self.connect = UpstreamLookup.connect if names else self.connect_address
-        if self.config.auth_http_overrides:
+        if self.config.auth_http_overrides or self.config.upstream_groups:
             self.connect = partial(connect_for_login, self, self.connect)
         self.frontend = frontend_factory(self.protocol, self.config, self.trusted)
         self.upstream = self.login_at_upstreams(self.config)
