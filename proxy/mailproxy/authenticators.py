@@ -21,6 +21,7 @@ from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
+    from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator
     from mailproxy.limits.preauth import PreauthLimit
     from mailproxy.limits.worker_limits import WorkerLimits
     from mailproxy.oauth.jwks_cache import JwksCache
@@ -40,6 +41,7 @@ class Authenticators:
         context: The worker's shared parts.
 
     Attributes:
+        auth_caches: The caches of their decisions, by the configuration of their server.
         auth_clients: The clients of authentication services, by their configuration.
         jwks_caches: The keys of token issuers, by their URL.
         policy_clients: The clients of policy servers.
@@ -47,9 +49,11 @@ class Authenticators:
     """
 
     __slots__ = (
+        "_cache_secret",
         "_context",
         "_limits",
         "_penalties",
+        "auth_caches",
         "auth_clients",
         "jwks_caches",
         "policy_clients",
@@ -60,6 +64,8 @@ class Authenticators:
         self._context = context
         self._limits: WorkerLimits | None = None
         self._penalties: PodState | None = None
+        self._cache_secret = b""
+        self.auth_caches: dict[ServerConfig, CachingAuthenticator] = {}
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
         self.policy_clients = PolicyClients(context)
@@ -132,7 +138,7 @@ class Authenticators:
         """Return what decides about credentials (``auth_mode``)."""
         if config.auth_mode is AuthMode.UPSTREAM:
             return RouteAuthenticator(self._context, LoginRouter(config, self.tables))
-        service = self._auth_service(config)
+        service = self._cached(config, self._auth_service(config))
         if config.auth_mode is AuthMode.HTTP:
             return service
         from mailproxy.oauth.jwks_cache import JwksCache  # noqa: PLC0415 - takes 13 MB in each worker
@@ -149,6 +155,20 @@ class Authenticators:
             caches=self.jwks_caches,
             log=self._context.log.for_server(config),
         )
+
+    def _cached(self, config: ServerConfig, service: AuthHttpClient) -> Authenticator:
+        """Return the cache of a service's decisions; it survives a reload that does not change the server."""
+        settings = config.auth_cache
+        if settings is None or not settings.size:
+            return service
+        from mailproxy.auth_cache.cache_key import CacheKeys, new_secret  # noqa: PLC0415 - most workers have none
+        from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator  # noqa: PLC0415 - as above
+
+        if config not in self.auth_caches:
+            self._cache_secret = self._cache_secret or new_secret()
+            keys, log = CacheKeys(config, self._cache_secret), self._context.log.for_server(config)
+            self.auth_caches[config] = CachingAuthenticator(self._context, service, settings, keys, log=log)
+        return self.auth_caches[config]
 
     async def start(self, worker_connections: int) -> None:
         """Begin to work for a configuration; waits a short time for the names of services to resolve.
@@ -174,6 +194,8 @@ class Authenticators:
             self.auth_clients.pop(key).close()  # for its sessions: a connection per request
         if self._limits is not None:
             self._limits.retire(configs)
+        for unused in self.auth_caches.keys() - set(configs):
+            self.auth_caches.pop(unused).close()
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()
@@ -188,7 +210,10 @@ class Authenticators:
         """Close everything else, after ``stop``."""
         for cache in self.jwks_caches.values():
             cache.close()
+        for decisions in self.auth_caches.values():
+            decisions.close()
         self.jwks_caches.clear()
+        self.auth_caches.clear()
         await self.policy_clients.close()
         for service in self.auth_clients.values():
             await service.addresses.close()

@@ -119,6 +119,29 @@ class AuthErrorReason(StrEnum):
     HTTP_5XX = "http_5xx"
 
 
+class AuthCacheEvent(StrEnum):
+    """What happened in the cache of the authentication service's decisions."""
+
+    HIT = "hit"
+    """A login was decided without a request."""
+    MISS = "miss"
+    """A request was sent."""
+    JOINED = "joined"
+    """A login waits for the request of another one with the same credentials."""
+    STALE = "stale"
+    """An expired entry was used because the service fails."""
+    STORED = "stored"
+    EVICTED = "evicted"
+    """An entry was dropped for another one."""
+
+
+class CacheUse(StrEnum):
+    """How the last login of a session was decided by the cache; a field of the log."""
+
+    HIT = "hit"
+    STALE = "stale"
+
+
 class UpstreamStage(StrEnum):
     """The step of a login at the upstream."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NewType
 
+from mailproxy_config.auth_cache import AuthCacheConfig, CacheKeyPart
 from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.limits import LimitSettings
@@ -356,6 +357,8 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     proxy_auth_require_tls: bool | None
     proxy_master_user: ProxyMasterUser | None
     proxy_auth_token: ProxyAuthToken | None
+    auth_cache: AuthCacheConfig | None
+    auth_cache_key: frozenset[CacheKeyPart]
     auth_policy_server: AuthPolicyServer | None
     log_password_fingerprint: bool
 
@@ -423,7 +426,7 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to may be passed on."""
         for_service = self.auth_http_variables or self.auth_http_facts or self.auth_http_overrides
-        return self.sends_identity or for_service
+        return self.sends_identity or for_service or bool(self.auth_cache_key)
 
     @property
     def may_use_upstream_tls(self) -> bool:

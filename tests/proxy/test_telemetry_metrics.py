@@ -124,6 +124,13 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
     (lambda m: bump(m.token_validations[enums.TokenFinding.TYPE]), "oauth_validations_total", ("type",)),
     (lambda m: bump(m.jwks_fetches[enums.JwksResult.TLS]), "oauth_jwks_fetches_total", ("tls",)),
     (
+        lambda m: bump(m.auth_cache_events[enums.AuthCacheEvent.STALE]),
+        "auth_cache_events_total",
+        ("stale",),
+    ),
+    (lambda m: bump(m.auth_cache_entries), "auth_cache_entries", ()),
+    (lambda m: bump(m.auth_cache_bytes), "auth_cache_bytes", ()),
+    (
         lambda m: bump(m.policy_requests[enums.PolicyCommand.ALLOW, enums.PolicyResult.SKIPPED]),
         "policy_requests_total",
         ("allow", "skipped"),

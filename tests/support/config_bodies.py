@@ -214,6 +214,12 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
             "refreshTokenFrom": {"file": "/r"},
         },
     ),
+    "authCache": (
+        {"size": "10m"},
+        {"size": 0},
+        {"size": 65536, "ttl": "1m30s", "negativeTtl": 5, "staleIfError": "7d"},
+    ),
+    "authCacheKey": ([], ["Address"], ["ServerName", "Destination"]),
     "authPolicyServer": (
         {"url": "http://policy.example:8084/", "nonceFrom": SECRET_KEY},
         {

@@ -56,6 +56,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("limit_conn_ipv6_prefix", "limit_conn_words", "limit_preauth", "limit_req_zone", "limit_req"),
         *("limit_req_log_level", "limit_req_dry_run"),
         *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
+        *("auth_cache", "auth_cache_key"),
         *("auth_policy_server", "log_password_fingerprint"),
     }
 )
@@ -179,6 +180,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "limit_req": (),
     "limit_req_log_level": LimitLogLevel.ERROR,
     "limit_req_dry_run": False,
+    "auth_cache": None,
+    "auth_cache_key": frozenset(),
     "auth_policy_server": None,
     "log_password_fingerprint": False,
 }

@@ -129,6 +129,16 @@ JWKS_RESULTS: Final[Colours] = MappingProxyType(
         **_failures("connect", "timeout", "tls", "status", "redirect", "invalid", "empty", "too_large"),
     }
 )
+AUTH_CACHE_EVENTS: Final[Colours] = MappingProxyType(
+    {
+        "hit": SUCCESS,
+        "joined": "light-green",
+        "miss": "blue",
+        "stale": "orange",
+        "stored": "light-blue",
+        "evicted": "yellow",
+    }
+)
 UPSTREAM_STAGES: Final[Colours] = MappingProxyType(
     _failures(
         "connect",

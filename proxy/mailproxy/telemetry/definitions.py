@@ -192,6 +192,25 @@ JWKS_FETCHES: Final = MetricDefinition(
     help="Requests for the keys of token issuers (JWKS), by result.",
     from_start=True,
 )
+AUTH_CACHE_EVENTS: Final = MetricDefinition(
+    name="mailproxy_auth_cache_events_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("event", enums.AuthCacheEvent),),
+    help="Logins with authCache, by what the cache did; and entries that were stored and evicted.",
+    from_start=True,
+)
+AUTH_CACHE_ENTRIES: Final = MetricDefinition(
+    name="mailproxy_auth_cache_entries",
+    type=MetricType.GAUGE,
+    help="Entries in the caches of authentication services' decisions.",
+    from_start=True,
+)
+AUTH_CACHE_BYTES: Final = MetricDefinition(
+    name="mailproxy_auth_cache_bytes",
+    type=MetricType.GAUGE,
+    help="Memory of these entries.",
+    from_start=True,
+)
 POLICY_REQUESTS: Final = MetricDefinition(
     name="mailproxy_policy_requests_total",
     type=MetricType.COUNTER,
