@@ -7,21 +7,24 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from mailproxy.auth_http.request import RequestTemplate
+from mailproxy.auth_http.request import EmptyTemplate, RequestTemplate
 from mailproxy.authenticators import Authenticators
 from mailproxy.context import Drainable, WorkerContext
 from mailproxy.dns import Resolver
-from mailproxy.dns.upstream_names import UpstreamNames
+from mailproxy.dns.upstream_names import UpstreamNames, is_name
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
 from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
+from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.shared_listener import check_choices, listen_target
@@ -35,6 +38,7 @@ from mailproxy.tls.resumption import TicketKeys
 from mailproxy.tls.upstream_context import UpstreamTls
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import (
+    AuthMode,
     LogLevel,
     ProxyConfig,
     ResolverConfig,
@@ -57,6 +61,8 @@ _DRAIN_POLL_SECONDS: Final = 0.05
 ResolverKey = tuple[ResolverConfig, float]
 NamesKey = tuple[ResolverConfig | None, float, tuple[str, ...]]
 TokenKey = tuple[ProxyAuthToken, Secret | None, Secret | None]
+
+_NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
 
 
 class App:
@@ -105,6 +111,7 @@ class App:
         *,
         names: Mapping[str, tuple[str, ...]],
         ticket_keys: Mapping[int, tuple[bytes, ...]],
+        tables: Mapping[str, Table] = _NO_TABLES,
     ) -> None:
         """Run a configuration: at the start, and after every reload.
 
@@ -116,12 +123,14 @@ class App:
                 plan; the application closes them.
             names: Addresses of the host names in the configuration.
             ticket_keys: See ``set_ticket_keys``; the same for all workers.
+            tables: The tables of routes, by the paths of their files.
 
         Raises:
             ConfigError: A file does not load.  The previous configuration goes on running.
         """
         try:
             self.set_ticket_keys(ticket_keys)
+            self.authenticators.tables = tables
             servers = self._build(config, names)
         except ConfigError:
             for sock in chain.from_iterable(sockets.values()):
@@ -180,7 +189,7 @@ class App:
             if isinstance(tls.params.chooser, CertificateChooser):
                 tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
         metrics, template = self.context.metrics, _template(config)
-        return VirtualServer(
+        server = VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
             auth=self.authenticators.authenticator(config, template),
@@ -196,8 +205,38 @@ class App:
             login_timeouts=self.context.timers.queue(config.timeout),
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
             log=self.context.log.for_server(config),
-            upstream_names=self._names(config) if config.auth_http_server_names else None,
+            upstream_names=self._names(config) if _has_names(config) else None,
         )
+        server.groups = {
+            name: self._group(name, server, each, previous and previous.groups.get(name))
+            for name, each in config.group_configs.items()
+        }
+        return server
+
+    def _group(
+        self, name: str, base: VirtualServer, config: ServerConfig, previous: VirtualServer | None
+    ) -> VirtualServer:
+        """Return the server for logins at a group of upstreams with directives of its own.
+
+        Raises:
+            ConfigError: A file of the group does not load.
+        """
+        try:
+            return replace(
+                base,
+                config=config,
+                upstream_tls=self._upstream_tls(config, previous),
+                tokens=self._token_source(config),
+                login_secrets=read_login_secrets(config),
+                base=base,
+            )
+        except ConfigError as error:
+            where = f"servers[{config.name}]"
+            problems = [
+                Problem(problem.path.replace(where, f"upstreams[{name}]", 1), problem.reason)
+                for problem in error.problems
+            ]
+            raise ConfigError(problems) from None
 
     def _log_unusable_certificate(self, server: str, reason: str) -> None:
         self.context.log.event(LogLevel.ERROR, "certificate_unusable", server=server, reason=reason)
@@ -290,6 +329,7 @@ class App:
         timeouts = {int(server.config.ssl_session_timeout) for server in servers}
         self._ticket_keys = {one: keys for one, keys in self._ticket_keys.items() if one in timeouts}
         self.authenticators.retire(server.config for server in servers)
+        servers = [each for server in servers for each in (server, *server.groups.values())]
         for source in self._tokens.values():
             source.servers = frozenset(each.config.name for each in servers if each.tokens is source)
         # Sessions may still wait for one that is dropped here.
@@ -377,10 +417,18 @@ class App:
 
 
 def _template(config: ServerConfig) -> RequestTemplate:
+    if config.auth_mode is AuthMode.UPSTREAM:
+        return EmptyTemplate()
     try:
         return RequestTemplate(config, header_values(config), keep_alive=config.auth_http_keepalive)
     except ValueError as error:
         raise ConfigError([Problem(f"servers[{config.name}].auth_http", str(error))]) from error
+
+
+def _has_names(config: ServerConfig) -> bool:
+    """Return whether host names of upstreams may have to be looked up."""
+    servers = (server for group in config.upstream_groups for server in group.servers)
+    return config.auth_http_server_names or any(is_name(server.host) for server in servers)
 
 
 def _trusted(config: ServerConfig, names: Mapping[str, tuple[str, ...]]) -> TrustedPeers:

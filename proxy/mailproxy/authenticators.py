@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +13,8 @@ from mailproxy.auth_http.pending_request import Authenticator
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses
+from mailproxy.routing.route_authenticator import LoginRouter, RouteAuthenticator
+from mailproxy.routing.router import Table
 from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
@@ -34,17 +36,21 @@ class Authenticators:
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
         jwks_caches: The keys of token issuers, by their URL.
+        tables: The tables of routes of the newest configuration, by the paths of their files.
     """
 
-    __slots__ = ("_context", "auth_clients", "jwks_caches")
+    __slots__ = ("_context", "auth_clients", "jwks_caches", "tables")
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
+        self.tables: Mapping[str, Table] = {}
 
     def authenticator(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
         """Return what decides about the logins of a server (``auth_mode``)."""
+        if config.auth_mode is AuthMode.UPSTREAM:
+            return RouteAuthenticator(self._context, LoginRouter(config, self.tables))
         service = self._auth_service(config)
         if config.auth_mode is AuthMode.HTTP:
             return service
@@ -80,7 +86,8 @@ class Authenticators:
     def retire(self, configs: Iterable[ServerConfig]) -> None:
         """Close what none of these servers needs; sessions of an earlier configuration may go on using it."""
         configs = tuple(configs)
-        services = {id(self._auth_service(config)) for config in configs}
+        asking = (config for config in configs if config.auth_mode is not AuthMode.UPSTREAM)
+        services = {id(self._auth_service(config)) for config in asking}
         for key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(key).close()  # for its sessions: a connection per request
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
@@ -104,6 +111,7 @@ class Authenticators:
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
         names = config.auth_http_server_names
+        assert where is not None  # noqa: S101 -- the configuration requires it
         key = (where, config.auth_http_timeout, keeps, maximum, names)
         if key not in self.auth_clients:
             context = self._context

@@ -16,12 +16,13 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mailproxy import app
 from mailproxy.loop.worker_loop import make_loop
 from mailproxy.net.shared_memory import SharedMemory
+from mailproxy.routing.route_table import RouteTable
 from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
 from mailproxy.telemetry.log import LibraryLogHandler, Log
@@ -78,7 +79,11 @@ REPORT_SECONDS: Final = 5.0
 _LAST_FLUSH_SECONDS: Final = 1.0
 
 
-_Command = tuple[ipc_messages.Configure, list[socket.socket]] | ipc_messages.TicketKeys | ipc_messages.Drain
+_Command = (
+    tuple[ipc_messages.Configure, list[socket.socket], list[int]]
+    | ipc_messages.TicketKeys
+    | ipc_messages.Drain
+)
 
 
 class WorkerService:
@@ -138,12 +143,15 @@ class WorkerService:
                     return
                 case ipc_messages.TicketKeys(keys):
                     self._app.set_ticket_keys(keys)
-                case order, sockets:
-                    await self._configure(order, sockets)
+                case order, sockets, descriptors:
+                    await self._configure(order, sockets, descriptors)
 
-    async def _configure(self, order: ipc_messages.Configure, sockets: list[socket.socket]) -> None:
+    async def _configure(
+        self, order: ipc_messages.Configure, sockets: list[socket.socket], descriptors: list[int]
+    ) -> None:
         try:
-            _require_all(order, sockets)
+            tables = _map_tables(order, descriptors)
+            _require_all(order, sockets, tables)
             config = _config_of(order, sockets)
             self._reserve.release()
             await self._open_logs(config, sockets)
@@ -151,7 +159,9 @@ class WorkerService:
             for key, sock in zip(order.sockets, sockets, strict=True):
                 given.setdefault(key, []).append(sock)
             self._reserve.release()  # what was reserved again meanwhile
-            await self._app.apply(config, given, names=order.names, ticket_keys=order.ticket_keys)
+            await self._app.apply(
+                config, given, names=order.names, ticket_keys=order.ticket_keys, tables=tables
+            )
         except ConfigError as error:
             self._reserve.fill()
             self._send(ipc_messages.Rejected(order.serial, error.problems))
@@ -182,15 +192,17 @@ class WorkerService:
             self._is_frozen = True
 
     def _received(self, data: Message, descriptors: list[int]) -> None:
-        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         try:
             order = ipc_messages.decode_for_worker(data)
         except ChannelError as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
             self._closed(error)
             return
         match order:
-            case ipc_messages.Configure():
-                self._commands.put_nowait((order, sockets))
+            case ipc_messages.Configure(sockets=keys):
+                sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[: len(keys)]]
+                self._commands.put_nowait((order, sockets, descriptors[len(keys) :]))
             case ipc_messages.Drain() | ipc_messages.TicketKeys():  # in order: a configuration has keys too
                 self._commands.put_nowait(order)
             case ipc_messages.RequestSnapshot(number):
@@ -284,9 +296,22 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _require_all(order: ipc_messages.Configure, sockets: Sequence[socket.socket]) -> None:
-    """Reject a configuration whose listening sockets were lost because too many files are open."""
-    if len(sockets) != len(order.sockets):
+def _map_tables(order: ipc_messages.Configure, descriptors: Sequence[int]) -> dict[str, RouteTable]:
+    """Map the tables of routes into memory, and close their descriptors."""
+    try:
+        return {path: RouteTable(each) for path, each in zip(order.tables, descriptors, strict=False)}
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem("", f"cannot map a table of routes into memory: {error}")]) from error
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _require_all(
+    order: ipc_messages.Configure, sockets: Sequence[socket.socket], tables: Mapping[str, RouteTable]
+) -> None:
+    """Reject a configuration whose descriptors were lost because too many files are open."""
+    if len(sockets) != len(order.sockets) or len(tables) != len(order.tables):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         reason = f"a worker has too many open files to take the listening sockets (its limit is {limit})"
         raise ConfigError([Problem("", reason)])

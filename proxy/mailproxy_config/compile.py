@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mailproxy_config.cross_checks import derive_protocol
 from mailproxy_config.directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES, Level, ServerBlock
@@ -21,6 +21,7 @@ from mailproxy_config.model import (
     ServerConfig,
     StartTls,
 )
+from mailproxy_config.route_directives import RouteRef
 from mailproxy_config.secret_refs import (
     CertificateRef,
     HeaderRef,
@@ -29,6 +30,8 @@ from mailproxy_config.secret_refs import (
     Reference,
     SelectorRef,
 )
+from mailproxy_config.upstream_blocks import UpstreamGroupRef
+from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
 from mailproxy_config.upstream_login_directives import AuthTokenRef, MasterUserRef
 
 _ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
@@ -36,6 +39,7 @@ _BUILT_IN: Final = {row.name: row.builtin() for row in _ROWS}
 _MAIN_BUILT_IN: Final = {row.name: row.builtin() for row in MAIN_DIRECTIVES}
 _MOUNTS: Final = Mounts()
 _HIGHEST_PORT: Final = 65535
+_GroupT = TypeVar("_GroupT", UpstreamGroup, UpstreamGroupRef)
 
 
 def compile_proxy(
@@ -61,9 +65,10 @@ def compile_proxy(
         ConfigError: A port with its offset is out of range.
     """
     main: dict[str, Any] = _MAIN_BUILT_IN | _without_empty_logs(manifest.main.values)
+    groups = tuple(_group(each, mounts, manifest.metadata.namespace) for each in manifest.upstreams)
     servers = tuple(
         _server(
-            _effective(manifest, server),
+            _effective(manifest, server) | {"upstream_groups": groups},
             replace(server, own=_with_protocol(server)) if is_partial else server,
             mounts,
             port_offset,
@@ -102,14 +107,22 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
     keys: dict[tuple[Any, str], set[str]] = {}
     for server in manifest.servers:
         effective = _effective(manifest, server)
-        uses_tls = effective["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
-        unused: tuple[str, ...] = () if uses_tls else ("ssl_",)
-        if effective["proxy_ssl"] is ProxySsl.DISABLED and not effective["auth_http_overrides"]:
-            unused += ("proxy_ssl_",)
-        for name, value in effective.items():
-            for ref in _key_refs(value) if not name.startswith(unused) else ():
-                keys.setdefault((ref.kind, ref.name), set()).add(ref.key)
+        groups = _used_groups(effective["route"], manifest.upstreams)
+        for values in (effective, *(effective | dict(group.settings) for group in groups)):
+            unused = _unused_prefixes(values, server)
+            for name, value in values.items():
+                for ref in _key_refs(value) if not name.startswith(unused) else ():
+                    keys.setdefault((ref.kind, ref.name), set()).add(ref.key)
     return tuple(sorted(Reference(kind, name, tuple(sorted(found))) for (kind, name), found in keys.items()))
+
+
+def _unused_prefixes(values: Mapping[str, Any], server: ServerBlock) -> tuple[str, ...]:
+    """Prefixes of directives whose files are not read: those of TLS that is not used."""
+    uses_tls = values["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
+    unused: tuple[str, ...] = () if uses_tls else ("ssl_",)
+    if values["proxy_ssl"] is ProxySsl.DISABLED and not values["auth_http_overrides"]:
+        unused += ("proxy_ssl_",)
+    return unused
 
 
 def collect_selectors(manifest: MailProxyManifest) -> tuple[SelectorRef, ...]:
@@ -142,6 +155,7 @@ def _server(
 ) -> ServerConfig:
     values = {name: _with_paths(value, mounts) for name, value in effective.items()}
     values["server_name"] = values["server_name"] or hostname
+    values["upstream_groups"] = _used_groups(values["route"], values["upstream_groups"])
     protocol = server.protocol or derive_protocol(server.listen)
     if protocol is None:
         raise ConfigError([Problem(f"{server.path}.protocol", "is required")])
@@ -155,6 +169,23 @@ def _server(
         server_names=server.server_names,
         **values,
     )
+
+
+def _group(group: UpstreamGroupRef, mounts: Mounts, namespace: str) -> UpstreamGroup:
+    """A group with paths instead of references, and with the DNS name of its Service."""
+    servers = group.servers if group.service is None else (group.service.server(namespace),)
+    settings: dict[str, Any] = {name: _with_paths(value, mounts) for name, value in group.settings}
+    return UpstreamGroup(
+        name=group.name, servers=servers, hash=group.hash, settings=UpstreamSettings(**settings)
+    )
+
+
+def _used_groups(routes: Sequence[Route | RouteRef], groups: Sequence[_GroupT]) -> tuple[_GroupT, ...]:
+    """The groups that routes lead to: all, where a table names them."""
+    if any(route.table is not None for route in routes):
+        return tuple(groups)
+    names = {route.upstream for route in routes}
+    return tuple(group for group in groups if group.name in names)
 
 
 def _with_offset(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
@@ -179,7 +210,7 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
             )
         case HeaderRef():
             return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
-        case MasterUserRef() | AuthTokenRef() | SelectorRef():
+        case MasterUserRef() | AuthTokenRef() | SelectorRef() | RouteRef():
             return value.with_paths(mounts)
         case tuple():
             return tuple(_with_paths(item, mounts) for item in value)
@@ -196,7 +227,7 @@ def _key_refs(value: object) -> Iterator[KeyRef]:
             yield from _key_refs(value.key)
         case HeaderRef():
             yield value.source
-        case MasterUserRef() | AuthTokenRef():
+        case MasterUserRef() | AuthTokenRef() | RouteRef():
             yield from value.references
         case tuple():
             for item in value:

@@ -47,7 +47,8 @@ def check_consistency(
         if "protocol" not in server.own.given and server.listen and derive_protocol(server.listen) is None:
             reason = "is required unless all ports are well-known ports of the same protocol"
             problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
-        if not _given("auth_http", server, mail):
+        is_routed = _value("auth_mode", server, mail) is AuthMode.UPSTREAM
+        if not is_routed and not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
         _check_token_issuers(server, mail, problems)
         _check_tls(server, mail, problems)
@@ -218,6 +219,10 @@ def _effective(field: str, default: str = "Disabled") -> str:
 _TLS_IS_USED: Final = f"(s.listen.exists(l, has(l.ssl) && l.ssl) || {_effective('starttls')} != 'Disabled')"
 _WANTS_A_CLIENT: Final = f"{_effective('sslVerifyClient')} in ['Required', 'Optional']"
 _EVERY_IPV4: Final = "(!has({0}.address) || {0}.address == '*' || {0}.address == '0.0.0.0')"
+_LEADS_SOMEWHERE: Final = (
+    "{0}.routes.all(r, !has(r.upstream) || "
+    "(has(self.upstreams) && self.upstreams.exists(u, u.name == r.upstream)))"
+)
 _ON_HOST: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNetwork"
 
 
@@ -227,8 +232,8 @@ def _rule(expression: str, message: str, reason: str = "FieldValueInvalid") -> R
 
 SPEC_RULES: Final = (
     _rule(
-        f"self.servers.all(s, {_either('authHttp')})",
-        "no authHttp: set it in spec.mail or in every server",
+        f"self.servers.all(s, {_either('authHttp')} || {_effective('authMode', 'Http')} == 'Upstream')",
+        "no authHttp: set it in spec.mail or in every server (or authMode Upstream)",
         "FieldValueRequired",
     ),
     _rule(
@@ -246,6 +251,16 @@ SPEC_RULES: Final = (
         f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Jwt' || {_either('oauthIssuers')})",
         "authMode Jwt needs oauthIssuers, in spec.mail or in the server",
         "FieldValueRequired",
+    ),
+    _rule(
+        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Upstream' || {_either('routes')})",
+        "authMode Upstream needs routes, in spec.mail or in the server",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"(!has(self.mail) || !has(self.mail.routes) || {_LEADS_SOMEWHERE.format('self.mail')}) && "
+        f"self.servers.all(s, !has(s.routes) || {_LEADS_SOMEWHERE.format('s')})",
+        "routes[].upstream must be the name of an item of spec.upstreams",
     ),
     _rule(
         "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || "

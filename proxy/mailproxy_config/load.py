@@ -145,12 +145,13 @@ def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Prob
         headers = [
             ("auth_http_header", each.value_file) for each in server.auth_http_header if each.value_file
         ]
-        for name, path in (
-            *headers,
-            *server.tls_files,
-            *server.upstream_tls_files,
-            *server.upstream_login_files,
-        ):
+        upstream_files = (
+            pair
+            for each in server.with_groups
+            for pair in (*each.upstream_tls_files, *each.upstream_login_files)
+        )
+        tables = [("route", route.table) for route in server.route if route.table is not None]
+        for name, path in (*headers, *server.tls_files, *upstream_files, *tables):
             reason = _unreadable(path)
             if reason:
                 hint = _secret_hint(path, name, kind)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mailproxy_config import kubernetes_ports, upstream_service
+from mailproxy_config import kubernetes_ports, upstream_blocks, upstream_service
 from mailproxy_config.cross_checks import SPEC_RULES, check_consistency
 from mailproxy_config.directives import (
     DIRECTIVES,
@@ -32,6 +32,7 @@ from mailproxy_config.kubernetes import DeploymentSpec, read_deployment
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 from mailproxy_config.model import ProxyConfig
 from mailproxy_config.presets import PRESETS, with_presets
+from mailproxy_config.route_checks import check_routes
 from mailproxy_config.schema import (
     Array,
     Object,
@@ -43,6 +44,7 @@ from mailproxy_config.schema import (
     matches,
     type_of,
 )
+from mailproxy_config.upstream_blocks import UpstreamGroupRef
 from mailproxy_config.value_types import INVALID_ITEM, ErrorPath, describe
 
 
@@ -133,6 +135,7 @@ SPEC: Final = Object(
         **_rows(MAIN_DIRECTIVES),
         "mail": MAIL,
         "servers": Array(items=SERVER, max_items=MAX_SERVERS, min_items=1, keys=("name",)),
+        upstream_blocks.FIELD: upstream_blocks.UPSTREAMS,
         **DEPLOYMENT_FIELDS,
     },
     required=("servers",),
@@ -143,6 +146,7 @@ SPEC: Final = Object(
             "Directives for all servers, as in nginx's mail {} block. A server can override each of them."
         ),
         "servers": "Servers, as nginx's server {} blocks.",
+        upstream_blocks.FIELD: upstream_blocks.MEANING,
         **DEPLOYMENT_MEANINGS,
     },
 )
@@ -176,6 +180,7 @@ class MailProxyManifest:
         main: ``workers``, ``workerConnections`` and ``errorLog``.
         mail: The mail level.
         servers: The servers, in the order of the manifest.
+        upstreams: The groups of upstreams that routes lead to.
         deployment: How it is deployed on Kubernetes.
         notices: Values that are accepted but probably not intended.
         raw: The resource as it was given, without null fields.
@@ -185,6 +190,7 @@ class MailProxyManifest:
     main: Level
     mail: Level
     servers: tuple[ServerBlock, ...]
+    upstreams: tuple[UpstreamGroupRef, ...] = ()
     deployment: DeploymentSpec
     notices: tuple[Problem, ...]
     raw: Mapping[str, Any]
@@ -238,13 +244,19 @@ def _examined(
     valid_mail = _valid_fields(MAIL, written, "spec.mail", problems)
     mail = _level(valid_mail, written, LEVEL_DIRECTIVES, path.field("mail"), MAIL)
     servers = _servers(spec.get("servers"), path.field("servers"))
+    upstreams = upstream_blocks.read_groups(
+        valid.get(upstream_blocks.FIELD, ()), path.field(upstream_blocks.FIELD)
+    )
     check_consistency(valid, mail, servers, problems)
+    if (upstream_blocks.FIELD in spec) == (upstream_blocks.FIELD in valid):
+        check_routes(mail, servers, upstreams, problems)
     kubernetes_ports.check(spec, problems)
     return MailProxyManifest(
         metadata=metadata,
         main=main,
         mail=mail,
         servers=servers,
+        upstreams=upstreams,
         deployment=workload,
         notices=tuple(dict.fromkeys(problems.notices)),
         raw={**body, "spec": spec},

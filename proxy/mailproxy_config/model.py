@@ -7,13 +7,25 @@ The proxy reads only this.  Fields are named after nginx's directives.  Parsing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, NewType
+from typing import Any, Final, NewType
 
 from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.oauth_issuer import OAuthIssuer
+from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
+from mailproxy_config.upstream_values import (
+    CertificateFiles,
+    NextUpstream,
+    ProxySsl,
+    SendIdentity,
+    SendProxyProtocol,
+    XclientMode,
+)
+
+__all__ = ["CertificateFiles", "NextUpstream", "ProxySsl", "SendIdentity", "SendProxyProtocol", "XclientMode"]
+"""What other modules import from here although it is defined elsewhere."""
 
 Seconds = NewType("Seconds", float)
 ByteCount = NewType("ByteCount", int)
@@ -55,14 +67,6 @@ class StartTls(StrEnum):
     ONLY = "Only"
 
 
-class SendProxyProtocol(StrEnum):
-    """``proxy_protocol``: version of the PROXY protocol header sent to the upstream."""
-
-    DISABLED = "Disabled"
-    V1 = "V1"
-    V2 = "V2"
-
-
 class VerifyClient(StrEnum):
     """``ssl_verify_client``."""
 
@@ -70,41 +74,6 @@ class VerifyClient(StrEnum):
     REQUIRED = "Required"
     OPTIONAL = "Optional"
     OPTIONAL_NO_CA = "OptionalNoCA"
-
-
-class ProxySsl(StrEnum):
-    """``proxy_ssl``: TLS to the upstream: none, from the first byte, or after the protocol's STARTTLS."""
-
-    DISABLED = "Disabled"
-    ENABLED = "Enabled"
-    STARTTLS = "Starttls"
-
-
-class SendIdentity(StrEnum):
-    """``proxy_id`` and ``proxy_pop3_xclient``: never, where the upstream offers it, or always."""
-
-    DISABLED = "Disabled"
-    AUTO = "Auto"
-    REQUIRED = "Required"
-
-
-class XclientMode(StrEnum):
-    """``xclient_mode``: as nginx, where the upstream lists it, or the same and required."""
-
-    ALWAYS = "Always"
-    AUTO = "Auto"
-    REQUIRED = "Required"
-
-
-class NextUpstream(StrEnum):
-    """``proxy_next_upstream``: a failure after which a login is tried again."""
-
-    CONNECT = "Connect"
-    GREETING = "Greeting"
-    TLS = "Tls"
-    STARTTLS = "Starttls"
-    HELLO = "Hello"
-    UNAVAILABLE = "Unavailable"
 
 
 class Tempfail(StrEnum):
@@ -122,10 +91,11 @@ class SmtpHelo(StrEnum):
 
 
 class AuthMode(StrEnum):
-    """``auth_mode``: who decides about logins: the authentication service, or the proxy about tokens."""
+    """``auth_mode``: who decides about logins: the authentication service, the proxy, or the upstream."""
 
     HTTP = "Http"
     JWT = "Jwt"
+    UPSTREAM = "Upstream"
 
 
 class LogLevel(StrEnum):
@@ -257,16 +227,6 @@ class ResolverConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CertificateFiles:
-    """One ``ssl_certificate`` with its ``ssl_certificate_key``: paths of PEM files."""
-
-    certificate: str
-    key: str
-    server_names: tuple[str, ...] | None = None
-    """Names in lower case for which clients get it; empty: its DNS names; ``None``: not given."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionCache:
     """``ssl_session_cache``: ``off`` disables resumption from the cache.
 
@@ -295,7 +255,8 @@ class ServerConfig(CertificateChoice):
     resolver: ResolverConfig | None
     resolver_timeout: Seconds
 
-    auth_http: AuthHttp
+    auth_http: AuthHttp | None
+    """``None`` with ``auth_mode upstream`` only."""
     auth_http_timeout: Seconds
     auth_http_header: tuple[AuthHttpHeader, ...]
     auth_http_pass_client_cert: bool
@@ -365,6 +326,7 @@ class ServerConfig(CertificateChoice):
     proxy_imap_guard: bool
     oauth_strict: bool
     auth_mode: AuthMode
+    route: tuple[Route, ...]
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
     smtp_auth_command: bool
@@ -390,6 +352,8 @@ class ServerConfig(CertificateChoice):
     proxy_master_user: ProxyMasterUser | None
     proxy_auth_token: ProxyAuthToken | None
 
+    upstream_groups: tuple[UpstreamGroup, ...] = ()
+    """The groups of upstreams that ``route`` uses."""
     server_names: tuple[str, ...] = ()
     """Names by which clients choose this block among those with the same ``ssl`` listener."""
     error_logs: tuple[ErrorLog, ...] = ()
@@ -437,6 +401,22 @@ class ServerConfig(CertificateChoice):
     def used_issuers(self) -> tuple[OAuthIssuer, ...]:
         """The issuers whose tokens this server validates."""
         return self.oauth_issuer if self.auth_mode is AuthMode.JWT else ()
+
+    @property
+    def group_configs(self) -> dict[str, ServerConfig]:
+        """This server with the directives of each group that has some, by the name of the group."""
+        groups = tuple(replace(group, settings=UpstreamSettings()) for group in self.upstream_groups)
+        found: dict[str, ServerConfig] = {}
+        for group in self.upstream_groups:
+            changes: dict[str, Any] = dict(group.settings.directives)
+            if changes:
+                found[group.name] = replace(self, upstream_groups=groups, **changes)
+        return found
+
+    @property
+    def with_groups(self) -> tuple[ServerConfig, ...]:
+        """This server, and ``group_configs``."""
+        return self, *self.group_configs.values()
 
     @property
     def uses_connected_address(self) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import StrEnum
+from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.manifest import MAX_SERVERS, SERVER_NAME
 from mailproxy_config.model import (
     AuthHttpHeader,
+    AuthMode,
     CertificateFiles,
     ListenConfig,
     Protocol,
@@ -35,10 +37,14 @@ from mailproxy_config.model import (
     ServerConfig,
     VerifyClient,
 )
+from mailproxy_config.route_checks import routing_problems
+from mailproxy_config.route_directives import route_ref
 from mailproxy_config.schema import is_encodable, join_path, type_of
 from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
 from mailproxy_config.shared_listeners import SHARED_SETTINGS, Block, check_shared_listeners, sni_names
 from mailproxy_config.units import MAX_SECONDS
+from mailproxy_config.upstream_blocks import UPSTREAMS, UpstreamGroupRef, format_group, read_groups
+from mailproxy_config.upstream_groups import Route, UpstreamGroup
 from mailproxy_config.upstream_login import ProxyAuthToken, ProxyMasterUser
 from mailproxy_config.upstream_login_directives import auth_token_ref, master_user_ref
 from mailproxy_config.value_types import ErrorPath
@@ -277,6 +283,12 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
     for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES:
         if row.field not in IGNORED:
             _check_value(row, getattr(server, row.name), f"{path}.{row.name}", problems)
+    _check_groups(server.upstream_groups, f"{path}.upstream_groups", problems)
+    groups = {group.name: dict(group.settings.directives) for group in server.upstream_groups}
+    for where, reason in routing_problems(partial(getattr, server), server.protocol, groups):
+        problems.add(f"{path}.{where}", reason)
+    if server.auth_http is None and server.auth_mode is not AuthMode.UPSTREAM:
+        problems.add(f"{path}.auth_http", "is required")
     _check_require_tls(server, f"{path}.smtp_capabilities", problems)
     if not server.tls_is_used:
         return
@@ -286,6 +298,27 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
         server.ssl_client_certificate or server.ssl_trusted_certificate
     ):
         problems.add(f"{path}.ssl_verify_client", "needs ssl_client_certificate or ssl_trusted_certificate")
+
+
+def _check_groups(groups: Sequence[UpstreamGroup], path: str, problems: Problems) -> None:
+    """Convert groups of upstreams to their manifest values, and validate those."""
+    wanted = tuple(
+        UpstreamGroupRef(
+            name=group.name,
+            servers=group.servers,
+            service=None,
+            hash=group.hash,
+            settings=tuple((name, _with_references(value)) for name, value in group.settings.directives),
+        )
+        for group in groups
+    )
+    written = [format_group(group) for group in wanted]
+    before = len(problems)
+    UPSTREAMS.check(written, path, problems)
+    if len(problems) == before:
+        read = read_groups(written, ErrorPath(path, problems))
+        if len(problems) == before and read != wanted:
+            problems.add(path, "has contradictory values")
 
 
 def _check_require_tls(server: ServerConfig, path: str, problems: Problems) -> None:
@@ -329,7 +362,7 @@ def _check_time(seconds: float, path: str, problems: Problems) -> None:
         problems.add(path, f"{seconds:g} is out of range 0 to {MAX_SECONDS}")
 
 
-def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+def _with_references(value: Any) -> Any:  # noqa: ANN401, PLR0911 -- the value of any directive
     """The value with references instead of paths."""
     match value:
         case AuthHttpHeader(value=None, value_file=str()):
@@ -340,6 +373,8 @@ def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any dir
             return master_user_ref(value)
         case ProxyAuthToken():
             return auth_token_ref(value)
+        case Route():
+            return route_ref(value)
         case tuple():
             return tuple(map(_with_references, value))
     return value

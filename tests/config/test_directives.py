@@ -59,7 +59,7 @@ def test_extension_is_marked_and_has_its_own_name() -> None:
 
 def test_server_config_has_a_field_for_every_directive() -> None:
     rows = {row.name for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES} - {"proxy"}
-    assert {field.name for field in fields(ServerConfig)} - {"name", "error_logs"} == rows
+    assert {field.name for field in fields(ServerConfig)} - {"name", "error_logs", "upstream_groups"} == rows
 
 
 @pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)

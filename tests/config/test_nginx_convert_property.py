@@ -144,6 +144,12 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_imap_guard": _FLAG,
     "oauth_strict": _FLAG,
     "auth_mode": st.sampled_from(["http", "HTTP"]),
+    "route": st.sampled_from(
+        [
+            "upstream=old domain=Example.org domain=*.example.net",
+            "user=ceo@example.com upstream=dovecot; route table=moves; route domain=* upstream=old",
+        ]
+    ),
     "oauth_issuer": st.sampled_from(
         [
             "https://a.example jwks_uri=https://a.example/keys audience=mail",
@@ -219,7 +225,7 @@ _PAIR: Final = (
 )
 
 
-_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer"}
+_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer", "route"}
 """Lists whose items must differ; their strategies have few values."""
 
 
@@ -256,6 +262,20 @@ def _servers(draw: st.DrawFn) -> list[str]:
     return servers
 
 
+_UPSTREAMS = """
+upstream dovecot {
+    server Dovecot-0.dovecot:143 weight=3;
+    server [2001:db8::1] backup;
+    hash $remote_user consistent;
+    proxy_ssl starttls;
+    proxy_ssl_certificate c.pem;
+    proxy_ssl_certificate_key k.pem;
+    proxy_next_upstream connect;
+}
+upstream old { server 192.0.2.1; }
+"""
+
+
 @st.composite
 def _files(draw: st.DrawFn) -> dict[str, str]:
     """An ``nginx.conf`` and what it includes."""
@@ -272,7 +292,18 @@ def _files(draw: st.DrawFn) -> dict[str, str]:
     outer = "include serv*.conf;" if draw(st.booleans()) else files["servers.conf"]
     comment = draw(st.sampled_from(["", "# } a comment; {\n"]))
     text = "\n".join(
-        [*around, "mail {", "auth_http first;", _PAIR, comment, inner, outer, "}", "http { x { } }"]
+        [
+            *around,
+            "mail {",
+            "auth_http first;",
+            _UPSTREAMS,
+            _PAIR,
+            comment,
+            inner,
+            outer,
+            "}",
+            "http { x { } }",
+        ]
     )
     end = draw(st.sampled_from(["\n", "\r\n"]))
     return {name: part.replace("\n", end) for name, part in {**files, "nginx.conf": text}.items()}

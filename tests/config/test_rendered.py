@@ -78,7 +78,7 @@ _SERVER = "config.servers.0"
         (f"{_SERVER}.imap_capabilities", ["A", 1],
          "config.servers[0].imap_capabilities[1]: must be text, not a number"),
         (f"{_SERVER}.ssl_conf_command", [["a"]], "config.servers[0].ssl_conf_command[0]: must have 2 items"),
-        (f"{_SERVER}.auth_http", None, "config.servers[0].auth_http: must be an object, not nothing"),
+        (f"{_SERVER}.auth_http", None, "config.servers[0].auth_http: is required"),
         (f"{_SERVER}.resolver", 5, "config.servers[0].resolver: must be an object, not a number"),
         (f"{_SERVER}.listen.0", {"port": 1}, "config.servers[0].listen[0].address: is required"),
     ],

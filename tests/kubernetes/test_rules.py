@@ -43,6 +43,12 @@ NEEDS_CA: Final = (
     "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
 )
 NEEDS_ISSUERS: Final = "authMode Jwt needs oauthIssuers, in spec.mail or in the server"
+NEEDS_ROUTES: Final = "authMode Upstream needs routes, in spec.mail or in the server"
+ONE_TARGET: Final = "must have table alone, or upstream with users, domains or both"
+LEADS_NOWHERE: Final = "routes[].upstream must be the name of an item of spec.upstreams"
+ROUTES: Final = [{"users": ["bob@example.org"], "domains": ["example.net"], "upstream": "dovecot"}]
+GROUP: Final = {"name": "dovecot", "servers": [{"address": "dovecot-0.dovecot:143", "weight": 2}]}
+ROUTED: Final = {"mail": {"authMode": "Upstream", "routes": ROUTES}, "upstreams": [GROUP]}
 SAME_PORT: Final = "servers[].listen: two servers listen without ssl on the same port of all IPv4 addresses"
 ON_HOST: Final = (
     "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
@@ -104,7 +110,7 @@ CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 
 INVALID: Final[list[tuple[Object, str, str]]] = [
     # (spec, the field that the error names, text of the error)
-    ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server"),
+    ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server (or authMode Upstream)"),
     (mail(authMode="Jwt"), "spec", NEEDS_ISSUERS),
     ({**mail(), **servers(imap({"port": 143}, authMode="Jwt"))}, "spec", NEEDS_ISSUERS),
     (listen(ssl=True), "spec", NEEDS_TLS),
@@ -155,6 +161,23 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         {"mode": "Sidecar", "networkPolicy": {"enabled": True}},
         "spec",
         "networkPolicy is not allowed with mode Sidecar: the operator does not own the pods",
+    ),
+    ({"mail": {"authMode": "Upstream"}}, "spec", NEEDS_ROUTES),
+    ({**ROUTED, "upstreams": [{**GROUP, "name": "old"}]}, "spec", LEADS_NOWHERE),
+    (
+        {**ROUTED, **servers(imap({"port": 143}, routes=[{**ROUTES[0], "upstream": "x"}]))},
+        "spec",
+        LEADS_NOWHERE,
+    ),
+    (
+        {**mail(routes=[{**ROUTES[0], "table": {"file": "/t"}}]), "upstreams": [GROUP]},
+        "spec.mail.routes[0]",
+        ONE_TARGET,
+    ),
+    (
+        {"upstreams": [{**GROUP, "service": {"name": "dovecot"}}]},
+        "spec.upstreams[0]",
+        "must have servers or service, and not both",
     ),
     (
         mail(serverName="a\r\nb"),
@@ -354,6 +377,7 @@ MISTYPED: Final[list[tuple[Object, str, str]]] = [
     (listen(soKeepalive={"idle": "soon"}), "spec.servers[0].listen[0].soKeepalive.idle", "should match"),
     (servers(), "spec.servers", "should have at least 1 items"),
     (servers(imap({"port": 143}), imap({"port": 993})), "spec.servers[1]", "Duplicate value"),
+    ({**ROUTED, "upstreams": [GROUP, GROUP]}, "spec.upstreams[1]", "Duplicate value"),
     ({"workers": "many"}, "spec.workers", "should match '^auto$'"),
     ({"workers": 0}, "spec.workers", "should be greater than or equal to 1"),
     ({"replicas": -1}, "spec.replicas", "should be greater than or equal to 0"),
@@ -375,6 +399,14 @@ MISTYPED: Final[list[tuple[Object, str, str]]] = [
 
 VALID: Final[list[Object]] = [
     {},
+    ROUTED,
+    {
+        **ROUTED,
+        "upstreams": [
+            {"name": "dovecot", "service": {"name": "dovecot", "port": 143}, "proxySsl": "Starttls"}
+        ],
+    },
+    {**ROUTED, **servers(imap({"port": 143}, routes=[{"table": CONFIG_MAP}]))},
     mail(authMode="Jwt", oauthIssuers=[ISSUER]),
     mail(authMode="Jwt", oauthIssuers=[{**ISSUER, "jwksUri": "http://[::1]:8080/keys", "scope": "a b"}]),
     {**mail(oauthIssuers=[ISSUER]), **servers(imap({"port": 143}, authMode="Jwt"))},

@@ -93,6 +93,7 @@ def test_supervisor_adds_its_own_metrics() -> None:
         workers=3,
         started=1000.0,
         unhealthy_upstreams=2,
+        kept_route_tables=1,
         restarts={RestartReason.CRASH: 2},
         reloads={ReloadResult.SUCCESS: 5},
         config_rejected=True,
@@ -113,6 +114,7 @@ def test_supervisor_adds_its_own_metrics() -> None:
         c.PROCESS_CPU: {(): 1.0},
         c.PROCESS_START: {(): 1000.0},
         c.UPSTREAM_UNHEALTHY: {(): 2},
+        c.ROUTE_TABLES_REFUSED: {(): 1},
     }
 
 

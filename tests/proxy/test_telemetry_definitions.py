@@ -65,6 +65,7 @@ def test_all_metrics_are_defined() -> None:
         ("c", "mailproxy_upstream_errors_total", ("protocol", "stage")),
         ("c", "mailproxy_upstream_tries_total", ("protocol", "result")),
         ("g", "mailproxy_upstream_unhealthy", ()),
+        ("g", "mailproxy_route_tables_refused", ()),
         ("c", "mailproxy_upstream_config_errors_total", ("protocol", "stage")),
         ("c", "mailproxy_upstream_tls_failures_total", ("protocol", "reason")),
         ("h", "mailproxy_upstream_tls_handshake_seconds", ("protocol", "resumed")),

@@ -123,6 +123,15 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyImapGuard": (True,),
     "oauthStrict": (True,),
     "authMode": ("Http",),
+    "routes": (
+        [],
+        [
+            {"users": ["Ceo@Example.org", "bob"], "domains": ["*.Example.net"], "upstream": "dovecot"},
+            {"table": {"configMapKeyRef": {"name": "moves", "key": "users"}}},
+            {"table": {"file": "/etc/moves"}},
+            {"domains": ["*"], "upstream": "old"},
+        ],
+    ),
     "oauthIssuers": (
         [],
         [
@@ -191,6 +200,25 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}
 
+UPSTREAMS: Final[list[Body]] = [
+    {
+        "name": "dovecot",
+        "servers": [
+            {"address": "Dovecot-0.dovecot:143", "weight": 3},
+            {"address": "[2001:DB8::1]:143"},
+            {"address": "unix:/run/imap.sock", "backup": True},
+        ],
+        "hash": "User",
+        "proxySsl": "Starttls",
+        "proxySslTrustedCertificate": {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}},
+        "proxySslCertificate": {"secretName": "client"},
+        "proxyNextUpstream": ["Connect"],
+        "proxyNextUpstreamTimeout": "5s",
+        "proxyAuth": ["Plain"],
+    },
+    {"name": "old", "service": {"name": "old", "namespace": "legacy", "port": 1143}},
+]
+"""Groups of upstreams to which the routes above lead."""
 LISTENERS: Final[tuple[Body, ...]] = (
     {},
     {"address": "*"},
@@ -231,6 +259,7 @@ def bodies(draw: st.DrawFn) -> Body:
         "workers": draw(st.sampled_from(["auto", 1, 8])),
         "workerConnections": draw(st.integers(1, 10_000)),
         "errorLog": draw(st.sampled_from([{"level": "info"}, {}])),
+        "upstreams": UPSTREAMS,
         "drain": {"delay": draw(st.sampled_from(["0", "1s500ms"]))},
     }
     return body(*servers, mail={**_NEEDED, **draw(levels())}, **spec)

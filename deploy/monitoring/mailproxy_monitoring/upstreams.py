@@ -114,10 +114,13 @@ UPSTREAMS: Final = Row(
             alerts=("MailProxyUpstreamFailsOver",),
         ),
         Panel(
-            title="Unhealthy addresses",
+            title="Unhealthy addresses, refused tables",
             width=6,
-            queries=((f"max (mailproxy_upstream_unhealthy{{{JOB}}})", "in one pod"),),
-            description="Addresses of mail servers that failed three times in a row: tried last.",
+            queries=(
+                (f"max (mailproxy_upstream_unhealthy{{{JOB}}})", "addresses in one pod"),
+                (f"max (mailproxy_route_tables_refused{{{JOB}}})", "tables of routes"),
+            ),
+            description="Addresses that failed three times in a row: tried last. Tables with invalid lines.",
             alerts=("MailProxyUpstreamFailsOver",),
         ),
         Panel(

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NetworkPolicy: permitted connections to and from the pods.
 
-It is disabled by default: only the authentication service has the addresses of the mail
-servers, so the resource must list the permitted egress.  The operator may always connect
+It is disabled by default: with an authentication service, only that service has the addresses of the
+mail servers, so the resource must list the permitted egress.  The operator may always connect
 to the admin port: it reads the running configuration of the pods there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mailproxy_config.addresses import parse_host_port
+from mailproxy_config.upstream_groups import default_port
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import NETWORK_POLICY, Manifest
 from mailproxy_operator.render.plan import Plan
@@ -52,7 +55,9 @@ def _operator(platform: Platform) -> Manifest:
 
 
 def _egress(plan: Plan) -> list[Manifest]:
-    services = {server.auth_http.port for server in plan.config.servers if server.auth_http.unix_path is None}
+    found = (server.auth_http for server in plan.config.servers)
+    services = {each.port for each in found if each is not None and each.unix_path is None}
+    services |= set(_upstream_ports(plan))
     name_servers = sorted(_name_server_ports(plan))
     rules: list[Manifest] = [
         {"ports": [{"port": port, "protocol": kind} for port in name_servers for kind in ("UDP", "TCP")]}
@@ -60,6 +65,16 @@ def _egress(plan: Plan) -> list[Manifest]:
     if services:
         rules.append({"ports": [_tcp(port) for port in sorted(services)]})
     return rules + [dict(rule) for rule in plan.resource.deployment.network_policy.egress]
+
+
+def _upstream_ports(plan: Plan) -> Iterator[int]:
+    """Yield the ports of all servers that routes lead to."""
+    for config in plan.config.servers:
+        configs = config.group_configs
+        for group in config.upstream_groups:
+            default = default_port(config.protocol, configs.get(group.name, config).proxy_ssl)
+            servers = (server for server in group.servers if not server.host.startswith("unix:"))
+            yield from (server.port or default for server in servers)
 
 
 def _name_server_ports(plan: Plan) -> set[int]:

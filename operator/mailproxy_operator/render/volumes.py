@@ -55,7 +55,7 @@ def volume_mounts(plan: Plan, *, prefix: str = "") -> list[Manifest]:
 def has_sockets(plan: Plan) -> bool:
     """Return whether a listener or the authentication service uses a UNIX socket in the socket directory."""
     listeners = (listener.listen.address.removeprefix("unix:") for listener in plan.listeners)
-    services = (server.auth_http.unix_path or "" for server in plan.config.servers)
+    services = (each.auth_http.unix_path or "" for each in plan.config.servers if each.auth_http is not None)
     return any(path.startswith(f"{names.SOCKET_DIR}/") for path in (*listeners, *services))
 
 

@@ -152,6 +152,17 @@ class RequestTemplate:
         return lines
 
 
+class EmptyTemplate(RequestTemplate):
+    """The template of a server without an authentication service (``auth_mode upstream``)."""
+
+    def __init__(self) -> None:
+        pass
+
+    def render(self, _: AuthRequest) -> bytes:
+        """Return nothing: no request is sent."""
+        return b""
+
+
 def _escaped(data: bytes) -> bytes:
     """Percent-encode as nginx does."""
     return _ESCAPED.sub(_percent, data)
@@ -217,6 +228,8 @@ def _certificate(certificate: ClientCertificate) -> bytes:
 def _request_line(server: ServerConfig, *, keep_alive: bool) -> bytes:
     """Return the request line and ``Host``, without a port, as nginx sends it."""
     where = server.auth_http
+    if where is None:
+        raise ValueError("auth_http: there is no authentication service")
     uri = where.uri if where.uri.startswith("/") else "/" + where.uri
     version = b"1.1" if keep_alive else b"1.0"
     return b"GET %b HTTP/%b\r\nHost: %b\r\n" % (

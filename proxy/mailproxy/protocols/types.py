@@ -274,6 +274,8 @@ class AuthAllowed:
     password: Secret | None = None
     servers: tuple[UpstreamServer, ...] = ()
     overrides: Overrides = ()
+    upstream_group: str = ""
+    """The group of upstreams that ``servers`` are of; its directives apply to the login."""
     smtp_auth: bool = True
     """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
 

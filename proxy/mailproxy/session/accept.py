@@ -79,11 +79,12 @@ class Listener:
         self.default = default
         self._targets = targets
         self._family = int(sock.family)
-        sends_proxy_header = default.server.config.proxy_protocol is not SendProxyProtocol.DISABLED
+        configs = default.server.config.with_groups
+        sends_proxy_header = any(each.proxy_protocol is not SendProxyProtocol.DISABLED for each in configs)
         self._needs_local_addr = (
             bool(targets)
             or sends_proxy_header
-            or default.server.config.uses_connected_address
+            or any(each.uses_connected_address for each in configs)
             or default.server.choices is not None
         )
         first = default.listen

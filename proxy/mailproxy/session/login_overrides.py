@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logins at upstreams with other directives than the configuration's (``auth_http_overrides``)."""
+"""Logins at upstreams with other directives than the server's (``auth_http_overrides``, ``upstream``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def connect_for_login(
     session: Session,
     login: UpstreamLogin,
 ) -> Any:  # noqa: ANN401 - what ``connect`` returns
-    """Connect a login to its upstream, with the directives that it overrides.
+    """Connect a login to its upstream, with the directives of its group and those that it overrides.
 
     Args:
         server: The server of the session, or a variant of it from an earlier login.
@@ -36,6 +36,7 @@ def connect_for_login(
         UpstreamError: As ``connect``.
     """
     base = server.base or server
+    base = base.groups.get(login.grant.upstream_group, base)
     overrides = login.grant.overrides
     session.server = variant_of(base, session.context, overrides) if overrides else base
     return connect(session, login)
@@ -64,6 +65,6 @@ def _make_variant(server: VirtualServer, context: WorkerContext, overrides: Over
     if tls is not None and config.proxy_ssl_name != server.config.proxy_ssl_name:
         tls = tls.for_login(config)
     timeouts = context.timers.queue(config.timeout)
-    variant = replace(server, upstream_tls=tls, login_timeouts=timeouts, base=server)
+    variant = replace(server, upstream_tls=tls, login_timeouts=timeouts, base=server.base or server)
     variant.upstream = server.login_at_upstreams(config)
     return variant

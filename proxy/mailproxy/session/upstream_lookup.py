@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import UpstreamError
-from mailproxy.protocols.types import UpstreamLogin
+from mailproxy.protocols.types import UpstreamAddress, UpstreamLogin
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_candidates import UpstreamAttempts, may_try_again
 
@@ -50,11 +50,13 @@ class UpstreamLookup:
         Raises:
             UpstreamError: There is no address, or no socket can be made.
         """
-        names = session.server.upstream_names
-        if not login.grant.servers or names is None:
+        names, servers = session.server.upstream_names, login.grant.servers
+        if not servers:
             return session.server.connect_address(session, login)
+        if names is None:  # groups of addresses alone
+            return _connect(session, login, tuple(UpstreamAddress(each.host, each.port) for each in servers))
         self = cls(session, login)
-        cancel = names.resolve(login.grant.servers, self.on_resolved)
+        cancel = names.resolve(servers, self.on_resolved)
         if self._result is not None:
             return _connect(session, login, self._result)
         self._cancel_lookup = cancel

@@ -84,7 +84,9 @@ class VirtualServer:
     upstream_names: UpstreamNames | None = None
     """Resolves host names in ``Auth-Server``."""
     base: VirtualServer | None = None
-    """Of a variant for logins with overrides: the server of the configuration."""
+    """Of a variant for logins with overrides or of a group: the server of the configuration."""
+    groups: Mapping[str, VirtualServer] = field(default_factory=dict)
+    """For logins at groups of upstreams with directives of their own, by the name of the group."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
     connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
@@ -101,9 +103,9 @@ class VirtualServer:
     def __post_init__(self) -> None:
         self.connection = UpstreamConnection if self.tokens is None else TokenUpstreamConnection
         self.connect_address = connector(self.config, self.connection)
-        names = self.config.auth_http_server_names
+        names = self.config.auth_http_server_names or self.config.upstream_groups
         self.connect = UpstreamLookup.connect if names else self.connect_address
-        if self.config.auth_http_overrides:
+        if self.config.auth_http_overrides or self.config.upstream_groups:
             self.connect = partial(connect_for_login, self, self.connect)
         self.frontend = frontend_factory(self.protocol, self.config, self.trusted)
         self.upstream = self.login_at_upstreams(self.config)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mailproxy.routing.table_files import LoadedTables, TableFile, load_tables
 from mailproxy.tls.inputs import tls_files
 from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError, Problem
@@ -39,6 +40,7 @@ class CheckResult:
         certificates: Certificates that clients choose by name and that are not used: errors for ``check``,
             but not for ``run``, which serves the others.
         tls: The TLS of each server by name, for the next check.
+        tables: The tables of routes, for workers and for the next check.
     """
 
     loaded: Loaded | None
@@ -47,6 +49,7 @@ class CheckResult:
     absent: tuple[Problem, ...]
     certificates: tuple[Problem, ...] = ()
     tls: Mapping[str, ServerTls] = field(default_factory=dict)
+    tables: LoadedTables = field(default_factory=LoadedTables)
 
     def runnable(self) -> Loaded:
         """Return the configuration to run.
@@ -61,7 +64,12 @@ class CheckResult:
 
 
 def check_config(
-    text: bytes, *, source: str, hostname: str, previous: Mapping[str, ServerTls] | None = None
+    text: bytes,
+    *,
+    source: str,
+    hostname: str,
+    previous: Mapping[str, ServerTls] | None = None,
+    tables: Mapping[str, TableFile] | None = None,
 ) -> CheckResult:
     """Check a configuration.
 
@@ -70,6 +78,7 @@ def check_config(
         source: The file's path, for error messages.
         hostname: The machine's name.
         previous: ``tls`` of an earlier result.
+        tables: The files of ``tables`` of an earlier result.
     """
     try:
         loaded: Loaded | None = load(text, source=source, hostname=hostname)
@@ -78,7 +87,8 @@ def check_config(
         loaded, problems = error.partial, error.problems
     if loaded is None:
         return CheckResult(loaded=None, problems=problems, notices=(), absent=())
-    missing = check_files(loaded.config, kind=loaded.kind)
+    routing = load_tables(loaded.config, tables or {})
+    missing = _missing_files(loaded, routing)
     checks = _tls(loaded.config, missing, previous or {})
     tls = [problem for check in checks.values() for problem in check.problems]
     notices = [notice for check in checks.values() for notice in check.notices]
@@ -88,12 +98,28 @@ def check_config(
     lacking = [problem for problem in missing if not is_mounted(problem)]
     return CheckResult(
         loaded=loaded,
-        problems=sort_problems((*problems, *map(located, lacking), *map(located, tls))),
+        problems=sort_problems(
+            (*problems, *map(located, lacking), *map(located, tls), *_invalid_lines(routing, missing))
+        ),
         notices=sort_problems((*loaded.notices, *_unique_notices(map(located, notices)))),
         absent=sort_problems(map(located, absent)),
         certificates=sort_problems(map(located, certificates)),
         tls={name: check.tls for name, check in checks.items() if check.tls is not None},
+        tables=routing,
     )
+
+
+def _missing_files(loaded: Loaded, routing: LoadedTables) -> tuple[Problem, ...]:
+    """Return the files that cannot be read, without tables of which an earlier version is used."""
+    kept = {problem.path for problem in routing.kept}
+    missing = check_files(loaded.config, kind=loaded.kind)
+    return tuple(problem for problem in missing if problem.reason.partition(": ")[0] not in kept)
+
+
+def _invalid_lines(routing: LoadedTables, missing: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield what is wrong with tables that can be read."""
+    paths = {problem.reason.partition(": ")[0] for problem in missing}
+    return (problem for problem in routing.errors if problem.path not in paths)
 
 
 def sort_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
@@ -185,8 +211,14 @@ def read_config(path: Path, *, once: bool = False) -> bytes:
 
 
 def referenced_files(config: ProxyConfig) -> frozenset[Path]:
-    """Return the files that a configuration refers to: certificates, keys, header values."""
+    """Return the files that a configuration refers to: certificates, keys, header values, tables."""
     tls = (path for server in config.servers for path in tls_files(server))
     headers = (header.value_file for server in config.servers for header in server.auth_http_header)
-    logins = (path for server in config.servers for _, path in server.upstream_login_files)
-    return frozenset(Path(path) for path in (*tls, *headers, *logins) if path is not None)
+    logins = (
+        path
+        for server in config.servers
+        for each in server.with_groups
+        for _, path in each.upstream_login_files
+    )
+    tables = (route.table for server in config.servers for route in server.route)
+    return frozenset(Path(path) for path in (*tls, *headers, *logins, *tables) if path is not None)

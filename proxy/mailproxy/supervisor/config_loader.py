@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.listen_plan import plan_sockets, resolve_names
+from mailproxy.routing.table_files import TableFile
 from mailproxy.supervisor import cpus
 from mailproxy.supervisor.config_check import check_config, read_config, referenced_files, sort_problems
 from mailproxy.supervisor.ipc_messages import Configure
@@ -52,6 +53,8 @@ class ConfigRevision:
         workers: The number of workers.
         notices: Warnings about the configuration.
         certificates: Certificates that clients choose by name and that are not used.
+        tables: The tables of routes, by the paths of their files.
+        refused_lines: Lines of tables of which an earlier version is used.
         locate: Replaces the path in a worker's problem by the line of the file.
         sockets: The listening sockets: for each key, one for each worker and
             perhaps some for all of them, or just one for all.
@@ -69,9 +72,17 @@ class ConfigRevision:
     workers: int
     notices: tuple[Problem, ...] = ()
     certificates: tuple[Problem, ...] = ()
+    tables: Mapping[str, TableFile] = field(default_factory=dict)
+    refused_lines: tuple[Problem, ...] = ()
     locate: Callable[[Problem], Problem] = field(default=lambda problem: problem)
     sockets: SocketSet
     ticket_keys: KeyRotation
+
+    @property
+    def kept_tables(self) -> int:
+        """The number of tables of which an earlier version is used."""
+        lines = (problem.path for problem in self.refused_lines)
+        return len({path if path in self.tables else path.rpartition(":")[0] for path in lines})
 
     def configure_message(self) -> Configure:
         """Return the message for a worker, with the current ticket keys."""
@@ -84,12 +95,17 @@ class ConfigRevision:
             hostname=self.hostname,
             names=self.names,
             sockets=tuple(key for key, sockets in self._assigned(0) for _ in sockets),
+            tables=tuple(self.tables),
             ticket_keys=self.ticket_keys.of(rotated_timeouts(self.config)),
         )
 
     def sockets_for(self, slot: int) -> list[socket.socket]:
         """Return the listening sockets for a slot (from 0), in the order of ``configure_message``."""
         return [sock for _, sockets in self._assigned(slot) for sock in sockets]
+
+    def descriptors_for(self, slot: int) -> list[socket.socket | TableFile]:
+        """Return the sockets for a slot and the tables, in the order of ``configure_message``."""
+        return [*self.sockets_for(slot), *self.tables.values()]
 
     def _assigned(self, slot: int) -> Iterator[tuple[str, list[socket.socket]]]:
         """Yield a worker's sockets by key: its own, and those beyond the number of workers."""
@@ -118,6 +134,7 @@ class ConfigLoader:
         self._hostname = socket.gethostname()
         self.ticket_keys = KeyRotation()
         self._tls: Mapping[str, ServerTls] = {}
+        self._tables: Mapping[str, TableFile] = {}
 
     async def prepare(self) -> ConfigRevision:
         """Load the file, in a thread.
@@ -146,13 +163,20 @@ class ConfigLoader:
     def _prepare(self) -> ConfigRevision:
         path = self._options.file
         text = read_config(path)
-        result = check_config(text, source=str(path), hostname=self._hostname, previous=self._tls)
+        result = check_config(
+            text, source=str(path), hostname=self._hostname, previous=self._tls, tables=self._tables
+        )
         if result.loaded is not None:
             self.files = self._running_files | referenced_files(result.loaded.config) | {path}
         loaded = result.runnable()
-        self._tls = result.tls
+        self._tls, self._tables = result.tls, result.tables.files
         try:
-            return replace(self._build_revision(loaded, result.notices), certificates=result.certificates)
+            return replace(
+                self._build_revision(loaded, result.notices),
+                certificates=result.certificates,
+                tables=result.tables.files,
+                refused_lines=result.tables.kept,
+            )
         except ConfigError as error:
             raise ConfigError(sort_problems(map(loaded.located, error.problems))) from None
         except ListenError as error:

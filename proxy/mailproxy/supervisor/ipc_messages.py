@@ -31,6 +31,7 @@ class Configure:
         hostname: This machine's name, the default of ``server_name``.
         names: What the host names of ``listen`` lines were resolved to.
         sockets: The key of each socket that is sent with this message.
+        tables: The path of each table of routes; their files follow the sockets.
         ticket_keys: The keys that all workers encrypt TLS session tickets with; see ``TicketKeys``.
     """
 
@@ -42,6 +43,7 @@ class Configure:
     hostname: str
     names: Mapping[str, tuple[str, ...]]
     sockets: tuple[str, ...]
+    tables: tuple[str, ...] = ()
     ticket_keys: Keys = field(repr=False)
 
 
@@ -212,6 +214,7 @@ def _encode_configure(message: Configure) -> dict[str, object]:
         "hostname": message.hostname,
         "names": {name: list(addresses) for name, addresses in message.names.items()},
         "sockets": list(message.sockets),
+        "tables": list(message.tables),
         "ticket_keys": _encode_keys(message.ticket_keys),
     }
 
@@ -227,6 +230,7 @@ def _decode_configure(data: Mapping[str, object]) -> Configure:
         hostname=cast(str, data["hostname"]),
         names={name: tuple(addresses) for name, addresses in dict(names).items()},
         sockets=tuple(cast(list[str], data["sockets"])),
+        tables=tuple(cast(list[str], data["tables"])),
         ticket_keys=_decode_keys(data["ticket_keys"]),
     )
 

@@ -51,6 +51,7 @@ class Status:
         self._reloads = dict.fromkeys(ReloadResult, 0)
         self._last_error: str | None = None
         self._certificates: tuple[Problem, ...] = ()
+        self._kept_tables = 0
         self._shown: ConfigRevision | None = None
         self._report_number = 0
 
@@ -69,6 +70,7 @@ class Status:
         self._reloads[ReloadResult.SUCCESS] += 1
         self._last_error = None
         self._certificates = revision.certificates[:_MAX_CERTIFICATES]
+        self._kept_tables = revision.kept_tables
         self._aggregator.keep_servers(server.name for server in revision.config.servers)
 
     def refused(self, problems: tuple[Problem, ...]) -> None:
@@ -95,6 +97,7 @@ class Status:
             config_rejected=self._last_error is not None,
             draining=self.is_draining,
             unhealthy_upstreams=self._upstream_health.unhealthy(),
+            kept_route_tables=self._kept_tables,
             process=process_stats(),
         )
         return self._aggregator.page(facts)

@@ -336,6 +336,8 @@ class Supervisor:
             self._log_event(LogLevel.NOTICE, "configuration_notice", path=notice.path, reason=notice.reason)
         for problem in revision.certificates[:_MAX_PROBLEM_LINES]:
             self._log_event(LogLevel.ERROR, "certificate_not_used", path=problem.path, reason=problem.reason)
+        for problem in revision.refused_lines[:_MAX_PROBLEM_LINES]:
+            self._log_event(LogLevel.ERROR, "route_table_kept", path=problem.path, reason=problem.reason)
         needed = 2 * revision.config.worker_connections + _SPARE_DESCRIPTORS
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit != resource.RLIM_INFINITY and limit < needed:

@@ -225,8 +225,8 @@ class WorkerPool:
     async def _apply(self, slot: WorkerSlot, revision: ConfigRevision, seconds: float | None = None) -> None:
         if slot.worker is None:
             raise WorkerExited
-        sockets = revision.sockets_for(slot.number)
-        await slot.worker.configure(revision.configure_message(), sockets, seconds=seconds)
+        descriptors = revision.descriptors_for(slot.number)
+        await slot.worker.configure(revision.configure_message(), descriptors, seconds=seconds)
 
     async def _apply_wanted(self) -> None:
         """Apply ``wanted`` to the workers that run another configuration; one that rejects it is replaced."""

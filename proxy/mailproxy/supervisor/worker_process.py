@@ -19,6 +19,7 @@ from itertools import count
 from typing import Any, Final, Protocol, TypeVar
 
 from mailproxy.enums import RestartReason
+from mailproxy.routing.table_files import TableFile
 from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.child_process import ChildProcess, Heartbeat
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
@@ -117,7 +118,7 @@ class WorkerProcess:
     async def configure(
         self,
         message: ipc_messages.Configure,
-        sockets: Sequence[socket.socket],
+        sockets: Sequence[socket.socket | TableFile],
         *,
         seconds: float | None = None,
     ) -> None:
@@ -125,7 +126,7 @@ class WorkerProcess:
 
         Args:
             message: The configuration.
-            sockets: The sockets that ``message`` names.
+            sockets: The sockets and tables that ``message`` names.
             seconds: The timeout; ``None`` for none.
 
         Raises:
@@ -207,7 +208,7 @@ class WorkerProcess:
         waiting: dict[int, asyncio.Future[ReplyT]],
         number: int,
         message: ipc_messages.ToWorker,
-        sockets: Sequence[socket.socket],
+        sockets: Sequence[socket.socket | TableFile],
     ) -> ReplyT:
         """Send a message, and wait for the reply with the same number."""
         reply: asyncio.Future[ReplyT] = asyncio.get_running_loop().create_future()
@@ -218,7 +219,9 @@ class WorkerProcess:
         finally:
             del waiting[number]
 
-    def _send(self, message: ipc_messages.ToWorker, sockets: Sequence[socket.socket] = ()) -> None:
+    def _send(
+        self, message: ipc_messages.ToWorker, sockets: Sequence[socket.socket | TableFile] = ()
+    ) -> None:
         try:
             self.channel.send(ipc_messages.encode(message), [sock.fileno() for sock in sockets])
         except ChannelError as error:

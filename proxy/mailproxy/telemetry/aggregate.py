@@ -57,6 +57,7 @@ class SupervisorFacts:
     ``process`` is its ``process_stats()``, ``started`` a Unix time.
     ``config_rejected`` is true when the last configuration was rejected.
     ``unhealthy_upstreams`` is the number of addresses that are last in order.
+    ``kept_route_tables`` is the number of tables of routes of which an earlier version is used.
     """
 
     build: BuildInfo
@@ -67,6 +68,7 @@ class SupervisorFacts:
     config_rejected: bool = False
     draining: bool = False
     unhealthy_upstreams: int = 0
+    kept_route_tables: int = 0
     process: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -233,5 +235,6 @@ def _supervisor_series(family: MetricDefinition, supervisor: SupervisorFacts) ->
         c.CONFIG_RELOADS: {(result.value,): supervisor.reloads.get(result, 0) for result in ReloadResult},
         c.PROCESS_START: {(): supervisor.started},
         c.UPSTREAM_UNHEALTHY: {(): supervisor.unhealthy_upstreams},
+        c.ROUTE_TABLES_REFUSED: {(): supervisor.kept_route_tables},
     }
     return values[family]

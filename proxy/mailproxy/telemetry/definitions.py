@@ -227,6 +227,12 @@ UPSTREAM_UNHEALTHY: Final = MetricDefinition(
     aggregation=Aggregation.OWN,
     help="Addresses of upstreams that failed three times in a row, and so are last in order.",
 )
+ROUTE_TABLES_REFUSED: Final = MetricDefinition(
+    name="mailproxy_route_tables_refused",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    help="Tables of routes whose file has invalid lines, so that its last valid version is used.",
+)
 UPSTREAM_CONFIG_ERRORS: Final = MetricDefinition(
     name="mailproxy_upstream_config_errors_total",
     type=MetricType.COUNTER,

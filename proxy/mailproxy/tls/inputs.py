@@ -34,7 +34,8 @@ def tls_files(server: ServerConfig) -> tuple[str, ...]:
 
     The directory of ``ssl_certificate_selector`` is one of them: its list changes with its certificates.
     """
-    files = [path for _, path in (*server.tls_files, *server.upstream_tls_files)]
+    upstreams = (pair for each in server.with_groups for pair in each.upstream_tls_files)
+    files = [path for _, path in (*server.tls_files, *upstreams)]
     if server.tls_is_used and server.chooses_certificates:
         directory = server.ssl_certificate_selector
         chosen = [*server.ssl_certificate, *(selected(directory) if directory is not None else ())]

@@ -16,34 +16,38 @@ from typing import Any, Final
 from mailproxy_config.addresses import WELL_KNOWN_PORTS
 from mailproxy_config.directives import FOLDED_DIRECTIVES, Directive, by_name
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.hints import SSL, advice_for_directive
+from mailproxy_config.hints import SSL
 from mailproxy_config.manifest import API_VERSION, KIND, MAX_SERVERS, MailProxyManifest, read_manifest
 from mailproxy_config.manifest_yaml import to_manifest_yaml
 from mailproxy_config.model import LogLevel
 from mailproxy_config.nginx.error_log import ErrorLogs
 from mailproxy_config.nginx.notices import pod_notes, read_http_servers
 from mailproxy_config.nginx.source_map import NginxSourceMap
+from mailproxy_config.nginx.statement_errors import StatementErrors
 from mailproxy_config.nginx.syntax import (
     ConfigFiles,
-    LostDirectives,
     Statement,
     missing_semicolon_hint,
     split_missing_semicolons,
     swallowed_directives,
+)
+from mailproxy_config.nginx.upstream_block import (
+    UPSTREAM_DIRECTIVES,
+    begin_upstream,
+    complete_upstream,
+    read_upstream_directive,
 )
 from mailproxy_config.nginx.values import (
     EVENTS_DIRECTIVES,
     FIELDS,
     IGNORED_BECAUSE,
     KEYS,
-    KNOWN_DIRECTIVES,
     LEVEL,
     MAIN,
     OTHER_BLOCKS,
     PROCESS_DIRECTIVES,
     SERVER,
     Block,
-    allowed_contexts,
     complete_blocks,
     convert_value,
     generate_server_names,
@@ -51,8 +55,8 @@ from mailproxy_config.nginx.values import (
     order_server_fields,
     use_nginx_names,
 )
-from mailproxy_config.schema import closest_match
 from mailproxy_config.structured_values import LEVELS
+from mailproxy_config.upstream_blocks import SETTINGS
 from mailproxy_config.value_types import MSEC_TIME, Raw
 
 __all__ = ["parse_nginx", "read_nginx", "to_manifest_yaml"]
@@ -129,12 +133,12 @@ def read_nginx(
     return result
 
 
-class _Reader:
+class _Reader(StatementErrors):
     """Converts statements to the fields of a manifest, and records the origin of each field."""
 
     def __init__(self, files: ConfigFiles, problems: Problems, logs: ErrorLogs, secrets: str = "") -> None:
+        super().__init__(problems)
         self._files = files
-        self._problems = problems
         self._logs = logs
         self._secrets = secrets  # prefix of the names of Secrets; empty: they are not allowed
         self._main: dict[str, Raw] = {}
@@ -144,7 +148,7 @@ class _Reader:
         self._ignored: dict[str, str] = {}
         self._http: list[Statement] = []
         self._services: list[tuple[str, str]] = []
-        self._lost = LostDirectives()
+        self._upstreams: list[Block] = []
         self._has_events = False
         self._unreadable = 0
 
@@ -227,6 +231,8 @@ class _Reader:
         for inner in self._block_statements(statement, mail.path):
             if inner.name == "server":
                 self._read_server(inner)
+            elif inner.name == "upstream":
+                self._read_upstream(inner)
             else:
                 self._read_level(inner, mail, LEVEL)
 
@@ -244,6 +250,19 @@ class _Reader:
             else:
                 self._read_level(inner, server, LEVEL | SERVER)
         self._derive_protocol(statement, server)
+
+    def _read_upstream(self, statement: Statement) -> None:
+        block = Block(f"spec.upstreams[{len(self._upstreams)}]", statement.location)
+        self._upstreams.append(block)
+        self._origins[block.path] = (statement.location, "upstream")
+        lines = begin_upstream(statement, block, self._problems)
+        if not lines:
+            self._lost.add(block.path)
+        for inner in self._statements(lines, block.path):
+            if inner.name in UPSTREAM_DIRECTIVES:
+                read_upstream_directive(inner, block, self._origins, self._problems)
+            else:
+                self._read_level(inner, block, SETTINGS)
 
     def _derive_protocol(self, statement: Statement, server: Block) -> None:
         """Derive the protocol of a server without ``protocol``."""
@@ -403,7 +422,9 @@ class _Reader:
         named = zip(generate_server_names(fields), fields, strict=True)
         servers = [{"name": name, **order_server_fields(each)} for name, each in named]
         mail = {"mail": self._mail.fields} if self._mail is not None and self._mail.fields else {}
-        return {**self._main, **mail, "servers": servers}
+        groups = [complete_upstream(block, self._problems) for block in self._upstreams]
+        upstreams = {"upstreams": groups} if groups else {}
+        return {**self._main, **mail, **upstreams, "servers": servers}
 
     def source_map(self) -> NginxSourceMap:
         """The source map."""
@@ -466,30 +487,6 @@ class _Reader:
         if self._files.broken > self._unreadable:
             self._lost.add(level)
             self._unreadable = self._files.broken
-
-    def _duplicate(self, statement: Statement) -> None:
-        self._problems.add(statement.location, f'"{statement.name}" directive is duplicate')
-
-    def _not_here(self, statement: Statement) -> None:
-        name = statement.name
-        reason = f'"{name}" directive is not allowed here: it is allowed {allowed_contexts(name)}'
-        self._problems.add(statement.location, reason)
-
-    def _unknown(self, statement: Statement, known: Sequence[str], level: str) -> None:
-        name = statement.name
-        self._lost.add(level, name, *swallowed_directives(statement))
-        if name in KNOWN_DIRECTIVES | PROCESS_DIRECTIVES | EVENTS_DIRECTIVES | OTHER_BLOCKS:
-            if statement.block is not None:
-                self._lost.add(level)  # a brace may be missing
-            self._not_here(statement)
-            return
-        shown = f'unknown directive "{name[:64]}"'
-        advice = advice_for_directive(name)
-        meant = "" if advice else closest_match(name, known)
-        if meant:
-            self._lost.add(level, meant)
-        hint = f": {advice}" if advice else f"; did you mean {meant}?" if meant else ""
-        self._problems.add(statement.location, shown + hint)
 
 
 def _by_line(problem: Problem) -> tuple[str, int]:

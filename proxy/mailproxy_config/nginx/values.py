@@ -20,6 +20,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.errors import Problems
 from mailproxy_config.nginx.syntax import ConfigFiles, Statement
+from mailproxy_config.route_directives import ROUTES
 from mailproxy_config.secret_refs import FILE, FILES, SELECTOR
 from mailproxy_config.tls_directives import CERTIFICATE, CERTIFICATES, CONF_COMMANDS
 from mailproxy_config.upstream_login_directives import AUTH_TOKEN, MASTER_USER, map_files
@@ -42,7 +43,9 @@ UPSTREAM_KEY: Final = "proxy_ssl_certificate_key"
 KEYS: Final = frozenset({KEY, UPSTREAM_KEY})
 """The directives without a field of their own."""
 
-KNOWN_DIRECTIVES: Final = frozenset({"mail", "server", "events", "include", *MAIN, *LEVEL, *SERVER, *KEYS})
+KNOWN_DIRECTIVES: Final = frozenset(
+    {"mail", "server", "upstream", "events", "include", *MAIN, *LEVEL, *SERVER, *KEYS}
+)
 """All directives that are known in some context."""
 
 
@@ -82,7 +85,7 @@ def allowed_contexts(name: str) -> str:
         return "in server {}"
     if name in LEVEL or name in KEYS:
         return f"{_OUTSIDE}, in mail {{}} or in server {{}}" if name in MAIN else "in mail {} or server {}"
-    if name == "server":
+    if name in {"server", "upstream"}:
         return "in mail {}"
     return "in events {}" if name == "worker_connections" or name in EVENTS_DIRECTIVES else _OUTSIDE
 
@@ -191,10 +194,12 @@ def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secr
         return None
 
 
-def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
+def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:  # noqa: PLR0911 -- one for each type
     """The value with absolute paths."""
     if any(row.type is each for each in (FILE, MASTER_USER, AUTH_TOKEN, SELECTOR)):
         return map_files(value, files.path)
+    if row.type is ROUTES:
+        return [map_files(item, files.path) for item in value]
     if row.type is FILES:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logins that are routed without an authentication service (``auth_mode upstream``).
+
+The route of the login name leads to a group of upstreams, which decides about the password.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from mailproxy.auth_http.pending_request import PendingRequest
+from mailproxy.context import WorkerContext
+from mailproxy.protocols.types import AuthAllowed, AuthDenied, Credentials, Decision
+from mailproxy.routing.group_choice import GroupChoice
+from mailproxy.routing.login_name import normalised
+from mailproxy.routing.router import RouteMatch, Router, Table
+from mailproxy_config.model import ServerConfig
+from mailproxy_config.upstream_groups import UpstreamGroup, default_port
+
+REFUSAL: Final = b"Authentication failed."
+REFUSAL_WAIT: Final = 1
+"""Seconds before the reply to a login without a route; after it, the client may log in again."""
+
+
+class LoginRouter:
+    """Routes, groups and their servers, for the logins of one server.
+
+    Args:
+        server: The server block.
+        tables: The tables of its routes, by the paths of their files.
+    """
+
+    __slots__ = ("_groups", "_router")
+
+    def __init__(self, server: ServerConfig, tables: Mapping[str, Table]) -> None:
+        self._router = Router(server.route, tables)
+        configs = server.group_configs
+        self._groups = {
+            group.name: _choice(group, configs.get(group.name, server)) for group in server.upstream_groups
+        }
+
+    def find(self, user: bytes) -> RouteMatch | None:
+        """Return the route of a login name; ``None`` if there is none."""
+        return self._router.find(user)
+
+    def allow(self, match: RouteMatch, credentials: Credentials) -> AuthAllowed:
+        """Return the login at the upstream that a route leads to.
+
+        Args:
+            match: The route.
+            credentials: Those of the client, which the upstream checks.
+        """
+        user = credentials.user if match.login is None else match.login
+        servers = self._groups[match.upstream].servers(normalised(user))
+        return AuthAllowed(
+            address=servers[0].host,
+            port=servers[0].port,
+            user=user,
+            password=credentials.password,
+            servers=servers,
+            upstream_group=match.upstream,
+        )
+
+
+def _choice(group: UpstreamGroup, config: ServerConfig) -> GroupChoice:
+    """Return what chooses servers of a group, with the directives of logins there."""
+    tries = config.proxy_next_upstream_tries if config.proxy_next_upstream else 1
+    return GroupChoice(group, default_port(config.protocol, config.proxy_ssl), tries)
+
+
+class RouteAuthenticator:
+    """Decides about logins by their route alone; an ``Authenticator``.
+
+    Args:
+        context: The worker's shared parts.
+        router: The routes of the server.
+    """
+
+    __slots__ = ("_context", "_router")
+
+    def __init__(self, context: WorkerContext, router: LoginRouter) -> None:
+        self._context = context
+        self._router = router
+
+    def send(self, pending: PendingRequest) -> None:
+        """Route a login.  The request's callback gets the result; it is never called from here."""
+        credentials = pending.auth_request.credentials
+        match = self._router.find(credentials.user)
+        if match is None:
+            self.miss(pending)
+        else:
+            self._deliver_later(pending, self._router.allow(match, credentials))
+
+    def cancel(self, pending: PendingRequest) -> None:
+        """Drop a request whose client has left."""
+        pending.callback = None
+
+    def miss(self, pending: PendingRequest) -> None:
+        """Refuse a login without a route, as a wrong password is refused."""
+        self._deliver_later(pending, AuthDenied(REFUSAL, REFUSAL_WAIT))
+
+    def _deliver_later(self, pending: PendingRequest, result: Decision) -> None:
+        self._context.loop.call_soon(self._deliver, pending, result)
+
+    def _deliver(self, pending: PendingRequest, result: Decision) -> None:
+        callback, pending.callback = pending.callback, None
+        if callback is None:
+            return  # the client has left
+        try:
+            callback(result)
+        except Exception as error:  # an entry point
+            self._context.handle_error(callback, error)

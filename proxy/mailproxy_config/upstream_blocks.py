@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``spec.upstreams``: groups of upstreams with their servers and their own directives.
+
+In an ``nginx.conf`` for MailProxy they are ``upstream NAME {}`` blocks in ``mail {}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from ipaddress import IPv6Address
+from typing import Any, Final
+
+from mailproxy_config.addresses import check_listen_address, parse_host_port
+from mailproxy_config.directives import LEVEL_DIRECTIVES, Directive, by_field, by_name
+from mailproxy_config.route_directives import GROUP_NAME
+from mailproxy_config.schema import Array, Boolean, Integer, Object, Rule, Schema, String
+from mailproxy_config.upstream_groups import GroupHash, GroupServer, UpstreamSettings
+from mailproxy_config.value_types import ErrorPath, Raw, describe
+
+FIELD: Final = "upstreams"
+MAX_GROUPS: Final = 64
+MAX_SERVERS: Final = 32
+"""Servers of one group."""
+MAX_WEIGHT: Final = 1000
+SETTINGS: Final[dict[str, Directive]] = {
+    each.name: by_name(LEVEL_DIRECTIVES)[each.name] for each in fields(UpstreamSettings)
+}
+"""Directives that a group may have, by nginx's names."""
+
+_BY_FIELD: Final = by_field(SETTINGS.values())
+_UNIX: Final = "unix:"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupService:
+    """The Service that a group is; without a namespace that of the resource."""
+
+    name: str
+    namespace: str
+    port: int | None
+
+    def server(self, namespace: str) -> GroupServer:
+        """Return its DNS name as the only server."""
+        host = f"{self.name}.{self.namespace or namespace}.svc"
+        return read_server({"address": host if self.port is None else f"{host}:{self.port}"})
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamGroupRef:
+    """One group before references are replaced by paths, and its Service by a server."""
+
+    name: str
+    servers: tuple[GroupServer, ...]
+    service: GroupService | None
+    hash: GroupHash
+    settings: tuple[tuple[str, object], ...]
+    """Directives with their values, sorted by name."""
+
+
+def read_server(value: Mapping[str, Any]) -> GroupServer:
+    """Read one server.
+
+    Raises:
+        ValueError: The address is invalid.
+    """
+    address = value["address"]
+    rest: dict[str, Any] = {"weight": value.get("weight", 1), "backup": value.get("backup", False)}
+    if address[:5].lower() == _UNIX:
+        return GroupServer(address=address, host=check_listen_address(address), **rest)
+    if address.count(":") > 1 and not address.startswith("["):
+        raise ValueError("an IPv6 address must be in brackets: [2001:db8::1]:143")
+    host, port = parse_host_port(address)
+    plain = str(IPv6Address(host[1:-1])) if host.startswith("[") else host.lower()
+    return GroupServer(address=address, host=plain, port=port, **rest)
+
+
+def read_groups(valid: Sequence[Mapping[str, Any]], path: ErrorPath) -> tuple[UpstreamGroupRef, ...]:
+    """Read groups that match ``UPSTREAMS``; adds errors to the path."""
+    return tuple(_read_group(value, path.item(index)) for index, value in enumerate(valid))
+
+
+def _read_group(value: Mapping[str, Any], path: ErrorPath) -> UpstreamGroupRef:
+    hashed = GroupHash(value.get("hash", GroupHash.NONE))
+    service = value.get("service")
+    if service is not None and hashed is not GroupHash.NONE:
+        reason = "needs servers: a Service is one address; list the mail servers by their own names"
+        path.problems.add(path.field("hash").text, reason)
+    settings = [
+        (row.name, here.try_read(lambda row=row, here=here: row.type.read(value[row.field], here)))  # type: ignore[misc]
+        for row, here in ((row, path.field(row.field)) for row in SETTINGS.values() if row.field in value)
+    ]
+    return UpstreamGroupRef(
+        name=value["name"],
+        servers=_read_servers(value.get("servers", ()), path.field("servers")),
+        service=None
+        if service is None
+        else GroupService(service["name"], service.get("namespace", ""), service.get("port")),
+        hash=hashed,
+        settings=tuple(sorted(settings, key=lambda pair: pair[0])),
+    )
+
+
+def _read_servers(values: Sequence[Mapping[str, Any]], path: ErrorPath) -> tuple[GroupServer, ...]:
+    found: list[GroupServer] = []
+    for index, value in enumerate(values):
+        here = path.item(index).field("address")
+        server = here.try_read(lambda value=value: read_server(value))  # type: ignore[misc]
+        if server is None:
+            continue
+        if any((each.host, each.port) == (server.host, server.port) for each in found):
+            path.problems.add(here.text, f"{server.address} is there twice; give it a weight instead")
+        found.append(server)
+    if found and all(server.backup for server in found):
+        path.problems.add(path.text, "are all backups: at least one must not be")
+    return tuple(found)
+
+
+def format_group(value: UpstreamGroupRef) -> Raw:
+    """The manifest value of a group."""
+    found: dict[str, Raw] = {"name": value.name}
+    if value.servers:
+        found["servers"] = [_format_server(server) for server in value.servers]
+    if value.service is not None:
+        service = {
+            "name": value.service.name,
+            "namespace": value.service.namespace,
+            "port": value.service.port,
+        }
+        found["service"] = {name: inner for name, inner in service.items() if inner}
+    if value.hash is not GroupHash.NONE:
+        found["hash"] = str(value.hash)
+    for name, setting in value.settings:
+        found[SETTINGS[name].field] = SETTINGS[name].type.write(setting)
+    return found
+
+
+def _format_server(server: GroupServer) -> Raw:
+    found: dict[str, Raw] = {"address": server.address}
+    found |= {"weight": server.weight} if server.weight != 1 else {}
+    return found | ({"backup": True} if server.backup else {})
+
+
+_SERVER: Final = Object(
+    example="{address: HOST:PORT}",
+    fields={
+        "address": String(
+            max_length=260, min_length=1, pattern="^[!-~]+$", hint="host, host:port, or unix:/path"
+        ),
+        "weight": Integer(minimum=1, maximum=MAX_WEIGHT),
+        "backup": Boolean(),
+    },
+    required=("address",),
+    descriptions={
+        "address": "Host name or IP address, with a port unless it is that of the protocol; or unix:/path.",
+        "weight": "Part of the logins, compared with the weights of the other servers. Default: 1.",
+        "backup": "Gets logins only after all other servers have failed (proxyNextUpstream).",
+    },
+)
+_SERVICE: Final = Object(
+    example="{name: SERVICE}",
+    fields={
+        "name": String(
+            max_length=63, min_length=1, pattern="^[a-z]([-a-z0-9]*[a-z0-9])?$", hint="the name of a Service"
+        ),
+        "namespace": String(
+            max_length=63,
+            min_length=1,
+            pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            hint="the name of a namespace",
+        ),
+        "port": Integer(minimum=1, maximum=65535),
+    },
+    required=("name",),
+    descriptions={
+        "name": "Name of the Service. Its DNS name is looked up.",
+        "namespace": "Its namespace. Default: that of the MailProxy.",
+        "port": "Number of its port. Default: the port of the protocol.",
+    },
+)
+
+_FIELDS: Final[Mapping[str, Schema]] = {
+    "name": GROUP_NAME,
+    "servers": Array(items=_SERVER, max_items=MAX_SERVERS, min_items=1),
+    "service": _SERVICE,
+    "hash": String(max_length=8, enum=tuple(map(str, GroupHash))),
+    **{field: row.type.schema for field, row in _BY_FIELD.items()},
+}
+UPSTREAMS: Final = Array(
+    max_items=MAX_GROUPS,
+    keys=("name",),
+    items=Object(
+        example="{name: NAME, servers: [{address: HOST:PORT}]}",
+        fields=_FIELDS,
+        required=("name",),
+        descriptions={
+            "name": "Name, for routes.",
+            "servers": "Mail servers. Each has the mailboxes of all logins that are routed here.",
+            "service": "A Service instead of servers.",
+            "hash": "User: a login always goes to the same server, as long as it works. Default: None.",
+            **{
+                field: describe(row.name, row.meaning, None, is_ours=row.is_ours)
+                for field, row in _BY_FIELD.items()
+            },
+        },
+        rules=(
+            Rule(
+                expression="has(self.servers) != has(self.service)",
+                message="must have servers or service, and not both",
+                predicate=lambda value: ("servers" in value) != ("service" in value),
+            ),
+        ),
+    ),
+)
+"""The schema of ``spec.upstreams``."""
+
+MEANING: Final = (
+    "Groups of mail servers that routes lead to. Fields of an item replace those of the server for "
+    "logins there. Name in an nginx.conf for MailProxy: upstream."
+)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mailproxy_config.compile import collect_references, compile_proxy
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.manifest import parse_manifest
+from mailproxy_config.model import ProxySsl
+from mailproxy_config.upstream_groups import GroupServer, UpstreamGroup
+from support.config_bodies import UPSTREAMS, body
+
+MAIL = {"authMode": "Upstream", "routes": [{"table": {"file": "/t"}}]}
+
+
+def groups(*upstreams: Any) -> tuple[UpstreamGroup, ...]:
+    manifest = parse_manifest(body(mail=MAIL, upstreams=list(upstreams)))
+    return compile_proxy(manifest).servers[0].upstream_groups
+
+
+def problems(upstream: Any) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        groups(upstream)
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_addresses_are_read() -> None:
+    [dovecot, old] = groups(*UPSTREAMS)
+    assert dovecot.servers == (
+        GroupServer(address="Dovecot-0.dovecot:143", host="dovecot-0.dovecot", port=143, weight=3),
+        GroupServer(address="[2001:DB8::1]:143", host="2001:db8::1", port=143),
+        GroupServer(address="unix:/run/imap.sock", host="unix:/run/imap.sock", backup=True),
+    )
+    assert old.servers == (GroupServer(address="old.legacy.svc:1143", host="old.legacy.svc", port=1143),)
+
+
+def test_service_without_namespace_is_in_that_of_the_resource() -> None:
+    [group] = groups({"name": "a", "service": {"name": "dovecot"}})
+    assert group.servers == (GroupServer(address="dovecot.mail.svc", host="dovecot.mail.svc"),)
+
+
+def test_settings_replace_directives_of_the_server() -> None:
+    manifest = parse_manifest(body(mail=MAIL | {"proxyNextUpstreamTries": 5}, upstreams=UPSTREAMS))
+    [server] = compile_proxy(manifest).servers
+    [(name, config)] = server.group_configs.items()
+    assert (name, config.proxy_ssl, config.proxy_next_upstream_tries) == ("dovecot", ProxySsl.STARTTLS, 5)
+    assert config.proxy_ssl_trusted_certificate == "/etc/mailproxy-refs/configmaps/ca/ca.crt"
+    assert server.proxy_ssl is ProxySsl.DISABLED
+    assert {each.name for each in collect_references(manifest)} == {"ca", "client"}
+
+
+@pytest.mark.parametrize(
+    ("upstream", "problem"),
+    [
+        ({"name": "a"}, ": must have servers or service, and not both"),
+        ({"name": "a", "servers": []}, ".servers: has 0 items, which is out of range 1 to 32"),
+        (
+            {"name": "a", "service": {"name": "b"}, "servers": [{"address": "c"}]},
+            ": must have servers or service, and not both",
+        ),
+        ({"name": "a b", "servers": [{"address": "c"}]}, ".name: 'a b' is not valid"),
+        (
+            {"name": "a", "servers": [{"address": "2001:db8::1"}]},
+            ".servers[0].address: an IPv6 address must be in",
+        ),
+        ({"name": "a", "servers": [{"address": "b:0"}]}, ".servers[0].address: 0 is out of range 1 to 65535"),
+        ({"name": "a", "servers": [{"address": "unix:x"}]}, ".servers[0].address: "),
+        (
+            {"name": "a", "servers": [{"address": "b:1"}, {"address": "B:1"}]},
+            ".servers[1].address: B:1 is there twice; give it a weight instead",
+        ),
+        (
+            {"name": "a", "servers": [{"address": "b", "backup": True}]},
+            ".servers: are all backups: at least one must not be",
+        ),
+        (
+            {"name": "a", "service": {"name": "b"}, "hash": "User"},
+            ".hash: needs servers: a Service is one address; list the mail servers by their own names",
+        ),
+        ({"name": "a", "servers": [{"address": "b"}], "timeout": "5s"}, ".timeout: unknown field"),
+        ({"name": "a", "servers": [{"address": "b"}], "proxySsl": "on"}, ".proxySsl: 'on' is not one of"),
+    ],
+)
+def test_invalid_group_is_reported(upstream: Any, problem: str) -> None:
+    found = problems(upstream)
+    assert any(each.startswith(f"spec.upstreams[0]{problem}") for each in found), found
+
+
+def test_name_of_another_group_is_reported() -> None:
+    with pytest.raises(ConfigError) as error:
+        groups(UPSTREAMS[1], UPSTREAMS[1])
+    assert [str(each) for each in error.value.problems] == [
+        "spec.upstreams[1].name: 'old' is also in spec.upstreams[0]"
+    ]
