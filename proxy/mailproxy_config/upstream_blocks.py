@@ -16,7 +16,7 @@ from mailproxy_config.directives import LEVEL_DIRECTIVES, Directive, by_field, b
 from mailproxy_config.route_directives import GROUP_NAME
 from mailproxy_config.schema import Array, Boolean, Integer, Object, Rule, Schema, String
 from mailproxy_config.upstream_groups import GroupHash, GroupServer, UpstreamSettings
-from mailproxy_config.value_types import ErrorPath, Raw, describe
+from mailproxy_config.value_types import ErrorPath, Raw
 
 FIELD: Final = "upstreams"
 MAX_GROUPS: Final = 64
@@ -199,7 +199,7 @@ UPSTREAMS: Final = Array(
             "service": "A Service instead of servers.",
             "hash": "User: a login always goes to the same server, as long as it works. Default: None.",
             **{
-                field: describe(row.name, row.meaning, None, is_ours=row.is_ours)
+                field: f"Replaces the value of the server for logins at this group ({row.name})."
                 for field, row in _BY_FIELD.items()
             },
         },

@@ -8,6 +8,7 @@ import pytest
 from mailproxy_config.compile import collect_references, compile_proxy
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
+from mailproxy_config.route_directives import MAX_NAMES, MAX_ROUTES
 from mailproxy_config.secret_refs import Reference, ReferenceKind
 from mailproxy_config.upstream_groups import Route
 from support.config_bodies import UPSTREAMS, body, server
@@ -87,3 +88,11 @@ def test_name_of_earlier_route_is_reported() -> None:
         f"spec.mail.routes[1].users[0]: a@example.ORG is already in spec.mail.{users}",
         f"spec.mail.routes[1].domains[0]: example.net is already in spec.mail.{domains}",
     ]
+
+
+def test_too_many_routes_or_names_are_reported() -> None:
+    many = [{"users": [f"user{number}"], "upstream": "old"} for number in range(MAX_ROUTES + 1)]
+    assert problems(many) == ["spec.mail.routes: has 65 items, which is out of range 0 to 64"]
+    names = [f"d{number}.example" for number in range(MAX_NAMES + 1)]
+    [found] = problems([{"domains": names, "upstream": "old"}])
+    assert found == "spec.mail.routes[0].domains: has 257 items, which is out of range 1 to 256"

@@ -9,6 +9,7 @@ from mailproxy_config.compile import collect_references, compile_proxy
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import ProxySsl
+from mailproxy_config.upstream_blocks import MAX_GROUPS
 from mailproxy_config.upstream_groups import GroupServer, UpstreamGroup
 from support.config_bodies import UPSTREAMS, body
 
@@ -93,4 +94,13 @@ def test_name_of_another_group_is_reported() -> None:
         groups(UPSTREAMS[1], UPSTREAMS[1])
     assert [str(each) for each in error.value.problems] == [
         "spec.upstreams[1].name: 'old' is also in spec.upstreams[0]"
+    ]
+
+
+def test_too_many_groups_are_reported() -> None:
+    many = [{"name": f"g{number}", "servers": [{"address": "a"}]} for number in range(MAX_GROUPS + 1)]
+    with pytest.raises(ConfigError) as error:
+        groups(*many)
+    assert [str(each) for each in error.value.problems] == [
+        "spec.upstreams: has 65 items, which is out of range 0 to 64"
     ]
