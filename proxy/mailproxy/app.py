@@ -27,6 +27,7 @@ from mailproxy.protocols.types import Secret
 from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
+from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.shared_listener import check_choices, listen_target
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
@@ -206,6 +207,7 @@ class App:
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if _has_names(config) else None,
+            refusals=previous.refusals if previous else RefusalTimes(),
         )
         server.groups = {
             name: self._group(name, server, each, previous and previous.groups.get(name))

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mailproxy.enums import CloseReason, Method
 from mailproxy_config.model import VerifyClient
+
+if TYPE_CHECKING:
+    from mailproxy.errors import UpstreamError
+    from mailproxy.protocols.sansio import ProtocolGenerator
+
+    Resumed = ProtocolGenerator["UpstreamLogin | SessionEnd"]
 
 UNAVAILABLE: Final = b"[UNAVAILABLE]"
 """Instead of a host name: the client has none, it is not confirmed, or there is no resolver."""
@@ -295,6 +301,14 @@ class AuthDenied:
 
 
 @dataclass(slots=True)
+class LoginUnknown(AuthDenied):
+    """No upstream is asked: no route leads to one, or it can be no login (``auth_mode upstream``).
+
+    The client gets the same reply as after a refusal of an upstream, as late; ``text`` is for the log.
+    """
+
+
+@dataclass(slots=True)
 class AuthDeferred:
     """The request is repeated after ``wait`` seconds (at least 1), with these credentials where given."""
 
@@ -328,6 +342,17 @@ class UpstreamLogin:
     That is a credential, XCLIENT, an ID with its address, or MAIL.  The login is tried at no other
     address after that.
     """
+
+    def resume(self, _error: UpstreamError, /) -> Resumed | None:
+        """Return the generator that goes on after this failure as after an outage; ``None``: not so."""
+        return None
+
+    def pass_on(self, _error: UpstreamError, _refusal: bytes, /) -> Resumed | None:
+        """Return the generator that goes on after a failure that is no outage; ``None``: the session ends.
+
+        The second argument is the last reply to the client, or what it is made from.
+        """
+        return None
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ The life of a client, with the function of each step (a method of ``Session`` wh
    ``on_upstream_error`` is called.
 8. ``on_upstream_login`` passes both connections to a ``Relay``, which copies
    bytes until one side closes.  The ``Session`` object is done.
-   With ``proxy_tempfail rfc5530``, ``on_upstream_error`` runs the frontend
-   again after an outage, and after a refused token (``TokenLogin``): step 4.
+   ``on_upstream_error`` runs the frontend again, where directives demand it: after an outage
+   (``UpstreamLogin.resume``) or after a refusal (``UpstreamLogin.pass_on``): step 4.
 9. Any other end is ``_close_with``: it sends the last reply, and ``_close``
    closes the connection, records the metrics and logs the session.
 """
@@ -40,12 +40,11 @@ from mailproxy.errors import AuthUnavailable, SessionError, UpstreamError
 from mailproxy.loop.epoll import READ, hung_up
 from mailproxy.protocols import sansio, types
 from mailproxy.protocols.sansio import Effect
-from mailproxy.protocols.tempfail import ResumableLogin
-from mailproxy.protocols.token_errors import TokenLogin
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
 from mailproxy.session.named_client import record_named_client
+from mailproxy.session.refusal_times import wait_to_refuse
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
@@ -329,10 +328,9 @@ class Session(ProtocolDriver):
             self._close_with(self.server.protocol.internal_error, CloseReason.INTERNAL_ERROR)
             return
         login = self._login
-        next_steps = login.resume(error) if isinstance(login, ResumableLogin) else None
+        next_steps = login.resume(error)
         last_reply = report_upstream_failure(self, login.grant, error, is_outage=next_steps is not None)
-        if next_steps is None and isinstance(login, TokenLogin):
-            next_steps = login.pass_on(error, last_reply)
+        next_steps = next_steps or login.pass_on(error, last_reply)
         if next_steps is None:
             self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
             return
@@ -495,6 +493,7 @@ class Session(ProtocolDriver):
         sansio.UpgradeToTls: _start_tls,
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,
+        sansio.WaitToRefuse: wait_to_refuse,
         sansio.Note: _note,
         sansio.ReportAuthFailure: _report_auth_failure,
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, Tempfail
+from mailproxy_config.model import AuthMethod, AuthMode, ServerConfig, StartTls, Tempfail
 
 GREETING: Final = b"+OK POP3 ready\r\n"
 OK: Final = b"+OK\r\n"
@@ -20,6 +20,8 @@ CERTIFICATE_INVALID: Final = b"-ERR SSL certificate error\r\n"
 CERTIFICATE_MISSING: Final = b"-ERR No required SSL certificate\r\n"
 OUTAGE: Final = b"-ERR [SYS/TEMP] Account is temporarily unavailable.\r\n"
 """A login failed for a reason other than its credentials (RFC 3206)."""
+REFUSED: Final = b"-ERR [AUTH] Authentication failed.\r\n"
+"""The upstream refused the credentials (RFC 3206)."""
 SHUTDOWN: Final = b"-ERR server is shutting down, try again later\r\n"
 BUSY: Final = b"-ERR too many connections, try again later\r\n"
 
@@ -59,7 +61,7 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
             capabilities for logins, USER and SASL, are left out.
     """
     words = list(server.pop3_capabilities)
-    if server.proxy_tempfail is Tempfail.RFC5530:
+    if server.proxy_tempfail is Tempfail.RFC5530 or server.auth_mode is AuthMode.UPSTREAM:
         listed = {word.upper() for word in words}
         words += [word for word in _RESPONSE_CODES if word not in listed]
     if starttls is StartTls.ONLY:
