@@ -13,6 +13,7 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.manifest import MailProxyManifest
 from mailproxy_config.model import (
     AuthHttpHeader,
+    AuthMode,
     CertificateFiles,
     ListenConfig,
     Protocol,
@@ -117,11 +118,13 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
 
 
 def _unused_prefixes(values: Mapping[str, Any], server: ServerBlock) -> tuple[str, ...]:
-    """Prefixes of directives whose files are not read: those of TLS that is not used."""
+    """Prefixes of directives whose files are not read: those of TLS or logins that are not used."""
     uses_tls = values["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
     unused: tuple[str, ...] = () if uses_tls else ("ssl_",)
     if values["proxy_ssl"] is ProxySsl.DISABLED and not values["auth_http_overrides"]:
         unused += ("proxy_ssl_",)
+    if values["auth_mode"] is not AuthMode.STATIC:
+        unused += ("auth_user_file",)
     return unused
 
 

@@ -47,7 +47,7 @@ def check_consistency(
         if "protocol" not in server.own.given and server.listen and derive_protocol(server.listen) is None:
             reason = "is required unless all ports are well-known ports of the same protocol"
             problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
-        is_routed = _value("auth_mode", server, mail) is AuthMode.UPSTREAM
+        is_routed = _value("auth_mode", server, mail) in {AuthMode.UPSTREAM, AuthMode.STATIC}
         if not is_routed and not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
         _check_token_issuers(server, mail, problems)

@@ -21,6 +21,7 @@ from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
 from mailproxy_config.route_directives import ROUTE_DIRECTIVES
 from mailproxy_config.schema import Integer, IntOrString
+from mailproxy_config.static_directives import STATIC_DIRECTIVES
 from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
 from mailproxy_config.tls_directives import SERVER_NAMES_DIRECTIVE, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
@@ -410,6 +411,7 @@ LEVEL_DIRECTIVES: Final = (
     *UPSTREAM_LOGIN_DIRECTIVES,
     *OAUTH_DIRECTIVES,
     *ROUTE_DIRECTIVES,
+    *STATIC_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,
 )

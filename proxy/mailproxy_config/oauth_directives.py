@@ -236,12 +236,12 @@ OAUTH_DIRECTIVES: Final = (
     Directive(
         name="auth_mode",
         module="mail_auth_http",
-        type=choice({"http": "Http", "jwt": "Jwt", "upstream": "Upstream"}, AuthMode),
+        type=choice({"http": "Http", "jwt": "Jwt", "upstream": "Upstream", "static": "Static"}, AuthMode),
         default="Http",
         is_ours=True,
         meaning=(
             "Http: the authentication service gets all logins; Jwt: of tokens only valid ones. Upstream: the "
-            "mail server of the route decides."
+            "route's mail server decides. Static: authUserFile."
         ),
     ),
     Directive(

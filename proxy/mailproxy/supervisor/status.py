@@ -52,6 +52,7 @@ class Status:
         self._last_error: str | None = None
         self._certificates: tuple[Problem, ...] = ()
         self._kept_tables = 0
+        self._kept_user_files = 0
         self._shown: ConfigRevision | None = None
         self._report_number = 0
 
@@ -71,6 +72,7 @@ class Status:
         self._last_error = None
         self._certificates = revision.certificates[:_MAX_CERTIFICATES]
         self._kept_tables = revision.kept_tables
+        self._kept_user_files = revision.kept_user_files
         self._aggregator.keep_servers(server.name for server in revision.config.servers)
 
     def refused(self, problems: tuple[Problem, ...]) -> None:
@@ -98,6 +100,7 @@ class Status:
             draining=self.is_draining,
             unhealthy_upstreams=self._upstream_health.unhealthy(),
             kept_route_tables=self._kept_tables,
+            kept_user_files=self._kept_user_files,
             process=process_stats(),
         )
         return self._aggregator.page(facts)

@@ -57,7 +57,8 @@ class SupervisorFacts:
     ``process`` is its ``process_stats()``, ``started`` a Unix time.
     ``config_rejected`` is true when the last configuration was rejected.
     ``unhealthy_upstreams`` is the number of addresses that are last in order.
-    ``kept_route_tables`` is the number of tables of routes of which an earlier version is used.
+    ``kept_route_tables`` is the number of tables of routes of which an earlier version is used,
+    ``kept_user_files`` that of lists of users.
     """
 
     build: BuildInfo
@@ -69,6 +70,7 @@ class SupervisorFacts:
     draining: bool = False
     unhealthy_upstreams: int = 0
     kept_route_tables: int = 0
+    kept_user_files: int = 0
     process: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -236,5 +238,6 @@ def _supervisor_series(family: MetricDefinition, supervisor: SupervisorFacts) ->
         c.PROCESS_START: {(): supervisor.started},
         c.UPSTREAM_UNHEALTHY: {(): supervisor.unhealthy_upstreams},
         c.ROUTE_TABLES_REFUSED: {(): supervisor.kept_route_tables},
+        c.USER_FILES_REFUSED: {(): supervisor.kept_user_files},
     }
     return values[family]
