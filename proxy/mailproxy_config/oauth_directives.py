@@ -240,8 +240,8 @@ OAUTH_DIRECTIVES: Final = (
         default="Http",
         is_ours=True,
         meaning=(
-            "Http: the authentication service gets all logins; Jwt: of tokens only valid ones. Upstream: the "
-            "route's mail server decides. Static: authUserFile."
+            "Http: a service decides about logins; Jwt: it gets only valid tokens. Upstream: the mail server "
+            "decides; Static: authUserFile."
         ),
     ),
     Directive(

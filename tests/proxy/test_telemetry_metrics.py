@@ -114,6 +114,12 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
     (lambda m: bump(m.auth_errors[enums.AuthErrorReason.TLS]), "auth_errors_total", ("tls",)),
     (lambda m: bump(m.token_validations[enums.TokenFinding.TYPE]), "oauth_validations_total", ("type",)),
     (lambda m: bump(m.jwks_fetches[enums.JwksResult.TLS]), "oauth_jwks_fetches_total", ("tls",)),
+    (
+        lambda m: bump(m.password_verifications[enums.PasswordFinding.WRONG]),
+        "password_verifications_total",
+        ("wrong",),
+    ),
+    (lambda m: bump(m.passwords_pending), "password_verifications_pending", ()),
     (lambda m: bump(m.auth_in_flight), "auth_requests_in_flight", ()),
     (
         lambda m: bump(m.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.3"]),
@@ -148,6 +154,7 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
 ]
 
 SPANS: list[tuple[Callable[[WorkerMetrics], Histogram], str, tuple[str, ...]]] = [
+    (lambda m: m.password_seconds, "password_verification_duration_seconds", ()),
     (lambda m: m.token_seconds, "token_request_duration_seconds", ()),
     (lambda m: m.protocol(Protocol.IMAP).session_seconds[True], "session_duration_seconds", ("imap", "true")),
     (

@@ -28,8 +28,8 @@ ARGON2_MEMORY: Final = range(4096, 65_537)
 """``m``: KiB of memory while a password is verified."""
 ARGON2_PASSES: Final = range(1, 11)
 """``t``."""
-ARGON2_LANES: Final = range(1, 9)
-"""``p``."""
+ARGON2_LANES: Final = range(1, 5)
+"""``p``: as many threads compute one hash."""
 MAX_BCRYPT_PASSWORD: Final = 72
 """Bytes of a password that bcrypt uses; ``htpasswd`` ignores the others too."""
 
