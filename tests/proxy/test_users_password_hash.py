@@ -12,9 +12,7 @@ from support.needs import Needs
 SHA512: Final = (
     b"$6$saltstring$svn8UoSVapNtMuq1ukKS4tPQd8iKwSMHWjl/O817G3uBnIFNjnQJuesI68u4OTLiBFdcbYEdFCoEOfaS35inz1"
 )
-ARGON2ID: Final = (
-    b"$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
-)
+ARGON2ID: Final = b"$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
 BCRYPT: Final = b"CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
 # Published by the authors of the algorithms.
 VECTORS: Final = [
@@ -52,7 +50,9 @@ def test_hash_of_program_is_verified(
     needs: Needs, command: tuple[str, ...], kind: HashKind, numbers: tuple[int, ...]
 ) -> None:
     for password in (b"correct-horse", "pässwörd ✓".encode(), b"p" * 72):
-        made = subprocess.run((needs(command[0]), *command[1:]), input=password, capture_output=True)
+        made = subprocess.run(
+            (needs(command[0]), *command[1:]), input=password, capture_output=True, check=True
+        )
         hashed = made.stdout.strip().removeprefix(b"bob:")
         assert (hash_cost(hashed).kind, hash_cost(hashed).numbers) == (kind, numbers)
         assert verify_password(hashed, password)
@@ -61,7 +61,7 @@ def test_hash_of_program_is_verified(
 
 def test_bcrypt_ignores_what_is_after_72_bytes(needs: Needs) -> None:
     command = (needs("htpasswd"), "-niB", "bob")
-    made = subprocess.run(command, input=b"p" * 100, capture_output=True).stdout
+    made = subprocess.run(command, input=b"p" * 100, capture_output=True, check=True).stdout
     hashed = made.strip().removeprefix(b"bob:")
     assert verify_password(hashed, b"p" * 100)
     assert verify_password(hashed, b"p" * 72)

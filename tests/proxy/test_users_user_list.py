@@ -32,7 +32,9 @@ def refusals(text: bytes) -> list[tuple[int, str]]:
 
 
 def test_user_is_found_by_local_part_as_written_and_domain_without_case() -> None:
-    users = loaded(b"\xef\xbb\xbf# users\r\n\nbob@Example.ORG:%b\r\nann:%b:1000:1000::/home\n" % (BCRYPT, SHA512))
+    users = loaded(
+        b"\xef\xbb\xbf# users\r\n\nbob@Example.ORG:%b\r\nann:%b:1000:1000::/home\n" % (BCRYPT, SHA512)
+    )
     assert len(users) == 2
     assert users.find(b"bob@example.org") == users.find(b"bob@EXAMPLE.org") == BCRYPT
     assert users.find(b"ann") == SHA512
