@@ -269,3 +269,32 @@ def test_master_user_logs_in_after_the_password_was_verified(users: str, tmp_pat
             assert PASSWORD not in sent
 
     run(play)
+
+
+def test_no_more_than_two_passwords_are_verified_at_a_time(
+    users: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: set[int] = set()
+    most: list[int] = []
+    go_on = threading.Event()
+
+    def blocking(*_: object) -> bool:
+        running.add(threading.get_ident())
+        go_on.wait(30)
+        most.append(len(running))
+        return False
+
+    monkeypatch.setattr(password_pool, "verify_password", blocking)
+
+    async def play() -> None:
+        async with proxy(IMAP, users) as w:
+            clients = [await connect(w) for _ in range(5)]
+            for number, client in enumerate(clients, 1):
+                await client.send(command(IMAP))
+                await wait_for_pending(w, number)
+            go_on.set()
+            for client in clients:
+                assert await client.read_line() == REFUSED[IMAP]
+
+    run(play)
+    assert (len(most), max(most)) == (5, 2)

@@ -10,7 +10,7 @@ from mailproxy_monitoring.grafana import Dashboard, DashboardLink, Variable
 from mailproxy_monitoring.overview import OVERVIEW
 from mailproxy_monitoring.processes import PROCESS, PROTOCOL
 from mailproxy_monitoring.queries import JOB
-from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, TLS, TOKENS, UPSTREAMS
+from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, PASSWORDS, TLS, TOKENS, UPSTREAMS
 
 PROXIES: Final = Dashboard(
     uid="mailproxy-proxies",
@@ -29,6 +29,9 @@ PROXIES: Final = Dashboard(
             query=f"label_values(mailproxy_connections_active{{{JOB}}}, protocol)",
         ),
     ),
-    rows=(OVERVIEW, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TOKENS, TLS, DNS, PROTOCOL, PROCESS),
+    rows=(
+        *(OVERVIEW, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TOKENS, PASSWORDS, TLS, DNS, PROTOCOL),
+        PROCESS,
+    ),
     others=(DashboardLink("MailProxy operator", "mailproxy-operator"),),
 )

@@ -251,6 +251,7 @@ PASSWORD_VERIFICATION_DURATION: Final = MetricDefinition(
     type=MetricType.HISTOGRAM,
     buckets=LOGIN_BUCKETS,
     help="Time to verify a password in a thread, without the time in the queue.",
+    from_start=True,
 )
 PASSWORDS_PENDING: Final = MetricDefinition(
     name="mailproxy_password_verifications_pending",
