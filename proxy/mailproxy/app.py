@@ -21,14 +21,17 @@ from mailproxy.dns.upstream_names import UpstreamNames, is_name
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
 from mailproxy.net.shared_memory import SharedMemory
+from mailproxy.policy.password_fingerprint import PasswordFingerprints
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
+from mailproxy.routing.route_authenticator import group_choices
 from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.shared_listener import check_choices, listen_target
+from mailproxy.session.upstream_capabilities import follow_upstreams, stop_probes
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
@@ -147,6 +150,7 @@ class App:
         self.context.metrics.keep_servers(server.name for server in config.servers)
         self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
+        stop_probes(self._servers.values())
         self._servers = {server.config.name: server for server in servers}
         self._retire(servers)
 
@@ -192,18 +196,21 @@ class App:
             tls = build(config, ticket_keys=ticket_keys, previous=last, is_checked=True)
             if isinstance(tls.params.chooser, CertificateChooser):
                 tls.params.chooser.report = partial(self._log_unusable_certificate, config.name)
-        metrics, template = self.context.metrics, _template(config)
-        server = VirtualServer(
+        metrics, template, trusted = self.context.metrics, _template(config), _trusted(config, names)
+        built = VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
-            auth=self.authenticators.authenticator(config, template),
+            report_login=self.authenticators.policy_clients.reporter(config),
+            fingerprints=self._fingerprints(config),
+            auth=self.authenticators.authenticator(config, template, trusted),
             template=template,
             resolver=self._resolver(config),
             tls=tls,
             upstream_tls=self._upstream_tls(config, previous),
             tokens=self._token_source(config),
             login_secrets=read_login_secrets(config),
-            trusted=_trusted(config, names),
+            trusted=trusted,
+            blocks=self.authenticators.block_check(config, trusted),
             metrics=metrics.server(config.name, config.protocol),
             protocol_metrics=metrics.protocol(config.protocol),
             login_timeouts=self.context.timers.queue(config.timeout),
@@ -211,12 +218,14 @@ class App:
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if _has_names(config) else None,
             refusals=previous.refusals if previous else RefusalTimes(),
+            group_choices=group_choices(config),
         )
-        server.groups = {
-            name: self._group(name, server, each, previous and previous.groups.get(name))
+        built.groups = {
+            name: self._group(name, built, each, previous and previous.groups.get(name))
             for name, each in config.group_configs.items()
         }
-        return server
+        follow_upstreams(self.context, built, previous)
+        return built
 
     def _group(
         self, name: str, base: VirtualServer, config: ServerConfig, previous: VirtualServer | None
@@ -242,6 +251,9 @@ class App:
                 for problem in error.problems
             ]
             raise ConfigError(problems) from None
+
+    def _fingerprints(self, config: ServerConfig) -> PasswordFingerprints | None:
+        return PasswordFingerprints(self.context.memory) if config.log_password_fingerprint else None
 
     def _log_unusable_certificate(self, server: str, reason: str) -> None:
         self.context.log.event(LogLevel.ERROR, "certificate_unusable", server=server, reason=reason)
@@ -392,7 +404,8 @@ class App:
                 self.context.handle_error(session, error)
 
     async def close(self) -> None:
-        """Close resolvers and pipes; after ``stop`` or ``drain``."""
+        """Close resolvers, pipes and probes; after ``stop`` or ``drain``."""
+        stop_probes(self._servers.values())
         self.context.pipes.close()
         await self._close_retired()
         await self.authenticators.close()

@@ -13,6 +13,8 @@ from mailproxy.auth_http.pending_request import Authenticator
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses
+from mailproxy.policy_clients import PolicyClients
+from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.routing.route_authenticator import LoginRouter, RouteAuthenticator
 from mailproxy.routing.router import Table
 from mailproxy.tls.client import ClientTls
@@ -23,6 +25,8 @@ from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
     from mailproxy.oauth.jwks_cache import JwksCache
+    from mailproxy.penalty.block_check import BlockCheck, Exemptions
+    from mailproxy.penalty.pod_state import PodState
 
 _RESOLVE_SECONDS: Final = 3.0
 """How long a start or reload waits for the names of authentication services to resolve."""
@@ -39,22 +43,80 @@ class Authenticators:
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
         jwks_caches: The keys of token issuers, by their URL.
+        policy_clients: The clients of policy servers.
         tables: The tables of routes of the newest configuration, by the paths of their files.
         users: Its lists of users, likewise.
     """
 
-    __slots__ = ("_context", "_passwords", "auth_clients", "jwks_caches", "tables", "users")
+    __slots__ = (
+        "_context",
+        "_passwords",
+        "_penalties",
+        "auth_clients",
+        "jwks_caches",
+        "policy_clients",
+        "tables",
+        "users",
+    )
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self._penalties: PodState | None = None
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
         self.tables: Mapping[str, Table] = {}
         self.users: Mapping[str, UserList] = {}
         self._passwords: PasswordPool | None = None
+        self.policy_clients = PolicyClients(context)
 
-    def authenticator(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
-        """Return what decides about the logins of a server (``auth_mode``)."""
+    def authenticator(
+        self, config: ServerConfig, template: RequestTemplate, trusted: TrustedPeers
+    ) -> Authenticator:
+        """Return what decides about the logins of a server.
+
+        Args:
+            config: The server block.
+            template: Renders its requests to the authentication service.
+            trusted: The addresses of its ``set_real_ip_from``.
+        """
+        authenticator = self.policy_clients.asking(self._decider(config, template), config)
+        return self._penalizing(authenticator, config, trusted)
+
+    def _penalizing(
+        self, following: Authenticator, config: ServerConfig, trusted: TrustedPeers
+    ) -> Authenticator:
+        """Return what delays logins after failed ones (``auth_penalty``, ``auth_block``)."""
+        if not config.counts_failed_logins:
+            return following
+        from mailproxy.penalty.penalty_authenticator import PenaltyAuthenticator  # noqa: PLC0415 - as below
+
+        return PenaltyAuthenticator(
+            self._context,
+            following,
+            config,
+            self._penalty_state(),
+            exemptions=_exemptions(config, trusted),
+            log=self._context.log.for_server(config),
+        )
+
+    def block_check(self, config: ServerConfig, trusted: TrustedPeers) -> BlockCheck | None:
+        """Return what finds clients with a blocked address, if a server has ``auth_block``."""
+        if config.auth_block is None:
+            return None
+        from mailproxy.penalty.block_check import BlockCheck  # noqa: PLC0415 - as below
+
+        return BlockCheck(self._penalty_state(), _exemptions(config, trusted))
+
+    def _penalty_state(self) -> PodState:
+        """Return the records of failed logins, the same for all servers and configurations."""
+        if self._penalties is None:
+            from mailproxy.penalty.pod_state import PodState  # noqa: PLC0415 - as below
+
+            self._penalties = PodState(self._context.memory)
+        return self._penalties
+
+    def _decider(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
+        """Return what decides about credentials (``auth_mode``)."""
         if config.auth_mode is AuthMode.UPSTREAM:
             return RouteAuthenticator(self._context, LoginRouter(config, self.tables))
         if config.used_user_file is not None:
@@ -83,6 +145,7 @@ class Authenticators:
         Args:
             worker_connections: The limit of clients of a worker.
         """
+        await self.policy_clients.close_retired()
         with suppress(TimeoutError):
             async with asyncio.timeout(_RESOLVE_SECONDS):
                 await asyncio.gather(*(service.addresses.start() for service in self.auth_clients.values()))
@@ -101,6 +164,7 @@ class Authenticators:
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()
+        self.policy_clients.retire(configs)
 
     def stop(self) -> None:
         """Close all connections to authentication services."""
@@ -114,6 +178,7 @@ class Authenticators:
         for cache in self.jwks_caches.values():
             cache.close()
         self.jwks_caches.clear()
+        await self.policy_clients.close()
         for service in self.auth_clients.values():
             await service.addresses.close()
         self.auth_clients.clear()
@@ -142,3 +207,9 @@ class Authenticators:
                 accepts_names=names,
             )
         return self.auth_clients[key]
+
+
+def _exemptions(config: ServerConfig, trusted: TrustedPeers) -> Exemptions:
+    from mailproxy.penalty.block_check import Exemptions  # noqa: PLC0415 - only where failed logins are counted
+
+    return Exemptions(TrustedPeers(config.auth_penalty_exempt), trusted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Method(StrEnum):
@@ -23,6 +24,13 @@ class Method(StrEnum):
     NONE = "none"
     XOAUTH2 = "xoauth2"
     OAUTHBEARER = "oauthbearer"
+
+
+PASSWORD_METHODS: Final = frozenset(
+    {Method.PASSWORD, Method.PLAIN, Method.LOGIN, Method.CRAM_MD5, Method.APOP}
+)
+"""The methods with a password, in clear text or as a digest."""
+CLEAR_PASSWORD_METHODS: Final = frozenset({Method.PASSWORD, Method.PLAIN, Method.LOGIN})
 
 
 class LoginResult(StrEnum):
@@ -264,6 +272,28 @@ class JwksResult(StrEnum):
     EMPTY = "empty"
 
 
+class PolicyCommand(StrEnum):
+    """A request to a policy server."""
+
+    ALLOW = "allow"
+    REPORT = "report"
+
+
+class PolicyResult(StrEnum):
+    """How a request to a policy server ended."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    DELAYED = "delayed"
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    """No connection, or an error of the server."""
+    INVALID = "invalid"
+    """The response is not usable."""
+    SKIPPED = "skipped"
+    """Not sent, because the server has failed a moment ago."""
+
+
 class DnsPurpose(StrEnum):
     """The purpose of a name lookup."""
 
@@ -353,6 +383,27 @@ class Limit(StrEnum):
     CONN_TOTAL = "conn_total"
     MAX_ERRORS = "max_errors"
     MAX_COMMANDS = "max_commands"
+    BLOCKED = "blocked"
+    """``auth_block``."""
+
+
+class PenaltyAction(StrEnum):
+    """What was done with a login because of earlier ones (``auth_penalty``, ``auth_block``)."""
+
+    DELAYED = "delayed"
+    REFUSED = "refused"
+    """With a temporary error: too many wait, it has waited for too long, or its address is blocked."""
+    EXEMPT = "exempt"
+    """Its address is exempt."""
+    KNOWN = "known"
+    """Its user logged in from there within the last hour."""
+
+
+class FailedCredentials(StrEnum):
+    """Whether refused credentials are among the last ones of their address."""
+
+    NEW = "new"
+    REPEATED = "repeated"
 
 
 class Direction(StrEnum):

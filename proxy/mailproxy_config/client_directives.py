@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom
 from mailproxy_config.model import ImapId
 from mailproxy_config.value_types import FLAG, NUMBER, SIZE, Directive, choice
+
+_CAPABILITIES_FROM: Final = choice({"static": "Static", "upstream": "Upstream"}, CapabilitiesFrom)
 
 CLIENT_DIRECTIVES: Final = (
     Directive(
@@ -18,6 +21,47 @@ CLIENT_DIRECTIVES: Final = (
         meaning=(
             "ID and ENABLE before login: Ignore (BAD, as nginx) or Answer. Not set: Answer with proxyId or "
             "realIpCommand."
+        ),
+    ),
+    Directive(
+        name="imap_capabilities_from",
+        module="mail_imap",
+        type=_CAPABILITIES_FROM,
+        default="Static",
+        is_ours=True,
+        meaning=(
+            "Capabilities before login: imapCapabilities (Static), or those of them that the mail servers "
+            "have (Upstream)."
+        ),
+    ),
+    Directive(
+        name="imap_capability_after_login",
+        module="mail_imap",
+        type=FLAG,
+        default=False,
+        is_ours=True,
+        meaning="Sends the mail server's capabilities with the response to the login, if it did not.",
+    ),
+    Directive(
+        name="smtp_capabilities_from",
+        module="mail_smtp",
+        type=_CAPABILITIES_FROM,
+        default="Static",
+        is_ours=True,
+        meaning=(
+            "Extensions before login: smtpCapabilities (Static), or those of the mail servers, limited to "
+            "the list if there is one (Upstream)."
+        ),
+    ),
+    Directive(
+        name="ssl_alpn_strict",
+        module="mail_ssl",
+        type=choice({"nginx": "Nginx", "registered": "Registered"}, AlpnStrict),
+        default="Nginx",
+        is_ours=True,
+        meaning=(
+            "ALPN offers without this protocol are refused: all (Nginx), or those with another registered "
+            "protocol (Registered)."
         ),
     ),
     Directive(

@@ -22,6 +22,7 @@ from mailproxy_config.model import (
     ServerConfig,
     StartTls,
 )
+from mailproxy_config.policy_directives import PolicyServerRef
 from mailproxy_config.route_directives import RouteRef
 from mailproxy_config.secret_refs import (
     CertificateRef,
@@ -108,7 +109,7 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
     keys: dict[tuple[Any, str], set[str]] = {}
     for server in manifest.servers:
         effective = _effective(manifest, server)
-        groups = _used_groups(effective["route"], manifest.upstreams)
+        groups = _used_groups(effective["auth_mode"], effective["route"], manifest.upstreams)
         for values in (effective, *(effective | dict(group.settings) for group in groups)):
             unused = _unused_prefixes(values, server)
             for name, value in values.items():
@@ -158,7 +159,7 @@ def _server(
 ) -> ServerConfig:
     values = {name: _with_paths(value, mounts) for name, value in effective.items()}
     values["server_name"] = values["server_name"] or hostname
-    values["upstream_groups"] = _used_groups(values["route"], values["upstream_groups"])
+    values["upstream_groups"] = _used_groups(values["auth_mode"], values["route"], values["upstream_groups"])
     protocol = server.protocol or derive_protocol(server.listen)
     if protocol is None:
         raise ConfigError([Problem(f"{server.path}.protocol", "is required")])
@@ -183,9 +184,11 @@ def _group(group: UpstreamGroupRef, mounts: Mounts, namespace: str) -> UpstreamG
     )
 
 
-def _used_groups(routes: Sequence[Route | RouteRef], groups: Sequence[_GroupT]) -> tuple[_GroupT, ...]:
-    """The groups that routes lead to: all, where a table names them."""
-    if any(route.table is not None for route in routes):
+def _used_groups(
+    mode: AuthMode, routes: Sequence[Route | RouteRef], groups: Sequence[_GroupT]
+) -> tuple[_GroupT, ...]:
+    """The groups that logins may go to: all, where a table or the authentication service names them."""
+    if not mode.needs_routes or any(route.table is not None for route in routes):
         return tuple(groups)
     names = {route.upstream for route in routes}
     return tuple(group for group in groups if group.name in names)
@@ -213,7 +216,7 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
             )
         case HeaderRef():
             return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
-        case MasterUserRef() | AuthTokenRef() | SelectorRef() | RouteRef():
+        case MasterUserRef() | AuthTokenRef() | PolicyServerRef() | SelectorRef() | RouteRef():
             return value.with_paths(mounts)
         case tuple():
             return tuple(_with_paths(item, mounts) for item in value)
@@ -230,7 +233,7 @@ def _key_refs(value: object) -> Iterator[KeyRef]:
             yield from _key_refs(value.key)
         case HeaderRef():
             yield value.source
-        case MasterUserRef() | AuthTokenRef() | RouteRef():
+        case MasterUserRef() | AuthTokenRef() | PolicyServerRef() | RouteRef():
             yield from value.references
         case tuple():
             for item in value:

@@ -51,6 +51,7 @@ def check_consistency(
         if not is_routed and not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
         _check_token_issuers(server, mail, problems)
+        _check_block(server, mail, spec, problems)
         _check_tls(server, mail, problems)
         _check_require_tls(server, mail, problems)
         _check_ports(server, spec, problems)
@@ -66,6 +67,21 @@ def _check_token_issuers(server: ServerBlock, mail: Level, problems: Problems) -
     if any(".oauthIssuers" in problem.path for problem in problems.found):
         return  # there are some, with errors
     problems.add(f"{server.path}.oauthIssuers", "is required for authMode Jwt: set it here or in spec.mail")
+
+
+def _check_block(server: ServerBlock, mail: Level, spec: Mapping[str, Any], problems: Problems) -> None:
+    """Check that the clients of a server with ``authBlock`` do not share one address."""
+    if _value("auth_block", server, mail) is None:
+        return
+    path = f"{server.path}.authBlock"
+    proxied = [listener.proxy_protocol for listener in server.listen]
+    if any(proxied) and not _value("set_real_ip_from", server, mail):
+        reason = "all clients of a listener with proxyProtocol would share the load balancer's address"
+        problems.add(path, f"{reason}: set setRealIpFrom to the addresses of the load balancer")
+    if not all(proxied) and spec.get("service", {}).get("externalTrafficPolicy") == "Cluster":
+        reason = "with service.externalTrafficPolicy Cluster, clients share the addresses of the nodes"
+        fix = "use Local, or proxyProtocol for every listener"
+        problems.add(path, f"{reason}, and a block would be for all of them: {fix}")
 
 
 def _given(name: str, server: ServerBlock, mail: Level) -> bool:
@@ -226,6 +242,17 @@ _LEADS_SOMEWHERE: Final = (
 _ON_HOST: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNetwork"
 
 
+_HAS_BLOCK: Final = "(has({0}.authBlock) && (!has({0}.authBlock.failures) || {0}.authBlock.failures > 0))"
+_BLOCKS: Final = (
+    f"(has(s.authBlock) ? {_HAS_BLOCK.format('s')} : has(self.mail) && {_HAS_BLOCK.format('self.mail')})"
+)
+_TRUSTS: Final = (
+    "(has(s.setRealIpFrom) ? s.setRealIpFrom.size() > 0 : "
+    "has(self.mail) && has(self.mail.setRealIpFrom) && self.mail.setRealIpFrom.size() > 0)"
+)
+_IS_PROXIED: Final = "has(l.proxyProtocol) && l.proxyProtocol"
+
+
 def _rule(expression: str, message: str, reason: str = "FieldValueInvalid") -> Rule:
     return Rule(expression=expression, message=message, reason=reason, predicate=None)
 
@@ -261,6 +288,20 @@ SPEC_RULES: Final = (
         f"(!has(self.mail) || !has(self.mail.routes) || {_LEADS_SOMEWHERE.format('self.mail')}) && "
         f"self.servers.all(s, !has(s.routes) || {_LEADS_SOMEWHERE.format('s')})",
         "routes[].upstream must be the name of an item of spec.upstreams",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"self.servers.all(s, !{_BLOCKS} || {_TRUSTS} || !s.listen.exists(l, {_IS_PROXIED}))",
+        "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address",
+        "FieldValueRequired",
+    ),
+    _rule(
+        "!has(self.service) || !has(self.service.externalTrafficPolicy) || "
+        "self.service.externalTrafficPolicy != 'Cluster' || "
+        f"self.servers.all(s, !{_BLOCKS} || s.listen.all(l, {_IS_PROXIED}))",
+        "authBlock with service.externalTrafficPolicy Cluster would block all clients of a node: "
+        "use Local, or proxyProtocol for every listener",
+        "FieldValueForbidden",
     ),
     _rule(
         "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || "

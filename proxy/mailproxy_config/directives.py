@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of directives: one row for each directive of nginx's mail modules.
 
-The CRD's schema, the built-in defaults, the reference page and the readers of manifests
-and ``nginx.conf`` are derived from it.  Names are nginx's; the field of a manifest is the
-same name in lowerCamelCase.
+The CRD's schema, the built-in defaults, the reference page and the readers of manifests and ``nginx.conf``
+are derived from it.  Names are nginx's; the field of a manifest is the same name in lowerCamelCase.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
 from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
+from mailproxy_config.penalty_directives import PENALTY_DIRECTIVES
+from mailproxy_config.policy_directives import POLICY_DIRECTIVES
 from mailproxy_config.route_directives import ROUTE_DIRECTIVES
 from mailproxy_config.schema import Integer, IntOrString
-from mailproxy_config.static_directives import STATIC_DIRECTIVES
 from mailproxy_config.tempfail_directives import TEMPFAIL_DIRECTIVES
 from mailproxy_config.tls_directives import SERVER_NAMES_DIRECTIVE, TLS_DIRECTIVES, TLS_FOLDED_DIRECTIVES
 from mailproxy_config.upstream_directives import UPSTREAM_DIRECTIVES, UPSTREAM_FOLDED_DIRECTIVES
@@ -409,14 +409,14 @@ LEVEL_DIRECTIVES: Final = (
     *FAILOVER_DIRECTIVES,
     *TEMPFAIL_DIRECTIVES,
     *UPSTREAM_LOGIN_DIRECTIVES,
+    *POLICY_DIRECTIVES,
     *OAUTH_DIRECTIVES,
+    *PENALTY_DIRECTIVES,
     *ROUTE_DIRECTIVES,
-    *STATIC_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
-
 
 SERVER_DIRECTIVES: Final = (
     Directive(

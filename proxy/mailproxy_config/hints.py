@@ -22,7 +22,8 @@ _CONNECTING: Final = (
 _SILENCE: Final = "<proxy_timeout> limits how long a session may be silent in both directions"
 _WAITING: Final = "<timeout> limits the time before login, <proxy_timeout> the silence after it"
 _UPSTREAM: Final = (
-    "the authentication service names the mail server (Auth-Server and Auth-Port), see <auth_http>"
+    "the authentication service names the mail server (Auth-Server and Auth-Port), see <auth_http>; "
+    "or <route> leads to it, with <auth_mode>"
 )
 
 _BUFFER: Final = "<proxy_buffer> is the size of the buffer for what mail servers send"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The effective configuration: the values that apply to each server after inheritance and defaults.
 
-The proxy reads only this.  Fields are named after nginx's directives.  Parsing is in
-``load``, validation in the table of ``directives``, inheritance in ``compile``.
+Fields are named after nginx's directives.  Parsing is in ``load``, validation in ``directives``,
+inheritance in ``compile``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NewType
 
+from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
+from mailproxy_config.failed_logins import FailedLogins
 from mailproxy_config.oauth_issuer import OAuthIssuer
+from mailproxy_config.policy_server import AuthPolicyServer
 from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser
 from mailproxy_config.upstream_values import (
@@ -250,7 +253,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CertificateChoice):
+class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -293,8 +296,7 @@ class ServerConfig(CertificateChoice):
 
     starttls: StartTls
     ssl_certificate: tuple[CertificateFiles, ...]
-    ssl_certificate_selector: str | None
-    """A directory with further certificates: ``NAME/tls.crt`` and ``NAME/tls.key``."""
+    ssl_certificate_selector: str | None  # a directory with ``NAME/tls.crt`` and ``NAME/tls.key``
     ssl_reject_handshake: bool
     ssl_certificate_compression: bool
     ssl_protocols: frozenset[str]
@@ -339,6 +341,10 @@ class ServerConfig(CertificateChoice):
     route: tuple[Route, ...]
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
+    imap_capabilities_from: CapabilitiesFrom
+    imap_capability_after_login: bool
+    smtp_capabilities_from: CapabilitiesFrom
+    ssl_alpn_strict: AlpnStrict
     smtp_auth_command: bool
     real_ip_command: bool
     max_commands: int
@@ -361,6 +367,8 @@ class ServerConfig(CertificateChoice):
     proxy_auth_require_tls: bool | None
     proxy_master_user: ProxyMasterUser | None
     proxy_auth_token: ProxyAuthToken | None
+    auth_policy_server: AuthPolicyServer | None
+    log_password_fingerprint: bool
 
     upstream_groups: tuple[UpstreamGroup, ...] = ()
     """The groups of upstreams that ``route`` uses."""
@@ -389,14 +397,8 @@ class ServerConfig(CertificateChoice):
     @property
     def negotiates_xclient(self) -> bool:
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
-        return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
-
-    @property
-    def answers_id(self) -> bool:
-        """Whether IMAP ID is allowed before login; by default where another directive needs it."""
-        if self.imap_id_command is None:
-            return self.real_ip_command or self.proxy_id is not SendIdentity.DISABLED
-        return self.imap_id_command is ImapId.ANSWER
+        is_nginx = self.xclient_mode is XclientMode.ALWAYS and self.auth_mode is not AuthMode.UPSTREAM
+        return self.xclient and not is_nginx
 
     @property
     def sends_identity(self) -> bool:
@@ -436,12 +438,8 @@ class ServerConfig(CertificateChoice):
     @property
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to may be passed on."""
-        return (
-            self.sends_identity
-            or self.auth_http_variables
-            or self.auth_http_facts
-            or self.auth_http_overrides
-        )
+        for_service = self.auth_http_variables or self.auth_http_facts or self.auth_http_overrides
+        return self.sends_identity or for_service
 
     @property
     def may_use_upstream_tls(self) -> bool:
@@ -450,12 +448,11 @@ class ServerConfig(CertificateChoice):
 
     @property
     def upstream_login_files(self) -> tuple[tuple[str, str], ...]:
-        """Directives and paths of the files with secrets for the login at upstreams."""
-        found: list[tuple[str, str]] = []
-        if self.proxy_master_user is not None:
-            found.append(("proxy_master_user", self.proxy_master_user.password_file))
-        if self.proxy_auth_token is not None:
-            found += [("proxy_auth_token", path) for path in self.proxy_auth_token.files]
+        """Directives and paths of the files with secrets for upstreams and for the policy server."""
+        master, token, policy = self.proxy_master_user, self.proxy_auth_token, self.auth_policy_server
+        found = [] if master is None else [("proxy_master_user", master.password_file)]
+        found += [("proxy_auth_token", path) for path in (() if token is None else token.files)]
+        found += [("auth_policy_server", path) for path in (() if policy is None else policy.files)]
         return tuple(found)
 
     @property

@@ -10,6 +10,7 @@ from mailproxy_config.addresses import check_host, parse_host_port
 from mailproxy_config.model import AuthMode
 from mailproxy_config.oauth_issuer import OAuthIssuer, TokenAlgorithm, TokenType
 from mailproxy_config.schema import Array, Boolean, Integer, Object, Schema, String
+from mailproxy_config.static_directives import STATIC_DIRECTIVES
 from mailproxy_config.value_types import (
     FLAG,
     INVALID_ITEM,
@@ -244,6 +245,7 @@ OAUTH_DIRECTIVES: Final = (
             "decides; Static: authUserFile."
         ),
     ),
+    *STATIC_DIRECTIVES,
     Directive(
         name="oauth_issuer",
         field="oauthIssuers",

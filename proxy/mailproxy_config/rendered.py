@@ -36,6 +36,8 @@ from mailproxy_config.model import (
     ServerConfig,
     VerifyClient,
 )
+from mailproxy_config.policy_directives import policy_server_ref
+from mailproxy_config.policy_server import AuthPolicyServer
 from mailproxy_config.route_checks import routing_problems
 from mailproxy_config.route_directives import route_ref
 from mailproxy_config.schema import is_encodable, join_path, type_of
@@ -361,19 +363,23 @@ def _check_time(seconds: float, path: str, problems: Problems) -> None:
         problems.add(path, f"{seconds:g} is out of range 0 to {MAX_SECONDS}")
 
 
-def _with_references(value: Any) -> Any:  # noqa: ANN401, PLR0911 -- the value of any directive
+_REFERENCE_OF: Final[Mapping[type, Callable[[Any], object]]] = {
+    ProxyMasterUser: master_user_ref,
+    ProxyAuthToken: auth_token_ref,
+    AuthPolicyServer: policy_server_ref,
+    Route: route_ref,
+}
+
+
+def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
     """The value with references instead of paths."""
     match value:
         case AuthHttpHeader(value=None, value_file=str()):
             return HeaderRef(value.name, _STAND_IN)
         case CertificateFiles():
             return CertificateRef(value.certificate, value.key, value.server_names)
-        case ProxyMasterUser():
-            return master_user_ref(value)
-        case ProxyAuthToken():
-            return auth_token_ref(value)
-        case Route():
-            return route_ref(value)
+        case ProxyMasterUser() | ProxyAuthToken() | AuthPolicyServer() | Route():
+            return _REFERENCE_OF[type(value)](value)
         case tuple():
             return tuple(map(_with_references, value))
     return value

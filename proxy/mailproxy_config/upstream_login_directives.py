@@ -44,7 +44,7 @@ _LOOPBACK_URL: Final = r"^http://(localhost|127\\.[0-9.]+|\\[::1\\])(:[0-9]+)?(/
 # --- secrets -------------------------------------------------------------------
 
 _SECRET_SOURCES: Final = ("secretKeyRef", "file")
-_SECRET_SHAPE: Final = Object(
+SECRET_SHAPE: Final = Object(
     example="{secretKeyRef: {name: NAME, key: KEY}} or {file: /PATH}",
     fields={
         "secretKeyRef": Object(
@@ -65,17 +65,19 @@ _SECRET_SHAPE: Final = Object(
 )
 
 
-def _read_secret(value: Mapping[str, Any]) -> FileRef:
+def read_secret_source(value: Mapping[str, Any]) -> FileRef:
+    """Convert a value of ``SECRET_SHAPE``."""
     if "secretKeyRef" in value:
         return read_key_ref(ReferenceKind.SECRET, value["secretKeyRef"])
     return str(value["file"])
 
 
-def _format_secret(value: FileRef) -> Raw:
+def format_secret(value: FileRef) -> Raw:
+    """The manifest value of a reference or file."""
     return {"file": value} if isinstance(value, str) else format_key_ref(value)
 
 
-def _parameters(arguments: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+def parse_parameters(arguments: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
     """Read nginx's ``name=value`` parameters: fields of a manifest, and their values."""
     found: dict[str, str] = {}
     for word in arguments:
@@ -157,17 +159,19 @@ class MasterUserRef:
 
 
 def _read_master(value: Mapping[str, Any], _: ErrorPath) -> MasterUserRef:
-    return MasterUserRef(value["user"], _read_secret(value["passwordFrom"]), value.get("separator", "*"))
+    return MasterUserRef(
+        value["user"], read_secret_source(value["passwordFrom"]), value.get("separator", "*")
+    )
 
 
 def _format_master(value: MasterUserRef) -> Raw:
-    written = {"user": value.user, "passwordFrom": _format_secret(value.password)}
+    written = {"user": value.user, "passwordFrom": format_secret(value.password)}
     return written | ({} if value.separator == "*" else {"separator": value.separator})
 
 
 def _nginx_master(arguments: Sequence[str]) -> Raw:
     user, path = arguments[:2]
-    return {"user": user, "passwordFrom": {"file": path}} | _parameters(
+    return {"user": user, "passwordFrom": {"file": path}} | parse_parameters(
         arguments[2:], {"separator": "separator"}
     )
 
@@ -184,7 +188,7 @@ MASTER_USER: Final = ValueType(
         example="{user: NAME, passwordFrom: {secretKeyRef: {name: NAME, key: KEY}}}",
         fields={
             "user": String(max_length=255, min_length=1, rules=(_MASTER_TEXT,)),
-            "passwordFrom": _SECRET_SHAPE,
+            "passwordFrom": SECRET_SHAPE,
             "separator": String(max_length=8, min_length=1, pattern="^[!-~]+$", hint="visible ASCII"),
         },
         required=("user", "passwordFrom"),
@@ -242,10 +246,10 @@ def _read_token(value: Mapping[str, Any], path: ErrorPath) -> AuthTokenRef:
     return AuthTokenRef(
         token_url=value["tokenUrl"],
         client_id=value["clientId"],
-        client_secret=None if secret is None else _read_secret(secret),
+        client_secret=None if secret is None else read_secret_source(secret),
         scope=value.get("scope", ""),
         grant=TokenGrant(value.get("grant", TokenGrant.CLIENT_CREDENTIALS)),
-        refresh_token=None if refresh is None else _read_secret(refresh),
+        refresh_token=None if refresh is None else read_secret_source(refresh),
     )
 
 
@@ -267,13 +271,13 @@ def check_token_url(url: str) -> None:
 def _format_token(value: AuthTokenRef) -> Raw:
     written: dict[str, Raw] = {"tokenUrl": value.token_url, "clientId": value.client_id}
     if value.client_secret is not None:
-        written["clientSecretFrom"] = _format_secret(value.client_secret)
+        written["clientSecretFrom"] = format_secret(value.client_secret)
     if value.scope:
         written["scope"] = value.scope
     if value.grant is not TokenGrant.CLIENT_CREDENTIALS:
         written["grant"] = str(value.grant)
     if value.refresh_token is not None:
-        written["refreshTokenFrom"] = _format_secret(value.refresh_token)
+        written["refreshTokenFrom"] = format_secret(value.refresh_token)
     return written
 
 
@@ -303,7 +307,7 @@ _TOKEN_PARAMETERS: Final = {
 
 
 def _nginx_token(arguments: Sequence[str]) -> Raw:
-    found: dict[str, Raw] = {"tokenUrl": arguments[0], **_parameters(arguments[1:], _TOKEN_PARAMETERS)}
+    found: dict[str, Raw] = {"tokenUrl": arguments[0], **parse_parameters(arguments[1:], _TOKEN_PARAMETERS)}
     if "clientId" not in found:
         raise ValueError("client_id is required")
     if "grant" in found:
@@ -342,10 +346,10 @@ AUTH_TOKEN: Final = ValueType(
             "clientId": String(
                 max_length=255, min_length=1, rules=(control_character_rule("a client identifier"),)
             ),
-            "clientSecretFrom": _SECRET_SHAPE,
+            "clientSecretFrom": SECRET_SHAPE,
             "scope": String(max_length=1024, rules=(control_character_rule("a scope"),)),
             "grant": String(max_length=64, enum=tuple(map(str, TokenGrant)), spellings=_GRANTS),
-            "refreshTokenFrom": _SECRET_SHAPE,
+            "refreshTokenFrom": SECRET_SHAPE,
         },
         required=("tokenUrl", "clientId"),
         descriptions={

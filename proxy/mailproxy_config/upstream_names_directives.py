@@ -23,6 +23,8 @@ def _network(value: str, path: ErrorPath) -> str:
     return str(network)
 
 
+NETWORKS: Final = string_list(_network, syntax="list of address or CIDR range", max_items=64, max_length=64)
+
 UPSTREAM_NAMES_DIRECTIVES: Final = (
     Directive(
         name="auth_http_server_names",
@@ -38,7 +40,7 @@ UPSTREAM_NAMES_DIRECTIVES: Final = (
     Directive(
         name="auth_http_server_networks",
         module=_AUTH_HTTP,
-        type=string_list(_network, syntax="list of address or CIDR range", max_items=64, max_length=64),
+        type=NETWORKS,
         default=[],
         inheritance=Inheritance.LIST,
         is_ours=True,

@@ -48,7 +48,6 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
         ("auth plain;", '"imap_auth", "pop3_auth" and "smtp_auth" name the ways to log in'),
         # directives of other modules
         ("proxy_pass 10.0.0.1:143;", "the authentication service names the mail server"),
-        ("upstream dovecot { server 10.0.0.1; }", "the authentication service names the mail server"),
         ("proxy_buffers 8 4k;", '"proxy_buffer" is the size of the buffer'),
         ("proxy_set_header X-Key k;", '"auth_http_header" adds a header'),
         ("real_ip_header proxy_protocol;", '"set_real_ip_from"'),

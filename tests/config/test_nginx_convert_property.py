@@ -159,12 +159,21 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "identity_domain=Example.org allowed_client=x allowed_algorithm=ES256",
         ]
     ),
+    "auth_penalty": _FLAG,
+    "auth_failure_delay": _MSEC,
+    "auth_penalty_exempt": _some("192.0.2.0/24", "::1"),
+    "auth_penalty_max": st.sampled_from(["1", "500"]),
+    "auth_block": st.just("off"),  # another value needs addresses of clients, which depends on the listeners
     "smtp_auth_command": _FLAG,
     "real_ip_command": _FLAG,
     "max_commands": st.sampled_from(["0", "1000"]),
     "limit_rate": st.sampled_from(["0", "64k", "1m"]),
     "limit_rate_after": st.sampled_from(["0", "10m"]),
     "imap_id_command": st.sampled_from(["ignore", "answer"]),
+    "imap_capabilities_from": st.sampled_from(["static", "upstream"]),
+    "imap_capability_after_login": _FLAG,
+    "smtp_capabilities_from": st.sampled_from(["static", "UPSTREAM"]),
+    "ssl_alpn_strict": st.sampled_from(["nginx", "Registered"]),
     "proxy_id": st.sampled_from(["off", "auto", "required"]),
     "proxy_pop3_xclient": st.sampled_from(["off", "Auto", "required"]),
     "proxy_connect_timeout": _MSEC,
@@ -189,6 +198,14 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
         ]
     ),
+    "auth_policy_server": st.sampled_from(
+        [
+            "http://127.0.0.1:8084/ nonce_file=n.txt",
+            "https://policy.example/ nonce_file=/n header_name=X-API-Key header_file=k.txt hash_mech=SHA512 "
+            "hash_truncate=0 timeout=1s500ms check_before=off check_after=off report=off reject_on_fail=on",
+        ]
+    ),
+    "log_password_fingerprint": _FLAG,
     "proxy_ssl": st.sampled_from(["on", "off", "starttls", "STARTTLS"]),
     "proxy_ssl_verify": _FLAG,
     "proxy_ssl_verify_depth": _NUMBER,

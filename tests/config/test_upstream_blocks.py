@@ -104,3 +104,10 @@ def test_too_many_groups_are_reported() -> None:
     assert [str(each) for each in error.value.problems] == [
         "spec.upstreams: has 65 items, which is out of range 0 to 64"
     ]
+
+
+def test_authentication_service_may_name_every_group() -> None:
+    manifest = parse_manifest(body(upstreams=UPSTREAMS))
+    [server] = compile_proxy(manifest).servers
+    assert [group.name for group in server.upstream_groups] == ["dovecot", "old"]
+    assert {each.name for each in collect_references(manifest)} == {"ca", "client"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -134,22 +135,33 @@ def connect(world: World, name: str) -> RawClient:
 
 def log_in(client: RawClient, protocol: str, user: str, password: str) -> bytes:
     """Return the reply."""
+    return client.exchange(login(protocol, user, password))
+
+
+def login(protocol: str, user: str, password: str) -> bytes:
+    """Return the command."""
     message = b64encode(f"\0{user}\0{password}".encode())
-    if protocol == "imap":
-        return client.exchange(b"a AUTHENTICATE PLAIN " + message)
-    return client.exchange(b"AUTH PLAIN " + message)
+    return (b"a AUTHENTICATE PLAIN " if protocol == "imap" else b"AUTH PLAIN ") + message
+
+
+def log_in_at_once(world: World, name: str, *credentials: tuple[str, str]) -> set[bytes]:
+    """Log in with several connections at the same time, as refusals take seconds; return the replies."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(world, name)) for _ in credentials]
+        for client, (user, password) in zip(clients, credentials, strict=True):
+            client.send(login(protocol_of(name), user, password) + b"\r\n")
+        return {client.read_line().rstrip() for client in clients}
 
 
 @pytest.mark.parametrize("name", UPSTREAMS)
 def test_client_logs_in_after_wrong_passwords(world: World, name: str) -> None:
     """Of a known user, of an unknown one, and of one without a route: the replies are the same."""
     protocol = protocol_of(name)
+    users = f"alice@{DOMAIN}", f"nobody@{DOMAIN}", "alice@elsewhere.example"
+    replies = log_in_at_once(world, name, *((user, "wrong password") for user in users))
+    assert replies == {REFUSED[protocol]}
     with connect(world, name) as client:
-        replies = {
-            log_in(client, protocol, user, "wrong password")
-            for user in (f"alice@{DOMAIN}", f"nobody@{DOMAIN}", "alice@elsewhere.example")
-        }
-        assert {reply.rstrip() for reply in replies} == {REFUSED[protocol]}
+        assert log_in(client, protocol, users[0], "wrong password").rstrip() == REFUSED[protocol]
         assert log_in(client, protocol, f"alice@{DOMAIN}", PASSWORD).startswith(SUCCESS[protocol])
         assert works(client, protocol)
     log = world.proxy.running.output_text()
@@ -182,11 +194,9 @@ def test_upstream_that_requires_tls_is_misconfigured_without_and_decides_with_it
 
 @pytest.mark.parametrize("name", UPSTREAMS)
 def test_long_password_is_refused_as_a_short_one(world: World, name: str) -> None:
-    protocol = protocol_of(name)
-    with connect(world, name) as client:
-        for password in ("x" * 512, "x" * 2000):
-            reply = log_in(client, protocol, f"{'b' * 240}@{DOMAIN}", password)
-            assert reply.rstrip() == REFUSED[protocol]
+    user = f"{'b' * 240}@{DOMAIN}"
+    replies = log_in_at_once(world, name, (user, "x" * 512), (user, "x" * 2000))
+    assert replies == {REFUSED[protocol_of(name)]}
 
 
 def test_postfix_gets_the_address_of_the_client_and_relays_after_auth_alone(
@@ -202,13 +212,7 @@ def test_postfix_gets_the_address_of_the_client_and_relays_after_auth_alone(
     eventually(lambda: postfix.log_lines("sasl_method=PLAIN", "sasl_username=alice"), "AUTH in Postfix's log")
 
 
-def test_stopped_upstream_is_no_refusal(
-    world: World,
-    needs: Needs,
-    new_folder: Callable[[str], Path],
-    ports: Ports,
-    new_proxy: Callable[..., Proxy],
-) -> None:
+def test_stopped_upstream_is_no_refusal(ports: Ports, new_proxy: Callable[..., Proxy]) -> None:
     port, upstream = ports.take(), ports.take()
     server = {
         "name": "imap",

@@ -49,6 +49,14 @@ LEADS_NOWHERE: Final = "routes[].upstream must be the name of an item of spec.up
 ROUTES: Final = [{"users": ["bob@example.org"], "domains": ["example.net"], "upstream": "dovecot"}]
 GROUP: Final = {"name": "dovecot", "servers": [{"address": "dovecot-0.dovecot:143", "weight": 2}]}
 ROUTED: Final = {"mail": {"authMode": "Upstream", "routes": ROUTES}, "upstreams": [GROUP]}
+SHARED_BY_BALANCER: Final = (
+    "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address"
+)
+SHARED_BY_NODES: Final = (
+    "authBlock with service.externalTrafficPolicy Cluster would block all clients of a node: use Local, or "
+    "proxyProtocol for every listener"
+)
+CLUSTER: Final = {"service": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}}
 SAME_PORT: Final = "servers[].listen: two servers listen without ssl on the same port of all IPv4 addresses"
 ON_HOST: Final = (
     "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
@@ -105,6 +113,7 @@ def selector(operator: str, *values: str) -> Object:
 
 
 SECRET: Final = {"secretKeyRef": {"name": "a", "key": "b"}}
+POLICY: Final = {"url": "http://policy.mail.svc:8084/", "nonceFrom": SECRET}
 TOKEN: Object = {"tokenUrl": "https://login.example/token", "clientId": "app", "clientSecretFrom": SECRET}
 CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 
@@ -225,6 +234,12 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         "exactly one of secretKeyRef and file must be set",
     ),
     (
+        mail(authPolicyServer={**POLICY, "nonceFrom": {}}),
+        "spec.mail.authPolicyServer.nonceFrom",
+        "exactly one of secretKeyRef and file must be set",
+    ),
+    (mail(authPolicyServer={**POLICY, "timeout": "2x"}), "spec.mail.authPolicyServer.timeout", TIME),
+    (
         mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://login.example/token"}),
         "spec.mail.proxyAuthToken.tokenUrl",
         "must begin with https://; http:// is allowed for a loopback address only",
@@ -333,6 +348,8 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         "spec.service",
         "externalTrafficPolicy needs type LoadBalancer or NodePort",
     ),
+    ({**mail(authBlock={}), **CLUSTER, **listen()}, "spec", SHARED_BY_NODES),
+    ({**mail(authBlock={"failures": 5}), **listen(proxyProtocol=True)}, "spec", SHARED_BY_BALANCER),
     (
         {"service": {"nodePorts": [{"port": 143, "nodePort": 30143}]}, **listen()},
         "spec.service.nodePorts",
@@ -422,6 +439,8 @@ VALID: Final[list[Object]] = [
     mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://127.0.0.1:8080/token"}),
     mail(proxyAuthToken={**TOKEN, "tokenUrl": "http://[::1]/token"}),
     mail(proxyMasterUser={"user": "proxy", "passwordFrom": SECRET, "separator": "%"}),
+    mail(authPolicyServer=POLICY, logPasswordFingerprint=True),
+    mail(authPolicyServer={**POLICY, "header": {"name": "X-API-Key", "valueFrom": SECRET}, "timeout": 2}),
     {"mail": {"authHttp": "https://auth.example.com/mail"}},
     {"mail": {"authHttp": "auth:9000/auth"}},
     {"mail": {}, **servers(imap({"port": 143}, **AUTH))},
@@ -452,6 +471,9 @@ VALID: Final[list[Object]] = [
     extra("net.ipv4.tcp_rmem", "4096 131072 33554432"),
     extra("net.ipv4.ip_local_port_range", "1024 65535"),
     {"service": {"type": "NodePort", "externalTrafficPolicy": "Local"}},
+    mail(authPenalty=True, authFailureDelay="1500ms", authPenaltyExempt=["192.0.2.0/24"], authPenaltyMax=50),
+    {**mail(authBlock={"failures": 0}), **CLUSTER, **listen()},
+    {**mail(authBlock={"for": "1m"}, setRealIpFrom=["10.0.0.1"]), **CLUSTER, **listen(proxyProtocol=True)},
     {"service": {"type": "LoadBalancer", "annotations": {"a.example/b": "c"}}},
     {"autoscaling": {"minReplicas": 2, "maxReplicas": 2, "targetConnectionsPerPod": 2000}},
     {"podDisruptionBudget": {"maxUnavailable": "50%"}},

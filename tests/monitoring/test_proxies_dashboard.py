@@ -71,6 +71,7 @@ def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
     assert unshown == {
         "mailproxy_config_generation",
         "mailproxy_dns_cache_entries",
+        "mailproxy_policy_request_duration_seconds",
         "mailproxy_token_expiry_timestamp_seconds",
         "mailproxy_token_request_duration_seconds",
         "process_start_time_seconds",

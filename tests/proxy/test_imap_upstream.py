@@ -92,3 +92,40 @@ def test_any_upstream_bytes_end_in_login_or_error(lines: list[bytes]) -> None:
 
 def test_login_is_not_sent_before_greeting() -> None:
     assert log_in(b"")[0] == log_in(b"* BYE\r\n")[0] == log_in(b"* OK")[0] == b""
+
+
+def after_login(*received: bytes, limit: int = 64) -> UpstreamLoginResult:
+    """Log in with ``imap_capability_after_login``; return the result."""
+    config = server(Protocol.IMAP, proxy_buffer=ByteCount(limit), imap_capability_after_login=True)
+    grant = AuthAllowed("192.0.2.10", 143, b"john", Secret(PASSWORD))
+    login = UpstreamLogin(grant, Method.PASSWORD, b"", b"a1")
+    generator = IMAP.upstream(config).log_in(Client("192.0.2.1"), login)
+    answers = [b"* OK [CAPABILITY LITERAL+]\r\n", *received]
+    effect: Any = generator.send(None)
+    try:
+        while True:
+            if isinstance(effect, Receive):
+                assert len(answers[0]) <= effect.limit
+                effect = generator.send(answers.pop(0)) if answers[0] else generator.throw(PeerClosed())
+            else:
+                effect = generator.send(None)
+    except StopIteration as finished:
+        logged_in: UpstreamLoginResult = finished.value
+        return logged_in
+
+
+def test_list_after_login_is_limited_by_proxy_buffer() -> None:
+    with pytest.raises(UpstreamError, match="too long"):
+        after_login(b"a1 OK\r\n", b"* CAPABILITY " + b"A" * 51)
+
+
+def test_upstream_that_leaves_after_login_is_an_error() -> None:
+    with pytest.raises(UpstreamError, match="closed the connection"):
+        after_login(b"a1 OK\r\n", b"")
+    with pytest.raises(UpstreamRefused):
+        after_login(b"a1 OK\r\n", b"* BYE no\r\n")
+
+
+def test_incomplete_line_behind_the_login_is_continued() -> None:
+    result = after_login(b"a1 OK in\r\n* OK [AL", b"ERT] x\r\n* CAPABILITY B\r\nx9 OK\r\n* 1")
+    assert result.reply == b"* OK [ALERT] x\r\na1 OK [CAPABILITY B] in\r\n* 1"

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +41,7 @@ def success(**changes: Any) -> SessionRecord:
         "client_port": 4711,
         "tls": "TLSv1.3",
         "cipher": "TLS_AES_128_GCM_SHA256",
+        "server_name": b"imap.example.com",
         "user": b"alice",
         "method": Method.PLAIN,
         "result": LoginResult.SUCCESS,
@@ -69,10 +72,12 @@ def test_a_session_as_json() -> None:
         "proxied": False,
         "tls": "TLSv1.3",
         "cipher": "TLS_AES_128_GCM_SHA256",
+        "server_name": "imap.example.com",
         "user": "alice",
         "method": "plain",
         "result": "success",
         "attempts": 1,
+        "password_failures": 0,
         "errors": 0,
         "error": None,
         "upstream": "10.0.0.3",
@@ -100,12 +105,23 @@ def test_named_client_has_two_more_fields() -> None:
     assert " proxied named_by=10.0.0.5 tls=" in text_session(record, STAMP)
 
 
+def test_refused_passwords_are_counted_and_have_a_fingerprint_if_it_is_made() -> None:
+    record = success(result=LoginResult.DENIED, password_failures=2)
+    assert json.loads(json_session(record, STAMP))["password_failures"] == 2
+    assert "pwfp" not in json.loads(json_session(record, STAMP))
+    assert " attempts=1 password_failures=2 result=denied " in text_session(record, STAMP)
+    record.pwfp = "00ff00ff00ff00ff"
+    assert json.loads(json_session(record, STAMP))["pwfp"] == "00ff00ff00ff00ff"
+    assert " password_failures=2 pwfp=00ff00ff00ff00ff result=denied " in text_session(record, STAMP)
+
+
 def test_session_without_login_has_the_same_fields() -> None:
     line = json.loads(json_session(SessionRecord(session="x"), STAMP))
     assert list(line) == list(json.loads(json_session(success(), STAMP)))
     assert {key for key, value in line.items() if value is None} == {
         "tls",
         "cipher",
+        "server_name",
         "method",
         "result",
         "error",
@@ -122,9 +138,9 @@ def test_session_as_text() -> None:
     record = success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG)
     assert text_session(record, STAMP) == (
         f"{STAMP} info session 0a1b2c3d-1f imap server=imaps client=192.0.2.1:4711 proxied tls=TLSv1.3 "
-        'cipher=TLS_AES_128_GCM_SHA256 user="alice" method=plain attempts=1 result=success '
-        "upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s errors=2 error=line_too_long "
-        "duration=61.500s to_client=4000 to_upstream=20 reason=client_closed\n"
+        'cipher=TLS_AES_128_GCM_SHA256 server_name="imap.example.com" user="alice" method=plain attempts=1 '
+        "result=success upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s "
+        "errors=2 error=line_too_long duration=61.500s to_client=4000 to_upstream=20 reason=client_closed\n"
     )
 
 
@@ -141,6 +157,18 @@ def test_session_without_client_port_and_with_aborted_login() -> None:
     assert 'client=unix: user="a b" method=login attempts=0 duration' in text_session(record, STAMP)
 
 
+def test_control_characters_in_server_name_are_escaped() -> None:
+    record = success(server_name=b'a"\r\n\x1b[31m\xff')
+    assert json.loads(json_session(record, STAMP))["server_name"] == 'a"\r\n\x1b[31m\\xff'
+    assert r'server_name="a\"\r\n\u001b[31m\\xff" user=' in text_session(record, STAMP)
+
+
+def test_tls_without_server_name_has_no_server_name() -> None:
+    record = success(server_name=None)
+    assert json.loads(json_session(record, STAMP))["server_name"] is None
+    assert "server_name" not in text_session(record, STAMP)
+
+
 RECORDS = st.builds(
     SessionRecord,
     server=st.text(max_size=300),
@@ -150,6 +178,7 @@ RECORDS = st.builds(
     proxied=st.booleans(),
     tls=st.none() | st.text(max_size=300),
     cipher=st.text(max_size=300),
+    server_name=st.none() | st.binary(max_size=300),
     user=st.binary(max_size=5000),
     method=st.none() | st.sampled_from(Method),
     result=st.none() | st.sampled_from(LoginResult),
@@ -351,3 +380,37 @@ def test_record_has_no_other_attributes() -> None:
 def test_record_has_no_field_for_a_secret() -> None:
     secret = {"password", "secret", "credentials", "salt", "digest", "token"}
     assert not secret & {field.name for field in fields(SessionRecord)}
+
+
+PAGE = (Path(__file__).parents[2] / "docs/session-log.md").read_text()
+
+
+def documented(column: int) -> dict[str, str]:
+    """The table of fields: the values of a column by the names of the fields."""
+    table = PAGE.partition("| Field |")[2].partition("\n\n")[0]
+    rows = [row.strip("|").split(" | ") for row in table.splitlines()[2:]]
+    return {row[0].strip(" `"): row[column].strip(" |") for row in rows}
+
+
+def test_fields_of_the_session_line_are_those_of_its_page() -> None:
+    record = success(proxied=True, named_by="10.0.0.5", password_failures=1, pwfp="0" * 16)
+    assert list(json.loads(json_session(record, STAMP))) == list(documented(1))
+    always = [name for name, meaning in documented(2).items() if not meaning.startswith("only with")]
+    assert list(json.loads(json_session(SessionRecord(), STAMP))) == always
+
+
+@given(RECORDS)
+def test_types_of_the_session_line_are_those_of_its_page(record: SessionRecord) -> None:
+    kinds = {"text": str, "number": (int, float), "boolean": bool, "null": type(None)}
+    types = documented(1)
+    for name, value in json.loads(json_session(record, STAMP)).items():
+        assert any(isinstance(value, kinds[kind]) for kind in types[name].split(", ")), name
+
+
+def test_page_lists_every_result_and_method() -> None:
+    results = PAGE.partition("## Results")[2].partition("## ")[0]
+    listed = re.findall(
+        r"`(\w+)`", "".join(row.split("|")[1] for row in results.splitlines() if row[:3] == "| `")
+    )
+    assert set(listed) - {"result"} == set(LoginResult)
+    assert set(re.findall(r"`(\w+)`", documented(2)["method"])) == set(Method)

@@ -80,7 +80,7 @@ def test_refusal_that_comes_late_is_sent_at_once() -> None:
 
 
 def test_configured_minimum_replaces_the_default() -> None:
-    assert RefusalTimes(0.25, fixed(0.0)).seconds_left(0.0, is_upstream=False) == 0.25
+    assert RefusalTimes(fixed(0.0)).seconds_left(0.0, is_upstream=False, minimum=0.25) == 0.25
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ssl
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mailproxy.net.listen_plan import ListenRef, plan_sockets, shared_lines
 from mailproxy_config.model import (
     AuthHttp,
     AuthHttpHeader,
+    AuthMethod,
     ListenConfig,
     Protocol,
     ProxyConfig,
@@ -102,7 +104,9 @@ def test_metrics_and_log_are_those_of_the_chosen_server(authority: Authority) ->
             assert [w.value(accepted, name, "smtp") for name in "ab"] == [0, 1]
             closed = "mailproxy_connections_closed_total"
             assert [w.value(closed, name, "smtp", "client_quit") for name in "ab"] == [0, 1]
-            assert "server=b" in w.read_log()
+            log = w.read_log()
+            assert "server=b" in log
+            assert 'server_name="b.example"' in log
 
     run(main)
 
@@ -254,5 +258,22 @@ def test_reload_to_shared_listener_keeps_sessions(authority: Authority) -> None:
             again = await connect(w, "b.example")
             assert (await again.read_line()).split()[1] == b"b.example"
             assert (await peer.exchange(b"HELO x\r\n")) == b"250 a.example\r\n"
+
+    run(main)
+
+
+def test_host_of_token_is_compared_with_server_name(authority: Authority) -> None:
+    """``oauth_strict``, on a listener of one server, where nothing else needs the name."""
+    methods = frozenset({AuthMethod.OAUTHBEARER})
+    build = block(authority, "a", Protocol.IMAP, imap_auth=methods, oauth_strict=True)
+
+    async def main() -> None:
+        async with loopback_worker(build, DENIED) as w:
+            peer = await connect(w, "a.example")
+            await peer.read_line()
+            for host, reply in ((b"b.example", b"x BAD invalid command"), (b"a.example", b"x NO no")):
+                message = b"n,a=u,\x01host=" + host + b"\x01auth=Bearer t\x01\x01"
+                await peer.send(b"x AUTHENTICATE OAUTHBEARER " + b64encode(message) + b"\r\n")
+                assert (await peer.read_line()).strip() == reply
 
     run(main)

@@ -112,6 +112,14 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         ("imap", "to_upstream"),
     ),
     (lambda m: bump(m.auth_errors[enums.AuthErrorReason.TLS]), "auth_errors_total", ("tls",)),
+    (lambda m: bump(m.penalties[enums.PenaltyAction.KNOWN]), "auth_penalties_total", ("known",)),
+    (lambda m: bump(m.penalty_waiting), "auth_penalty_waiting", ()),
+    (
+        lambda m: bump(m.failed_credentials[enums.FailedCredentials.NEW]),
+        "auth_failed_credentials_total",
+        ("new",),
+    ),
+    (lambda m: bump(m.addresses_blocked), "auth_addresses_blocked_total", ()),
     (lambda m: bump(m.token_validations[enums.TokenFinding.TYPE]), "oauth_validations_total", ("type",)),
     (lambda m: bump(m.jwks_fetches[enums.JwksResult.TLS]), "oauth_jwks_fetches_total", ("tls",)),
     (
@@ -120,6 +128,13 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         ("wrong",),
     ),
     (lambda m: bump(m.passwords_pending), "password_verifications_pending", ()),
+    (
+        lambda m: bump(m.policy_requests[enums.PolicyCommand.ALLOW, enums.PolicyResult.SKIPPED]),
+        "policy_requests_total",
+        ("allow", "skipped"),
+    ),
+    (lambda m: bump(m.policy_reports_dropped), "policy_reports_dropped_total", ()),
+    (lambda m: bump(m.policy_breaker_open), "policy_breaker_open", ()),
     (lambda m: bump(m.auth_in_flight), "auth_requests_in_flight", ()),
     (
         lambda m: bump(m.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.3"]),
@@ -156,6 +171,7 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
 SPANS: list[tuple[Callable[[WorkerMetrics], Histogram], str, tuple[str, ...]]] = [
     (lambda m: m.password_seconds, "password_verification_duration_seconds", ()),
     (lambda m: m.token_seconds, "token_request_duration_seconds", ()),
+    (lambda m: m.policy_seconds[enums.PolicyCommand.ALLOW], "policy_request_duration_seconds", ("allow",)),
     (lambda m: m.protocol(Protocol.IMAP).session_seconds[True], "session_duration_seconds", ("imap", "true")),
     (
         lambda m: m.protocol(Protocol.IMAP).session_seconds[False],

@@ -39,6 +39,7 @@ def full_page(servers: int = 1) -> MetricsPage:
     metrics.upstream_certificate_seen("server0", 1.9e9)
     metrics.token_received("server0", 1.9e9)
     metrics.token_seconds.observe(0.1)
+    metrics.policy_seconds[enums.PolicyCommand.ALLOW].observe(0.1)
     metrics.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.3"].value += 2
     metrics.tls_resumed[enums.TlsMode.IMPLICIT].value += 1
     metrics.tls_failures[enums.TlsMode.IMPLICIT, enums.TlsFailure.EOF].value += 1

@@ -529,7 +529,7 @@ def test_temporary_refusal_is_passed_on_with_nginx_words_only(protocol: Protocol
             await replies(-1, TEMPORARY)(w, protocol)
             if tempfail is Tempfail.NGINX:
                 assert await client.read_to_eof() == TEMPORARY[protocol]
-                assert logins(w, protocol) == {"upstream_denied": 1}
+                assert logins(w, protocol) == {"upstream_refused": 1}
             else:
                 assert await client.read_line() == OUTAGE[protocol]
                 assert logins(w, protocol) == {"upstream_refused": 1}

@@ -20,6 +20,7 @@ from mailproxy.enums import TlsFailure
 from mailproxy.errors import TlsFailed
 from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy.tls.context import ServerTls
+from mailproxy_config.capability_choice import AlpnStrict
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support.fuzz import examples
 from support.tls_authority import Authority
@@ -60,7 +61,7 @@ def test_handshake_result(tls: ServerTls, authority: Authority, version: ssl.TLS
     assert info.version == version.name.replace("_", ".").replace("TLSv1.", "TLSv1.")
     assert "AES" in info.cipher or "CHACHA" in info.cipher
     assert not info.resumed
-    assert (info.alpn, info.certificate, info.verify_code, info.server_name) == (None, None, 0, None)
+    assert (info.alpn, info.certificate, info.verify_code, info.server_name) == (None, None, 0, b"localhost")
 
 
 def test_handshake_waits_for_client(tls: ServerTls) -> None:
@@ -239,6 +240,34 @@ def test_alpn_mismatch_fails_handshake(tls: ServerTls, authority: Authority, off
     assert caught.value.failure is TlsFailure.ALPN_MISMATCH
     with pytest.raises(ssl.SSLError, match=r"NO_APPLICATION_PROTOCOL|no application protocol"):
         pair.client.do_handshake()
+    pair.close()
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [(["smtp"], b"smtp"), (["h2", "smtp"], b"smtp"), (["mta"], None), (["smtp/1", "GREASE"], None)],
+)
+def test_alpn_without_other_registered_protocols_is_accepted_if_configured(
+    authority: Authority, offered: list[str], chosen: bytes | None
+) -> None:
+    context = client_context(authority)
+    context.set_alpn_protocols(offered)
+    tls = server_tls(authority.issue(), protocol=Protocol.SMTP, ssl_alpn_strict=AlpnStrict.REGISTERED)
+    info, _ = connect_once(tls, context)
+    assert info.alpn == chosen
+
+
+@pytest.mark.parametrize("offered", [["imap"], ["mta", "http/1.1"], ["h2"]])
+def test_alpn_with_other_registered_protocol_is_refused_in_every_mode(
+    authority: Authority, offered: list[str]
+) -> None:
+    context = client_context(authority)
+    context.set_alpn_protocols(offered)
+    tls = server_tls(authority.issue(), protocol=Protocol.SMTP, ssl_alpn_strict=AlpnStrict.REGISTERED)
+    pair = TlsPair(tls, context)
+    with pytest.raises(TlsHandshakeFailed) as caught:
+        failing_handshake(pair)
+    assert caught.value.failure is TlsFailure.ALPN_MISMATCH
     pair.close()
 
 

@@ -13,11 +13,12 @@ from typing import Any, Final
 import pytest
 
 from mailproxy.enums import CloseReason
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
 from mailproxy.session import refusal_times
 from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.session import Session
-from mailproxy_config.model import AuthMethod, Protocol, ProxySsl
+from mailproxy_config.model import AuthMethod, Protocol, ProxySsl, Seconds
 from mailproxy_config.upstream_groups import UpstreamSettings
 from mailproxy_config.upstream_login import ProxyAuth
 from support import invariants
@@ -610,6 +611,24 @@ def test_client_that_leaves_before_the_reply_ends_the_session(
     run(play)
 
 
+@every_protocol
+def test_draining_proxy_does_not_wait_for_the_reply(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusal_times, "MIN_SECONDS", 30.0)
+
+    async def play() -> None:
+        async with proxy(protocol) as w:
+            client = await connect(w)
+            await send_login(client, protocol, user=STRANGER)
+            while not logins(w, protocol):
+                await asyncio.sleep(0.005)
+            await w.app.drain(Seconds(5.0))
+            assert await client.read_to_eof() == PROTOCOLS[protocol].shutdown
+
+    run(play)
+
+
 @pytest.mark.parametrize("has_route", [True, False])
 def test_password_is_not_kept_while_the_reply_waits(has_route: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a refusal by the upstream; of one without an upstream the frontend keeps the last command."""
@@ -657,7 +676,7 @@ def test_refusals_with_and_without_an_upstream_wait_alike(
     """Both ask the same object, with their own time."""
     asked: list[tuple[bool, float]] = []
 
-    def seconds_left(_: RefusalTimes, elapsed: float, *, is_upstream: bool) -> float:
+    def seconds_left(_: RefusalTimes, elapsed: float, *, is_upstream: bool, minimum: None) -> float:
         asked.append((is_upstream, elapsed))
         return 0.0
 
@@ -680,3 +699,31 @@ def test_refusals_with_and_without_an_upstream_wait_alike(
     assert (first, second) == (True, False)
     assert slow >= 0.2
     assert fast < 0.2
+
+
+@pytest.mark.parametrize("has_route", [True, False])
+def test_auth_failure_delay_is_the_minimum_and_comes_once(
+    has_route: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delay of failed logins with an authentication service is not added to it."""
+    asked: list[tuple[float | None, float]] = []
+
+    def seconds_left(_: RefusalTimes, elapsed: float, *, is_upstream: bool, minimum: float | None) -> float:
+        asked.append((minimum, elapsed))
+        return 0.0
+
+    monkeypatch.setattr(RefusalTimes, "seconds_left", seconds_left)
+
+    async def play() -> None:
+        async with proxy(IMAP, auth_failure_delay=20.0) as w:
+            client = await connect(w)
+            await send_login(client, IMAP, user=USER if has_route else STRANGER)
+            if has_route:
+                await answer(w, IMAP, DENIAL[IMAP])
+            assert await client.read_line() == REFUSED[IMAP]
+            assert w.value("mailproxy_auth_failed_credentials_total", "new") == 1
+
+    run(play)
+    ((minimum, elapsed),) = asked
+    assert minimum == 20.0
+    assert elapsed < 20.0

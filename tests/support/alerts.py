@@ -17,6 +17,9 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
         (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="denied"}}', "0+600x90"),
         (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="success"}}', "0+6x90"),
     ],
+    "MailProxyPenaltyRefusesLogins": [
+        (f'mailproxy_auth_penalties_total{{{JOB}, action="refused"}}', "0+60x90")
+    ],
     "MailProxyAuthSlow": [
         (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="1"}}', "0+1x90"),
         (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="5"}}', "0+60x90"),
@@ -25,6 +28,9 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
     "MailProxyAuthErrors": [(f'mailproxy_auth_errors_total{{{JOB}, reason="connect"}}', "0+60x90")],
     "MailProxyTokenKeysUnavailable": [
         (f'mailproxy_oauth_jwks_fetches_total{{{JOB}, result="connect"}}', "0+2x90")
+    ],
+    "MailProxyPolicyServerFails": [
+        (f'mailproxy_policy_requests_total{{{JOB}, command="allow", result="timeout"}}', "0+60x90")
     ],
     "MailProxyDnsTimeouts": [(f'mailproxy_dns_timeouts_total{{{JOB}, purpose="ptr"}}', "0+60x90")],
     "MailProxyUpstreamErrors": [

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom
 from mailproxy_config.model import (
     AuthHttp,
     AuthMethod,
@@ -39,8 +40,11 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
         *("oauth_strict", "auth_mode", "oauth_issuer", "route", "auth_user_file"),
+        *("auth_penalty", "auth_failure_delay", "auth_penalty_exempt", "auth_penalty_max", "auth_block"),
         *("oauth_strict", "imap_id_command", "smtp_auth_command", "max_commands"),
         *("real_ip_command", "limit_rate", "limit_rate_after"),
+        *("imap_capabilities_from", "imap_capability_after_login", "smtp_capabilities_from"),
+        "ssl_alpn_strict",
         *("proxy_pop3_xclient", "xclient_mode"),
         *("ssl_certificate_selector", "ssl_reject_handshake", "server_names"),
         *("proxy_connect_timeout", "proxy_next_upstream", "proxy_next_upstream_tries"),
@@ -48,6 +52,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
         *("proxy_tempfail", "proxy_smtp_helo"),
         *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
+        *("auth_policy_server", "log_password_fingerprint"),
     }
 )
 """Directives that nginx does not have."""
@@ -128,7 +133,16 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "auth_user_file": None,
     "route": (),
     "oauth_issuer": (),
+    "auth_penalty": False,
+    "auth_failure_delay": None,
+    "auth_penalty_exempt": (),
+    "auth_penalty_max": 1000,
+    "auth_block": None,
     "imap_id_command": None,
+    "imap_capabilities_from": CapabilitiesFrom.STATIC,
+    "imap_capability_after_login": False,
+    "smtp_capabilities_from": CapabilitiesFrom.STATIC,
+    "ssl_alpn_strict": AlpnStrict.NGINX,
     "smtp_auth_command": True,
     "real_ip_command": False,
     "max_commands": 0,
@@ -151,6 +165,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_auth_require_tls": None,
     "proxy_master_user": None,
     "proxy_auth_token": None,
+    "auth_policy_server": None,
+    "log_password_fingerprint": False,
 }
 
 

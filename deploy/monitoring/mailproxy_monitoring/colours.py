@@ -90,6 +90,10 @@ CLOSE_REASONS: Final[Colours] = MappingProxyType(
         "limit": "yellow",
     }
 )
+PENALTY_ACTIONS: Final[Colours] = MappingProxyType(
+    {"delayed": "yellow", "refused": FAILURE, "known": SUCCESS, "exempt": "light-green"}
+)
+FAILED_CREDENTIALS: Final[Colours] = MappingProxyType({"new": "orange", "repeated": NEUTRAL})
 AUTH_OUTCOMES: Final[Colours] = MappingProxyType(
     {"ok": SUCCESS, "denied": "orange", "wait": "yellow", "error": FAILURE, "timeout": "dark-red"}
 )
@@ -156,6 +160,18 @@ TOKEN_RESULTS: Final[Colours] = MappingProxyType(
         "invalid": "semi-dark-red",
     }
 )
+POLICY_RESULTS: Final[Colours] = MappingProxyType(
+    {
+        "ok": SUCCESS,
+        "refused": "orange",
+        "delayed": "yellow",
+        "skipped": NEUTRAL,
+        "unavailable": FAILURE,
+        "timeout": "dark-red",
+        "invalid": "semi-dark-red",
+        "dropped": "light-red",
+    }
+)
 UPSTREAM_TLS_FAILURES: Final[Colours] = MappingProxyType(
     _failures("expired", "name", "timeout", "verify", "refused", "stripped", "protocol", "injected")
 )
@@ -219,7 +235,7 @@ PROXY_HEADERS: Final[Colours] = MappingProxyType(
     }
 )
 LIMITS: Final[Colours] = MappingProxyType(
-    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow"}
+    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow", "blocked": "purple"}
 )
 QUANTILES: Final[Colours] = MappingProxyType({"median": "green", "90 %": "yellow", "99 %": "orange"})
 RELOADS: Final[Colours] = MappingProxyType(

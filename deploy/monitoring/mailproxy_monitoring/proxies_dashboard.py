@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy_monitoring.connections import CONNECTIONS, LOGINS
+from mailproxy_monitoring.failed_logins import FAILED_LOGINS
 from mailproxy_monitoring.grafana import Dashboard, DashboardLink, Variable
 from mailproxy_monitoring.overview import OVERVIEW
+from mailproxy_monitoring.policy import POLICY
 from mailproxy_monitoring.processes import PROCESS, PROTOCOL
 from mailproxy_monitoring.queries import JOB
 from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, PASSWORDS, TLS, TOKENS, UPSTREAMS
@@ -30,7 +32,18 @@ PROXIES: Final = Dashboard(
         ),
     ),
     rows=(
-        *(OVERVIEW, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TOKENS, PASSWORDS, TLS, DNS, PROTOCOL),
+        OVERVIEW,
+        CONNECTIONS,
+        LOGINS,
+        FAILED_LOGINS,
+        AUTHENTICATION,
+        POLICY,
+        UPSTREAMS,
+        TOKENS,
+        PASSWORDS,
+        TLS,
+        DNS,
+        PROTOCOL,
         PROCESS,
     ),
     others=(DashboardLink("MailProxy operator", "mailproxy-operator"),),

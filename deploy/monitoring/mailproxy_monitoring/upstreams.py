@@ -115,7 +115,7 @@ UPSTREAMS: Final = Row(
             alerts=("MailProxyUpstreamFailsOver",),
         ),
         Panel(
-            title="Unhealthy addresses, refused tables",
+            title="Unhealthy addresses",
             width=6,
             queries=(
                 (f"max (mailproxy_upstream_unhealthy{{{JOB}}})", "addresses in one pod"),

@@ -89,6 +89,15 @@ ALERTS = (
         "Either somebody guesses passwords, or the authentication service denies everybody.",
     ),
     Alert(
+        "MailProxyPenaltyRefusesLogins",
+        'sum by (PROXY) (rate(mailproxy_auth_penalties_total{JOB, action="refused"}[10m])) > 0.1',
+        "10m",
+        "warning",
+        "WHO: {{ $value | humanize }} logins per second get temporary errors because of failed logins",
+        "Passwords are being guessed. Users who have not logged in from their network within the last hour"
+        " may be affected. The log of the pods has the addresses in auth_penalty.",
+    ),
+    Alert(
         "MailProxyAuthSlow",
         "histogram_quantile(0.99, sum by (PROXY, le, protocol)"
         " (rate(mailproxy_auth_request_duration_seconds_bucket{JOB}[5m]))) > 2",
@@ -115,6 +124,16 @@ ALERTS = (
         "WHO: the keys of a token issuer cannot be fetched ({{ $labels.result }})",
         "Tokens with known keys still log in, for one day. Tokens with new keys do not, nor any token after a"
         " restart of the pods. The log of the pods has the cause in jwks_fetch_failed.",
+    ),
+    Alert(
+        "MailProxyPolicyServerFails",
+        "sum by (PROXY, result) (rate("
+        'mailproxy_policy_requests_total{JOB, result=~"timeout|unavailable|invalid|skipped"}[5m])) > 0',
+        "5m",
+        "warning",
+        "WHO: the policy server does not answer usably ({{ $labels.result }})",
+        "Logins go on without it, or with rejectOnFail, they are refused temporarily. The log of the pods has"
+        " the cause in policy_server_failed.",
     ),
     Alert(
         "MailProxyDnsTimeouts",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mailproxy.auth_http.overrides import set_overrides
 from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimResponse, head_end, parse
 from mailproxy.auth_http.response_body import BadBody, Body, body_of
+from mailproxy.auth_http.server_group import check_group
 from mailproxy.dns import Target, target_text
 from mailproxy.enums import AuthErrorReason
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthResponse
@@ -297,6 +298,7 @@ class AuthConnection:
                 password=credentials.password,
                 accepts_names=self.http_client.accepts_names,
             )
+            check_group(response.decision, request.server, credentials.password)
             if request.server.auth_http_overrides:
                 set_overrides(response, head[:end], request.server, credentials.password)
         except InvalidAuthResponse as error:

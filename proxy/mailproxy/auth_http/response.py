@@ -65,6 +65,7 @@ _MEANINGFUL: Final = frozenset(
         *_REPEATABLE,
         b"auth-server",
         b"auth-port",
+        b"auth-server-group",
         b"auth-user",
         b"auth-pass",
         b"auth-error-code",
@@ -328,6 +329,10 @@ def _decision(
             # Without Auth-Wait nginx sends the request again at once, and for ever.
             return AuthDeferred(wait or 1, new_user, None if new_password is None else Secret(new_password))
     smtp_auth = protocol is not _SMTP or _uses_smtp_auth(headers.get(b"auth-smtp", b"yes"))
+    if b"auth-server-group" in headers and b"auth-server" not in headers:
+        upstream_password = _upstream_password(protocol, method, password, new_password)
+        group = headers[b"auth-server-group"].decode("ascii", "backslashreplace")
+        return AuthAllowed("", 0, user, upstream_password, upstream_group=group, smtp_auth=smtp_auth)
     if not accepts_names:
         address, port = upstream_address(headers)
         upstream_password = _upstream_password(protocol, method, password, new_password)

@@ -266,6 +266,11 @@ def _write_v2(client: Client, *, has_id: bool) -> bytes:
     return unsigned[:-4] + crc32c(unsigned).to_bytes(4, "big")
 
 
+def local_header(version: SendProxyProtocol) -> bytes:
+    """Return the header of a connection without a client: ``LOCAL``, in version 1 ``UNKNOWN``."""
+    return b"PROXY UNKNOWN\r\n" if version is SendProxyProtocol.V1 else SIGNATURE + b"\x20\x00\x00\x00"
+
+
 def _tlv(kind: int, data: bytes) -> bytes:
     return b"%c%b%b" % (kind, len(data).to_bytes(2, "big"), data)
 

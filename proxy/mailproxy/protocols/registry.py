@@ -13,6 +13,7 @@ from typing import Protocol as TypingProtocol
 from mailproxy.protocols.command_limit import with_command_limit
 from mailproxy.protocols.frontend import Frontend, FrontendConfig, passes_token_errors
 from mailproxy.protocols.imap import replies as imap_replies
+from mailproxy.protocols.imap.after_login import noting_capabilities
 from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
 from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
 from mailproxy.protocols.imap.tempfail import ImapTempfailFrontend
@@ -26,6 +27,7 @@ from mailproxy.protocols.pop3.trusted import Pop3TrustedFrontend, pop3_trusted_c
 from mailproxy.protocols.pop3.upstream_auth import pop3_upstream
 from mailproxy.protocols.pop3.verdict import Pop3VerdictFrontend
 from mailproxy.protocols.smtp import replies as smtp_replies
+from mailproxy.protocols.smtp.bdat import with_bdat
 from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, SmtpWithoutAuthFrontend
 from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
 from mailproxy.protocols.smtp.trusted import SmtpTrustedFrontendConfig, smtp_trusted_frontend
@@ -36,6 +38,7 @@ from mailproxy.protocols.token_errors import with_token_errors
 from mailproxy.protocols.types import Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.protocols.verdict import VerdictFrontend
+from mailproxy_config.capability_choice import CapabilitiesFrom
 from mailproxy_config.model import Protocol, ServerConfig, Tempfail
 
 
@@ -90,6 +93,10 @@ class MailProtocol:
                 frontend = with_tempfail(self.tempfail_frontend, frontend)
             if passes_token_errors(server):
                 frontend = with_token_errors(frontend)
+        if server.imap_capability_after_login and issubclass(frontend, ImapFrontend):
+            frontend = noting_capabilities(frontend)
+        if server.smtp_capabilities_from is CapabilitiesFrom.UPSTREAM and issubclass(frontend, SmtpFrontend):
+            frontend = with_bdat(frontend)
         if server.max_commands:
             frontend = with_command_limit(frontend)
         return frontend

@@ -19,10 +19,10 @@ from operator import attrgetter
 from typing import Any, Final
 
 from mailproxy.enums import CloseReason, LogNote
-from mailproxy.errors import AuthUnavailable, UpstreamError, UpstreamRefused
+from mailproxy.errors import AuthUnavailable, UpstreamError
 from mailproxy.protocols.frontend import ConfigT, Frontend
 from mailproxy.protocols.sansio import ProtocolGenerator, ReportAuthFailure, note, send
-from mailproxy.protocols.temporary_refusal import TEMPORARY
+from mailproxy.protocols.temporary_refusal import is_login_refused
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, SessionEnd, UpstreamLogin
 
 login_values: Final = attrgetter(*(each.name for each in fields(UpstreamLogin)))
@@ -81,9 +81,7 @@ class TempfailFrontend(Frontend[ConfigT]):
 
     def is_outage(self, error: UpstreamError) -> bool:
         """Whether the failure is no verdict of the upstream on this client's credentials or sender."""
-        if isinstance(error, UpstreamRefused) and error.is_denial and error.kind is None:
-            return TEMPORARY[self.server.protocol].search(error.reply) is not None
-        return True
+        return not is_login_refused(error, self.server.protocol)
 
     def _reply_outage(self, *, is_misconfigured: bool) -> ProtocolGenerator[SessionEnd | None]:
         yield from send(self.outage_reply(is_misconfigured=is_misconfigured))

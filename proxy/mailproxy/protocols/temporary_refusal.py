@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from mailproxy.errors import UpstreamRefused
 from mailproxy_config.model import Protocol
 
 
@@ -47,3 +48,15 @@ REPEATABLE: Final = {
     Protocol.SMTP: _SMTP,
 }
 """Matches the last line of a reply."""
+
+
+def is_login_refused(error: Exception, protocol: Protocol) -> bool:
+    """Whether the upstream refused this client's credentials or sender; everything else is an outage.
+
+    Args:
+        error: Why the login at the upstream failed.
+        protocol: Its protocol.
+    """
+    if not isinstance(error, UpstreamRefused) or not error.is_denial or error.kind is not None:
+        return False
+    return TEMPORARY[protocol].search(error.reply) is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mailproxy.enums import CloseReason, Method
 from mailproxy_config.model import VerifyClient
@@ -182,6 +182,8 @@ class Client:
     """How many proxies may follow: the number that was received, less one."""
     received: ReceivedIdentity | None = None
     """What a trusted client wrote about the original one."""
+    has_asked_capabilities: bool = False
+    """IMAP: whether the client has sent CAPABILITY; only with ``imap_capability_after_login``."""
 
     @property
     def connected(self) -> tuple[str, int]:
@@ -223,6 +225,19 @@ class Envelope:
 
 
 @dataclass(slots=True)
+class PolicyFacts:
+    """What a policy server gets about one login (``auth_policy_server``), and what it decided."""
+
+    user: bytes
+    """As the client sent it."""
+    password_hash: str
+    is_refused: bool = False
+    """Whether the policy server has refused the login."""
+    message: str = ""
+    """What it wrote about the refusal."""
+
+
+@dataclass(slots=True)
 class AuthRequest:
     """One request to the authentication service."""
 
@@ -233,6 +248,8 @@ class AuthRequest:
     envelope: Envelope | None = None
     token_issuer: str = ""
     """The issuer of the access token, once the proxy has validated it (``auth_mode jwt``)."""
+    policy: PolicyFacts | None = None
+    """Set where a policy server is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +280,26 @@ Overrides = tuple[tuple[str, object], ...]
 """Directives of ``ServerConfig`` with the values that they have for one login, sorted by name."""
 
 
+class Cancellable(Protocol):
+    """Something that works for a session, and calls it when it is done."""
+
+    def cancel(self) -> None:
+        """End without calling the session: the client has left."""
+
+    def close(self) -> None:
+        """Close what it has open."""
+
+
+class UpstreamVerdict(Protocol):
+    """What gets the upstream's verdict on a login that the authentication service has allowed."""
+
+    def succeeded(self) -> None:
+        """The upstream has accepted the login."""
+
+    def failed(self, session: Any, error: Exception, /) -> Cancellable | None:  # noqa: ANN401 - of a higher layer
+        """The login has failed; returns a delay, after which the session gets the error again."""
+
+
 @dataclass(slots=True)
 class AuthAllowed:
     """The client may log in at this upstream.
@@ -284,6 +321,8 @@ class AuthAllowed:
     """The group of upstreams that ``servers`` are of; its directives apply to the login."""
     smtp_auth: bool = True
     """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
+    attempt: UpstreamVerdict | None = field(default=None, repr=False, compare=False)
+    """What counts failed logins, where that is configured."""
 
 
 @dataclass(slots=True)

@@ -41,10 +41,7 @@ class LoginRouter:
 
     def __init__(self, server: ServerConfig, tables: Mapping[str, Table]) -> None:
         self._router = Router(server.route, tables)
-        configs = server.group_configs
-        self._groups = {
-            group.name: _choice(group, configs.get(group.name, server)) for group in server.upstream_groups
-        }
+        self._groups = group_choices(server)
 
     def find(self, user: bytes) -> RouteMatch | None:
         """Return the route of a login name; ``None`` if there is none."""
@@ -67,6 +64,12 @@ class LoginRouter:
             servers=servers,
             upstream_group=match.upstream,
         )
+
+
+def group_choices(server: ServerConfig) -> dict[str, GroupChoice]:
+    """Return what chooses servers of each group of a server, by the name of the group."""
+    configs = server.group_configs
+    return {group.name: _choice(group, configs.get(group.name, server)) for group in server.upstream_groups}
 
 
 def _choice(group: UpstreamGroup, config: ServerConfig) -> GroupChoice:

@@ -21,8 +21,8 @@ from typing import Final
 
 from mailproxy.routing.login_name import MAX_NAME, normalised
 
-MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
-"""The largest text: about two million lines."""
+MAX_TABLE_BYTES: Final = 32 * 1024 * 1024
+"""The largest text: about a million lines.  ``file_watcher`` compares as many bytes of a file."""
 MAX_REPORTED: Final = 10
 """Invalid lines that are reported of one table."""
 MAGIC: Final = b"routes-1"

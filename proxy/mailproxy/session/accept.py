@@ -163,6 +163,13 @@ class Listener:
                 client.local_address, client.local_port = host.partition("%")[0], port
             target = self._targets.get(client.local_address, target)
         server, listen = target.server, target.listen
+        if (
+            server.blocks is not None
+            and not listen.proxy_protocol
+            and server.blocks.is_blocked(client.address)
+        ):
+            self._close_blocked(sock, server)
+            return
         if context.clients >= context.limit:
             self._refuse(sock, target)
             return
@@ -186,6 +193,13 @@ class Listener:
             session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
         except Exception as error:  # an entry point: the listener goes on
             context.handle_error(session, error)
+
+    def _close_blocked(self, sock: socket.SocketType, server: VirtualServer) -> None:
+        """Close a client whose address is blocked, without a reply."""
+        server.count_accepted()
+        server.metrics.limit_rejections[Limit.BLOCKED].value += 1
+        server.metrics.closed[CloseReason.LIMIT].value += 1
+        sock.close()
 
     def _refuse(self, sock: socket.SocketType, target: ListenTarget) -> None:
         metrics = target.server.metrics

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from mailproxy.enums import CloseReason, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
+from mailproxy.enums import CloseReason, Limit, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
 from mailproxy.errors import PeerClosed, PeerTimedOut, SessionError, TlsFailed
 from mailproxy.loop.epoll import READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
@@ -34,6 +34,12 @@ class ProxyHeaderFailed(SessionError):
     """The client sent no PROXY header, or an invalid one, to a listener with ``proxy_protocol``."""
 
     reason = CloseReason.PROXY_PROTOCOL_FAILED
+
+
+class AddressBlocked(SessionError):
+    """The address in the PROXY header is blocked (``auth_block``)."""
+
+    reason = CloseReason.LIMIT
 
 
 class ProxyHeaderReader:
@@ -110,6 +116,10 @@ class ProxyHeaderReader:
             else:
                 result = ProxyHeaderResult.UNTRUSTED
         server.metrics.proxy_headers[result].value += 1
+        if server.blocks is not None and server.blocks.is_blocked(client.address):
+            server.metrics.limit_rejections[Limit.BLOCKED].value += 1
+            session.on_handshake_failed(AddressBlocked())
+            return
         session.on_proxy_header(then_tls=self._then_tls)
 
     def on_timeout(self) -> None:
@@ -230,6 +240,7 @@ class TlsHandshake:
             enter_server(session, session.server.choices[sock.server])
         session.record.tls = info.version
         session.record.cipher = info.cipher
+        session.record.server_name = info.server_name
         session.context.epoll.set_handler(session.fd, session)
         session.set_events(READ)
         self._then(info)

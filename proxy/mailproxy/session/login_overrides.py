@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.context import WorkerContext
 from mailproxy.protocols.types import Overrides, UpstreamLogin
+from mailproxy.routing.login_name import normalised
 
 if TYPE_CHECKING:
     from mailproxy.session.session import Session
@@ -36,7 +37,10 @@ def connect_for_login(
         UpstreamError: As ``connect``.
     """
     base = server.base or server
-    base = base.groups.get(login.grant.upstream_group, base)
+    group = login.grant.upstream_group
+    if group and not login.grant.servers:  # the authentication service has named it
+        login.grant.servers = base.group_choices[group].servers(normalised(login.grant.user))
+    base = base.groups.get(group, base)
     overrides = login.grant.overrides
     session.server = variant_of(base, session.context, overrides) if overrides else base
     return connect(session, login)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mailproxy.session.session import Session
 
 MIN_SECONDS: Final = 2.0
-"""The shortest time between a login and its refusal (``auth_failure_delay``)."""
+"""The shortest time between a login and its refusal, without ``auth_failure_delay``."""
 MAX_SECONDS: Final = 10.0
 """The longest, without its random part, for a refusal that is earlier."""
 WINDOW: Final = 32
@@ -39,26 +39,25 @@ class RefusalTimes:
     random, where no upstream was asked.  The two thus have one distribution.
 
     Args:
-        minimum: The shortest time in seconds.
         random: Returns a number from 0 up to 1.
     """
 
-    __slots__ = ("_minimum", "_random", "_seconds")
+    __slots__ = ("_random", "_seconds")
 
-    def __init__(self, minimum: float | None = None, random: Callable[[], float] = _RANDOM.random) -> None:
-        self._minimum = minimum
+    def __init__(self, random: Callable[[], float] = _RANDOM.random) -> None:
         self._random = random
         self._seconds: deque[float] = deque(maxlen=WINDOW)
 
-    def seconds_left(self, elapsed: float, *, is_upstream: bool) -> float:
+    def seconds_left(self, elapsed: float, *, is_upstream: bool, minimum: float | None = None) -> float:
         """Return how long to wait now, in seconds.
 
         Args:
             elapsed: Seconds since the login.
             is_upstream: Whether an upstream has refused it; its time is remembered.
+            minimum: The shortest time in seconds; ``MIN_SECONDS`` if it is not given.
         """
         seconds = self._seconds
-        least = self._minimum if self._minimum is not None else MIN_SECONDS
+        least = MIN_SECONDS if minimum is None else minimum
         if seconds:
             least = max(least, statistics.median(seconds))
         if is_upstream:
@@ -72,6 +71,8 @@ class RefusalTimes:
 
 def wait_to_refuse(session: Session, effect: sansio.WaitToRefuse) -> object:
     """Perform ``WaitToRefuse``: the login is counted, so that its duration is in the session's record."""
-    elapsed = session.record.login_seconds or 0.0
-    seconds = session.server.refusals.seconds_left(elapsed, is_upstream=effect.is_upstream)
+    elapsed, server = session.record.login_seconds or 0.0, session.server
+    seconds = server.refusals.seconds_left(
+        elapsed, is_upstream=effect.is_upstream, minimum=server.config.auth_failure_delay
+    )
     return session.wait(sansio.Wait(seconds))

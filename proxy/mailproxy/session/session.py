@@ -4,22 +4,17 @@
 The life of a client, with the function of each step (a method of ``Session`` where no other class is named):
 
 1. ``Listener`` accepts the client and calls ``start``.
-2. ``ProxyHeaderReader`` reads the PROXY header and calls ``on_proxy_header``,
-   where the listener has ``proxy_protocol``.
+2. ``ProxyHeaderReader`` reads the PROXY header (``proxy_protocol``) and calls ``on_proxy_header``.
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
 4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
    ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
 5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
-6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the
-   end of the session.
-7. ``_connect_upstream`` connects and logs in there; ``on_upstream_login`` or
-   ``on_upstream_error`` is called.
-8. ``on_upstream_login`` passes both connections to a ``Relay``, which copies
-   bytes until one side closes.  The ``Session`` object is done.
-   ``on_upstream_error`` runs the frontend again, where directives demand it: after an outage
-   (``UpstreamLogin.resume``) or after a refusal (``UpstreamLogin.pass_on``): step 4.
-9. Any other end is ``_close_with``: it sends the last reply, and ``_close``
-   closes the connection, records the metrics and logs the session.
+6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the end of the session.
+7. ``_connect_upstream`` connects and logs in there; then ``on_upstream_login`` or ``on_upstream_error``.
+8. ``on_upstream_login`` passes both connections to a ``Relay``.  The ``Session`` object is done.
+   ``on_upstream_error`` may run the frontend again, after an outage (``UpstreamLogin.resume``) or
+   after a refusal (``UpstreamLogin.pass_on``): step 4.
+9. Any other end is ``_close_with``: it sends the last reply, and ``_close`` ends the session.
 """
 
 from __future__ import annotations
@@ -35,7 +30,7 @@ from mailproxy import enums, errors
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.dns import Cancel
-from mailproxy.enums import CloseReason, LoginResult, Method
+from mailproxy.enums import CloseReason, LoginResult
 from mailproxy.errors import AuthUnavailable, SessionError, UpstreamError
 from mailproxy.loop.epoll import READ, hung_up
 from mailproxy.protocols import sansio, types
@@ -43,6 +38,7 @@ from mailproxy.protocols.sansio import Effect
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
+from mailproxy.session.login_end import end_login, log_denied_login
 from mailproxy.session.named_client import record_named_client
 from mailproxy.session.refusal_times import wait_to_refuse
 from mailproxy.session.relay import Relay
@@ -55,8 +51,6 @@ from mailproxy.telemetry.log_format import Field, SessionRecord
 from mailproxy.telemetry.metrics import Gauge
 from mailproxy_config.model import LogLevel
 
-_AUTH_STAGE: Final = "auth"
-"""The stage of a login that failed before an upstream was connected."""
 _NO_REPLY: Final = frozenset(
     {CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_RESET, CloseReason.PREAUTH_TIMEOUT}
 )
@@ -81,9 +75,9 @@ class Session(ProtocolDriver):
         "_cancel_lookup",
         "_handshake",
         "_host",
+        "_logging_in",
         "_login",
         "_login_seconds",
-        "_method",
         "_reason",
         "_state_gauge",
         "_step_started",
@@ -97,8 +91,7 @@ class Session(ProtocolDriver):
     # Set before they are read, so not in ``__init__``.
     _host: bytes | None
     _login: types.UpstreamLogin
-    _step_started: float
-    """When the auth request or the upstream login began."""
+    _step_started: float  # when the auth request or the upstream login began
 
     def __init__(
         self,
@@ -117,7 +110,7 @@ class Session(ProtocolDriver):
         self._cancel_lookup: Cancel | None = None
         self._handshake: ProxyHeaderReader | TlsHandshake | None = None
         self._login_seconds = 0.0
-        self._method: Method | None = None  # of the login in progress
+        self._logging_in: types.AuthRequest | None = None
         self._reason: CloseReason | None = None
         self._upstream: Connecting | None = None
         self._state_gauge = gauge = protocol_metrics.preauth
@@ -213,8 +206,7 @@ class Session(ProtocolDriver):
             record.method, record.result = event.method, event.result
             self.protocol_metrics.logins[event.method, event.result].value += 1
         elif isinstance(event, enums.LoginDenied):
-            record.stage, record.reply = _AUTH_STAGE, event.text
-            self.log_event(LogLevel.INFO, "login_denied", user=record.user, reply=event.text, code=event.code)
+            log_denied_login(self, event)
         elif isinstance(event, enums.ClientNamed):
             record_named_client(record, self.client)
         else:
@@ -229,7 +221,7 @@ class Session(ProtocolDriver):
         if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
             raise errors.PeerClosed  # the client left while its login was deferred
         record.user = credentials.user
-        record.method = self._method = credentials.method
+        record.method, self._logging_in = credentials.method, request
         record.attempts = request.attempt
         self._enter(self.protocol_metrics.auth)
         self._step_started = time.monotonic()
@@ -269,7 +261,7 @@ class Session(ProtocolDriver):
 
     def _log_auth_failure(self, error: AuthUnavailable) -> None:
         self.count_login(LoginResult.UNAVAILABLE)  # unless it is counted with its cause
-        self.record.stage, self.record.reply = _AUTH_STAGE, None
+        self.record.stage, self.record.reply = "auth", None
         reason = str(error) or error.failure
         self.log_event(LogLevel.ERROR, "authorization_failed", reason=reason, service=error.service)
 
@@ -297,6 +289,8 @@ class Session(ProtocolDriver):
     def on_upstream_login(self, upstream: UpstreamConnection, result: types.UpstreamLoginResult) -> None:
         """The upstream accepted the login: pass both connections to a relay."""
         context, protocol_metrics = self.context, self.protocol_metrics
+        if (attempt := self._login.grant.attempt) is not None:
+            attempt.succeeded()
         self.record.upstream_seconds = self._end_step()
         self.count_login(LoginResult.SUCCESS)
         self._enter(protocol_metrics.relay)
@@ -318,9 +312,13 @@ class Session(ProtocolDriver):
         self._upstream = None
         del self._login
 
-    def on_upstream_error(self, error: Exception) -> None:
-        """The upstream refused the login, could not be reached, or did not keep to the protocol."""
-        self._upstream = None
+    def on_upstream_error(self, error: Exception, delay: float = 0.0) -> None:
+        """The login at the upstream failed.  Called again after ``delay`` if the reply to it is delayed."""
+        attempt = self._login.grant.attempt
+        self._upstream = None if attempt is None else attempt.failed(self, error)
+        if self._upstream is not None:
+            return
+        self._step_started += delay
         self.record.upstream_seconds = self._end_step()
         if not isinstance(error, UpstreamError):
             self.context.log_internal_error(self, error, "UpstreamConnection")
@@ -345,8 +343,7 @@ class Session(ProtocolDriver):
         protocol = self.server.protocol
         if isinstance(error, AuthUnavailable):
             self._log_auth_failure(error)
-        else:
-            self.count_login(LoginResult.ABORTED)
+        self.count_login(LoginResult.ABORTED)  # unless it is counted
         if isinstance(error, errors.ShuttingDown):
             self._close_with(protocol.shutdown, CloseReason.DRAIN)
         elif not isinstance(error, SessionError):
@@ -469,21 +466,23 @@ class Session(ProtocolDriver):
         self._state_gauge = gauge
 
     def _end_step(self) -> float:
-        """Return the seconds that the auth request or upstream login took; the login took as many more."""
+        """Return the seconds that the auth request or upstream login took, and add them to the login's."""
         seconds = time.monotonic() - self._step_started
         self._login_seconds += seconds
         return seconds
 
     def count_login(self, result: LoginResult) -> None:
         """Count the login in progress, if there is one."""
-        method, self._method = self._method, None
-        if method is None:
+        request, self._logging_in = self._logging_in, None
+        if request is None:
             return
-        self.protocol_metrics.logins[method, result].value += 1
+        self.protocol_metrics.logins[request.credentials.method, result].value += 1
         self.protocol_metrics.login_seconds[result is LoginResult.SUCCESS].observe(self._login_seconds)
         self.record.result = result
         self.record.login_seconds = self._login_seconds
         self._login_seconds = 0.0
+        if result is not LoginResult.SUCCESS or self.server.report_login is not None:
+            end_login(self, request, result)
 
     _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
         sansio.SetDeadline: ProtocolDriver.set_deadline,

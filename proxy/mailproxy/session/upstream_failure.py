@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy.enums import LoginResult, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
+from mailproxy.protocols.temporary_refusal import is_login_refused
 from mailproxy.protocols.types import AuthAllowed
 from mailproxy.protocols.upstream_reply import reply_for_log
 from mailproxy.telemetry.log_format import Field
@@ -39,9 +40,10 @@ def report_upstream_failure(
     server.record_upstream_error(session.record, error)
     result, is_denial, is_passed_on = LoginResult.UPSTREAM_FAILED, False, False
     if isinstance(error, UpstreamRefused):
-        # A denial concerns this client, a refusal all of them.
+        # A denial concerns this client, a refusal all of them.  A temporary refusal is no failed login.
         is_denial = error.is_denial and not is_outage
-        result = LoginResult.UPSTREAM_DENIED if is_denial else LoginResult.UPSTREAM_REFUSED
+        is_failed_login = is_login_refused(error, server.config.protocol)
+        result = LoginResult.UPSTREAM_DENIED if is_failed_login else LoginResult.UPSTREAM_REFUSED
         is_passed_on = server.config.proxy_pass_error_message and not is_outage
     session.count_login(result)
     # ``info`` as in nginx, where the client gets to see a denial

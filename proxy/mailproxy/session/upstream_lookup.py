@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import UpstreamError
-from mailproxy.protocols.types import UpstreamAddress, UpstreamLogin
+from mailproxy.protocols.types import Cancellable, UpstreamAddress, UpstreamLogin
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_candidates import UpstreamAttempts, may_try_again
 
@@ -96,8 +96,8 @@ class UpstreamLookup:
             self._connection.close()
 
 
-Connecting = UpstreamConnection | UpstreamAttempts | UpstreamLookup
-"""A login at an upstream that is not complete."""
+Connecting = UpstreamConnection | UpstreamAttempts | UpstreamLookup | Cancellable
+"""A login at an upstream that is not complete, or the delay after its refusal."""
 
 
 def _connect(

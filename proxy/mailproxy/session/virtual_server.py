@@ -21,8 +21,9 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, Overrides, UpstreamLogin
+from mailproxy.protocols.types import NO_SECRETS, AuthRequest, Client, LoginSecrets, Overrides, UpstreamLogin
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.named_client import frontend_factory
 from mailproxy.session.rate_limit import relay_end_for
@@ -42,6 +43,9 @@ from mailproxy_config.model import ServerConfig
 
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
     from mailproxy.oauth.token_source import TokenSource
+    from mailproxy.penalty.block_check import BlockCheck
+    from mailproxy.policy.password_fingerprint import PasswordFingerprints
+    from mailproxy.session.upstream_capabilities import UpstreamCapabilities
 
 _LIMITS: Final = {
     CloseReason.MAX_ERRORS: Limit.MAX_ERRORS,
@@ -74,6 +78,10 @@ class VirtualServer:
     """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
     """The log of its sessions."""
+    report_login: Callable[[AuthRequest, LoginResult], None] | None = None
+    """Reports the results of logins to a policy server."""
+    fingerprints: PasswordFingerprints | None = None
+    """Fingerprints of refused passwords for the log."""
     tokens: TokenSource | None = None
     """The access tokens for logins at upstreams."""
     login_secrets: LoginSecrets = NO_SECRETS
@@ -86,10 +94,14 @@ class VirtualServer:
     """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     upstream_names: UpstreamNames | None = None
     """Resolves host names in ``Auth-Server``."""
+    blocks: BlockCheck | None = None
+    """Finds clients whose address is blocked (``auth_block``)."""
     base: VirtualServer | None = None
     """Of a variant for logins with overrides or of a group: the server of the configuration."""
     groups: Mapping[str, VirtualServer] = field(default_factory=dict)
     """For logins at groups of upstreams with directives of their own, by the name of the group."""
+    group_choices: Mapping[str, GroupChoice] = field(default_factory=dict)
+    """What chooses servers of groups of upstreams, by the name of the group."""
     frontend: Callable[[Client], Frontend[Any]] = field(init=False)
     upstream: UpstreamLoginBase = field(init=False)
     connect: Callable[[Any, UpstreamLogin], Connecting] = field(init=False)
@@ -100,6 +112,8 @@ class VirtualServer:
     """The class of connections to upstreams."""
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
+    capabilities: UpstreamCapabilities | None = field(init=False, default=None)
+    """What upstreams can do; it replaces ``frontend`` and ``upstream_end`` where it is used."""
     variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
     """For logins with overrides; the one unused for longest is first."""
 

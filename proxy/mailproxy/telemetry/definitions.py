@@ -144,6 +144,32 @@ LIMIT_REJECTIONS: Final = MetricDefinition(
     help="Clients rejected because a limit was reached.",
     from_start=True,
 )
+PENALTIES: Final = MetricDefinition(
+    name="mailproxy_auth_penalties_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("action", enums.PenaltyAction),),
+    help="Logins that were delayed or refused because of failed logins, and those that never are.",
+    from_start=True,
+)
+PENALTY_WAITING: Final = MetricDefinition(
+    name="mailproxy_auth_penalty_waiting",
+    type=MetricType.GAUGE,
+    help="Logins that wait until their delay is over or another login of their account has ended.",
+    from_start=True,
+)
+FAILED_CREDENTIALS: Final = MetricDefinition(
+    name="mailproxy_auth_failed_credentials_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("credentials", enums.FailedCredentials),),
+    help="Refused credentials that were counted, by whether they are among the last ones of their address.",
+    from_start=True,
+)
+ADDRESSES_BLOCKED: Final = MetricDefinition(
+    name="mailproxy_auth_addresses_blocked_total",
+    type=MetricType.COUNTER,
+    help="Blocks of client addresses that were begun because of failed logins.",
+    from_start=True,
+)
 PROTOCOL_ERRORS: Final = MetricDefinition(
     name="mailproxy_protocol_errors_total",
     type=MetricType.COUNTER,
@@ -198,6 +224,32 @@ JWKS_FETCHES: Final = MetricDefinition(
     type=MetricType.COUNTER,
     labels=(_closed("result", enums.JwksResult),),
     help="Requests for the keys of token issuers (JWKS), by result.",
+    from_start=True,
+)
+POLICY_REQUESTS: Final = MetricDefinition(
+    name="mailproxy_policy_requests_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("command", enums.PolicyCommand), _closed("result", enums.PolicyResult)),
+    help="Requests to policy servers (authPolicyServer), by command and result; skipped: not sent.",
+    from_start=True,
+)
+POLICY_REQUEST_DURATION: Final = MetricDefinition(
+    name="mailproxy_policy_request_duration_seconds",
+    type=MetricType.HISTOGRAM,
+    labels=(_closed("command", enums.PolicyCommand),),
+    buckets=CONNECT_BUCKETS,
+    help="Duration of requests to policy servers, failed ones included.",
+)
+POLICY_REPORTS_DROPPED: Final = MetricDefinition(
+    name="mailproxy_policy_reports_dropped_total",
+    type=MetricType.COUNTER,
+    help="Results of logins that a policy server did not get.",
+    from_start=True,
+)
+POLICY_BREAKER_OPEN: Final = MetricDefinition(
+    name="mailproxy_policy_breaker_open",
+    type=MetricType.GAUGE,
+    help="Policy servers, counted in each worker, whose requests are skipped because they failed.",
     from_start=True,
 )
 UPSTREAM_CONNECT_DURATION: Final = MetricDefinition(

@@ -19,6 +19,8 @@ from mailproxy_config.addresses import format_host_port
 
 USER_LIMIT: Final = 256
 """Bytes of a user name that are logged."""
+SERVER_NAME_LIMIT: Final = 255
+"""Bytes of an SNI name that are logged."""
 ELLIPSIS: Final = "..."
 """Marks a truncated value."""
 
@@ -90,18 +92,26 @@ class SessionRecord:
     tls: str | None = None
     """TLS version, by OpenSSL's name."""
     cipher: str = ""
+    server_name: bytes | None = None
+    """The name in the TLS handshake (SNI); any bytes that the client chooses."""
     user: bytes = b""
     method: Method | None = None
     result: LoginResult | None = None
     """The result of the last login."""
     attempts: int = 0
+    password_failures: int = 0
+    """Number of logins that were refused because of a wrong password."""
+    pwfp: str = ""
+    """Fingerprint of the last of these passwords (``log_password_fingerprint``)."""
+    policy_refusal: str | None = None
+    """What the policy server wrote when it refused the last login; ``None`` if it did not."""
     errors: int = 0
     error: ProtocolErrorKind | None = None
     """The last protocol error."""
     upstream: str = ""
     upstream_port: int = 0
     stage: str | None = None
-    """The step at which the last login failed: ``auth``, or an ``UpstreamStage``."""
+    """The step at which the last login failed: ``auth``, ``policy``, or an ``UpstreamStage``."""
     reply: bytes | None = None
     """The reply that refused it, prepared for the log (``protocols.redaction``)."""
     auth_seconds: float | None = None
@@ -131,6 +141,7 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
     word: f'"{word}"' for word in ProtocolErrorKind
 }
+_NO_TLS: Final = 'null,"cipher":null,"server_name":null'
 _NO_FAILURE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
 
@@ -166,15 +177,16 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         server, client, upstream = quote(server), quote(client), quote(upstream)
     else:
         server, client, upstream = _json_string(server), _json_string(client), _json_string(upstream)
-    tls, cipher = (_json_string(r.tls), _json_string(r.cipher)) if r.tls else ("null", "null")
+    tls = f'{_json_string(r.tls)},"cipher":{_json_string(r.cipher)}{_server_name(r)}' if r.tls else _NO_TLS
     level = "debug" if r.is_silent else "info"
     return (
         f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}","server":{server},'
         f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
         f'"proxied":{_proxied(r) if r.proxied else "false"},'
-        f'"tls":{tls},"cipher":{cipher},'
+        f'"tls":{tls},'
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
+        f'"password_failures":{r.password_failures},{_pwfp(r) if r.pwfp else ""}'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
         f"{_NO_FAILURE if r.stage is None else _failure(r)},"
@@ -183,11 +195,21 @@ def json_session(record: SessionRecord, stamp: str) -> str:
     )
 
 
+def _server_name(r: SessionRecord) -> str:
+    """Return the field ``server_name``: control characters and quotation marks are escaped."""
+    name = r.server_name
+    return ',"server_name":null' if name is None else f',"server_name":{quote_bytes(name, SERVER_NAME_LIMIT)}'
+
+
 def _proxied(r: SessionRecord) -> str:
     if not r.named_by:
         return "true"
     session = quote(r.received_session) if r.received_session else "null"
     return f'true,"named_by":{_json_string(r.named_by)},"received_session":{session}'
+
+
+def _pwfp(r: SessionRecord) -> str:
+    return f'"pwfp":"{r.pwfp}",'
 
 
 def _failure(r: SessionRecord) -> str:
@@ -206,6 +228,8 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     parts.append(f"client={client}{_text_proxied(r) if r.proxied else ''}")
     if r.tls:
         parts.append(f"tls={_text_string(r.tls)} cipher={_text_string(r.cipher)}")
+        if r.server_name is not None:
+            parts.append(f"server_name={quote_bytes(r.server_name, SERVER_NAME_LIMIT)}")
     if r.method is not None:
         parts += _login_parts(r)
     if r.errors:
@@ -227,6 +251,8 @@ def _text_proxied(r: SessionRecord) -> str:
 
 def _login_parts(r: SessionRecord) -> list[str]:
     parts = [f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
+    if r.password_failures:
+        parts.append(f"password_failures={r.password_failures}" + (f" pwfp={r.pwfp}" if r.pwfp else ""))
     if r.result is not None:
         parts.append(f"result={r.result}")
     is_failure = r.result is not LoginResult.SUCCESS

@@ -316,7 +316,23 @@ class WorkerMetrics:
         self.password_seconds = registry.histogram(c.PASSWORD_VERIFICATION_DURATION)
         self.passwords_pending = registry.gauge(c.PASSWORDS_PENDING)
         self.jwks_fetches = {r: registry.counter(c.JWKS_FETCHES, r) for r in enums.JwksResult}
+        self.policy_requests = {
+            (p, r): registry.counter(c.POLICY_REQUESTS, p, r)
+            for p in enums.PolicyCommand
+            for r in enums.PolicyResult
+        }
+        self.policy_seconds = {
+            p: registry.histogram(c.POLICY_REQUEST_DURATION, p) for p in enums.PolicyCommand
+        }
+        self.policy_reports_dropped = registry.counter(c.POLICY_REPORTS_DROPPED)
+        self.policy_breaker_open = registry.gauge(c.POLICY_BREAKER_OPEN)
         self.auth_in_flight = registry.gauge(c.AUTH_IN_FLIGHT)
+        self.penalties = {a: registry.counter(c.PENALTIES, a) for a in enums.PenaltyAction}
+        self.penalty_waiting = registry.gauge(c.PENALTY_WAITING)
+        self.failed_credentials = {
+            k: registry.counter(c.FAILED_CREDENTIALS, k) for k in enums.FailedCredentials
+        }
+        self.addresses_blocked = registry.counter(c.ADDRESSES_BLOCKED)
         self.tls_handshakes = Handshakes(
             {
                 (m, v): registry.counter(c.TLS_HANDSHAKES, m, v)

@@ -107,8 +107,8 @@ class TlsParams:
     """What all connections of one server share.
 
     Attributes:
-        has_proxy_v2: Whether PROXY version 2 or another identity is sent, which needs SNI and the
-            server's certificate.
+        has_proxy_v2: Whether PROXY version 2 or another identity is sent, which needs the server's
+            certificate.
         session_context: The context in which sessions may be resumed; see ``inputs``.
         server: The name of the ``server`` block.
         chooser: Chooses other parameters by the ClientHello; ``None``: these are used.
@@ -345,8 +345,8 @@ class TlsConnection(ssl.SSLSocket):
     def info(self) -> TlsInfo:
         """Return the result of the finished handshake.
 
-        It has the client's certificate only with ``ssl_verify_client``, and SNI
-        and the server's certificate only with ``proxy_protocol`` V2.
+        It has the client's certificate only with ``ssl_verify_client``, and the
+        server's certificate only with ``proxy_protocol`` V2.
         """
         connection, params, native = self._sslobj, self._params, self._params.native
         alpn = connection.selected_alpn_protocol()
@@ -357,6 +357,8 @@ class TlsConnection(ssl.SSLSocket):
             alpn=alpn.encode() if alpn is not None else None,
         )
         if native is not None:
+            name = self._sent_name or native.lib.SSL_get_servername(self._pointer, _TLSEXT_NAMETYPE_HOST_NAME)
+            info.server_name = name
             if params.verify_client is not VerifyClient.DISABLED:
                 self._add_client_certificate(info, native)
             if params.has_proxy_v2:
@@ -379,7 +381,6 @@ class TlsConnection(ssl.SSLSocket):
 
     def _add_for_upstream(self, info: TlsInfo, native: OpenSsl) -> None:
         lib, pointer, known = native.lib, self._pointer, self._params.algorithms
-        info.server_name = self._sent_name or lib.SSL_get_servername(pointer, _TLSEXT_NAMETYPE_HOST_NAME)
         x509 = lib.SSL_get_certificate(pointer)
         if x509 and x509 not in known:
             known[x509] = key_algorithms(native, x509)

@@ -11,6 +11,7 @@ from typing import Final
 
 from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.openssl import ALPN_CALLBACK, OpenSsl, reason_of
+from mailproxy_config.capability_choice import AlpnStrict
 from mailproxy_config.model import Protocol
 
 _VERSIONS: Final = {
@@ -30,8 +31,18 @@ _CONF_FLAGS: Final = 0x2 | 0x10 | 0x20
 """``SSL_CONF_FLAG_FILE | SHOW_ERRORS | CERTIFICATE``, as in nginx."""
 AS_CLIENT, AS_SERVER = 0x4, 0x8
 """``SSL_CONF_FLAG_CLIENT`` and ``SSL_CONF_FLAG_SERVER``."""
-_SELECTED, _FATAL = 0, 2
+_SELECTED, _FATAL, _NO_ACKNOWLEDGEMENT = 0, 2, 3
 _NEGOTIATED: Final = 1
+REGISTERED_ALPN: Final = frozenset(
+    {
+        *(b"http/0.9", b"http/1.0", b"http/1.1", b"h2", b"h2c", b"h3", b"spdy/1", b"spdy/2", b"spdy/3"),
+        *(b"stun.turn", b"stun.nat-discovery", b"webrtc", b"c-webrtc", b"ftp", b"imap", b"pop3", b"smtp"),
+        *(b"managesieve", b"coap", b"co", b"xmpp-client", b"xmpp-server", b"acme-tls/1", b"mqtt", b"dot"),
+        *(b"doq", b"ntske/1", b"sunrpc", b"smb", b"irc", b"nntp", b"nnsp", b"sip/2", b"tds/8.0", b"dicom"),
+        *(b"postgresql", b"radius/1.0", b"radius/1.1"),
+    }
+)
+"""Protocols in IANA's registry of ALPN protocol IDs, and ``smtp``, which nginx uses."""
 
 
 def apply(builder: ContextBuilder) -> None:
@@ -73,7 +84,9 @@ def apply_native(builder: ContextBuilder, native: OpenSsl) -> None:
         builder.add_problem(
             "ssl_ecdh_curve", f'SSL_CTX_set1_curves_list("{groups}") failed: {native.errors()}'
         )
-    callback = _alpn_callback(native, builder.server.protocol)
+    strict = builder.server.ssl_alpn_strict
+    others = REGISTERED_ALPN if strict is AlpnStrict.REGISTERED else None
+    callback = _alpn_callback(native, builder.server.protocol, others)
     builder.references.append(callback)
     lib.SSL_CTX_set_alpn_select_cb(context, callback, None)
 
@@ -144,8 +157,15 @@ def set_versions(builder: ContextBuilder, directive: str, wanted: Set[str]) -> N
                 context.options &= ~disable
 
 
-def _alpn_callback(native: OpenSsl, protocol: Protocol) -> object:
-    """Make the callback for a client's ALPN offer: it must contain our protocol (RFC 7301 section 3.2)."""
+def _alpn_callback(native: OpenSsl, protocol: Protocol, others: Set[bytes] | None) -> object:
+    """Make the callback for a client's ALPN offer: it must contain our protocol (RFC 7301 section 3.2).
+
+    Args:
+        native: The library.
+        protocol: Our protocol.
+        others: Only an offer with one of these is refused instead (RFC 9325 section 3.8); an offer with
+            none of them and without ours gets no ALPN.  ``None``: every one is refused.
+    """
     ours = bytes([len(protocol.value)]) + protocol.value.encode()
     data = ctypes.create_string_buffer(ours, len(ours))
     start, length, choose = ctypes.addressof(data), len(ours), native.lib.SSL_select_next_proto
@@ -154,10 +174,23 @@ def _alpn_callback(native: OpenSsl, protocol: Protocol) -> object:
         _connection: int, out: int, out_length: int, offered: int, offered_length: int, _own: int
     ) -> int:
         chosen = choose(out, out_length, start, length, offered, offered_length)
-        return _SELECTED if chosen == _NEGOTIATED else _FATAL
+        if chosen == _NEGOTIATED:
+            return _SELECTED
+        if others is None or not others.isdisjoint(_names(ctypes.string_at(offered, offered_length))):
+            return _FATAL
+        return _NO_ACKNOWLEDGEMENT
 
     select.data = data  # type: ignore[attr-defined]  # exists as long as the callback that points to it
     return ALPN_CALLBACK(select)
+
+
+def _names(offer: bytes) -> list[bytes]:
+    """Return the names of an offer; OpenSSL has checked its lengths."""
+    names = []
+    while offer:
+        names.append(offer[1 : 1 + offer[0]])
+        offer = offer[1 + offer[0] :]
+    return names
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -119,6 +119,11 @@ class UpstreamTlsConnection(TlsConnection):
         )
 
     @property
+    def peer(self) -> Peer:
+        """The upstream."""
+        return self._peer
+
+    @property
     def is_resumed(self) -> bool:
         """Whether the handshake resumed an earlier session."""
         return bool(self._sslobj.session_reused)

@@ -20,6 +20,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.errors import Problems
 from mailproxy_config.nginx.syntax import ConfigFiles, Statement
+from mailproxy_config.policy_directives import POLICY_SERVER
 from mailproxy_config.route_directives import ROUTES
 from mailproxy_config.secret_refs import FILE, FILES, SELECTOR
 from mailproxy_config.tls_directives import CERTIFICATE, CERTIFICATES, CONF_COMMANDS
@@ -196,7 +197,7 @@ def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secr
 
 def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:  # noqa: PLR0911 -- one for each type
     """The value with absolute paths."""
-    if any(row.type is each for each in (FILE, MASTER_USER, AUTH_TOKEN, SELECTOR)):
+    if any(row.type is each for each in (FILE, MASTER_USER, AUTH_TOKEN, POLICY_SERVER, SELECTOR)):
         return map_files(value, files.path)
     if row.type is ROUTES:
         return [map_files(item, files.path) for item in value]

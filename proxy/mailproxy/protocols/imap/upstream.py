@@ -108,6 +108,9 @@ class ImapUpstream(UpstreamLoginBase):
             raise upstream_disconnected(gone, stage) from gone
         return UpstreamLoginResult(received)
 
+    def check_capabilities(self, received: bytes) -> None:
+        """Check the capabilities after login (``proxy_imap_guard``)."""
+
     def refused_greeting(self, received: bytes) -> UpstreamError:
         """Make the error for another greeting than OK.  After PREAUTH there is no STARTTLS (RFC 9051)."""
         if self.starts_tls and received.startswith(_PREAUTH):
@@ -134,10 +137,10 @@ class ImapUpstream(UpstreamLoginBase):
             listed = CAPABILITIES.match(greeting)
         is_accepted = listed is not None and b"ID" in listed[1].upper().split()
         if is_accepted:
-            own_tag = _own_tag(b"3", tag)
+            id_tag = own_tag(b"3", tag)
             login.is_committed = True
-            received = yield from self._command(imap_id(client, own_tag, self.facts), greeting)
-            is_accepted = tagged(received).startswith(own_tag + b" OK")
+            received = yield from self._command(imap_id(client, id_tag, self.facts), greeting)
+            is_accepted = tagged(received).startswith(id_tag + b" OK")
             if b" NO [SERVERBUG]" in received:
                 raise ProxyLoopError("upstream refused ID: a proxy loop", stage=_ID, reply=received)
         if not is_accepted and mode is SendIdentity.REQUIRED:
@@ -146,7 +149,7 @@ class ImapUpstream(UpstreamLoginBase):
 
     def ask_capabilities(self, greeting: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Return a greeting with the capabilities from CAPABILITY."""
-        received = yield from self._command(_own_tag(b"2", tag) + b" CAPABILITY\r\n", greeting)
+        received = yield from self._command(own_tag(b"2", tag) + b" CAPABILITY\r\n", greeting)
         listed = _UNTAGGED_CAPABILITIES.search(received)
         return b"* OK [CAPABILITY %b]\r\n" % (listed[1] if listed is not None else b"")
 
@@ -167,9 +170,9 @@ class ImapUpstream(UpstreamLoginBase):
             raise not_offered(greeting, "STARTTLS")
         if greeting[-1] != LF:
             raise injected("STARTTLS")
-        own_tag = _own_tag(b"1", tag)
-        received = yield from self._command(own_tag + b" STARTTLS\r\n", greeting)
-        if not tagged(received).startswith(own_tag + b" OK"):
+        starttls_tag = own_tag(b"1", tag)
+        received = yield from self._command(starttls_tag + b" STARTTLS\r\n", greeting)
+        if not tagged(received).startswith(starttls_tag + b" OK"):
             raise refused(received, "STARTTLS")
         if RESPONSE.fullmatch(received) is None:
             raise injected("STARTTLS")
@@ -201,6 +204,10 @@ class GuardedImapUpstream(ImapUpstream):
         result = yield from super().log_in(client, login)
         _check_offers(result.reply)
         return result
+
+    def check_capabilities(self, received: bytes) -> None:
+        """Raise ``UpstreamGuardError`` if the upstream offers UNAUTHENTICATE."""
+        _check_offers(received)
 
     def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:
         greeting = yield from super()._prologue(greeting, client, login)
@@ -245,11 +252,11 @@ class GuardedVerdictImapUpstream(GuardedImapUpstream, VerdictImapUpstream):
     __slots__ = ()
 
 
-def plain_imap_upstream(server: ServerConfig) -> ImapUpstream:
-    """Return the login of nginx at a server's upstreams."""
+def plain_imap_upstream(server: ServerConfig) -> type[ImapUpstream]:
+    """Return the class of nginx's login at a server's upstreams."""
     if server.auth_mode is AuthMode.UPSTREAM:
-        return (GuardedVerdictImapUpstream if server.proxy_imap_guard else VerdictImapUpstream)(server)
-    return GuardedImapUpstream(server) if server.proxy_imap_guard else ImapUpstream(server)
+        return GuardedVerdictImapUpstream if server.proxy_imap_guard else VerdictImapUpstream
+    return GuardedImapUpstream if server.proxy_imap_guard else ImapUpstream
 
 
 def tagged(received: bytes) -> bytes:
@@ -258,7 +265,7 @@ def tagged(received: bytes) -> bytes:
     return b"" if found is None else found[1]
 
 
-def _own_tag(number: bytes, tag: bytes) -> bytes:
+def own_tag(number: bytes, tag: bytes) -> bytes:
     """Return a tag that the client does not use."""
     return b"x" + number if tag != b"x" + number else b"y" + number
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected
+from mailproxy.protocols.imap.after_login import capability_after_login
 from mailproxy.protocols.imap.upstream import (
     CAPABILITIES,
     READY,
@@ -140,6 +141,12 @@ def _verdict(line: bytes, tag: bytes) -> Verdict:
 
 def imap_upstream(server: ServerConfig, secrets: LoginSecrets = NO_SECRETS) -> ImapUpstream:
     """Return the login at a server's upstreams."""
-    if not uses_sasl(server):
-        return plain_imap_upstream(server)
-    return (GuardedImapAuthUpstream if server.proxy_imap_guard else ImapAuthUpstream)(server, secrets)
+    has_guard = server.proxy_imap_guard
+    if uses_sasl(server):
+        kind: type[ImapUpstream] = GuardedImapAuthUpstream if has_guard else ImapAuthUpstream
+        arguments: tuple[Any, ...] = (server, secrets)
+    else:
+        kind, arguments = plain_imap_upstream(server), (server,)
+    if server.imap_capability_after_login:
+        kind = capability_after_login(kind)
+    return kind(*arguments)

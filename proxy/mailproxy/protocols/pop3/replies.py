@@ -61,7 +61,11 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
             capabilities for logins, USER and SASL, are left out.
     """
     words = list(server.pop3_capabilities)
-    if server.proxy_tempfail is Tempfail.RFC5530 or server.auth_mode.needs_routes:
+    if (
+        server.proxy_tempfail is Tempfail.RFC5530
+        or server.counts_failed_logins
+        or server.auth_mode.needs_routes
+    ):
         listed = {word.upper() for word in words}
         words += [word for word in _RESPONSE_CODES if word not in listed]
     if starttls is StartTls.ONLY:

@@ -20,7 +20,7 @@ from mailproxy.protocols.smtp.upstream_auth import MAX_RESPONSE, SmtpAuthUpstrea
 from mailproxy.protocols.types import Client, LoginSecrets, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_sasl import Fault, Mechanism, Verdict, choose, respond
 from mailproxy.protocols.verdict import VerdictFrontend
-from mailproxy_config.model import ServerConfig, XclientMode
+from mailproxy_config.model import ServerConfig
 from mailproxy_config.upstream_login import ProxyAuth
 
 MAX_MESSAGE: Final = (MAX_RESPONSE - 2) // 4 * 3
@@ -44,7 +44,8 @@ class SmtpVerdictUpstream(SmtpAuthUpstream):
 
     AUTH is sent without an initial response: then no reply to it can depend on the credentials, and one
     without 334 is an error of the configuration.  XCLIENT is sent where the upstream lists it,
-    with ``xclient_mode always``, too: most upstreams refuse it, and no login depends on it.
+    with ``xclient_mode always``, too (``ServerConfig.negotiates_xclient``): most upstreams refuse it, and no
+    login depends on it.
     """
 
     __slots__ = ()
@@ -53,10 +54,7 @@ class SmtpVerdictUpstream(SmtpAuthUpstream):
         mechanisms = dict.fromkeys(
             each for listed in server.proxy_auth for each in _PASSWORDS.get(listed, (listed,))
         )
-        mode = server.xclient_mode
-        if mode is XclientMode.ALWAYS:
-            mode = XclientMode.AUTO
-        super().__init__(replace(server, proxy_auth=tuple(mechanisms), xclient_mode=mode), secrets)
+        super().__init__(replace(server, proxy_auth=tuple(mechanisms)), secrets)
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets ``235``.

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the address of a client is blocked (``auth_block``), and which addresses never are."""
+
+from __future__ import annotations
+
+from mailproxy.penalty.addresses import block_network, packed
+from mailproxy.penalty.pod_state import PodState
+from mailproxy.protocols.real_ip import TrustedPeers
+
+
+class Exemptions:
+    """Addresses whose failed logins are not counted.
+
+    Args:
+        exempt: Of ``auth_penalty_exempt``.
+        trusted: Of ``set_real_ip_from``: a client that still has such an address is a load balancer, another
+            proxy or webmail that sent no address of its client.
+    """
+
+    __slots__ = ("_exempt", "_trusted")
+
+    def __init__(self, exempt: TrustedPeers, trusted: TrustedPeers) -> None:
+        self._exempt = exempt
+        self._trusted = trusted
+
+    def has(self, address: str) -> bool:
+        """Whether failed logins from an address are not counted."""
+        return self._exempt.trusts(address) or self._trusted.trusts(address)
+
+
+class BlockCheck:
+    """Finds clients whose address is blocked.
+
+    Args:
+        state: The records of the pod.
+        exemptions: Addresses that are never blocked.
+    """
+
+    __slots__ = ("_exemptions", "_state")
+
+    def __init__(self, state: PodState, exemptions: Exemptions) -> None:
+        self._state = state
+        self._exemptions = exemptions
+
+    def is_blocked(self, address: str) -> bool:
+        """Whether a client with this address is closed at once."""
+        found = packed(address)
+        if found is None:
+            return False
+        key = self._state.key_of(b"block", block_network(found))
+        return self._state.blocked_for(key) > 0 and not self._exemptions.has(address)
