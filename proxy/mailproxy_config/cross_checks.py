@@ -233,6 +233,7 @@ def _effective(field: str, default: str = "Disabled") -> str:
 
 
 _TLS_IS_USED: Final = f"(s.listen.exists(l, has(l.ssl) && l.ssl) || {_effective('starttls')} != 'Disabled')"
+_IS_ROUTED: Final = f"({_effective('authMode', 'Http')} in ['Upstream', 'Static'])"
 _WANTS_A_CLIENT: Final = f"{_effective('sslVerifyClient')} in ['Required', 'Optional']"
 _EVERY_IPV4: Final = "(!has({0}.address) || {0}.address == '*' || {0}.address == '0.0.0.0')"
 _LEADS_SOMEWHERE: Final = (
@@ -259,8 +260,8 @@ def _rule(expression: str, message: str, reason: str = "FieldValueInvalid") -> R
 
 SPEC_RULES: Final = (
     _rule(
-        f"self.servers.all(s, {_either('authHttp')} || {_effective('authMode', 'Http')} == 'Upstream')",
-        "no authHttp: set it in spec.mail or in every server (or authMode Upstream)",
+        f"self.servers.all(s, {_either('authHttp')} || {_IS_ROUTED})",
+        "no authHttp: set it in spec.mail or in every server (or authMode Upstream or Static)",
         "FieldValueRequired",
     ),
     _rule(
@@ -280,17 +281,6 @@ SPEC_RULES: Final = (
         "FieldValueRequired",
     ),
     _rule(
-        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Upstream' || {_either('routes')})",
-        "authMode Upstream needs routes, in spec.mail or in the server",
-        "FieldValueRequired",
-    ),
-    _rule(
-        f"(!has(self.mail) || !has(self.mail.routes) || {_LEADS_SOMEWHERE.format('self.mail')}) && "
-        f"self.servers.all(s, !has(s.routes) || {_LEADS_SOMEWHERE.format('s')})",
-        "routes[].upstream must be the name of an item of spec.upstreams",
-        "FieldValueRequired",
-    ),
-    _rule(
         f"self.servers.all(s, !{_BLOCKS} || {_TRUSTS} || !s.listen.exists(l, {_IS_PROXIED}))",
         "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address",
         "FieldValueRequired",
@@ -302,6 +292,21 @@ SPEC_RULES: Final = (
         "authBlock with service.externalTrafficPolicy Cluster would block all clients of a node: "
         "use Local, or proxyProtocol for every listener",
         "FieldValueForbidden",
+    ),
+    _rule(
+        f"self.servers.all(s, !{_IS_ROUTED} || {_either('routes')})",
+        "authMode Upstream and Static need routes, in spec.mail or in the server",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Static' || {_either('authUserFile')})",
+        "authMode Static needs authUserFile, in spec.mail or in the server",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"(!has(self.mail) || !has(self.mail.routes) || {_LEADS_SOMEWHERE.format('self.mail')}) && "
+        f"self.servers.all(s, !has(s.routes) || {_LEADS_SOMEWHERE.format('s')})",
+        "routes[].upstream must be the name of an item of spec.upstreams",
     ),
     _rule(
         "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || "

@@ -103,7 +103,7 @@ class PenaltyAuthenticator:
         self._delays = server.auth_penalty
         self._block = server.auth_block
         self._max_waiting = server.auth_penalty_max
-        # with ``auth_mode upstream`` and ``static`` the session delays refusals, those without an upstream alike
+        # without an authentication service the session delays refusals, those without an upstream alike
         self.failure_delay = 0.0 if server.auth_mode.needs_routes else server.failure_delay
         self.protocol = server.protocol
         self.call_later: CallLater = context.loop.call_later if call_later is None else call_later
