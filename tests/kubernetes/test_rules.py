@@ -42,6 +42,7 @@ NEEDS_TLS: Final = "a server with an ssl listener or starttls needs sslCertifica
 NEEDS_CA: Final = (
     "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
 )
+NO_SERVICE: Final = "no authHttp: set it in spec.mail or in every server (or authMode Upstream or Static)"
 NEEDS_ISSUERS: Final = "authMode Jwt needs oauthIssuers, in spec.mail or in the server"
 SHARED_BY_BALANCER: Final = (
     "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address"
