@@ -24,6 +24,9 @@ from mailproxy.users.user_list import UserList
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
+    from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator
+    from mailproxy.limits.preauth import PreauthLimit
+    from mailproxy.limits.worker_limits import WorkerLimits
     from mailproxy.oauth.jwks_cache import JwksCache
     from mailproxy.penalty.block_check import BlockCheck, Exemptions
     from mailproxy.penalty.pod_state import PodState
@@ -41,6 +44,7 @@ class Authenticators:
         context: The worker's shared parts.
 
     Attributes:
+        auth_caches: The caches of their decisions, by the configuration of their server.
         auth_clients: The clients of authentication services, by their configuration.
         jwks_caches: The keys of token issuers, by their URL.
         policy_clients: The clients of policy servers.
@@ -49,9 +53,12 @@ class Authenticators:
     """
 
     __slots__ = (
+        "_cache_secret",
         "_context",
+        "_limits",
         "_passwords",
         "_penalties",
+        "auth_caches",
         "auth_clients",
         "jwks_caches",
         "policy_clients",
@@ -61,7 +68,10 @@ class Authenticators:
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self._limits: WorkerLimits | None = None
         self._penalties: PodState | None = None
+        self._cache_secret = b""
+        self.auth_caches: dict[ServerConfig, CachingAuthenticator] = {}
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
         self.tables: Mapping[str, Table] = {}
@@ -80,7 +90,24 @@ class Authenticators:
             trusted: The addresses of its ``set_real_ip_from``.
         """
         authenticator = self.policy_clients.asking(self._decider(config, template), config)
-        return self._penalizing(authenticator, config, trusted)
+        return self._limited(self._penalizing(authenticator, config, trusted), config)
+
+    def _limited(self, following: Authenticator, config: ServerConfig) -> Authenticator:
+        """Return what applies limits to logins (``limit_conn``, ``limit_req``, ``limit_preauth``)."""
+        if config.limits_logins or config.limit_preauth:
+            return self._worker_limits().limited(following, config)
+        return following
+
+    def preauth(self, config: ServerConfig) -> PreauthLimit | None:
+        """Return what limits the connections of a server before the login (``limit_preauth``)."""
+        return self._worker_limits().preauth(config) if config.limit_preauth else None
+
+    def _worker_limits(self) -> WorkerLimits:
+        if self._limits is None:
+            from mailproxy.limits.worker_limits import WorkerLimits  # noqa: PLC0415 - most workers have none
+
+            self._limits = WorkerLimits(self._context)
+        return self._limits
 
     def _penalizing(
         self, following: Authenticator, config: ServerConfig, trusted: TrustedPeers
@@ -121,7 +148,7 @@ class Authenticators:
             return RouteAuthenticator(self._context, LoginRouter(config, self.tables))
         if config.used_user_file is not None:
             return self._static(config, self.users[config.used_user_file])
-        service = self._auth_service(config)
+        service = self._cached(config, self._auth_service(config))
         if config.auth_mode is AuthMode.HTTP:
             return service
         from mailproxy.oauth.jwks_cache import JwksCache  # noqa: PLC0415 - takes 13 MB in each worker
@@ -138,6 +165,20 @@ class Authenticators:
             caches=self.jwks_caches,
             log=self._context.log.for_server(config),
         )
+
+    def _cached(self, config: ServerConfig, service: AuthHttpClient) -> Authenticator:
+        """Return the cache of a service's decisions; it survives a reload that does not change the server."""
+        settings = config.auth_cache
+        if settings is None or not settings.size:
+            return service
+        from mailproxy.auth_cache.cache_key import CacheKeys, new_secret  # noqa: PLC0415 - most workers have none
+        from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator  # noqa: PLC0415 - as above
+
+        if config not in self.auth_caches:
+            self._cache_secret = self._cache_secret or new_secret()
+            keys, log = CacheKeys(config, self._cache_secret), self._context.log.for_server(config)
+            self.auth_caches[config] = CachingAuthenticator(self._context, service, settings, keys, log=log)
+        return self.auth_caches[config]
 
     async def start(self, worker_connections: int) -> None:
         """Begin to work for a configuration; waits a short time for the names of services to resolve.
@@ -161,6 +202,10 @@ class Authenticators:
         services = {id(self._auth_service(config)) for config in asking}
         for key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(key).close()  # for its sessions: a connection per request
+        if self._limits is not None:
+            self._limits.retire(configs)
+        for unused in self.auth_caches.keys() - set(configs):
+            self.auth_caches.pop(unused).close()
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()
@@ -177,7 +222,10 @@ class Authenticators:
             self._passwords.close()
         for cache in self.jwks_caches.values():
             cache.close()
+        for decisions in self.auth_caches.values():
+            decisions.close()
         self.jwks_caches.clear()
+        self.auth_caches.clear()
         await self.policy_clients.close()
         for service in self.auth_clients.values():
             await service.addresses.close()

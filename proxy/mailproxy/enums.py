@@ -46,6 +46,8 @@ class LoginResult(StrEnum):
     UPSTREAM_REFUSED = "upstream_refused"
     UPSTREAM_FAILED = "upstream_failed"
     ABORTED = "aborted"
+    LIMIT_CONN = "limit_conn"
+    LIMIT_REQ = "limit_req"
     TLS_REQUIRED = "tls_required"
     METHOD_DISABLED = "method_disabled"
     BAD_CREDENTIALS_SYNTAX = "bad_credentials_syntax"
@@ -115,6 +117,29 @@ class AuthErrorReason(StrEnum):
     NO_SERVER = "no_server"
     BAD_ADDRESS = "bad_address"
     HTTP_5XX = "http_5xx"
+
+
+class AuthCacheEvent(StrEnum):
+    """What happened in the cache of the authentication service's decisions."""
+
+    HIT = "hit"
+    """A login was decided without a request."""
+    MISS = "miss"
+    """A request was sent."""
+    JOINED = "joined"
+    """A login waits for the request of another one with the same credentials."""
+    STALE = "stale"
+    """An expired entry was used because the service fails."""
+    STORED = "stored"
+    EVICTED = "evicted"
+    """An entry was dropped for another one."""
+
+
+class CacheUse(StrEnum):
+    """How the last login of a session was decided by the cache; a field of the log."""
+
+    HIT = "hit"
+    STALE = "stale"
 
 
 class UpstreamStage(StrEnum):
@@ -383,8 +408,24 @@ class Limit(StrEnum):
     CONN_TOTAL = "conn_total"
     MAX_ERRORS = "max_errors"
     MAX_COMMANDS = "max_commands"
+    LIMIT_CONN = "limit_conn"
+    LIMIT_REQ = "limit_req"
+    LIMIT_PREAUTH = "limit_preauth"
     BLOCKED = "blocked"
     """``auth_block``."""
+
+
+class ZoneEvent(StrEnum):
+    """What happened in a zone of ``limit_conn`` or ``limit_req``."""
+
+    ZONE_FULL = "zone_full"
+    """There was no place for a key: a session was not counted, or another key was forgotten."""
+    REJECTED = "rejected"
+    DRY_RUN = "dry_run"
+    """It would have been rejected without ``limit_conn_dry_run`` or ``limit_req_dry_run``."""
+    DELAYED = "delayed"
+    SKIPPED = "skipped"
+    """It was let in without being counted: the key was too long, or there was an error."""
 
 
 class PenaltyAction(StrEnum):

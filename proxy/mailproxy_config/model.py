@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NewType
 
+from mailproxy_config.auth_cache import AuthCacheConfig, CacheKeyPart
 from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
-from mailproxy_config.failed_logins import FailedLogins
+from mailproxy_config.limits import LimitSettings
 from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.policy_server import AuthPolicyServer
 from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
@@ -253,7 +254,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
+class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -347,7 +348,6 @@ class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
     ssl_alpn_strict: AlpnStrict
     smtp_auth_command: bool
     real_ip_command: bool
-    max_commands: int
     limit_rate: ByteCount
     limit_rate_after: ByteCount
     proxy_id: SendIdentity
@@ -367,6 +367,8 @@ class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
     proxy_auth_require_tls: bool | None
     proxy_master_user: ProxyMasterUser | None
     proxy_auth_token: ProxyAuthToken | None
+    auth_cache: AuthCacheConfig | None
+    auth_cache_key: frozenset[CacheKeyPart]
     auth_policy_server: AuthPolicyServer | None
     log_password_fingerprint: bool
 
@@ -439,7 +441,7 @@ class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to may be passed on."""
         for_service = self.auth_http_variables or self.auth_http_facts or self.auth_http_overrides
-        return self.sends_identity or for_service
+        return self.sends_identity or for_service or bool(self.auth_cache_key)
 
     @property
     def may_use_upstream_tls(self) -> bool:

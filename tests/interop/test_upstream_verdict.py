@@ -112,6 +112,7 @@ def world(
         "timeout": "20s",
         "maxErrors": 20,
         "pop3ClientBuffer": "8k",
+        "authFailureDelay": "200ms",
     }
     proxy = proxies.start(new_folder("verdict"), manifest(servers, mail, upstreams=groups))
     yield World(proxy, found)

@@ -58,6 +58,7 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         "limit_rejections_total",
         ("s", "conn_total", "enforce"),
     ),
+    (lambda m: bump(m.limit_zone("user").full), "limit_zone_events_total", ("user", "zone_full")),
     (lambda m: bump(m.connections_limit), "connections_limit", ()),
     (
         lambda m: bump(m.protocol(Protocol.POP3).states[enums.SessionState.RELAY]),
@@ -122,6 +123,13 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
     (lambda m: bump(m.addresses_blocked), "auth_addresses_blocked_total", ()),
     (lambda m: bump(m.token_validations[enums.TokenFinding.TYPE]), "oauth_validations_total", ("type",)),
     (lambda m: bump(m.jwks_fetches[enums.JwksResult.TLS]), "oauth_jwks_fetches_total", ("tls",)),
+    (
+        lambda m: bump(m.auth_cache_events[enums.AuthCacheEvent.STALE]),
+        "auth_cache_events_total",
+        ("stale",),
+    ),
+    (lambda m: bump(m.auth_cache_entries), "auth_cache_entries", ()),
+    (lambda m: bump(m.auth_cache_bytes), "auth_cache_bytes", ()),
     (
         lambda m: bump(m.password_verifications[enums.PasswordFinding.WRONG]),
         "password_verifications_total",
@@ -222,6 +230,7 @@ def busy() -> WorkerMetrics:
         metrics.protocol(protocol)
     metrics.server("s", Protocol.IMAP)
     metrics.set_certificates("s", [0, 0])
+    metrics.limit_zone("user")
     return metrics
 
 

@@ -30,6 +30,14 @@ def body(*servers: Body, mail: Any = None, **spec: Any) -> Body:
     }
 
 
+CONN_ZONES: Final = [
+    {"zone": "per_user", "key": "$remote_user", "size": "1m"},
+    {"zone": "per_addr", "key": "$remote_addr$auth_http_x_class", "size": 65536},
+]
+REQ_ZONES: Final = [
+    {"zone": "guesses", "key": "$remote_addr", "size": "10m", "rate": "10r/m"},
+    {"zone": "other", "key": "$domain", "size": "33k", "rate": "2r/s"},
+]
 # Valid values of every directive that is allowed at both levels.
 LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "serverName": ("mail.example.com", ""),
@@ -162,7 +170,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "authFailureDelay": ("1500ms", 3),
     "authPenaltyExempt": (["192.0.2.0/24", "2001:db8::1"],),
     "authPenaltyMax": (50,),
-    "authBlock": ({"failures": 5, "window": "1m", "for": "30s", "max": "1h"}, {"failures": 0}, {}),
+    # Other blocks depend on the listeners.
+    "authBlock": ({"failures": 0, "window": "1m", "for": "30s", "max": "1h"}, {"failures": 0}),
     "imapId": ("Answer", "Ignore"),
     "imapCapabilitiesFrom": ("Upstream", "Static"),
     "imapCapabilityAfterLogin": (True, False),
@@ -206,6 +215,12 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
             "refreshTokenFrom": {"file": "/r"},
         },
     ),
+    "authCache": (
+        {"size": "10m"},
+        {"size": 0},
+        {"size": 65536, "ttl": "1m30s", "negativeTtl": 5, "staleIfError": "7d"},
+    ),
+    "authCacheKey": ([], ["Address"], ["ServerName", "Destination"]),
     "authPolicyServer": (
         {"url": "http://policy.example:8084/", "nonceFrom": SECRET_KEY},
         {
@@ -223,6 +238,21 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     ),
     "logPasswordFingerprint": (True,),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
+    "limitConnZone": (CONN_ZONES,),
+    "limitConn": ([], [{"zone": "per_user", "connections": 20}, {"zone": "per_addr", "connections": 65535}]),
+    "limitConnLogLevel": ("info", "error"),
+    "limitConnDryRun": (True,),
+    "limitConnIpv6Prefix": (64, 128),
+    "limitConnWords": ("Dovecot", "Freenginx"),
+    "limitPreauth": (0, 10),
+    "limitReqZone": (REQ_ZONES,),
+    "limitReq": (
+        [],
+        [{"zone": "guesses"}],
+        [{"zone": "guesses", "burst": 5, "delay": 2}, {"zone": "other", "burst": 9, "nodelay": True}],
+    ),
+    "limitReqLogLevel": ("warn", "notice"),
+    "limitReqDryRun": (True,),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}
 
@@ -260,6 +290,8 @@ _NEEDED: Final = {
     "authHttp": "auth.example:9000",
     "sslCertificate": [{"secretName": "mail-tls"}],
     "sslClientCertificate": SECRET_KEY,
+    "limitConnZone": CONN_ZONES,
+    "limitReqZone": REQ_ZONES,
 }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy_monitoring.colours import (
+    AUTH_CACHE_EVENTS,
     AUTH_ERRORS,
     AUTH_OUTCOMES,
     DIRECTIONS,
@@ -66,6 +67,28 @@ AUTHENTICATION: Final = Row(
             colours=AUTH_ERRORS,
             description="Requests without a usable response.",
             alerts=("MailProxyAuthErrors",),
+        ),
+        Panel(
+            title="Cache of decisions",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=12,
+            queries=((rate("mailproxy_auth_cache_events_total", "event", JOB), "{{event}}"),),
+            colours=AUTH_CACHE_EVENTS,
+            description="With authCache. stale: an expired entry was used because the service fails.",
+        ),
+        Panel(
+            title="Entries of the cache",
+            width=6,
+            queries=((f"sum (mailproxy_auth_cache_entries{{{JOB}}})", "entries"),),
+            description="Decisions that are kept, in all workers.",
+        ),
+        Panel(
+            title="Memory of the cache",
+            unit="bytes",
+            width=6,
+            queries=((f"sum (mailproxy_auth_cache_bytes{{{JOB}}})", "memory"),),
+            description="Memory of these entries. At the limit, the size of authCache, entries are evicted.",
         ),
     ),
 )

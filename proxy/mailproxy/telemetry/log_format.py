@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from json import encoder
-from typing import Final
+from typing import Final, Protocol
 
-from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy.enums import CacheUse, CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy_config.addresses import format_host_port
 
 USER_LIMIT: Final = 256
@@ -65,6 +65,13 @@ class TimestampFormatter:
         return f"{self._prefix}{int((now - second) * 1000):03d}Z"
 
 
+class Held(Protocol):
+    """Something that a session holds until its end."""
+
+    def release(self) -> None:
+        """The session is over."""
+
+
 @dataclass(slots=True, eq=False)
 class SessionRecord:
     """The values of one session's log line, set while the session runs.
@@ -99,6 +106,8 @@ class SessionRecord:
     result: LoginResult | None = None
     """The result of the last login."""
     attempts: int = 0
+    cache: CacheUse | None = None
+    """How the cache decided the last login, if it did."""
     password_failures: int = 0
     """Number of logins that were refused because of a wrong password."""
     pwfp: str = ""
@@ -111,7 +120,7 @@ class SessionRecord:
     upstream: str = ""
     upstream_port: int = 0
     stage: str | None = None
-    """The step at which the last login failed: ``auth``, ``policy``, or an ``UpstreamStage``."""
+    """The step at which the last login failed: ``limit``, ``auth``, ``policy``, or an ``UpstreamStage``."""
     reply: bytes | None = None
     """The reply that refused it, prepared for the log (``protocols.redaction``)."""
     auth_seconds: float | None = None
@@ -126,6 +135,10 @@ class SessionRecord:
     reason: CloseReason | None = None
     is_silent: bool = False
     """Whether the client closed the connection before it sent anything."""
+    limit_zone: str = ""
+    """The zone of ``limit_conn`` or ``limit_req`` that refused the login."""
+    held: Held | None = None
+    """What limits have counted of the session; released at its end."""
 
 
 Field = object
@@ -141,6 +154,8 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
     word: f'"{word}"' for word in ProtocolErrorKind
 }
+_CACHE: Final[dict[CacheUse | None, str]] = {None: ""} | {word: f'"cache":"{word}",' for word in CacheUse}
+_TEXT_CACHE: Final[dict[CacheUse | None, str]] = {None: ""} | {word: f" cache={word}" for word in CacheUse}
 _NO_TLS: Final = 'null,"cipher":null,"server_name":null'
 _NO_FAILURE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
@@ -185,7 +200,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'"proxied":{_proxied(r) if r.proxied else "false"},'
         f'"tls":{tls},'
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
-        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
+        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},{_CACHE[r.cache]}'
         f'"password_failures":{r.password_failures},{_pwfp(r) if r.pwfp else ""}'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
@@ -216,7 +231,8 @@ def _failure(r: SessionRecord) -> str:
     if r.result is LoginResult.SUCCESS:
         return _NO_FAILURE  # an earlier login failed
     reply = "null" if r.reply is None else quote_bytes(r.reply, _TEXT_LIMIT)
-    return f'"stage":"{r.stage}","reply":{reply}'
+    zone = f',"limit_zone":{quote(r.limit_zone)}' if r.limit_zone else ""
+    return f'"stage":"{r.stage}","reply":{reply}{zone}'
 
 
 def text_session(record: SessionRecord, stamp: str) -> str:
@@ -250,14 +266,17 @@ def _text_proxied(r: SessionRecord) -> str:
 
 
 def _login_parts(r: SessionRecord) -> list[str]:
-    parts = [f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
+    parts = [
+        f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"
+        + _TEXT_CACHE[r.cache]
+    ]
     if r.password_failures:
         parts.append(f"password_failures={r.password_failures}" + (f" pwfp={r.pwfp}" if r.pwfp else ""))
     if r.result is not None:
         parts.append(f"result={r.result}")
     is_failure = r.result is not LoginResult.SUCCESS
     if r.stage is not None and is_failure:
-        parts.append(f"stage={r.stage}")
+        parts.append(f"stage={r.stage}{' limit_zone=' + r.limit_zone if r.limit_zone else ''}")
     if r.reply is not None and is_failure:
         parts.append(f"reply={quote_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:

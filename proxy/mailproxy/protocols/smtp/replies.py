@@ -17,10 +17,9 @@ INVALID: Final = b"500 5.5.1 Invalid command\r\n"
 INVALID_ARGUMENT: Final = b"501 5.5.4 Invalid argument\r\n"
 BAD_SEQUENCE: Final = b"503 5.5.1 Bad sequence of commands\r\n"
 AUTH_DISABLED: Final = b"502 5.5.1 Authentication not enabled\r\n"
-BDAT_REFUSED: Final = (
-    b"530 5.7.0 Authentication required\r\n421 4.7.0 BDAT without authentication, closing connection\r\n"
-)
-"""To BDAT before login: the chunk behind it must not be read as commands."""
+BDAT_REFUSED: Final = b"530 5.7.0 Authentication required\r\n"
+BDAT_CLOSES: Final = b"421 4.7.0 BDAT without authentication, closing connection\r\n"
+"""Behind ``BDAT_REFUSED``: the chunk must not be read as commands."""
 EARLY_TALKER: Final = b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
 AUTH_REQUIRED: Final = b"530 5.7.1 Authentication required\r\n"
 TLS_REQUIRED: Final = b"530 5.7.0 Must issue a STARTTLS command first\r\n"
