@@ -216,6 +216,7 @@ class App:
             upstream_names=self._names(config) if _has_names(config) else None,
             refusals=previous.refusals if previous else RefusalTimes(),
             group_choices=group_choices(config),
+            preauth=self.authenticators.preauth(config),
         )
         built.groups = {
             name: self._group(name, built, each, previous and previous.groups.get(name))

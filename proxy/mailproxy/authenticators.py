@@ -22,6 +22,8 @@ from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
     from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator
+    from mailproxy.limits.preauth import PreauthLimit
+    from mailproxy.limits.worker_limits import WorkerLimits
     from mailproxy.oauth.jwks_cache import JwksCache
     from mailproxy.penalty.block_check import BlockCheck, Exemptions
     from mailproxy.penalty.pod_state import PodState
@@ -49,6 +51,7 @@ class Authenticators:
     __slots__ = (
         "_cache_secret",
         "_context",
+        "_limits",
         "_penalties",
         "auth_caches",
         "auth_clients",
@@ -59,6 +62,7 @@ class Authenticators:
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self._limits: WorkerLimits | None = None
         self._penalties: PodState | None = None
         self._cache_secret = b""
         self.auth_caches: dict[ServerConfig, CachingAuthenticator] = {}
@@ -78,7 +82,24 @@ class Authenticators:
             trusted: The addresses of its ``set_real_ip_from``.
         """
         authenticator = self.policy_clients.asking(self._decider(config, template), config)
-        return self._penalizing(authenticator, config, trusted)
+        return self._limited(self._penalizing(authenticator, config, trusted), config)
+
+    def _limited(self, following: Authenticator, config: ServerConfig) -> Authenticator:
+        """Return what applies limits to logins (``limit_conn``, ``limit_req``, ``limit_preauth``)."""
+        if config.limits_logins or config.limit_preauth:
+            return self._worker_limits().limited(following, config)
+        return following
+
+    def preauth(self, config: ServerConfig) -> PreauthLimit | None:
+        """Return what limits the connections of a server before the login (``limit_preauth``)."""
+        return self._worker_limits().preauth(config) if config.limit_preauth else None
+
+    def _worker_limits(self) -> WorkerLimits:
+        if self._limits is None:
+            from mailproxy.limits.worker_limits import WorkerLimits  # noqa: PLC0415 - most workers have none
+
+            self._limits = WorkerLimits(self._context)
+        return self._limits
 
     def _penalizing(
         self, following: Authenticator, config: ServerConfig, trusted: TrustedPeers
@@ -146,7 +167,11 @@ class Authenticators:
         if config not in self.auth_caches:
             self._cache_secret = self._cache_secret or new_secret()
             keys, log = CacheKeys(config, self._cache_secret), self._context.log.for_server(config)
-            self.auth_caches[config] = CachingAuthenticator(self._context, service, settings, keys, log=log)
+            zones = (*config.limit_conn_zone, *config.limit_req_zone)
+            keeps_heads = any("$auth_http_" in zone.key for zone in zones)
+            self.auth_caches[config] = CachingAuthenticator(
+                self._context, service, settings, keys, log=log, keeps_heads=keeps_heads
+            )
         return self.auth_caches[config]
 
     async def start(self, worker_connections: int) -> None:
@@ -173,6 +198,8 @@ class Authenticators:
             self.auth_clients.pop(key).close()  # for its sessions: a connection per request
         for unused in self.auth_caches.keys() - set(configs):
             self.auth_caches.pop(unused).close()
+        if self._limits is not None:
+            self._limits.retire(configs)
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()

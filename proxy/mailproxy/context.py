@@ -28,6 +28,7 @@ from mailproxy_config.model import LogLevel
 
 BUFFER_BYTES: Final = 256 * 1024
 """Size of the buffer for bulk transfers in which one side uses TLS; all relays of a worker share it."""
+_FAULT_INTERVAL: Final = 10.0
 _LINKS: Final = ("owner", "__self__", "func", "_callback")
 """Of an object: its owner; of a method: its object; of a partial: its function; of a handle: its callback."""
 _MAX_LINKS: Final = 10
@@ -99,6 +100,7 @@ class WorkerContext:
         self.pipes = Pipes()
         self.memory = SharedMemory() if memory is None else memory
         self.upstream_health = UpstreamHealth(self.memory)
+        self._limit_fault_at = -_FAULT_INTERVAL
 
     def make_challenge(self, server_name: str) -> bytes:
         """Make a challenge ``<R.T@NAME>``: 31 random bits, the current time, the server's name."""
@@ -107,6 +109,12 @@ class WorkerContext:
     def log_lookup_failure(self, purpose: DnsPurpose, name: str, result: DnsResult) -> None:
         """Log that a name server did not answer, or not usably; at ``error``, as nginx does."""
         self.log.event(LogLevel.ERROR, "name_lookup_failed", purpose=purpose, name=name, result=result)
+
+    def log_limit_fault(self, error: Exception) -> None:
+        """Log that a limit could not be applied, and so was not; at most once in 10 seconds."""
+        if self.epoll.now - self._limit_fault_at >= _FAULT_INTERVAL:
+            self._limit_fault_at = self.epoll.now
+            self.log_internal_error(None, error, "limits")
 
     def log_refused_address(self, name: str, address: str, reason: str) -> None:
         """Log that a name in ``Auth-Server`` resolves to an address that it must not resolve to."""

@@ -46,6 +46,8 @@ class LoginResult(StrEnum):
     UPSTREAM_REFUSED = "upstream_refused"
     UPSTREAM_FAILED = "upstream_failed"
     ABORTED = "aborted"
+    LIMIT_CONN = "limit_conn"
+    LIMIT_REQ = "limit_req"
     TLS_REQUIRED = "tls_required"
     METHOD_DISABLED = "method_disabled"
     BAD_CREDENTIALS_SYNTAX = "bad_credentials_syntax"
@@ -394,8 +396,24 @@ class Limit(StrEnum):
     CONN_TOTAL = "conn_total"
     MAX_ERRORS = "max_errors"
     MAX_COMMANDS = "max_commands"
+    LIMIT_CONN = "limit_conn"
+    LIMIT_REQ = "limit_req"
+    LIMIT_PREAUTH = "limit_preauth"
     BLOCKED = "blocked"
     """``auth_block``."""
+
+
+class ZoneEvent(StrEnum):
+    """What happened in a zone of ``limit_conn`` or ``limit_req``."""
+
+    ZONE_FULL = "zone_full"
+    """There was no place for a key: a session was not counted, or another key was forgotten."""
+    REJECTED = "rejected"
+    DRY_RUN = "dry_run"
+    """It would have been rejected without ``limit_conn_dry_run`` or ``limit_req_dry_run``."""
+    DELAYED = "delayed"
+    SKIPPED = "skipped"
+    """It was let in without being counted: the key was too long, or there was an error."""
 
 
 class PenaltyAction(StrEnum):

@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom
+from mailproxy_config.limit_directives import LIMIT_DIRECTIVES
 from mailproxy_config.model import ImapId
+from mailproxy_config.penalty_directives import PENALTY_DIRECTIVES
 from mailproxy_config.value_types import FLAG, NUMBER, SIZE, Directive, choice
 
 _CAPABILITIES_FROM: Final = choice({"static": "Static", "upstream": "Upstream"}, CapabilitiesFrom)
@@ -110,5 +112,7 @@ CLIENT_DIRECTIVES: Final = (
         is_ours=True,
         meaning="Bytes that a client gets before limitRate applies.",
     ),
+    *PENALTY_DIRECTIVES,
+    *LIMIT_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""

@@ -2,7 +2,8 @@
 """Conditions between several fields of a manifest.
 
 Each condition exists twice: as a CEL rule for the CRD, and as a check with the exact path.  That of
-REQUIRETLS is only a check: it depends on the protocol, which may be derived from the ports.
+REQUIRETLS is only a check, as it depends on the protocol, which may be derived from the ports; so are those
+of limits and their zones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mailproxy_config.directives import LEVEL_DIRECTIVES, Level, ServerBlock
 from mailproxy_config.errors import Problems
 from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
+from mailproxy_config.limit_directives import check_limits
 from mailproxy_config.model import AuthMode, ListenConfig, Protocol, ProxySsl, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
 from mailproxy_config.secret_refs import SelectorRef
@@ -56,6 +58,8 @@ def check_consistency(
         _check_require_tls(server, mail, problems)
         _check_ports(server, spec, problems)
     _check_names(servers, problems)
+    levels = [("spec.mail", mail.values), *((server.path, server.level.values) for server in servers)]
+    check_limits(levels, problems)
     check_shared_listeners([_as_block(server, mail) for server in servers], problems)
     _check_workload(spec, problems)
     _check_selectors(spec, mail, servers, problems)

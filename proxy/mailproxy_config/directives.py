@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of directives: one row for each directive of nginx's mail modules.
 
-Schema, defaults, reference page and readers are derived from it; fields are the names in lowerCamelCase.
+The CRD's schema, the built-in defaults, the reference page and the readers of manifests and ``nginx.conf``
+are derived from it.  Names are nginx's; the field of a manifest is the same name in lowerCamelCase.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from mailproxy_config.failover_directives import FAILOVER_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES, TOKEN_METHODS
-from mailproxy_config.penalty_directives import PENALTY_DIRECTIVES
 from mailproxy_config.policy_directives import POLICY_DIRECTIVES
 from mailproxy_config.route_directives import ROUTE_DIRECTIVES
 from mailproxy_config.schema import Integer, IntOrString
@@ -410,7 +410,6 @@ LEVEL_DIRECTIVES: Final = (
     *UPSTREAM_LOGIN_DIRECTIVES,
     *POLICY_DIRECTIVES,
     *OAUTH_DIRECTIVES,
-    *PENALTY_DIRECTIVES,
     *ROUTE_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,

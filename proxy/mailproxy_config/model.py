@@ -14,7 +14,7 @@ from typing import Any, Final, NewType
 from mailproxy_config.auth_cache import AuthCacheConfig, CacheKeyPart
 from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
-from mailproxy_config.failed_logins import FailedLogins
+from mailproxy_config.limits import LimitSettings
 from mailproxy_config.oauth_issuer import OAuthIssuer
 from mailproxy_config.policy_server import AuthPolicyServer
 from mailproxy_config.upstream_groups import Route, UpstreamGroup, UpstreamSettings
@@ -245,7 +245,7 @@ class SessionCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
+class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     """One ``server`` block with all inherited values."""
 
     name: str
@@ -338,7 +338,6 @@ class ServerConfig(CapabilityChoice, CertificateChoice, FailedLogins):
     ssl_alpn_strict: AlpnStrict
     smtp_auth_command: bool
     real_ip_command: bool
-    max_commands: int
     limit_rate: ByteCount
     limit_rate_after: ByteCount
     proxy_id: SendIdentity

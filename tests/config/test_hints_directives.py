@@ -54,7 +54,7 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
         ("access_log off;", "every session writes one line to the log"),
         ("client_max_body_size 50m;", '"smtp_capabilities" announces the largest message'),
         ("allow 10.0.0.0/8;", "refuse clients in the authentication service"),
-        ("limit_conn addr 5;", "refuse clients in the authentication service"),
+        ("limit_conn_status 503;", "refuse clients in the authentication service"),
         ("ssl_stapling on;", "belongs to http {} and stream {}, not to mail {}"),
         ("proxy_ssl_key_log x;", "belongs to http {} and stream {}, not to mail {}"),
         ("tcp_nodelay on;", "belongs to http {} and stream {}, not to mail {}"),

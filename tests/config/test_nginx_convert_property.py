@@ -224,6 +224,19 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_ssl_session_reuse": _FLAG,
     "proxy_ssl_alpn": _some("imap", "pop3"),
     "proxy_ssl_conf_command": st.sampled_from(["Options PrioritizeChaCha", "VerifyCAFile ca.pem"]),
+    "limit_conn_zone": st.just("$remote_user$remote_addr zone=sessions:1m"),
+    "limit_conn": st.sampled_from(["sessions 1", "sessions 65535"]),
+    "limit_conn_log_level": st.sampled_from(["info", "Error"]),
+    "limit_conn_dry_run": _FLAG,
+    "limit_conn_ipv6_prefix": st.sampled_from(["64", "128"]),
+    "limit_conn_words": st.sampled_from(["freenginx", "Dovecot"]),
+    "limit_preauth": st.sampled_from(["0", "10"]),
+    "limit_req_zone": st.just("$remote_addr zone=logins:64k rate=120r/m"),
+    "limit_req": st.sampled_from(
+        ["zone=logins", "burst=5 zone=logins nodelay", "zone=logins burst=5 delay=2"]
+    ),
+    "limit_req_log_level": st.sampled_from(["warn", "notice"]),
+    "limit_req_dry_run": _FLAG,
     "protocol": st.sampled_from(["imap", "pop3", "smtp"]),
     "listen": st.sampled_from(
         [
@@ -244,9 +257,11 @@ _PAIR: Final = (
     "ssl_certificate c.pem; ssl_certificate_key k.pem; ssl_client_certificate ca.pem; "
     "proxy_ssl_certificate_key own.pem;"
 )
+_ZONES: Final = {"limit_conn_zone", "limit_req_zone"}
+"""``mail {}`` always has them, as limits name them."""
 
 
-_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer", "route"}
+_ONE_VALUE: Final = {"proxy_forward", "oauth_issuer", "route", "limit_conn", "limit_req", *_ZONES}
 """Lists whose items must differ; their strategies have few values."""
 
 
@@ -306,12 +321,13 @@ def _files(draw: st.DrawFn) -> dict[str, str]:
     around.append(f"events {{ worker_connections {draw(VALUES['worker_connections'])}; }}")
     if draw(st.booleans()):
         around.append(f"worker_shutdown_timeout {draw(st.sampled_from(['0', '5m', '90']))};")
-    mail = draw(_lines(frozenset({"ssl_client_certificate"})))
+    mail = draw(_lines(frozenset({"ssl_client_certificate"} | _ZONES)))
     servers = [f"server {{\n{text}\n}}" for text in draw(_servers())]
     files = {"servers.conf": "\n".join(servers), "level.conf": "\n".join(mail)}
     inner = "include level.conf;" if draw(st.booleans()) else files["level.conf"]
     outer = "include serv*.conf;" if draw(st.booleans()) else files["servers.conf"]
     comment = draw(st.sampled_from(["", "# } a comment; {\n"]))
+    zones = [f"{name} {draw(VALUES[name])};" for name in sorted(_ZONES)]
     text = "\n".join(
         [
             *around,
@@ -319,6 +335,7 @@ def _files(draw: st.DrawFn) -> dict[str, str]:
             "auth_http first;",
             _UPSTREAMS,
             _PAIR,
+            *zones,
             comment,
             inner,
             outer,

@@ -14,6 +14,7 @@ from mailproxy.auth_http.client import AuthHttpClient, FairQueue, source_of
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthRequest, Client, Credentials
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.checked_worker import checked_worker, serve
 from support.configs import server
@@ -37,6 +38,7 @@ def pending_with(callback: Callable[[Any], None], durations: Any = None) -> Pend
         server(Protocol.POP3),
         {} if durations is None else durations,
         time.monotonic(),
+        SessionRecord(),
     )
 
 

@@ -13,7 +13,19 @@ from mailproxy import enums
 @pytest.mark.parametrize(
     ("enum", "values"),
     [
-        (enums.Limit, ["conn_total", "max_errors", "max_commands", "blocked"]),
+        (
+            enums.Limit,
+            [
+                "conn_total",
+                "max_errors",
+                "max_commands",
+                "blocked",
+                "limit_conn",
+                "limit_req",
+                "limit_preauth",
+            ],
+        ),
+        (enums.ZoneEvent, ["zone_full", "rejected", "dry_run", "delayed", "skipped"]),
         (enums.Direction, ["to_upstream", "to_client"]),
         (enums.TlsVersion, ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other"]),
         (enums.ReloadResult, ["success", "failure"]),

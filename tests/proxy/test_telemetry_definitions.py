@@ -13,7 +13,16 @@ from mailproxy import enums
 from mailproxy.telemetry.definitions import ALL_METRICS, BY_NAME, Aggregation, MetricDefinition, MetricType
 from mailproxy_config.model import Protocol
 
-FREE_LABELS = {"server", "certificate", "hash", "version", "revision", "python_version", "openssl_version"}
+FREE_LABELS = {
+    "server",
+    "zone",
+    "certificate",
+    "hash",
+    "version",
+    "revision",
+    "python_version",
+    "openssl_version",
+}
 """Labels whose values come from the configuration or the build."""
 
 PERSONAL = {"user", "domain", "client", "address", "host", "sni", "upstream", "secret", "name", "ip"}
@@ -53,6 +62,9 @@ def test_all_metrics_are_defined() -> None:
         ("h", "mailproxy_session_duration_seconds", ("protocol", "authenticated")),
         ("c", "mailproxy_proxy_protocol_headers_total", ("server", "result")),
         ("c", "mailproxy_limit_rejections_total", ("server", "limit", "mode")),
+        ("c", "mailproxy_limit_zone_events_total", ("zone", "event")),
+        ("g", "mailproxy_limit_zone_entries", ("zone",)),
+        ("g", "mailproxy_limit_zone_capacity", ("zone",)),
         ("c", "mailproxy_protocol_errors_total", ("protocol", "error")),
         ("c", "mailproxy_logins_total", ("protocol", "method", "result")),
         ("h", "mailproxy_login_duration_seconds", ("protocol", "result")),
@@ -177,6 +189,7 @@ def test_counters_and_histograms_are_summed(family: MetricDefinition) -> None:
         ("mailproxy_sessions_active", "state", enums.SessionState),
         ("mailproxy_relayed_bytes_total", "direction", enums.Direction),
         ("mailproxy_limit_rejections_total", "limit", enums.Limit),
+        ("mailproxy_limit_zone_events_total", "event", enums.ZoneEvent),
         ("mailproxy_worker_restarts_total", "reason", enums.RestartReason),
     ],
 )

@@ -58,6 +58,7 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         "limit_rejections_total",
         ("s", "conn_total", "enforce"),
     ),
+    (lambda m: bump(m.limit_zone("user").full), "limit_zone_events_total", ("user", "zone_full")),
     (lambda m: bump(m.connections_limit), "connections_limit", ()),
     (
         lambda m: bump(m.protocol(Protocol.POP3).states[enums.SessionState.RELAY]),
@@ -222,6 +223,7 @@ def busy() -> WorkerMetrics:
         metrics.protocol(protocol)
     metrics.server("s", Protocol.IMAP)
     metrics.set_certificates("s", [0, 0])
+    metrics.limit_zone("user")
     return metrics
 
 

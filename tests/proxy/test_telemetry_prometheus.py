@@ -36,6 +36,7 @@ def full_page(servers: int = 1) -> MetricsPage:
         numbers.login_seconds[True].observe(0.02)
         numbers.upstream_connect[True].observe(0.002)
         numbers.upstream_tls_seconds[True].observe(0.003)
+    metrics.limit_zone("user").full.value += 1
     metrics.upstream_certificate_seen("server0", 1.9e9)
     metrics.token_received("server0", 1.9e9)
     metrics.token_seconds.observe(0.1)
@@ -55,6 +56,7 @@ def full_page(servers: int = 1) -> MetricsPage:
             workers=1,
             started=1.7e9,
             process=process_stats(),
+            limit_zones={"user": (3, 1000)},
         )
     )
 

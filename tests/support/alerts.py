@@ -53,6 +53,9 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
         (f'mailproxy_upstream_tries_total{{{JOB}, protocol="imap", result="next"}}', "0+60x90"),
         (f'mailproxy_upstream_tries_total{{{JOB}, protocol="imap", result="success"}}', "0+60x90"),
     ],
+    "MailProxyLimitZoneFull": [
+        (f'mailproxy_limit_zone_events_total{{{JOB}, zone="user", event="zone_full"}}', "0+60x90")
+    ],
     "MailProxyTokenRequestsFail": [(f'mailproxy_token_requests_total{{{JOB}, result="refused"}}', "0+60x90")],
     "MailProxyCertificateExpires": [
         (f'mailproxy_tls_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")

@@ -30,6 +30,14 @@ def body(*servers: Body, mail: Any = None, **spec: Any) -> Body:
     }
 
 
+CONN_ZONES: Final = [
+    {"zone": "per_user", "key": "$remote_user", "size": "1m"},
+    {"zone": "per_addr", "key": "$remote_addr$auth_http_x_class", "size": 65536},
+]
+REQ_ZONES: Final = [
+    {"zone": "guesses", "key": "$remote_addr", "size": "10m", "rate": "10r/m"},
+    {"zone": "other", "key": "$domain", "size": "33k", "rate": "2r/s"},
+]
 # Valid values of every directive that is allowed at both levels.
 LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "serverName": ("mail.example.com", ""),
@@ -229,6 +237,21 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     ),
     "logPasswordFingerprint": (True,),
     "proxySslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
+    "limitConnZone": (CONN_ZONES,),
+    "limitConn": ([], [{"zone": "per_user", "connections": 20}, {"zone": "per_addr", "connections": 65535}]),
+    "limitConnLogLevel": ("info", "error"),
+    "limitConnDryRun": (True,),
+    "limitConnIpv6Prefix": (64, 128),
+    "limitConnWords": ("Dovecot", "Freenginx"),
+    "limitPreauth": (0, 10),
+    "limitReqZone": (REQ_ZONES,),
+    "limitReq": (
+        [],
+        [{"zone": "guesses"}],
+        [{"zone": "guesses", "burst": 5, "delay": 2}, {"zone": "other", "burst": 9, "nodelay": True}],
+    ),
+    "limitReqLogLevel": ("warn", "notice"),
+    "limitReqDryRun": (True,),
 }
 assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}
 
@@ -266,6 +289,8 @@ _NEEDED: Final = {
     "authHttp": "auth.example:9000",
     "sslCertificate": [{"secretName": "mail-tls"}],
     "sslClientCertificate": SECRET_KEY,
+    "limitConnZone": CONN_ZONES,
+    "limitReqZone": REQ_ZONES,
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom
+from mailproxy_config.limits import LimitLogLevel, LimitWords
 from mailproxy_config.model import (
     AuthHttp,
     AuthMethod,
@@ -51,6 +52,9 @@ NOT_OF_NGINX: Final = frozenset(
         "proxy_next_upstream_timeout",
         *("proxy_protocol_unique_id", "proxy_forward", "auth_http_facts", "auth_http_overrides"),
         *("proxy_tempfail", "proxy_smtp_helo"),
+        *("limit_conn_zone", "limit_conn", "limit_conn_log_level", "limit_conn_dry_run"),
+        *("limit_conn_ipv6_prefix", "limit_conn_words", "limit_preauth", "limit_req_zone", "limit_req"),
+        *("limit_req_log_level", "limit_req_dry_run"),
         *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
         *("auth_cache", "auth_cache_key"),
         *("auth_policy_server", "log_password_fingerprint"),
@@ -167,6 +171,17 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_auth_token": None,
     "auth_cache": None,
     "auth_cache_key": frozenset(),
+    "limit_conn_zone": (),
+    "limit_conn": (),
+    "limit_conn_log_level": LimitLogLevel.ERROR,
+    "limit_conn_dry_run": False,
+    "limit_conn_ipv6_prefix": 128,
+    "limit_conn_words": LimitWords.FREENGINX,
+    "limit_preauth": 0,
+    "limit_req_zone": (),
+    "limit_req": (),
+    "limit_req_log_level": LimitLogLevel.ERROR,
+    "limit_req_dry_run": False,
     "auth_policy_server": None,
     "log_password_fingerprint": False,
 }

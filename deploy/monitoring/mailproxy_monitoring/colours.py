@@ -46,6 +46,8 @@ LOGIN_RESULTS: Final[Colours] = MappingProxyType(
         "denied": "orange",
         "upstream_denied": "light-orange",
         "temporary": "yellow",
+        "limit_conn": "blue",
+        "limit_req": "light-blue",
         "unavailable": FAILURE,
         "timeout": "dark-red",
         "invalid_response": "semi-dark-red",
@@ -235,8 +237,25 @@ PROXY_HEADERS: Final[Colours] = MappingProxyType(
         **_failures("missing", "untrusted", "invalid", "timeout"),
     }
 )
+ZONE_EVENTS: Final[Colours] = MappingProxyType(
+    {
+        "rejected": "orange",
+        "delayed": "yellow",
+        "dry_run": NEUTRAL,
+        "zone_full": FAILURE,
+        "skipped": "light-red",
+    }
+)
 LIMITS: Final[Colours] = MappingProxyType(
-    {"conn_total": FAILURE, "max_errors": "orange", "max_commands": "yellow", "blocked": "purple"}
+    {
+        "conn_total": FAILURE,
+        "max_errors": "orange",
+        "max_commands": "yellow",
+        "blocked": "purple",
+        "limit_conn": "blue",
+        "limit_req": "light-blue",
+        "limit_preauth": "dark-blue",
+    }
 )
 QUANTILES: Final[Colours] = MappingProxyType({"median": "green", "90 %": "yellow", "99 %": "orange"})
 RELOADS: Final[Colours] = MappingProxyType(

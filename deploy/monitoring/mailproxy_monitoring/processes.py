@@ -5,14 +5,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy_monitoring.colours import LIMITS, PROTOCOL_ERRORS, PROXY_HEADERS, RELOADS, WORKERS
+from mailproxy_monitoring.colours import (
+    LIMITS,
+    PROTOCOL_ERRORS,
+    PROXY_HEADERS,
+    RELOADS,
+    WORKERS,
+    ZONE_EVENTS,
+)
 from mailproxy_monitoring.grafana import CONNECTIONS_PER_SECOND, EVENTS_PER_SECOND, Panel, Row
 from mailproxy_monitoring.queries import BAD_HIGH, JOB, count, quantile, rate
 
 _OF_PROXIES: Final = f"and on (job, instance) mailproxy_build_info{{{JOB}}}"
 
 PROTOCOL: Final = Row(
-    "Protocol errors and limits",
+    "Protocol errors",
     (
         Panel(
             title="Protocol errors by kind",
@@ -32,14 +39,46 @@ PROTOCOL: Final = Row(
             description="missing: a health check, or a load balancer that sends none."
             " untrusted: setRealIpFrom does not contain the load balancer's address.",
         ),
+    ),
+)
+
+LIMITING: Final = Row(
+    "Limits",
+    (
         Panel(
             title="Rejections by limit",
             stacked=True,
             unit=CONNECTIONS_PER_SECOND,
             queries=((rate("mailproxy_limit_rejections_total", "limit", JOB), "{{limit}}"),),
             colours=LIMITS,
-            description="conn_total: workerConnections is reached. max_errors: too many invalid commands.",
+            description="conn_total: workerConnections is reached. max_errors: too many invalid commands."
+            " limit_conn, limit_req, limit_preauth: these directives.",
             alerts=("MailProxyConnectionsNearLimit",),
+        ),
+        Panel(
+            title="Events in zones of limits",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            queries=((rate("mailproxy_limit_zone_events_total", "event", JOB), "{{event}}"),),
+            colours=ZONE_EVENTS,
+            description="dry_run: would be rejected. zone_full: the zone is too small; clients are let in."
+            " skipped: the key was too long, or there was an error.",
+            alerts=("MailProxyLimitZoneFull",),
+        ),
+        Panel(
+            title="Share of zones in use",
+            unit="percentunit",
+            maximum=1,
+            steps=BAD_HIGH,
+            queries=(
+                (
+                    f"max by (zone) (mailproxy_limit_zone_entries{{{JOB}}}"
+                    f" / mailproxy_limit_zone_capacity{{{JOB}}})",
+                    "{{zone}}",
+                ),
+            ),
+            description="Of the pod with the most. Near 100 %: make the zone larger.",
+            alerts=("MailProxyLimitZoneFull",),
         ),
     ),
 )

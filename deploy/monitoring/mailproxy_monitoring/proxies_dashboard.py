@@ -10,7 +10,7 @@ from mailproxy_monitoring.failed_logins import FAILED_LOGINS
 from mailproxy_monitoring.grafana import Dashboard, DashboardLink, Variable
 from mailproxy_monitoring.overview import OVERVIEW
 from mailproxy_monitoring.policy import POLICY
-from mailproxy_monitoring.processes import PROCESS, PROTOCOL
+from mailproxy_monitoring.processes import LIMITING, PROCESS, PROTOCOL
 from mailproxy_monitoring.queries import JOB
 from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, TLS, TOKENS, UPSTREAMS
 
@@ -43,6 +43,7 @@ PROXIES: Final = Dashboard(
         TLS,
         DNS,
         PROTOCOL,
+        LIMITING,
         PROCESS,
     ),
     others=(DashboardLink("MailProxy operator", "mailproxy-operator"),),

@@ -254,6 +254,15 @@ ALERTS = (
         "Everything there is slow. Raise resources.limits.cpu or the number of pods.",
     ),
     Alert(
+        "MailProxyLimitZoneFull",
+        'sum by (PROXY, zone) (increase(mailproxy_limit_zone_events_total{JOB, event="zone_full"}[15m])) > 0',
+        "5m",
+        "warning",
+        "WHO: the zone {{ $labels.zone }} of a limit is full",
+        "A limit is not applied to some clients. Make the zone larger in limitConnZone or limitReqZone, or"
+        " look for a flood of addresses or users.",
+    ),
+    Alert(
         "MailProxyWorkerCrashes",
         "sum by (PROXY, pod, instance)"
         ' (increase(mailproxy_worker_restarts_total{JOB, reason=~"crash|unresponsive"}[15m])) > 0',

@@ -12,6 +12,7 @@ all of them.  After a refusal each of them is sent, since the service may count 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -20,7 +21,7 @@ from typing import Final
 
 from mailproxy.auth_cache.cache_key import CacheKeys, token_expiry
 from mailproxy.auth_cache.login_cache import CacheEntry, LoginCache
-from mailproxy.auth_http.cache_header import CacheWish
+from mailproxy.auth_http.cache_header import CacheWish, read_cache_wish
 from mailproxy.auth_http.pending_request import AuthCallback, Authenticator, PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.enums import AuthCacheEvent, AuthErrorReason, CacheUse
@@ -37,6 +38,7 @@ SWEEP_AGAIN_SECONDS: Final = 0.05
 LOG_SECONDS: Final = 60.0
 """At most one event in so many seconds about entries that are used because the service fails."""
 
+_PASSWORD: Final = re.compile(rb"\nauth-pass:[^\n]*", re.IGNORECASE)
 _VALUES: Final = attrgetter(*(field.name for field in fields(AuthAllowed)))
 Result = Decision | AuthUnavailable
 
@@ -50,6 +52,7 @@ class CachingAuthenticator:
         config: ``auth_cache``.
         keys: Computes the keys.
         log: The log of the server's sessions.
+        keeps_heads: Whether something else reads the head of responses (``limit_conn_zone``).
         clock: Monotonic time in seconds.
         wall_clock: Unix time, for the expiry of tokens.
 
@@ -63,6 +66,7 @@ class CachingAuthenticator:
         "_context",
         "_events",
         "_inquiries",
+        "_keeps_heads",
         "_keys",
         "_log",
         "_logged_at",
@@ -81,6 +85,7 @@ class CachingAuthenticator:
         keys: CacheKeys,
         *,
         log: LogWriter,
+        keeps_heads: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -89,6 +94,7 @@ class CachingAuthenticator:
         self._config = config
         self._keys = keys
         self._log = log
+        self._keeps_heads = keeps_heads
         self._clock = clock
         self._wall_clock = wall_clock
         self._events = context.metrics.auth_cache_events
@@ -185,7 +191,7 @@ class CachingAuthenticator:
             is_shared = self._store(inquiry.key, pending, result) and isinstance(result, AuthAllowed)
         for other in inquiry.others:
             self._answer(other, inquiry.key, result if is_shared else None, use)
-        pending.auth_request.cache_use = use
+        pending.record.cache = use
         if use is CacheUse.STALE:
             self._events[AuthCacheEvent.STALE].value += 1
         if inquiry.owner is not None:
@@ -210,7 +216,7 @@ class CachingAuthenticator:
 
     def _deliver_later(self, pending: PendingRequest, result: Result, use: CacheUse | None) -> None:
         """Call a callback at the end of the event loop iteration, unless it was cancelled before."""
-        pending.auth_request.cache_use = use
+        pending.record.cache = use
         self._context.epoll.defer(_Delivery(pending, result))
 
     # -- entries
@@ -236,6 +242,7 @@ class CachingAuthenticator:
         entry = CacheEntry(
             kept,
             has_client_password=has_client_password,
+            head=_PASSWORD.sub(b"", pending.head) if self._keeps_heads else b"",
             fresh_until=now + fresh,
             stale_until=now + fresh + stale,
         )
@@ -248,7 +255,7 @@ class CachingAuthenticator:
 
     def _lifetime(self, pending: PendingRequest, decision: AuthAllowed | AuthDenied) -> tuple[float, float]:
         """Return for how many seconds a decision is used, and for how many more while the service fails."""
-        config, wish = self._config, pending.cache_wish
+        config, wish = self._config, read_cache_wish(pending.head)
         if wish.no_store:
             return 0.0, 0.0
         if isinstance(decision, AuthDenied):
@@ -366,6 +373,7 @@ def _negative_ttl(config: AuthCacheConfig, wish: CacheWish, decision: AuthDenied
 
 def _decision_of(entry: CacheEntry, pending: PendingRequest) -> AuthAllowed | AuthDenied:
     """Return a copy of an entry's decision, with the client's password where that is for the upstream."""
+    pending.head = entry.head
     decision = entry.decision
     if isinstance(decision, AuthDenied):
         return replace(decision)

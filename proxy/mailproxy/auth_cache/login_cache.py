@@ -37,12 +37,13 @@ class CacheEntry:
     Attributes:
         decision: The decision.  Its password is ``None`` where ``has_client_password`` is set.
         fresh_until: Until when it is used without a request.
+        head: The head of the response without passwords, where limits depend on its headers; else empty.
         has_client_password: Whether the upstream gets the client's own password.
         size: Bytes that the entry takes.
         stale_until: Until when it is used while the service fails; not before ``fresh_until``.
     """
 
-    __slots__ = ("decision", "fresh_until", "has_client_password", "size", "stale_until")
+    __slots__ = ("decision", "fresh_until", "has_client_password", "head", "size", "stale_until")
 
     def __init__(
         self,
@@ -51,9 +52,11 @@ class CacheEntry:
         has_client_password: bool,
         fresh_until: float,
         stale_until: float,
+        head: bytes = b"",
     ) -> None:
         self.decision = decision
         self.has_client_password = has_client_password
+        self.head = head
         self.fresh_until = fresh_until
         self.stale_until = max(stale_until, fresh_until)
         self.size = 0

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from mailproxy.auth_http.cache_header import NO_WISH, CacheWish
 from mailproxy.enums import AuthOutcome
 from mailproxy.errors import AuthUnavailable
 from mailproxy.protocols.types import AuthRequest, Decision
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.metrics import Histogram
 from mailproxy_config.model import ServerConfig
 
@@ -26,11 +26,12 @@ class PendingRequest:
     Attributes:
         callback: Called once with the decision, or with the error where there is
             none, but never from ``AuthHttpClient.send``; ``None`` when the request is over.
-        cache_wish: The header ``Auth-Cache`` of the response, with ``auth_cache`` only.
         connection: The connection that it is sent on; ``None`` while it waits for one.
         data: The HTTP request.
         durations: Histograms of the time until the response, by its outcome.
+        head: The head of the response.
         is_repeated: Whether it was sent twice.
+        record: The log record of the session.
         server: The server of the client; the rules for a response depend on it.
         started: Time of the request, as in ``Epoll.now``.
         tried: The service's addresses that did not work for it.
@@ -38,12 +39,13 @@ class PendingRequest:
 
     __slots__ = (
         "auth_request",
-        "cache_wish",
         "callback",
         "connection",
         "data",
         "durations",
+        "head",
         "is_repeated",
+        "record",
         "server",
         "started",
         "tried",
@@ -57,6 +59,7 @@ class PendingRequest:
         server: ServerConfig,
         durations: Mapping[AuthOutcome, Histogram],
         started: float,
+        record: SessionRecord,
     ) -> None:
         self.callback: AuthCallback | None = callback
         self.data = data
@@ -64,9 +67,10 @@ class PendingRequest:
         self.server = server
         self.durations = durations
         self.started = started
+        self.record = record
+        self.head = b""
         self.connection: AuthConnection | None = None
         self.is_repeated = False
-        self.cache_wish: CacheWish = NO_WISH
         self.tried: tuple[Target, ...] = ()
 
 

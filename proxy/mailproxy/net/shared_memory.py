@@ -21,6 +21,7 @@ class Area(Enum):
     """
 
     UPSTREAM_HEALTH = 64 * 1024
+    LIMITS = 72 * 1024 * 1024
     RANDOM_KEY = 128 * 1024
     PENALTY = 36 * 1024 * 1024
 

@@ -417,6 +417,9 @@ class Frontend(ABC, Generic[ConfigT]):
             if isinstance(final, AuthAllowed):
                 return self.upstream_login(request, final)
             decision = final
+        if decision.limit is not None:
+            yield from send(self.denied_reply(decision))
+            return SessionEnd(CloseReason.LIMIT)
         credentials = request.credentials
         text = reply_for_log(decision.text, credentials.user, credentials.password)
         yield from note(LoginDenied(text, decision.code))

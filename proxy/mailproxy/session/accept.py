@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason, Limit
@@ -22,6 +22,9 @@ from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import ListenConfig, LogLevel, SendProxyProtocol
+
+if TYPE_CHECKING:
+    from mailproxy.limits.session_limits import SessionLimits
 
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 MAX_ACCEPTS_PER_EVENT: Final = 16
@@ -173,6 +176,12 @@ class Listener:
         if context.clients >= context.limit:
             self._refuse(sock, target)
             return
+        held: SessionLimits | None = None
+        if server.preauth is not None and not listen.proxy_protocol:
+            held = server.preauth.admit(client.address, server.metrics)
+            if held is None:
+                self._close_limited(sock, server)
+                return
         config = server.config
         record = SessionRecord(
             context.log.session_id(),
@@ -182,6 +191,7 @@ class Listener:
             client.port,
             time.monotonic(),
         )
+        record.held = held
         client.session_id = record.session
         session = Session(context, server, sock, client, record)
         metrics = server.metrics
@@ -193,6 +203,12 @@ class Listener:
             session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
         except Exception as error:  # an entry point: the listener goes on
             context.handle_error(session, error)
+
+    def _close_limited(self, sock: socket.SocketType, server: VirtualServer) -> None:
+        """Close a client above ``limit_preauth``, without a reply."""
+        server.count_accepted()
+        server.metrics.closed[CloseReason.LIMIT].value += 1
+        sock.close()
 
     def _close_blocked(self, sock: socket.SocketType, server: VirtualServer) -> None:
         """Close a client whose address is blocked, without a reply."""

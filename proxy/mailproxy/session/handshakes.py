@@ -36,6 +36,12 @@ class ProxyHeaderFailed(SessionError):
     reason = CloseReason.PROXY_PROTOCOL_FAILED
 
 
+class TooManyConnections(SessionError):
+    """An address has too many connections that have not logged in (``limit_preauth``)."""
+
+    reason = CloseReason.LIMIT
+
+
 class AddressBlocked(SessionError):
     """The address in the PROXY header is blocked (``auth_block``)."""
 
@@ -120,6 +126,11 @@ class ProxyHeaderReader:
             server.metrics.limit_rejections[Limit.BLOCKED].value += 1
             session.on_handshake_failed(AddressBlocked())
             return
+        if server.preauth is not None:
+            session.record.held = server.preauth.admit(client.address, server.metrics)
+            if session.record.held is None:
+                session.on_handshake_failed(TooManyConnections())
+                return
         session.on_proxy_header(then_tls=self._then_tls)
 
     def on_timeout(self) -> None:

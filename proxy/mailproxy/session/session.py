@@ -220,9 +220,8 @@ class Session(ProtocolDriver):
         credentials = request.credentials
         if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
             raise errors.PeerClosed  # the client left while its login was deferred
-        record.user = credentials.user
+        record.user, record.attempts = credentials.user, request.attempt
         record.method, self._logging_in = credentials.method, request
-        record.attempts = request.attempt
         self._enter(self.protocol_metrics.auth)
         self._step_started = time.monotonic()
         self._deadline = 0.0  # kept, as the credentials are complete
@@ -234,14 +233,14 @@ class Session(ProtocolDriver):
             server.config,
             self.protocol_metrics.auth_seconds,
             self.context.epoll.now,
+            record,
         )
         server.auth.send(pending)
         return PENDING
 
     def on_auth_result(self, result: types.Decision | AuthUnavailable) -> None:
         """The authentication service decided, or gave no usable response."""
-        pending, self._auth_request = self._auth_request, None
-        self.record.cache = None if pending is None else pending.auth_request.cache_use
+        self._auth_request = None
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + self._end_step()
         if isinstance(result, types.AuthAllowed):
             self.resume(result)
@@ -251,7 +250,8 @@ class Session(ProtocolDriver):
         else:
             if isinstance(result, types.AuthDenied):
                 is_temporary = result.code is not None and result.code.startswith(b"4")
-                self.count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
+                denied = LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED
+                self.count_login(result.limit or denied)
             self._enter(self.protocol_metrics.preauth)
             self.resume(result)
 

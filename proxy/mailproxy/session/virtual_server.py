@@ -42,6 +42,7 @@ from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import ServerConfig
 
 if TYPE_CHECKING:  # their libraries take memory, and most workers do not need them
+    from mailproxy.limits.preauth import PreauthLimit
     from mailproxy.oauth.token_source import TokenSource
     from mailproxy.penalty.block_check import BlockCheck
     from mailproxy.policy.password_fingerprint import PasswordFingerprints
@@ -94,6 +95,8 @@ class VirtualServer:
     """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     upstream_names: UpstreamNames | None = None
     """Resolves host names in ``Auth-Server``."""
+    preauth: PreauthLimit | None = None
+    """Limits connections that have not logged in (``limit_preauth``)."""
     blocks: BlockCheck | None = None
     """Finds clients whose address is blocked (``auth_block``)."""
     base: VirtualServer | None = None
@@ -159,6 +162,8 @@ class VirtualServer:
             state_gauge: The gauge in which the session is counted.
             reason: Why it ended.
         """
+        if record.held is not None:
+            record.held.release()
         record.duration = duration = time.monotonic() - record.started
         record.reason = reason
         state_gauge.value -= 1

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from mailproxy.enums import ReloadResult
+from mailproxy.limits.table import LimitTable
 from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor import version
 from mailproxy.supervisor.config_loader import ConfigRevision
@@ -20,6 +21,7 @@ from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, Su
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy.telemetry.process_stats import process_stats
 from mailproxy_config.errors import Problem
+from mailproxy_config.limit_directives import PREAUTH_ZONE
 
 SNAPSHOT_SECONDS: Final = 1.0
 """How long a scrape waits for workers; for one that does not reply, its last snapshot is used."""
@@ -34,6 +36,7 @@ class Status:
 
     Args:
         upstream_health: The table that the workers share.
+        limits: The zones of limits that they share.
 
     Attributes:
         pool: The workers; ``None`` before the start.
@@ -41,8 +44,9 @@ class Status:
         is_draining: Whether the proxy is shutting down.
     """
 
-    def __init__(self, upstream_health: UpstreamHealth) -> None:
+    def __init__(self, upstream_health: UpstreamHealth, limits: LimitTable | None = None) -> None:
         self._upstream_health = upstream_health
+        self._limits = limits
         self.pool: WorkerPool | None = None
         self.is_started = False
         self.is_draining = False
@@ -62,8 +66,10 @@ class Status:
         self._aggregator.update(key, snapshot)
 
     def on_exit(self, key: int) -> None:
-        """Keep the counters of a worker that has exited."""
+        """Keep the counters of a worker that has exited; limits do not count its sessions any more."""
         self._aggregator.retire(key)
+        if self._limits is not None:
+            self._limits.reclaim()
 
     def loaded(self, revision: ConfigRevision) -> None:
         """Record that all workers have applied a configuration."""
@@ -71,7 +77,9 @@ class Status:
         self._last_error = None
         self._certificates = revision.certificates[:_MAX_CERTIFICATES]
         self._kept_tables = revision.kept_tables
-        self._aggregator.keep_servers(server.name for server in revision.config.servers)
+        servers = revision.config.servers
+        zones = {name for server in servers for name in server.limit_zones}
+        self._aggregator.keep_servers((server.name for server in servers), {PREAUTH_ZONE, *zones})
 
     def refused(self, problems: tuple[Problem, ...]) -> None:
         """Record that a configuration was rejected; the previous one stays in use."""
@@ -97,6 +105,7 @@ class Status:
             config_rejected=self._last_error is not None,
             draining=self.is_draining,
             unhealthy_upstreams=self._upstream_health.unhealthy(),
+            limit_zones={} if self._limits is None else self._limits.entries(),
             kept_route_tables=self._kept_tables,
             process=process_stats(),
         )

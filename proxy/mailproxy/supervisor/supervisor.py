@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from mailproxy.file_watcher import FileWatcher
+from mailproxy.limits.table import LimitTable
 from mailproxy.net import shared_memory
 from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.shared_memory import SharedMemory
@@ -89,7 +90,7 @@ class Supervisor:
         self._log = log
         self._server = server
         self._memory = memory
-        self._status = Status(UpstreamHealth(SharedMemory(memory)))
+        self._status = Status(UpstreamHealth(shared := SharedMemory(memory)), LimitTable(shared))
         self._file_watcher = FileWatcher([options.file])
         self._config_loader = ConfigLoader(options)
         self._reload_requested = asyncio.Event()

@@ -56,7 +56,8 @@ class SupervisorFacts:
 
     ``process`` is its ``process_stats()``, ``started`` a Unix time.
     ``config_rejected`` is true when the last configuration was rejected.
-    ``unhealthy_upstreams`` is the number of addresses that are last in order.
+    ``unhealthy_upstreams`` is the number of addresses that are last in order, ``limit_zones`` has the
+    entries in use of each zone, and how many it has place for.
     ``kept_route_tables`` is the number of tables of routes of which an earlier version is used.
     """
 
@@ -68,6 +69,7 @@ class SupervisorFacts:
     config_rejected: bool = False
     draining: bool = False
     unhealthy_upstreams: int = 0
+    limit_zones: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     kept_route_tables: int = 0
     process: Mapping[str, int] = field(default_factory=dict)
 
@@ -92,6 +94,7 @@ class Aggregator:
         self._last: dict[object, _LastSnapshot] = {}
         self.retired: dict[object, int] = {}
         self._servers: frozenset[str] | None = None
+        self._zones: frozenset[str] | None = None
 
     def update(self, worker_id: object, snapshot: Snapshot) -> None:
         """Store a worker's snapshot; older ones, and those of retired workers, are ignored.
@@ -127,11 +130,11 @@ class Aggregator:
             if family.aggregation is Aggregation.SUM:
                 _add(self._base.setdefault(name, {}), _retained(family, series))
 
-    def keep_servers(self, names: Iterable[str]) -> None:
-        """Drop the series of all servers but these, now and in later snapshots."""
-        self._servers = frozenset(names)
+    def keep_servers(self, names: Iterable[str], zones: Iterable[str] = ()) -> None:
+        """Drop the series of all servers and zones of limits but these, now and in later snapshots."""
+        self._servers, self._zones = frozenset(names), frozenset(zones)
         for name, series in self._base.items():
-            self._base[name] = self._of_configured_servers(c.BY_NAME[name], series)
+            self._base[name] = self._of_configured(c.BY_NAME[name], series)
 
     def page(self, supervisor: SupervisorFacts) -> MetricsPage:
         """Return the sums of all workers and the supervisor."""
@@ -171,13 +174,14 @@ class Aggregator:
         parts = [self._base.get(family.name, {}), _supervisor_part(family, supervisor)]
         parts += [last.series.get(family.name, {}) for last in self._last.values()]
         for series in parts:
-            _combine(family.aggregation, merged, self._of_configured_servers(family, series))
+            _combine(family.aggregation, merged, self._of_configured(family, series))
         return merged
 
-    def _of_configured_servers(self, family: MetricDefinition, series: _Series) -> _Series:
-        if self._servers is None or family.label_names[:1] != ("server",):
+    def _of_configured(self, family: MetricDefinition, series: _Series) -> _Series:
+        kept = {"server": self._servers, "zone": self._zones}.get("".join(family.label_names[:1]))
+        if kept is None:
             return series
-        return {labels: value for labels, value in series.items() if labels[0] in self._servers}
+        return {labels: value for labels, value in series.items() if labels[0] in kept}
 
 
 def _retained(family: MetricDefinition, series: _Series) -> _Series:
@@ -235,6 +239,8 @@ def _supervisor_series(family: MetricDefinition, supervisor: SupervisorFacts) ->
         c.CONFIG_RELOADS: {(result.value,): supervisor.reloads.get(result, 0) for result in ReloadResult},
         c.PROCESS_START: {(): supervisor.started},
         c.UPSTREAM_UNHEALTHY: {(): supervisor.unhealthy_upstreams},
+        c.LIMIT_ZONE_ENTRIES: {(zone,): used for zone, (used, _) in supervisor.limit_zones.items()},
+        c.LIMIT_ZONE_CAPACITY: {(zone,): places for zone, (_, places) in supervisor.limit_zones.items()},
         c.ROUTE_TABLES_REFUSED: {(): supervisor.kept_route_tables},
     }
     return values[family]

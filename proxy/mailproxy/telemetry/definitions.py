@@ -7,70 +7,15 @@ Plain data, used by ``metrics`` (values), ``aggregate`` (sums), ``prometheus``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum, StrEnum
 from typing import Final
 
 from mailproxy import enums
+from mailproxy.telemetry.metric_definition import Aggregation as Aggregation  # noqa: PLC0414 - for other modules
+from mailproxy.telemetry.metric_definition import Label as Label  # noqa: PLC0414 - for other modules
+from mailproxy.telemetry.metric_definition import MetricDefinition as MetricDefinition  # noqa: PLC0414 - for other modules
+from mailproxy.telemetry.metric_definition import MetricType as MetricType  # noqa: PLC0414 - for other modules
+from mailproxy.telemetry.metric_definition import closed as _closed
 from mailproxy_config.model import Protocol
-
-
-class MetricType(StrEnum):
-    """A metric's type."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-class Aggregation(StrEnum):
-    """How the values of several workers are combined."""
-
-    SUM = "sum"
-    """Counters and histograms: over all workers since the start.  Gauges: over running workers."""
-    MIN = "minimum"
-    MAX = "maximum"
-    EACH = "each"
-    """Every series of any worker."""
-    OWN = "supervisor"
-    """A metric of the supervisor alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A label and its closed set of values; ``None`` for names of the configuration and facts of a build."""
-
-    name: str
-    values: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricDefinition:
-    """One metric.
-
-    With ``from_start``, every series exists with 0 before the first event
-    (otherwise ``rate()`` misses the first event).
-    """
-
-    name: str
-    type: MetricType
-    help: str
-    labels: tuple[Label, ...] = ()
-    buckets: tuple[float, ...] = ()
-    aggregation: Aggregation = Aggregation.SUM
-    from_start: bool = False
-    units_per_base: int = 1
-    """Workers report integers of this fraction of the unit, so that sums do not depend on the order."""
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The labels' names, in order."""
-        return tuple(label.name for label in self.labels)
-
-
-def _closed(name: str, enum: type[Enum]) -> Label:
-    return Label(name, tuple(str(member.value) for member in enum))
-
 
 NANO: Final = 1_000_000_000
 """Nanoseconds per second."""
@@ -143,6 +88,27 @@ LIMIT_REJECTIONS: Final = MetricDefinition(
     labels=(_SERVER, _closed("limit", enums.Limit), Label("mode", (LIMIT_MODE,))),
     help="Clients rejected because a limit was reached.",
     from_start=True,
+)
+LIMIT_ZONE_EVENTS: Final = MetricDefinition(
+    name="mailproxy_limit_zone_events_total",
+    type=MetricType.COUNTER,
+    labels=(Label("zone"), _closed("event", enums.ZoneEvent)),
+    help="Events in the zones of limitConn, limitReq and limitPreauth.",
+    from_start=True,
+)
+LIMIT_ZONE_ENTRIES: Final = MetricDefinition(
+    name="mailproxy_limit_zone_entries",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    labels=(Label("zone"),),
+    help="Entries of a zone, those that are over included until their place is needed.",
+)
+LIMIT_ZONE_CAPACITY: Final = MetricDefinition(
+    name="mailproxy_limit_zone_capacity",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    labels=(Label("zone"),),
+    help="Entries that a zone has place for.",
 )
 PENALTIES: Final = MetricDefinition(
     name="mailproxy_auth_penalties_total",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from json import encoder
-from typing import Final
+from typing import Final, Protocol
 
 from mailproxy.enums import CacheUse, CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy_config.addresses import format_host_port
@@ -65,6 +65,13 @@ class TimestampFormatter:
         return f"{self._prefix}{int((now - second) * 1000):03d}Z"
 
 
+class Held(Protocol):
+    """Something that a session holds until its end."""
+
+    def release(self) -> None:
+        """The session is over."""
+
+
 @dataclass(slots=True, eq=False)
 class SessionRecord:
     """The values of one session's log line, set while the session runs.
@@ -113,7 +120,7 @@ class SessionRecord:
     upstream: str = ""
     upstream_port: int = 0
     stage: str | None = None
-    """The step at which the last login failed: ``auth``, ``policy``, or an ``UpstreamStage``."""
+    """The step at which the last login failed: ``limit``, ``auth``, ``policy``, or an ``UpstreamStage``."""
     reply: bytes | None = None
     """The reply that refused it, prepared for the log (``protocols.redaction``)."""
     auth_seconds: float | None = None
@@ -128,6 +135,10 @@ class SessionRecord:
     reason: CloseReason | None = None
     is_silent: bool = False
     """Whether the client closed the connection before it sent anything."""
+    limit_zone: str = ""
+    """The zone of ``limit_conn`` or ``limit_req`` that refused the login."""
+    held: Held | None = None
+    """What limits have counted of the session; released at its end."""
 
 
 Field = object
@@ -220,7 +231,8 @@ def _failure(r: SessionRecord) -> str:
     if r.result is LoginResult.SUCCESS:
         return _NO_FAILURE  # an earlier login failed
     reply = "null" if r.reply is None else quote_bytes(r.reply, _TEXT_LIMIT)
-    return f'"stage":"{r.stage}","reply":{reply}'
+    zone = f',"limit_zone":{quote(r.limit_zone)}' if r.limit_zone else ""
+    return f'"stage":"{r.stage}","reply":{reply}{zone}'
 
 
 def text_session(record: SessionRecord, stamp: str) -> str:
@@ -262,7 +274,7 @@ def _login_parts(r: SessionRecord) -> list[str]:
         parts.append(f"result={r.result}")
     is_failure = r.result is not LoginResult.SUCCESS
     if r.stage is not None and is_failure:
-        parts.append(f"stage={r.stage}")
+        parts.append(f"stage={r.stage}{' limit_zone=' + r.limit_zone if r.limit_zone else ''}")
     if r.reply is not None and is_failure:
         parts.append(f"reply={quote_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:

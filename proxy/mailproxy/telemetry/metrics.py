@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import NotRequired, TypedDict, TypeVar
+from functools import partial
+from typing import NamedTuple, NotRequired, TypedDict, TypeVar
 
 from mailproxy import enums
 from mailproxy.enums import (
@@ -276,6 +277,16 @@ class ProtocolMetrics:
             self.upstream_config_errors[error.stage].value += 1
 
 
+class LimitZoneMetrics(NamedTuple):
+    """The counters of one zone of ``limit_conn`` or ``limit_req``, one for each ``ZoneEvent``."""
+
+    full: Counter
+    rejected: Counter
+    dry_run: Counter
+    delayed: Counter
+    skipped: Counter
+
+
 class Handshakes(dict[tuple[enums.TlsMode, str], Counter]):
     """Counters by mode and version; an unknown version counts as ``other``."""
 
@@ -308,6 +319,7 @@ class WorkerMetrics:
         self._protocols: dict[Protocol, ProtocolMetrics] = {}
         self.life = time.monotonic_ns()
         self._number = 0
+        self._limit_zones: dict[str, LimitZoneMetrics] = {}
         self.auth_errors = {r: registry.counter(c.AUTH_ERRORS, r) for r in enums.AuthErrorReason}
         self.token_validations = {r: registry.counter(c.TOKEN_VALIDATIONS, r) for r in enums.TokenFinding}
         self.jwks_fetches = {r: registry.counter(c.JWKS_FETCHES, r) for r in enums.JwksResult}
@@ -370,6 +382,25 @@ class WorkerMetrics:
         if protocol not in self._protocols:
             self._protocols[protocol] = ProtocolMetrics(self._registry, protocol)
         return self._protocols[protocol]
+
+    def limit_zone(self, name: str) -> LimitZoneMetrics:
+        """Return the counters of a zone."""
+        if name not in self._limit_zones:
+            make = partial(self._registry.counter, c.LIMIT_ZONE_EVENTS, name)
+            self._limit_zones[name] = LimitZoneMetrics(
+                full=make(enums.ZoneEvent.ZONE_FULL),
+                rejected=make(enums.ZoneEvent.REJECTED),
+                dry_run=make(enums.ZoneEvent.DRY_RUN),
+                delayed=make(enums.ZoneEvent.DELAYED),
+                skipped=make(enums.ZoneEvent.SKIPPED),
+            )
+        return self._limit_zones[name]
+
+    def keep_limit_zones(self, names: Iterable[str]) -> None:
+        """Delete the series of all zones but these, after a reload."""
+        for gone in self._limit_zones.keys() - set(names):
+            del self._limit_zones[gone]
+            self._registry.drop(c.LIMIT_ZONE_EVENTS, gone)
 
     def keep_servers(self, names: Iterable[str]) -> None:
         """Delete the series of all servers but these, after a reload.

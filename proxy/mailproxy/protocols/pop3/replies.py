@@ -68,6 +68,8 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
     ):
         listed = {word.upper() for word in words}
         words += [word for word in _RESPONSE_CODES if word not in listed]
+    elif server.limits_logins and "RESP-CODES" not in (word.upper() for word in words):
+        words.append("RESP-CODES")
     if starttls is StartTls.ONLY:
         lines = [word for word in words if word.upper() != "USER"]
     else:
