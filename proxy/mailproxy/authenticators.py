@@ -167,11 +167,7 @@ class Authenticators:
         if config not in self.auth_caches:
             self._cache_secret = self._cache_secret or new_secret()
             keys, log = CacheKeys(config, self._cache_secret), self._context.log.for_server(config)
-            zones = (*config.limit_conn_zone, *config.limit_req_zone)
-            keeps_heads = any("$auth_http_" in zone.key for zone in zones)
-            self.auth_caches[config] = CachingAuthenticator(
-                self._context, service, settings, keys, log=log, keeps_heads=keeps_heads
-            )
+            self.auth_caches[config] = CachingAuthenticator(self._context, service, config, keys, log=log)
         return self.auth_caches[config]
 
     async def start(self, worker_connections: int) -> None:

@@ -29,7 +29,7 @@ from mailproxy.errors import AuthTimedOut, AuthUnavailable, AuthUnreachable
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy_config.auth_cache import AuthCacheConfig
-from mailproxy_config.model import LogLevel
+from mailproxy_config.model import LogLevel, ServerConfig
 
 SWEEP_SECONDS: Final = 10.0
 """Time between two searches for entries that are of no use any more."""
@@ -49,10 +49,9 @@ class CachingAuthenticator:
     Args:
         context: The worker's shared parts.
         service: The client of the authentication service.
-        config: ``auth_cache``.
+        server: The server block; it has ``auth_cache``.
         keys: Computes the keys.
         log: The log of the server's sessions.
-        keeps_heads: Whether something else reads the head of responses (``limit_conn_zone``).
         clock: Monotonic time in seconds.
         wall_clock: Unix time, for the expiry of tokens.
 
@@ -81,20 +80,21 @@ class CachingAuthenticator:
         self,
         context: WorkerContext,
         service: Authenticator,
-        config: AuthCacheConfig,
+        server: ServerConfig,
         keys: CacheKeys,
         *,
         log: LogWriter,
-        keeps_heads: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._context = context
         self._service = service
-        self._config = config
+        self._config = config = server.auth_cache or AuthCacheConfig(size=0)
         self._keys = keys
         self._log = log
-        self._keeps_heads = keeps_heads
+        keys_of_limits = [zone.key for zone in server.limit_conn_zone]
+        keys_of_limits += [zone.key for zone in server.limit_req_zone]
+        self._keeps_heads = any("$auth_http_" in key for key in keys_of_limits)
         self._clock = clock
         self._wall_clock = wall_clock
         self._events = context.metrics.auth_cache_events
