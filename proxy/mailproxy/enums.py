@@ -271,6 +271,18 @@ class TokenFinding(StrEnum):
     """The keys of its issuer cannot be fetched."""
 
 
+class PasswordFinding(StrEnum):
+    """The result of verifying a password (``auth_mode static``)."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNKNOWN_USER = "unknown_user"
+    QUEUE_FULL = "queue_full"
+    """Too many passwords wait already; the client is asked to try again later."""
+    ERROR = "error"
+    """The library failed."""
+
+
 class JwksResult(StrEnum):
     """How fetching the keys of an issuer ended."""
 

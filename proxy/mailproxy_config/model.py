@@ -95,11 +95,20 @@ class SmtpHelo(StrEnum):
 
 
 class AuthMode(StrEnum):
-    """``auth_mode``: who decides about logins: the authentication service, the proxy, or the upstream."""
+    """``auth_mode``: who decides about logins: the authentication service, the proxy, or the upstream.
+
+    ``STATIC`` is the proxy too, with a list of users.
+    """
 
     HTTP = "Http"
     JWT = "Jwt"
     UPSTREAM = "Upstream"
+    STATIC = "Static"
+
+    @property
+    def needs_routes(self) -> bool:
+        """Whether logins are routed without an authentication service."""
+        return self in {AuthMode.UPSTREAM, AuthMode.STATIC}
 
 
 class LogLevel(StrEnum):
@@ -260,7 +269,7 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     resolver_timeout: Seconds
 
     auth_http: AuthHttp | None
-    """``None`` with ``auth_mode upstream`` only."""
+    """``None`` where ``auth_mode`` needs none."""
     auth_http_timeout: Seconds
     auth_http_header: tuple[AuthHttpHeader, ...]
     auth_http_pass_client_cert: bool
@@ -329,6 +338,7 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     proxy_imap_guard: bool
     oauth_strict: bool
     auth_mode: AuthMode
+    auth_user_file: str | None
     route: tuple[Route, ...]
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
@@ -405,6 +415,11 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     def used_issuers(self) -> tuple[OAuthIssuer, ...]:
         """The issuers whose tokens this server validates."""
         return self.oauth_issuer if self.auth_mode is AuthMode.JWT else ()
+
+    @property
+    def used_user_file(self) -> str | None:
+        """The file with users and password hashes, if this server verifies passwords."""
+        return self.auth_user_file if self.auth_mode is AuthMode.STATIC else None
 
     @property
     def group_configs(self) -> dict[str, ServerConfig]:

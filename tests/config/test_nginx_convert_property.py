@@ -144,6 +144,7 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_imap_guard": _FLAG,
     "oauth_strict": _FLAG,
     "auth_mode": st.sampled_from(["http", "HTTP"]),
+    "auth_user_file": _PATH,
     "route": st.sampled_from(
         [
             "upstream=old domain=Example.org domain=*.example.net",

@@ -131,6 +131,7 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyImapGuard": (True,),
     "oauthStrict": (True,),
     "authMode": ("Http",),
+    "authUserFile": ({"secretKeyRef": {"name": "users", "key": "htpasswd"}}, {"file": "/etc/users"}),
     "routes": (
         [],
         [

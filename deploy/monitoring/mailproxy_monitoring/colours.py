@@ -102,6 +102,15 @@ AUTH_OUTCOMES: Final[Colours] = MappingProxyType(
 AUTH_ERRORS: Final[Colours] = MappingProxyType(
     _failures("connect", "timeout", "http_5xx", "dns", "invalid_response", "no_server", "bad_address", "tls")
 )
+PASSWORD_FINDINGS: Final[Colours] = MappingProxyType(
+    {
+        "right": SUCCESS,
+        "wrong": "orange",
+        "unknown_user": "light-orange",
+        "queue_full": FAILURE,
+        "error": "dark-red",
+    }
+)
 TOKEN_FINDINGS: Final[Colours] = MappingProxyType(
     {
         "valid": SUCCESS,

@@ -14,6 +14,7 @@ from mailproxy_monitoring.colours import (
     DNS_RESULTS,
     DNS_TIMEOUTS,
     JWKS_RESULTS,
+    PASSWORD_FINDINGS,
     QUANTILES,
     RESUMED,
     TLS_FAILURES,
@@ -231,6 +232,41 @@ TOKENS: Final = Row(
             colours=TOKEN_RESULTS,
             description="Requests to token services (proxyAuthToken), by their result.",
             alerts=("MailProxyTokenRequestsFail",),
+        ),
+    ),
+)
+
+PASSWORDS: Final = Row(
+    "Passwords",
+    (
+        Panel(
+            title="Verifications by result",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=8,
+            queries=((rate("mailproxy_password_verifications_total", "result", JOB), "{{result}}"),),
+            colours=PASSWORD_FINDINGS,
+            description="With authMode Static. queue_full: logins that are asked to try again later.",
+        ),
+        Panel(
+            title="Time to verify a password",
+            unit="s",
+            width=8,
+            queries=tuple(
+                (quantile(share, "mailproxy_password_verification_duration_seconds", where=JOB), name)
+                for share, name in ((0.5, "median"), (0.9, "90 %"), (0.99, "99 %"))
+            ),
+            colours=QUANTILES,
+            description="In a thread of a worker, without the time in the queue.",
+        ),
+        Panel(
+            title="Queue, refused files",
+            width=8,
+            queries=(
+                (f"max (mailproxy_password_verifications_pending{{{JOB}}})", "passwords in one pod"),
+                (f"max (mailproxy_user_files_refused{{{JOB}}})", "files of users"),
+            ),
+            description="Passwords that wait or are verified. Files of users with invalid lines.",
         ),
     ),
 )

@@ -29,7 +29,7 @@ from mailproxy.penalty.login_attempt import LoginAttempt
 from mailproxy.penalty.pod_state import PodState
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
 from mailproxy.telemetry.log_writer import LogWriter
-from mailproxy_config.model import AuthMode, LogLevel, Protocol, ServerConfig
+from mailproxy_config.model import LogLevel, Protocol, ServerConfig
 
 RECORD_AGAIN_SECONDS: Final = 60.0
 """After a login, others of the same user and network are not recorded for so long."""
@@ -103,8 +103,8 @@ class PenaltyAuthenticator:
         self._delays = server.auth_penalty
         self._block = server.auth_block
         self._max_waiting = server.auth_penalty_max
-        # with ``auth_mode upstream`` the session delays refusals, those without an upstream alike
-        self.failure_delay = 0.0 if server.auth_mode is AuthMode.UPSTREAM else server.failure_delay
+        # without an authentication service the session delays refusals, those without an upstream alike
+        self.failure_delay = 0.0 if server.auth_mode.needs_routes else server.failure_delay
         self.protocol = server.protocol
         self.call_later: CallLater = context.loop.call_later if call_later is None else call_later
         self._attempts: dict[PendingRequest, LoginAttempt] = {}

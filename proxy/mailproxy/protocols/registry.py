@@ -39,7 +39,7 @@ from mailproxy.protocols.types import Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.protocols.verdict import VerdictFrontend
 from mailproxy_config.capability_choice import CapabilitiesFrom
-from mailproxy_config.model import AuthMode, Protocol, ServerConfig, Tempfail
+from mailproxy_config.model import Protocol, ServerConfig, Tempfail
 
 
 class UpstreamFactory(TypingProtocol):
@@ -62,7 +62,7 @@ class MailProtocol:
     tempfail_frontend: type[TempfailFrontend[Any]]
     """What is added to it with ``proxy_tempfail rfc5530``."""
     verdict_frontend: type[VerdictFrontend[Any]]
-    """What is added to it with ``auth_mode upstream``."""
+    """What is added to it with ``auth_mode upstream`` and ``static``."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
     trusted_config: Callable[[ServerConfig], FrontendConfig]
@@ -86,7 +86,7 @@ class MailProtocol:
 
     def _complete(self, frontend: type[Frontend[Any]], server: ServerConfig) -> type[Frontend[Any]]:
         """Add what directives of all protocols need."""
-        if server.auth_mode is AuthMode.UPSTREAM:
+        if server.auth_mode.needs_routes:
             frontend = with_tempfail(self.verdict_frontend, frontend)
         else:
             if server.proxy_tempfail is Tempfail.RFC5530:

@@ -11,6 +11,7 @@ from typing import Final
 
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
+from mailproxy.errors import AuthUnavailable
 from mailproxy.protocols.sasl_tokens import TOKEN_METHODS
 from mailproxy.protocols.types import AuthAllowed, Credentials, Decision, LoginUnknown
 from mailproxy.routing.group_choice import GroupChoice
@@ -97,7 +98,7 @@ class RouteAuthenticator:
         match = self._router.find(credentials.user)
         if match is None:
             self.miss(pending, NO_ROUTE)
-        elif (fault := _password_fault(credentials)) is not None:
+        elif (fault := password_fault(credentials)) is not None:
             self.miss(pending, fault)
         else:
             self._deliver_later(pending, self._router.allow(match, credentials))
@@ -110,10 +111,10 @@ class RouteAuthenticator:
         """Refuse a login without an upstream, as a wrong password is refused."""
         self._deliver_later(pending, LoginUnknown(reason))
 
-    def _deliver_later(self, pending: PendingRequest, result: Decision) -> None:
+    def _deliver_later(self, pending: PendingRequest, result: Decision | AuthUnavailable) -> None:
         self._context.loop.call_soon(self._deliver, pending, result)
 
-    def _deliver(self, pending: PendingRequest, result: Decision) -> None:
+    def _deliver(self, pending: PendingRequest, result: Decision | AuthUnavailable) -> None:
         callback, pending.callback = pending.callback, None
         if callback is None:
             return  # the client has left
@@ -123,7 +124,7 @@ class RouteAuthenticator:
             self._context.handle_error(callback, error)
 
 
-def _password_fault(credentials: Credentials) -> bytes | None:
+def password_fault(credentials: Credentials) -> bytes | None:
     """Return why no upstream can accept a password, for the log."""
     if credentials.password is None:
         return None

@@ -270,6 +270,31 @@ ROUTE_TABLES_REFUSED: Final = MetricDefinition(
     aggregation=Aggregation.OWN,
     help="Tables of routes whose file has invalid lines, so that its last valid version is used.",
 )
+USER_FILES_REFUSED: Final = MetricDefinition(
+    name="mailproxy_user_files_refused",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    help="Files of users (auth_user_file) with invalid lines, so that their last valid version is used.",
+)
+PASSWORD_VERIFICATIONS: Final = MetricDefinition(
+    name="mailproxy_password_verifications_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("result", enums.PasswordFinding),),
+    help="Passwords verified by the proxy (auth_mode static), by result.",
+    from_start=True,
+)
+PASSWORD_VERIFICATION_DURATION: Final = MetricDefinition(
+    name="mailproxy_password_verification_duration_seconds",
+    type=MetricType.HISTOGRAM,
+    buckets=LOGIN_BUCKETS,
+    help="Time to verify a password in a thread, without the time in the queue.",
+    from_start=True,
+)
+PASSWORDS_PENDING: Final = MetricDefinition(
+    name="mailproxy_password_verifications_pending",
+    type=MetricType.GAUGE,
+    help="Passwords that wait for a thread or are verified; a worker accepts 64.",
+)
 UPSTREAM_CONFIG_ERRORS: Final = MetricDefinition(
     name="mailproxy_upstream_config_errors_total",
     type=MetricType.COUNTER,

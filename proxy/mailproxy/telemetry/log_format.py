@@ -266,8 +266,10 @@ def _text_proxied(r: SessionRecord) -> str:
 
 
 def _login_parts(r: SessionRecord) -> list[str]:
-    user = quote_bytes(r.user, USER_LIMIT)
-    parts = [f"user={user} method={r.method} attempts={r.attempts}{_TEXT_CACHE[r.cache]}"]
+    parts = [
+        f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"
+        + _TEXT_CACHE[r.cache]
+    ]
     if r.password_failures:
         parts.append(f"password_failures={r.password_failures}" + (f" pwfp={r.pwfp}" if r.pwfp else ""))
     if r.result is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, AuthMode, ServerConfig, StartTls, Tempfail
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, Tempfail
 
 GREETING: Final = b"+OK POP3 ready\r\n"
 OK: Final = b"+OK\r\n"
@@ -64,7 +64,7 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
     if (
         server.proxy_tempfail is Tempfail.RFC5530
         or server.counts_failed_logins
-        or server.auth_mode is AuthMode.UPSTREAM
+        or server.auth_mode.needs_routes
     ):
         listed = {word.upper() for word in words}
         words += [word for word in _RESPONSE_CODES if word not in listed]
