@@ -21,6 +21,8 @@ from mailproxy.errors import (
     UpstreamRefused,
     UpstreamTokenRefused,
 )
+from mailproxy.penalty.penalty_authenticator import MAX_POLLS
+from mailproxy.penalty.pod_state import PodState
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied
 from mailproxy_config.failed_logins import AuthBlock
 from mailproxy_config.model import Protocol
@@ -279,19 +281,97 @@ def test_client_that_leaves_during_the_failure_delay_gets_no_result() -> None:
     assert (login.done, world.service.cancelled) == (None, 0)
 
 
-def test_turn_of_a_login_that_never_reaches_its_mail_server_is_given_back() -> None:
+def test_turn_of_a_login_whose_session_ends_before_the_verdict_is_given_back_once() -> None:
+    """The session and the login refer to each other: nothing may wait for the garbage collector."""
     world = World()
     first, second = world.login(), world.login("other")
     world.service.answer(first, AuthAllowed("127.0.0.1", 143, b"bob"))
     world.clock.advance(1)
     assert second.sent is None
-    first.result = None  # the client has left: nothing refers to the login any more
-    world.logins.clear()
-    world.logins[second.pending] = second
-    del first
-    gc.collect()
-    world.clock.advance(1)
+    assert isinstance(first.result, AuthAllowed)
+    assert first.result.attempt is not None
+    for _ in range(2):  # as an internal error may end a session twice
+        first.result.attempt.abandoned()
+    world.clock.advance(0)
     assert second.sent is not None
+    assert world.login("third").sent is None  # the turn is the second one's
+    assert world.value(FAILED, "new") == 0
+
+
+def test_turn_of_a_login_that_no_session_takes_is_given_back() -> None:
+    world = World()
+    first, second = world.login(), world.login("other")
+    gc.disable()
+    try:
+        world.service.answer(first, AuthAllowed("127.0.0.1", 143, b"bob"))
+        world.clock.advance(1)
+        assert second.sent is None
+        first.result = None  # no login at a mail server: a limit has refused it
+        world.clock.advance(1)
+        assert second.sent is not None
+    finally:
+        gc.enable()
+
+
+def test_failure_in_another_worker_while_the_turn_is_taken_leaves_one_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the check of the delay and the turn, another worker records a failure of the address."""
+    one = World(auth_failure_delay=0.0)
+    other = World(beside=one)
+    first, second = one.login(), other.login("other")
+    take_turn, results = PodState.take_turn, []
+
+    def take_after_the_failure(state: PodState, account: int) -> float | None:
+        if first in one.service.open:
+            one.service.answer(first, DENIED)
+        return take_turn(state, account)
+
+    monkeypatch.setattr(other.penalty._attempts[second.pending], "owner", results.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(PodState, "take_turn", take_after_the_failure)
+        other.clock.advance(0.02)
+    assert (first.result, second.sent) == (DENIED, None)
+    other.clock.advance(4)
+    assert second.sent == pytest.approx(1004.02)
+    other.service.answer(second, ALLOWED)
+    other.clock.advance(60)
+    assert results == [ALLOWED]
+
+
+def test_number_of_looks_for_a_turn_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, looks = World(), 0
+    accounts = 100
+    for number in range(accounts):
+        for address in ("192.0.2.1", "192.0.2.2"):
+            world.login(user=f"u{number}", address=address)
+    take_turn = PodState.take_turn
+
+    def counted(state: PodState, account: int) -> float | None:
+        nonlocal looks
+        looks += 1
+        return take_turn(state, account)
+
+    monkeypatch.setattr(PodState, "take_turn", counted)
+    world.clock.advance(1)
+    assert accounts < looks <= MAX_POLLS + accounts
+    world.clock.advance(29)
+    assert sum(one.is_refused_for_now for one in world.logins.values()) == accounts  # not later
+
+
+def test_error_of_a_session_ends_that_session() -> None:
+    world, ended = World(), []
+    login = world.login()
+
+    def session(_: object) -> None:
+        raise ValueError
+
+    world.penalty._attempts[login.pending].owner = session
+    world.penalty._context.handle_error = lambda *found: ended.append(found)  # type: ignore[method-assign]
+    world.service.answer(login, AuthUnreachable())
+    [(source, error)] = ended
+    assert source is session
+    assert isinstance(error, ValueError)
 
 
 def test_turns_are_those_of_all_workers() -> None:

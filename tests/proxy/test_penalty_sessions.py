@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from base64 import b64encode
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -381,3 +382,74 @@ def test_users_log_in_while_passwords_are_guessed_from_many_addresses() -> None:
         auth_penalty=True,
         set_real_ip_from=("127.0.0.0/8",),
     )
+
+
+End = Callable[[LoopbackWorker, Peer], None]
+ENDS: Final[dict[str, End]] = {
+    "reset": lambda _, client: client.reset(),
+    "abort": lambda w, _: session_of(w).abort(),
+    "internal error": lambda w, _: session_of(w).on_internal_error(),
+    "forced": lambda w, _: session_of(w).force_close(),
+}
+
+
+def session_of(w: LoopbackWorker) -> Any:
+    [session] = w.app.context.live
+    return session
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("end", ENDS)
+def test_session_that_ends_during_the_login_at_the_mail_server_gives_its_turn_back(
+    end: str, is_known: bool
+) -> None:
+    async def test(w: LoopbackWorker) -> None:
+        if is_known:
+            await log_in_at_upstream(w)
+        client = await greeted(w, Protocol.IMAP)
+        await client.send(b"a LOGIN bob right\r\n")
+        upstream = await w.upstream.accept()
+        await upstream.send(b"* OK ready\r\n")
+        await upstream.read_line()
+        ENDS[end](w, client)
+        client.close()
+        while w.app.context.live:
+            await asyncio.sleep(0.01)
+        await log_in_at_upstream(w)
+        assert (w.value(FAILED, "new"), w.value("mailproxy_auth_penalty_waiting")) == (0, 0)
+
+    gc.collect()
+    gc.disable()  # the turn must not wait for the garbage collector
+    try:
+        play(Protocol.IMAP, test, GRANTED, auth_penalty=True)
+    finally:
+        gc.enable()
+
+
+async def log_in_at_upstream(w: LoopbackWorker) -> None:
+    client = await greeted(w, Protocol.IMAP)
+    await client.send(b"a LOGIN bob right\r\n")
+    await refuse_upstream(w, Protocol.IMAP, b"a OK done\r\n")
+    assert await client.read_line() == b"a OK done\r\n"
+    client.close()
+    await w.wait_for_sessions()
+
+
+def test_drain_during_the_login_at_the_mail_server_ends_the_turn_with_the_login() -> None:
+    async def test(w: LoopbackWorker) -> None:
+        client = await greeted(w, Protocol.IMAP)
+        await client.send(b"a LOGIN bob right\r\n")
+        upstream = await w.upstream.accept()
+        await upstream.send(b"* OK ready\r\n")
+        await upstream.read_line()
+        session = session_of(w)
+        attempt = session._login.grant.attempt
+        session.drain()
+        assert attempt.turn is not None
+        await upstream.exchange(b"+ go\r\n")
+        await upstream.exchange(b"+ go\r\n")
+        await upstream.send(b"a OK done\r\n")
+        assert await client.read_line() == b"a OK done\r\n"
+        assert attempt.turn is None
+
+    play(Protocol.IMAP, test, GRANTED, auth_penalty=True)

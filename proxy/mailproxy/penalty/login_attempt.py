@@ -28,11 +28,12 @@ class LoginAttempt:
         has_waited: Whether the authentication service has deferred it: it was delayed before.
         is_delayed: Whether its address has a penalty.
         is_forwarded: Whether it is at the next authenticator.
-        is_over: Whether the mail server has decided.
+        is_over: Whether the mail server has decided, or the session has ended before that.
         is_queued: Whether it waits for its turn.
         is_waiting: Whether it is counted among those that wait.
         known_since: When its user logged in from there; 0 if not lately.
-        owner: The session's callback, which leads to the session that an internal error ends.
+        owner: The session's callback, which leads to the session that an internal error ends; ``None``
+            when the session has its result.
         pair: Key of its user and network.
         penalty: The highest penalty that it has waited for.
         pending: The request.
@@ -83,7 +84,7 @@ class LoginAttempt:
         self.turn: float | None = None
 
     def __del__(self) -> None:
-        # A login that was allowed and never reached its mail server: the client has left in between.
+        # A login that was allowed and that no session has sent to a mail server, such as one above a limit.
         if self.turn is not None:
             self._authenticator.end_turn(self)
 
@@ -95,7 +96,8 @@ class LoginAttempt:
     def resume(self) -> None:
         """A delay is over."""
         self.timer = None
-        self._authenticator.advance(self)
+        if not self.is_forwarded:
+            self._authenticator.advance(self)
 
     def on_result(self, result: Decision | AuthUnavailable) -> None:
         """The next authenticator has decided."""
@@ -105,16 +107,20 @@ class LoginAttempt:
     def deliver(self, result: Decision | AuthUnavailable) -> None:
         """Pass a result to the session."""
         self.timer = None
-        self._authenticator.forget(self)
-        callback = self.owner
-        if callback is not None:
-            callback(result)
+        # The session refers to an allowed login until the mail server decides: no cycle of both.
+        callback, self.owner = self.owner, None
+        self._authenticator.deliver(self.pending, callback, result)
 
     # -- after the authentication service has allowed it
 
     def succeeded(self) -> None:
         """The mail server has accepted the login."""
         self._authenticator.record_success(self)
+
+    def abandoned(self) -> None:
+        """The session has ended before the mail server decided."""
+        self.is_over = True
+        self._authenticator.end_turn(self)
 
     def failed(self, session: Any, error: Exception) -> RefusalDelay | None:  # noqa: ANN401 - a ``Session``, which is of a higher layer
         """The login at the mail server has failed.

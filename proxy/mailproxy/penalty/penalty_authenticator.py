@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
-from mailproxy.auth_http.pending_request import Authenticator, PendingRequest
+from mailproxy.auth_http.pending_request import AuthCallback, Authenticator, PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.enums import FailedCredentials, Method, PenaltyAction
 from mailproxy.errors import AuthUnavailable
@@ -35,6 +35,8 @@ RECORD_AGAIN_SECONDS: Final = 60.0
 """After a login, others of the same user and network are not recorded for so long."""
 POLL_SECONDS: Final = 0.02
 """How often the first of those that wait for a turn looks whether another worker has ended it."""
+MAX_POLLS: Final = 2000
+"""So often per second all of them look; where logins of many accounts wait, each one looks less often."""
 _MAX_DEFERRED: Final = 4096
 _UNAVAILABLE: Final = b"Account is temporarily unavailable."
 _CODE: Final = b"454"
@@ -168,8 +170,8 @@ class PenaltyAuthenticator:
         if delay <= 0:
             self._forward(attempt)
             return
+        self._leave_queue(attempt)  # first: the end of a turn makes a timer for the first in the queue
         self.end_turn(attempt)
-        self._leave_queue(attempt)
         if self._may_wait(attempt):
             self._report_delay(attempt, delay)
             attempt.timer = self.call_later(min(delay, left), attempt.resume)
@@ -234,7 +236,9 @@ class PenaltyAuthenticator:
             attempt.is_queued = True
             self._queues.setdefault(attempt.account, deque()).append(attempt)
         if self._queues[attempt.account][0] is attempt:
-            attempt.timer = self.call_later(POLL_SECONDS, attempt.resume)
+            left = attempt.arrived + self._state.rules.longest_wait - self._state.clock()
+            pause = max(POLL_SECONDS, min(len(self._queues) / MAX_POLLS, left))
+            attempt.timer = self.call_later(pause, attempt.resume)
 
     def _leave_queue(self, attempt: LoginAttempt) -> None:
         if not attempt.is_queued:
@@ -300,9 +304,17 @@ class PenaltyAuthenticator:
         else:
             attempt.deliver(result)
 
-    def forget(self, attempt: LoginAttempt) -> None:
-        """A login gets its result."""
-        self._attempts.pop(attempt.pending, None)
+    def deliver(
+        self, pending: PendingRequest, callback: AuthCallback | None, result: Decision | AuthUnavailable
+    ) -> None:
+        """Pass a result to a session; what that raises ends the session only."""
+        self._attempts.pop(pending, None)
+        if callback is None:
+            return
+        try:
+            callback(result)
+        except Exception as error:  # an entry point
+            self._context.handle_error(callback, error)
 
     def record_success(self, attempt: LoginAttempt) -> None:
         """The mail server has accepted a login."""

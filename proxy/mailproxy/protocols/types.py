@@ -301,6 +301,9 @@ class UpstreamVerdict(Protocol):
     def failed(self, session: Any, error: Exception, /) -> Cancellable | None:  # noqa: ANN401 - of a higher layer
         """The login has failed; returns a delay, after which the session gets the error again."""
 
+    def abandoned(self) -> None:
+        """The session has ended before the upstream decided; ignored after a verdict."""
+
 
 @dataclass(slots=True)
 class AuthAllowed:

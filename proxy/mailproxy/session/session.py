@@ -6,8 +6,7 @@ The life of a client, with the function of each step (a method of ``Session`` wh
 1. ``Listener`` accepts the client and calls ``start``.
 2. ``ProxyHeaderReader`` reads the PROXY header (``proxy_protocol``) and calls ``on_proxy_header``.
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
-4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
-   ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
+4. The frontend of the protocol runs.  Its effects are in ``_EFFECTS``.
 5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
 6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the end of the session.
 7. ``_connect_upstream`` connects and logs in there; then ``on_upstream_login`` or ``on_upstream_error``.
@@ -402,6 +401,8 @@ class Session(ProtocolDriver):
             pending.append(self._cancel_lookup)
         if self._auth_request is not None:
             pending.append(partial(self.server.auth.cancel, self._auth_request))
+        if hasattr(self, "_login") and self._login.grant.attempt is not None:
+            pending.append(self._login.grant.attempt.abandoned)
         return pending
 
     def drain(self) -> None:
