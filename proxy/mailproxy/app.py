@@ -29,6 +29,7 @@ from mailproxy.routing.route_authenticator import group_choices
 from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
+from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.shared_listener import check_choices, listen_target
 from mailproxy.session.upstream_capabilities import follow_upstreams, stop_probes
 from mailproxy.session.virtual_server import VirtualServer
@@ -39,9 +40,9 @@ from mailproxy.tls.choice import CertificateChooser
 from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.resumption import TicketKeys
 from mailproxy.tls.upstream_context import UpstreamTls
+from mailproxy.users.user_list import UserList
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import (
-    AuthMode,
     LogLevel,
     ProxyConfig,
     ResolverConfig,
@@ -66,6 +67,7 @@ NamesKey = tuple[ResolverConfig | None, float, tuple[str, ...]]
 TokenKey = tuple[ProxyAuthToken, Secret | None, Secret | None]
 
 _NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
+_NO_USERS: Final[Mapping[str, UserList]] = MappingProxyType({})
 
 
 class App:
@@ -115,6 +117,7 @@ class App:
         names: Mapping[str, tuple[str, ...]],
         ticket_keys: Mapping[int, tuple[bytes, ...]],
         tables: Mapping[str, Table] = _NO_TABLES,
+        users: Mapping[str, UserList] = _NO_USERS,
     ) -> None:
         """Run a configuration: at the start, and after every reload.
 
@@ -127,13 +130,14 @@ class App:
             names: Addresses of the host names in the configuration.
             ticket_keys: See ``set_ticket_keys``; the same for all workers.
             tables: The tables of routes, by the paths of their files.
+            users: The lists of users, likewise.
 
         Raises:
             ConfigError: A file does not load.  The previous configuration goes on running.
         """
         try:
             self.set_ticket_keys(ticket_keys)
-            self.authenticators.tables = tables
+            self.authenticators.tables, self.authenticators.users = tables, users
             servers = self._build(config, names)
         except ConfigError:
             for sock in chain.from_iterable(sockets.values()):
@@ -213,6 +217,7 @@ class App:
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if _has_names(config) else None,
+            refusals=previous.refusals if previous else RefusalTimes(),
             group_choices=group_choices(config),
             preauth=self.authenticators.preauth(config),
         )
@@ -431,7 +436,7 @@ class App:
 
 
 def _template(config: ServerConfig) -> RequestTemplate:
-    if config.auth_mode is AuthMode.UPSTREAM:
+    if config.auth_mode.needs_routes:
         return EmptyTemplate()
     try:
         return RequestTemplate(config, header_values(config), keep_alive=config.auth_http_keepalive)

@@ -18,9 +18,13 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.routing.route_authenticator import LoginRouter, RouteAuthenticator
 from mailproxy.routing.router import Table
 from mailproxy.tls.client import ClientTls
+from mailproxy.users.password_pool import PasswordPool
+from mailproxy.users.static_authenticator import StaticAuthenticator
+from mailproxy.users.user_list import UserList
 from mailproxy_config.model import AuthHttp, AuthMode, ServerConfig
 
 if TYPE_CHECKING:
+    from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator
     from mailproxy.limits.preauth import PreauthLimit
     from mailproxy.limits.worker_limits import WorkerLimits
     from mailproxy.oauth.jwks_cache import JwksCache
@@ -40,30 +44,40 @@ class Authenticators:
         context: The worker's shared parts.
 
     Attributes:
+        auth_caches: The caches of their decisions, by the configuration of their server.
         auth_clients: The clients of authentication services, by their configuration.
         jwks_caches: The keys of token issuers, by their URL.
         policy_clients: The clients of policy servers.
         tables: The tables of routes of the newest configuration, by the paths of their files.
+        users: Its lists of users, likewise.
     """
 
     __slots__ = (
+        "_cache_secret",
         "_context",
         "_limits",
+        "_passwords",
         "_penalties",
+        "auth_caches",
         "auth_clients",
         "jwks_caches",
         "policy_clients",
         "tables",
+        "users",
     )
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
         self._limits: WorkerLimits | None = None
         self._penalties: PodState | None = None
+        self._cache_secret = b""
+        self.auth_caches: dict[ServerConfig, CachingAuthenticator] = {}
         self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self.jwks_caches: dict[str, JwksCache] = {}
-        self.policy_clients = PolicyClients(context)
         self.tables: Mapping[str, Table] = {}
+        self.users: Mapping[str, UserList] = {}
+        self._passwords: PasswordPool | None = None
+        self.policy_clients = PolicyClients(context)
 
     def authenticator(
         self, config: ServerConfig, template: RequestTemplate, trusted: TrustedPeers
@@ -132,7 +146,9 @@ class Authenticators:
         """Return what decides about credentials (``auth_mode``)."""
         if config.auth_mode is AuthMode.UPSTREAM:
             return RouteAuthenticator(self._context, LoginRouter(config, self.tables))
-        service = self._auth_service(config)
+        if config.used_user_file is not None:
+            return self._static(config, self.users[config.used_user_file])
+        service = self._cached(config, self._auth_service(config))
         if config.auth_mode is AuthMode.HTTP:
             return service
         from mailproxy.oauth.jwks_cache import JwksCache  # noqa: PLC0415 - takes 13 MB in each worker
@@ -149,6 +165,20 @@ class Authenticators:
             caches=self.jwks_caches,
             log=self._context.log.for_server(config),
         )
+
+    def _cached(self, config: ServerConfig, service: AuthHttpClient) -> Authenticator:
+        """Return the cache of a service's decisions; it survives a reload that does not change the server."""
+        settings = config.auth_cache
+        if settings is None or not settings.size:
+            return service
+        from mailproxy.auth_cache.cache_key import CacheKeys, new_secret  # noqa: PLC0415 - most workers have none
+        from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator  # noqa: PLC0415 - as above
+
+        if config not in self.auth_caches:
+            self._cache_secret = self._cache_secret or new_secret()
+            keys, log = CacheKeys(config, self._cache_secret), self._context.log.for_server(config)
+            self.auth_caches[config] = CachingAuthenticator(self._context, service, settings, keys, log=log)
+        return self.auth_caches[config]
 
     async def start(self, worker_connections: int) -> None:
         """Begin to work for a configuration; waits a short time for the names of services to resolve.
@@ -168,12 +198,14 @@ class Authenticators:
     def retire(self, configs: Iterable[ServerConfig]) -> None:
         """Close what none of these servers needs; sessions of an earlier configuration may go on using it."""
         configs = tuple(configs)
-        asking = (config for config in configs if config.auth_mode is not AuthMode.UPSTREAM)
+        asking = (config for config in configs if not config.auth_mode.needs_routes)
         services = {id(self._auth_service(config)) for config in asking}
         for key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
             self.auth_clients.pop(key).close()  # for its sessions: a connection per request
         if self._limits is not None:
             self._limits.retire(configs)
+        for unused in self.auth_caches.keys() - set(configs):
+            self.auth_caches.pop(unused).close()
         uris = {issuer.jwks_uri for config in configs for issuer in config.used_issuers}
         for uri in self.jwks_caches.keys() - uris:
             self.jwks_caches.pop(uri).close()
@@ -186,13 +218,24 @@ class Authenticators:
 
     async def close(self) -> None:
         """Close everything else, after ``stop``."""
+        if self._passwords is not None:
+            self._passwords.close()
         for cache in self.jwks_caches.values():
             cache.close()
+        for decisions in self.auth_caches.values():
+            decisions.close()
         self.jwks_caches.clear()
+        self.auth_caches.clear()
         await self.policy_clients.close()
         for service in self.auth_clients.values():
             await service.addresses.close()
         self.auth_clients.clear()
+
+    def _static(self, config: ServerConfig, users: UserList) -> StaticAuthenticator:
+        """Return what verifies passwords; all servers share the threads of the worker."""
+        if self._passwords is None:
+            self._passwords = PasswordPool(self._context.loop, self._context.metrics)
+        return StaticAuthenticator(self._context, LoginRouter(config, self.tables), users, self._passwords)
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections

@@ -119,6 +119,29 @@ class AuthErrorReason(StrEnum):
     HTTP_5XX = "http_5xx"
 
 
+class AuthCacheEvent(StrEnum):
+    """What happened in the cache of the authentication service's decisions."""
+
+    HIT = "hit"
+    """A login was decided without a request."""
+    MISS = "miss"
+    """A request was sent."""
+    JOINED = "joined"
+    """A login waits for the request of another one with the same credentials."""
+    STALE = "stale"
+    """An expired entry was used because the service fails."""
+    STORED = "stored"
+    EVICTED = "evicted"
+    """An entry was dropped for another one."""
+
+
+class CacheUse(StrEnum):
+    """How the last login of a session was decided by the cache; a field of the log."""
+
+    HIT = "hit"
+    STALE = "stale"
+
+
 class UpstreamStage(StrEnum):
     """The step of a login at the upstream."""
 
@@ -246,6 +269,18 @@ class TokenFinding(StrEnum):
     """The client has sent another user name."""
     UNAVAILABLE = "unavailable"
     """The keys of its issuer cannot be fetched."""
+
+
+class PasswordFinding(StrEnum):
+    """The result of verifying a password (``auth_mode static``)."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNKNOWN_USER = "unknown_user"
+    QUEUE_FULL = "queue_full"
+    """Too many passwords wait already; the client is asked to try again later."""
+    ERROR = "error"
+    """The library failed."""
 
 
 class JwksResult(StrEnum):

@@ -16,7 +16,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from mailproxy import app
@@ -29,6 +29,7 @@ from mailproxy.telemetry.log import LibraryLogHandler, Log
 from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy.tls.openssl import load_openssl
+from mailproxy.users.user_list import UserList
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import load
 from mailproxy_config.model import DrainConfig, LogLevel, ProxyConfig
@@ -150,8 +151,8 @@ class WorkerService:
         self, order: ipc_messages.Configure, sockets: list[socket.socket], descriptors: list[int]
     ) -> None:
         try:
-            tables = _map_tables(order, descriptors)
-            _require_all(order, sockets, tables)
+            tables, users = _map_files(order, descriptors)
+            _require_all(order, sockets, len(tables) + len(users))
             config = _config_of(order, sockets)
             self._reserve.release()
             await self._open_logs(config, sockets)
@@ -160,7 +161,12 @@ class WorkerService:
                 given.setdefault(key, []).append(sock)
             self._reserve.release()  # what was reserved again meanwhile
             await self._app.apply(
-                config, given, names=order.names, ticket_keys=order.ticket_keys, tables=tables
+                config,
+                given,
+                names=order.names,
+                ticket_keys=order.ticket_keys,
+                tables=tables,
+                users=users,
             )
         except ConfigError as error:
             self._reserve.fill()
@@ -296,22 +302,26 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _map_tables(order: ipc_messages.Configure, descriptors: Sequence[int]) -> dict[str, RouteTable]:
-    """Map the tables of routes into memory, and close their descriptors."""
+def _map_files(
+    order: ipc_messages.Configure, descriptors: Sequence[int]
+) -> tuple[dict[str, RouteTable], dict[str, UserList]]:
+    """Map tables of routes and lists of users into memory, and close their descriptors."""
+    count = len(order.tables)
     try:
-        return {path: RouteTable(each) for path, each in zip(order.tables, descriptors, strict=False)}
+        return (
+            {path: RouteTable(each) for path, each in zip(order.tables, descriptors, strict=False)},
+            {path: UserList(each) for path, each in zip(order.users, descriptors[count:], strict=False)},
+        )
     except (OSError, ValueError) as error:
-        raise ConfigError([Problem("", f"cannot map a table of routes into memory: {error}")]) from error
+        raise ConfigError([Problem("", f"cannot map a table into memory: {error}")]) from error
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _require_all(
-    order: ipc_messages.Configure, sockets: Sequence[socket.socket], tables: Mapping[str, RouteTable]
-) -> None:
+def _require_all(order: ipc_messages.Configure, sockets: Sequence[socket.socket], files: int) -> None:
     """Reject a configuration whose descriptors were lost because too many files are open."""
-    if len(sockets) != len(order.sockets) or len(tables) != len(order.tables):
+    if len(sockets) != len(order.sockets) or files != len(order.tables) + len(order.users):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         reason = f"a worker has too many open files to take the listening sockets (its limit is {limit})"
         raise ConfigError([Problem("", reason)])

@@ -119,11 +119,13 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
 
 
 def _unused_prefixes(values: Mapping[str, Any], server: ServerBlock) -> tuple[str, ...]:
-    """Prefixes of directives whose files are not read: those of TLS that is not used."""
+    """Prefixes of directives whose files are not read: those of TLS or logins that are not used."""
     uses_tls = values["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
     unused: tuple[str, ...] = () if uses_tls else ("ssl_",)
     if values["proxy_ssl"] is ProxySsl.DISABLED and not values["auth_http_overrides"]:
         unused += ("proxy_ssl_",)
+    if values["auth_mode"] is not AuthMode.STATIC:
+        unused += ("auth_user_file",)
     return unused
 
 
@@ -186,7 +188,7 @@ def _used_groups(
     mode: AuthMode, routes: Sequence[Route | RouteRef], groups: Sequence[_GroupT]
 ) -> tuple[_GroupT, ...]:
     """The groups that logins may go to: all, where a table or the authentication service names them."""
-    if mode is not AuthMode.UPSTREAM or any(route.table is not None for route in routes):
+    if not mode.needs_routes or any(route.table is not None for route in routes):
         return tuple(groups)
     names = {route.upstream for route in routes}
     return tuple(group for group in groups if group.name in names)

@@ -49,7 +49,7 @@ def check_consistency(
         if "protocol" not in server.own.given and server.listen and derive_protocol(server.listen) is None:
             reason = "is required unless all ports are well-known ports of the same protocol"
             problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
-        is_routed = _value("auth_mode", server, mail) is AuthMode.UPSTREAM
+        is_routed = _value("auth_mode", server, mail) in {AuthMode.UPSTREAM, AuthMode.STATIC}
         if not is_routed and not _given("auth_http", server, mail):
             problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
         _check_token_issuers(server, mail, problems)
@@ -237,6 +237,7 @@ def _effective(field: str, default: str = "Disabled") -> str:
 
 
 _TLS_IS_USED: Final = f"(s.listen.exists(l, has(l.ssl) && l.ssl) || {_effective('starttls')} != 'Disabled')"
+_IS_ROUTED: Final = f"({_effective('authMode', 'Http')} in ['Upstream', 'Static'])"
 _WANTS_A_CLIENT: Final = f"{_effective('sslVerifyClient')} in ['Required', 'Optional']"
 _EVERY_IPV4: Final = "(!has({0}.address) || {0}.address == '*' || {0}.address == '0.0.0.0')"
 _LEADS_SOMEWHERE: Final = (
@@ -263,8 +264,8 @@ def _rule(expression: str, message: str, reason: str = "FieldValueInvalid") -> R
 
 SPEC_RULES: Final = (
     _rule(
-        f"self.servers.all(s, {_either('authHttp')} || {_effective('authMode', 'Http')} == 'Upstream')",
-        "no authHttp: set it in spec.mail or in every server (or authMode Upstream)",
+        f"self.servers.all(s, {_either('authHttp')} || {_IS_ROUTED})",
+        "no authHttp: set it in spec.mail or in every server (or authMode Upstream or Static)",
         "FieldValueRequired",
     ),
     _rule(
@@ -297,8 +298,13 @@ SPEC_RULES: Final = (
         "FieldValueForbidden",
     ),
     _rule(
-        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Upstream' || {_either('routes')})",
-        "authMode Upstream needs routes, in spec.mail or in the server",
+        f"self.servers.all(s, !{_IS_ROUTED} || {_either('routes')})",
+        "authMode Upstream and Static need routes, in spec.mail or in the server",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"self.servers.all(s, {_effective('authMode', 'Http')} != 'Static' || {_either('authUserFile')})",
+        "authMode Static needs authUserFile, in spec.mail or in the server",
         "FieldValueRequired",
     ),
     _rule(

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of directives: one row for each directive of nginx's mail modules.
 
-The CRD's schema, the built-in defaults, the reference page and the readers of manifests
-and ``nginx.conf`` are derived from it.  Names are nginx's; the field of a manifest is the
-same name in lowerCamelCase.
+Schema, defaults, reference page and readers are derived from it; fields are the names in lowerCamelCase.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailproxy_config import structured_values
+from mailproxy_config.auth_cache_directives import AUTH_CACHE_DIRECTIVES
 from mailproxy_config.client_directives import CLIENT_DIRECTIVES
 from mailproxy_config.failover_directives import FAILOVER_DIRECTIVES
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
-from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES
-from mailproxy_config.oauth_directives import TOKEN_METHODS as _TOKENS
+from mailproxy_config.oauth_directives import OAUTH_DIRECTIVES, TOKEN_METHODS
 from mailproxy_config.policy_directives import POLICY_DIRECTIVES
 from mailproxy_config.route_directives import ROUTE_DIRECTIVES
 from mailproxy_config.schema import Integer, IntOrString
@@ -252,7 +250,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="imap_auth",
         module=_IMAP,
-        type=enum_set(("plain", "login", "cram-md5", "external", *_TOKENS), AuthMethod),
+        type=enum_set(("plain", "login", "cram-md5", "external", *TOKEN_METHODS), AuthMethod),
         default=["plain"],
         inheritance=_LIST,
         meaning=(
@@ -281,7 +279,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="pop3_auth",
         module=_POP3,
-        type=enum_set(("plain", "apop", "cram-md5", "external", *_TOKENS), AuthMethod),
+        type=enum_set(("plain", "apop", "cram-md5", "external", *TOKEN_METHODS), AuthMethod),
         default=["plain"],
         inheritance=_LIST,
         meaning=(
@@ -311,7 +309,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="smtp_auth",
         module=_SMTP,
-        type=enum_set(("plain", "login", "cram-md5", "external", "none", *_TOKENS), AuthMethod),
+        type=enum_set(("plain", "login", "cram-md5", "external", "none", *TOKEN_METHODS), AuthMethod),
         default=["plain", "login"],
         inheritance=_LIST,
         meaning=(
@@ -414,9 +412,9 @@ LEVEL_DIRECTIVES: Final = (
     *ROUTE_DIRECTIVES,
     *CLIENT_DIRECTIVES,
     *UPSTREAM_FACTS_DIRECTIVES,
+    *AUTH_CACHE_DIRECTIVES,
 )
 """Directives allowed in ``spec.mail`` and every server."""
-
 
 SERVER_DIRECTIVES: Final = (
     Directive(

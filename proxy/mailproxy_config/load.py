@@ -151,7 +151,8 @@ def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Prob
             for pair in (*each.upstream_tls_files, *each.upstream_login_files)
         )
         tables = [("route", route.table) for route in server.route if route.table is not None]
-        for name, path in (*headers, *server.tls_files, *upstream_files, *tables):
+        users = [] if server.used_user_file is None else [("auth_user_file", server.used_user_file)]
+        for name, path in (*headers, *server.tls_files, *upstream_files, *tables, *users):
             reason = _unreadable(path)
             if reason:
                 hint = _secret_hint(path, name, kind)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NewType
 
+from mailproxy_config.auth_cache import AuthCacheConfig, CacheKeyPart
 from mailproxy_config.capability_choice import AlpnStrict, CapabilitiesFrom, CapabilityChoice
 from mailproxy_config.certificate_choice import CertificateChoice
 from mailproxy_config.limits import LimitSettings
@@ -94,11 +95,20 @@ class SmtpHelo(StrEnum):
 
 
 class AuthMode(StrEnum):
-    """``auth_mode``: who decides about logins: the authentication service, the proxy, or the upstream."""
+    """``auth_mode``: who decides about logins: the authentication service, the proxy, or the upstream.
+
+    ``STATIC`` is the proxy too, with a list of users.
+    """
 
     HTTP = "Http"
     JWT = "Jwt"
     UPSTREAM = "Upstream"
+    STATIC = "Static"
+
+    @property
+    def needs_routes(self) -> bool:
+        """Whether logins are routed without an authentication service."""
+        return self in {AuthMode.UPSTREAM, AuthMode.STATIC}
 
 
 class LogLevel(StrEnum):
@@ -259,7 +269,7 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     resolver_timeout: Seconds
 
     auth_http: AuthHttp | None
-    """``None`` with ``auth_mode upstream`` only."""
+    """``None`` where ``auth_mode`` needs none."""
     auth_http_timeout: Seconds
     auth_http_header: tuple[AuthHttpHeader, ...]
     auth_http_pass_client_cert: bool
@@ -328,6 +338,7 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     proxy_imap_guard: bool
     oauth_strict: bool
     auth_mode: AuthMode
+    auth_user_file: str | None
     route: tuple[Route, ...]
     oauth_issuer: tuple[OAuthIssuer, ...]
     imap_id_command: ImapId | None
@@ -356,6 +367,8 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     proxy_auth_require_tls: bool | None
     proxy_master_user: ProxyMasterUser | None
     proxy_auth_token: ProxyAuthToken | None
+    auth_cache: AuthCacheConfig | None
+    auth_cache_key: frozenset[CacheKeyPart]
     auth_policy_server: AuthPolicyServer | None
     log_password_fingerprint: bool
 
@@ -386,7 +399,8 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     @property
     def negotiates_xclient(self) -> bool:
         """Whether an SMTP upstream gets the XCLIENT attributes that it lists, not those of nginx."""
-        return self.xclient and self.xclient_mode is not XclientMode.ALWAYS
+        is_nginx = self.xclient_mode is XclientMode.ALWAYS and self.auth_mode is not AuthMode.UPSTREAM
+        return self.xclient and not is_nginx
 
     @property
     def sends_identity(self) -> bool:
@@ -401,6 +415,11 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     def used_issuers(self) -> tuple[OAuthIssuer, ...]:
         """The issuers whose tokens this server validates."""
         return self.oauth_issuer if self.auth_mode is AuthMode.JWT else ()
+
+    @property
+    def used_user_file(self) -> str | None:
+        """The file with users and password hashes, if this server verifies passwords."""
+        return self.auth_user_file if self.auth_mode is AuthMode.STATIC else None
 
     @property
     def group_configs(self) -> dict[str, ServerConfig]:
@@ -422,7 +441,7 @@ class ServerConfig(LimitSettings, CapabilityChoice, CertificateChoice):
     def uses_connected_address(self) -> bool:
         """Whether the address and the SNI name that a client has connected to may be passed on."""
         for_service = self.auth_http_variables or self.auth_http_facts or self.auth_http_overrides
-        return self.sends_identity or for_service
+        return self.sends_identity or for_service or bool(self.auth_cache_key)
 
     @property
     def may_use_upstream_tls(self) -> bool:

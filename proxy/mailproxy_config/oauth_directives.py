@@ -10,6 +10,7 @@ from mailproxy_config.addresses import check_host, parse_host_port
 from mailproxy_config.model import AuthMode
 from mailproxy_config.oauth_issuer import OAuthIssuer, TokenAlgorithm, TokenType
 from mailproxy_config.schema import Array, Boolean, Integer, Object, Schema, String
+from mailproxy_config.static_directives import STATIC_DIRECTIVES
 from mailproxy_config.value_types import (
     FLAG,
     INVALID_ITEM,
@@ -236,14 +237,15 @@ OAUTH_DIRECTIVES: Final = (
     Directive(
         name="auth_mode",
         module="mail_auth_http",
-        type=choice({"http": "Http", "jwt": "Jwt", "upstream": "Upstream"}, AuthMode),
+        type=choice({"http": "Http", "jwt": "Jwt", "upstream": "Upstream", "static": "Static"}, AuthMode),
         default="Http",
         is_ours=True,
         meaning=(
-            "Http: the authentication service gets all logins; Jwt: of tokens only valid ones. Upstream: the "
-            "mail server of the route decides."
+            "Http: a service decides about logins; Jwt: it gets only valid tokens. Upstream: the mail server "
+            "decides; Static: authUserFile."
         ),
     ),
+    *STATIC_DIRECTIVES,
     Directive(
         name="oauth_issuer",
         field="oauthIssuers",

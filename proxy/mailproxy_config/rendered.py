@@ -29,7 +29,6 @@ from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.manifest import MAX_SERVERS, SERVER_NAME
 from mailproxy_config.model import (
     AuthHttpHeader,
-    AuthMode,
     CertificateFiles,
     ListenConfig,
     Protocol,
@@ -289,7 +288,7 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
     groups = {group.name: dict(group.settings.directives) for group in server.upstream_groups}
     for where, reason in routing_problems(partial(getattr, server), server.protocol, groups):
         problems.add(f"{path}.{where}", reason)
-    if server.auth_http is None and server.auth_mode is not AuthMode.UPSTREAM:
+    if server.auth_http is None and not server.auth_mode.needs_routes:
         problems.add(f"{path}.auth_http", "is required")
     _check_require_tls(server, f"{path}.smtp_capabilities", problems)
     if not server.tls_is_used:

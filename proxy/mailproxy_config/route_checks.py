@@ -10,12 +10,14 @@ from mailproxy_config.cross_checks import derive_protocol
 from mailproxy_config.directives import LEVEL_DIRECTIVES, Level, ServerBlock, by_name
 from mailproxy_config.errors import Problems
 from mailproxy_config.model import AuthMethod, AuthMode
+from mailproxy_config.static_directives import static_problems
 from mailproxy_config.upstream_blocks import FIELD, UpstreamGroupRef
 from mailproxy_config.upstream_login import ProxyAuth
 
 _ROWS: Final = by_name(LEVEL_DIRECTIVES)
 _NAMES: Final = (
     "auth_mode",
+    "auth_user_file",
     "route",
     "imap_auth",
     "pop3_auth",
@@ -56,11 +58,15 @@ def routing_problems(
     """
     routes: Sequence[_Route] = value("route") or ()
     yield from _target_problems(routes, groups)
-    if value("auth_mode") is not AuthMode.UPSTREAM:
+    mode = value("auth_mode")
+    if not mode.needs_routes:
         return
     if not routes:
-        yield "route", "is required for authMode Upstream: set it here or in spec.mail"
+        yield "route", f"is required for authMode {mode}: set it here or in spec.mail"
     listed = value(f"{protocol}_auth") or ()
+    if mode is AuthMode.STATIC:
+        yield from static_problems(value, protocol, listed)
+        return
     for method in (each for each in _NOT_REPLAYED if each in listed):
         reason = f"{method} is not possible with authMode Upstream: {_NOT_REPLAYED[method]}"
         yield f"{protocol}_auth", reason
@@ -137,8 +143,10 @@ def _path(where: str, server: ServerBlock, mail: Level, places: Mapping[str, str
 def _notice_ineffective(
     values: Mapping[str, Any], server: ServerBlock, mail: Level, problems: Problems
 ) -> None:
-    if values["route"] and values["auth_mode"] is not AuthMode.UPSTREAM:
-        mode = values["auth_mode"]
+    mode = values["auth_mode"]
+    if values["auth_user_file"] is not None and mode is not AuthMode.STATIC:
+        problems.notice(_path("auth_user_file", server, mail, {}), f"has no effect with authMode {mode}")
+    if values["route"] and not mode.needs_routes:
         problems.notice(_path("route", server, mail, {}), f"has no effect with authMode {mode}")
 
 

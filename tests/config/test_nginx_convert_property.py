@@ -144,6 +144,7 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "proxy_imap_guard": _FLAG,
     "oauth_strict": _FLAG,
     "auth_mode": st.sampled_from(["http", "HTTP"]),
+    "auth_user_file": _PATH,
     "route": st.sampled_from(
         [
             "upstream=old domain=Example.org domain=*.example.net",
@@ -197,6 +198,10 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
             "http://127.0.0.1:8/t client_id=app grant=refresh_token refresh_token_file=/r",
         ]
     ),
+    "auth_cache": st.sampled_from(
+        ["off", "size=64k", "size=10m ttl=90 negative_ttl=5s stale_if_error=5m", "ttl=1h size=1000"]
+    ),
+    "auth_cache_key": _some("address", "destination", "server_name"),
     "auth_policy_server": st.sampled_from(
         [
             "http://127.0.0.1:8084/ nonce_file=n.txt",

@@ -42,6 +42,7 @@ NEEDS_TLS: Final = "a server with an ssl listener or starttls needs sslCertifica
 NEEDS_CA: Final = (
     "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
 )
+NO_SERVICE: Final = "no authHttp: set it in spec.mail or in every server (or authMode Upstream or Static)"
 NEEDS_ISSUERS: Final = "authMode Jwt needs oauthIssuers, in spec.mail or in the server"
 SHARED_BY_BALANCER: Final = (
     "servers: authBlock with proxyProtocol needs setRealIpFrom; else clients share one address"
@@ -51,12 +52,14 @@ SHARED_BY_NODES: Final = (
     "proxyProtocol for every listener"
 )
 CLUSTER: Final = {"service": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}}
-NEEDS_ROUTES: Final = "authMode Upstream needs routes, in spec.mail or in the server"
+NEEDS_USERS: Final = "authMode Static needs authUserFile, in spec.mail or in the server"
+NEEDS_ROUTES: Final = "authMode Upstream and Static need routes, in spec.mail or in the server"
 ONE_TARGET: Final = "must have table alone, or upstream with users, domains or both"
 LEADS_NOWHERE: Final = "routes[].upstream must be the name of an item of spec.upstreams"
 ROUTES: Final = [{"users": ["bob@example.org"], "domains": ["example.net"], "upstream": "dovecot"}]
 GROUP: Final = {"name": "dovecot", "servers": [{"address": "dovecot-0.dovecot:143", "weight": 2}]}
 ROUTED: Final = {"mail": {"authMode": "Upstream", "routes": ROUTES}, "upstreams": [GROUP]}
+USERS: Final = {"secretKeyRef": {"name": "users", "key": "htpasswd"}}
 SAME_PORT: Final = "servers[].listen: two servers listen without ssl on the same port of all IPv4 addresses"
 ON_HOST: Final = (
     "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
@@ -119,7 +122,11 @@ CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
 
 INVALID: Final[list[tuple[Object, str, str]]] = [
     # (spec, the field that the error names, text of the error)
-    ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server (or authMode Upstream)"),
+    (
+        {"mail": {}},
+        "spec",
+        "no authHttp: set it in spec.mail or in every server (or authMode Upstream or Static)",
+    ),
     (mail(authMode="Jwt"), "spec", NEEDS_ISSUERS),
     ({**mail(), **servers(imap({"port": 143}, authMode="Jwt"))}, "spec", NEEDS_ISSUERS),
     (listen(ssl=True), "spec", NEEDS_TLS),
@@ -172,6 +179,8 @@ INVALID: Final[list[tuple[Object, str, str]]] = [
         "networkPolicy is not allowed with mode Sidecar: the operator does not own the pods",
     ),
     ({"mail": {"authMode": "Upstream"}}, "spec", NEEDS_ROUTES),
+    ({"mail": {"authMode": "Static", "authUserFile": {"file": "/u"}}}, "spec", NEEDS_ROUTES),
+    ({**ROUTED, "mail": {**ROUTED["mail"], "authMode": "Static"}}, "spec", NEEDS_USERS),
     ({**ROUTED, "upstreams": [{**GROUP, "name": "old"}]}, "spec", LEADS_NOWHERE),
     (
         {**ROUTED, **servers(imap({"port": 143}, routes=[{**ROUTES[0], "upstream": "x"}]))},
@@ -428,6 +437,7 @@ VALID: Final[list[Object]] = [
     mail(authMode="Jwt", oauthIssuers=[{**ISSUER, "jwksUri": "http://[::1]:8080/keys", "scope": "a b"}]),
     {**mail(oauthIssuers=[ISSUER]), **servers(imap({"port": 143}, authMode="Jwt"))},
     {**mail(authMode="Jwt"), **servers(imap({"port": 143}, authMode="Http"))},
+    {**ROUTED, "mail": {**ROUTED["mail"], "authMode": "Static", "authUserFile": USERS}},
     mail(timeout=60, proxyTimeout="1d", smtpGreetingDelay="500ms", authHttpTimeout="1m30s"),
     mail(timeout="60", resolverTimeout="1w2d"),
     mail(imapClientBuffer=4096, proxyBuffer="4k", smtpClientBuffer="1M"),

@@ -15,6 +15,7 @@ from mailproxy.limits import zones
 from mailproxy.limits.mutex import Busy
 from mailproxy.limits.zones import ConnZone, ReqZone
 from mailproxy.net.listen_plan import plan_sockets
+from mailproxy_config.auth_cache import AuthCacheConfig
 from mailproxy_config.limits import (
     LimitConn,
     LimitConnZone,
@@ -232,6 +233,19 @@ def test_user_and_headers_are_those_of_the_response() -> None:
 
     limit = (LimitConn(zone="mine", connections=1),)
     play(limited(limit_conn_zone=(zone,), limit_conn=limit), test, *answers)
+
+
+def test_headers_of_a_cached_response_are_keys() -> None:
+    zone = LimitConnZone(zone="mine", key="$auth_http_x_class", size=65536)
+
+    async def test(w: LoopbackWorker) -> None:
+        await logged_in(w, Protocol.IMAP)
+        assert await refused(w, Protocol.IMAP) == TOO_MANY[Protocol.IMAP]
+        assert len(w.auth.requests) == 1
+
+    limit = (LimitConn(zone="mine", connections=1),)
+    config = limited(limit_conn_zone=(zone,), limit_conn=limit, auth_cache=AuthCacheConfig(size=2**20))
+    play(config, test, http_response(f"{GRANT}X-Class: gold\r\n"))
 
 
 def test_key_that_is_empty_or_too_long_is_not_counted() -> None:

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ from mailproxy_config.model import AuthMode, Protocol, ProxyConfig
 from mailproxy_config.upstream_groups import GroupServer, Route, UpstreamGroup
 from support import configs
 from support.proxy_process import COMMAND, ProxyProcess, free_port
+from support.routed_logins import Load, imap_server, log_in, replace
 
 
 def config(path: Path, *names: str) -> ProxyConfig:
@@ -74,71 +71,6 @@ def test_missing_file_pipe_and_changing_file_are_refused(
     monkeypatch.setattr(table_files.os, "fstat", growing)
     [changed] = load_tables(config(file, "a"), {}).errors
     assert changed.reason.startswith("was changed while it was read")
-
-
-@contextlib.contextmanager
-def imap_server(logins: list[str], name: str) -> Iterator[int]:
-    """A mail server that accepts every login, and appends its name to a list."""
-
-    def serve(sock: socket.socket) -> None:
-        with sock, contextlib.suppress(OSError):
-            sock.sendall(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] ready\r\n")
-            data = b""
-            while data.count(b"\r\n") < 3:
-                data += sock.recv(4096)
-            logins.append(name)
-            sock.sendall(b"a OK logged in\r\n")
-            sock.recv(1)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
-
-
-def log_in(port: int, user: str = "bob@example.org") -> str:
-    """Log in, and return the reply."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
-        sock.recv(4096)
-        sock.sendall(f"a LOGIN {user} secret\r\n".encode())
-        return sock.recv(4096).decode().strip()
-
-
-class Load:
-    """Clients that log in until the end of the block."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._ended = threading.Event()
-        self.replies: list[str] = []
-        self._threads = [threading.Thread(target=self._run) for _ in range(3)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.005):
-            self.replies.append(log_in(self._port))
-
-
-def replace(file: Path, text: str) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(text)
-    new.rename(file)
 
 
 def test_table_is_replaced_under_load_and_an_invalid_one_is_not_used(tmp_path: Path) -> None:

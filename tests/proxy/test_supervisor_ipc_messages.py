@@ -16,6 +16,7 @@ from mailproxy_config.errors import Problem
 KEYS = {300: (bytes(range(80)), bytes(80)), 60: (bytes(range(1, 81)),)}
 CONFIGURE = m.Configure(
     tables=("/etc/moves",),
+    users=("/etc/users",),
     serial=3,
     config='{"secret": "s3cret"}',
     hash="abc",

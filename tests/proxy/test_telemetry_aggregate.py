@@ -94,6 +94,7 @@ def test_supervisor_adds_its_own_metrics() -> None:
         started=1000.0,
         unhealthy_upstreams=2,
         kept_route_tables=1,
+        kept_user_files=4,
         restarts={RestartReason.CRASH: 2},
         reloads={ReloadResult.SUCCESS: 5},
         config_rejected=True,
@@ -115,6 +116,7 @@ def test_supervisor_adds_its_own_metrics() -> None:
         c.PROCESS_START: {(): 1000.0},
         c.UPSTREAM_UNHEALTHY: {(): 2},
         c.ROUTE_TABLES_REFUSED: {(): 1},
+        c.USER_FILES_REFUSED: {(): 4},
     }
 
 

@@ -124,6 +124,19 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
     (lambda m: bump(m.token_validations[enums.TokenFinding.TYPE]), "oauth_validations_total", ("type",)),
     (lambda m: bump(m.jwks_fetches[enums.JwksResult.TLS]), "oauth_jwks_fetches_total", ("tls",)),
     (
+        lambda m: bump(m.auth_cache_events[enums.AuthCacheEvent.STALE]),
+        "auth_cache_events_total",
+        ("stale",),
+    ),
+    (lambda m: bump(m.auth_cache_entries), "auth_cache_entries", ()),
+    (lambda m: bump(m.auth_cache_bytes), "auth_cache_bytes", ()),
+    (
+        lambda m: bump(m.password_verifications[enums.PasswordFinding.WRONG]),
+        "password_verifications_total",
+        ("wrong",),
+    ),
+    (lambda m: bump(m.passwords_pending), "password_verifications_pending", ()),
+    (
         lambda m: bump(m.policy_requests[enums.PolicyCommand.ALLOW, enums.PolicyResult.SKIPPED]),
         "policy_requests_total",
         ("allow", "skipped"),
@@ -164,6 +177,7 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
 ]
 
 SPANS: list[tuple[Callable[[WorkerMetrics], Histogram], str, tuple[str, ...]]] = [
+    (lambda m: m.password_seconds, "password_verification_duration_seconds", ()),
     (lambda m: m.token_seconds, "token_request_duration_seconds", ()),
     (lambda m: m.policy_seconds[enums.PolicyCommand.ALLOW], "policy_request_duration_seconds", ("allow",)),
     (lambda m: m.protocol(Protocol.IMAP).session_seconds[True], "session_duration_seconds", ("imap", "true")),

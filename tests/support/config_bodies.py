@@ -131,6 +131,7 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "proxyImapGuard": (True,),
     "oauthStrict": (True,),
     "authMode": ("Http",),
+    "authUserFile": ({"secretKeyRef": {"name": "users", "key": "htpasswd"}}, {"file": "/etc/users"}),
     "routes": (
         [],
         [
@@ -169,7 +170,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "authFailureDelay": ("1500ms", 3),
     "authPenaltyExempt": (["192.0.2.0/24", "2001:db8::1"],),
     "authPenaltyMax": (50,),
-    "authBlock": ({"failures": 5, "window": "1m", "for": "30s", "max": "1h"}, {"failures": 0}, {}),
+    # Other blocks depend on the listeners.
+    "authBlock": ({"failures": 0, "window": "1m", "for": "30s", "max": "1h"}, {"failures": 0}),
     "imapId": ("Answer", "Ignore"),
     "imapCapabilitiesFrom": ("Upstream", "Static"),
     "imapCapabilityAfterLogin": (True, False),
@@ -213,6 +215,12 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
             "refreshTokenFrom": {"file": "/r"},
         },
     ),
+    "authCache": (
+        {"size": "10m"},
+        {"size": 0},
+        {"size": 65536, "ttl": "1m30s", "negativeTtl": 5, "staleIfError": "7d"},
+    ),
+    "authCacheKey": ([], ["Address"], ["ServerName", "Destination"]),
     "authPolicyServer": (
         {"url": "http://policy.example:8084/", "nonceFrom": SECRET_KEY},
         {

@@ -40,7 +40,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("proxy_ssl_certificate", "proxy_ssl_certificate_key", "proxy_ssl_password_file"),
         *("proxy_ssl_protocols", "proxy_ssl_ciphers", "proxy_ssl_session_reuse", "proxy_ssl_alpn"),
         *("proxy_ssl_conf_command", "proxy_smtp_guard", "proxy_imap_guard", "proxy_id"),
-        *("oauth_strict", "auth_mode", "oauth_issuer", "route"),
+        *("oauth_strict", "auth_mode", "oauth_issuer", "route", "auth_user_file"),
         *("auth_penalty", "auth_failure_delay", "auth_penalty_exempt", "auth_penalty_max", "auth_block"),
         *("oauth_strict", "imap_id_command", "smtp_auth_command", "max_commands"),
         *("real_ip_command", "limit_rate", "limit_rate_after"),
@@ -56,6 +56,7 @@ NOT_OF_NGINX: Final = frozenset(
         *("limit_conn_ipv6_prefix", "limit_conn_words", "limit_preauth", "limit_req_zone", "limit_req"),
         *("limit_req_log_level", "limit_req_dry_run"),
         *("proxy_auth", "proxy_auth_require_tls", "proxy_master_user", "proxy_auth_token"),
+        *("auth_cache", "auth_cache_key"),
         *("auth_policy_server", "log_password_fingerprint"),
     }
 )
@@ -134,6 +135,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "proxy_imap_guard": False,
     "oauth_strict": False,
     "auth_mode": AuthMode.HTTP,
+    "auth_user_file": None,
     "route": (),
     "oauth_issuer": (),
     "auth_penalty": False,
@@ -179,6 +181,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "limit_req": (),
     "limit_req_log_level": LimitLogLevel.ERROR,
     "limit_req_dry_run": False,
+    "auth_cache": None,
+    "auth_cache_key": frozenset(),
     "auth_policy_server": None,
     "log_password_fingerprint": False,
 }

@@ -18,6 +18,8 @@ from mailproxy.net.listen_plan import plan_sockets
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import WorkerMetrics
+from mailproxy.users.user_files import load_users
+from mailproxy.users.user_list import UserList
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig, Seconds, ServerConfig
 from support.streams import abort
 
@@ -253,7 +255,8 @@ async def loopback_worker(
     built = tuple(each(service, listen) for each in (build, *others))
     config = ProxyConfig(servers=built, worker_connections=limit)
     sockets = {planned.key: [sock] for planned in plan_sockets(config, {})[:1]}
-    await app.apply(config, sockets, names={}, ticket_keys={})
+    users = {path: UserList(file.fileno()) for path, file in load_users(config, {}).files.items()}
+    await app.apply(config, sockets, names={}, ticket_keys={}, users=users)
 
     def read_log() -> str:
         log.flush()

@@ -50,6 +50,7 @@ class StandIn:
         names: Mapping[str, tuple[str, ...]],
         ticket_keys: Mapping[int, tuple[bytes, ...]],
         tables: Mapping[str, object],
+        users: Mapping[str, object],
     ) -> None:
         await self._misbehave({server.name for server in config.servers}, sockets)
         for server in self._servers:

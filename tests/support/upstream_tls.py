@@ -125,7 +125,7 @@ def session(protocol: Protocol, mode: ProxySsl, then: Step = nothing) -> Step:
             offer_tls(protocol)(c)
         c.start_tls()
         if mode is ProxySsl.ENABLED:
-            c.send(GREETINGS[protocol])
+            c.send(GREETINGS[protocol].replace(b" STARTTLS LOGINDISABLED", b""))
         accept_login(protocol)(c)
         then(c)
 

@@ -102,6 +102,15 @@ AUTH_OUTCOMES: Final[Colours] = MappingProxyType(
 AUTH_ERRORS: Final[Colours] = MappingProxyType(
     _failures("connect", "timeout", "http_5xx", "dns", "invalid_response", "no_server", "bad_address", "tls")
 )
+PASSWORD_FINDINGS: Final[Colours] = MappingProxyType(
+    {
+        "right": SUCCESS,
+        "wrong": "orange",
+        "unknown_user": "light-orange",
+        "queue_full": FAILURE,
+        "error": "dark-red",
+    }
+)
 TOKEN_FINDINGS: Final[Colours] = MappingProxyType(
     {
         "valid": SUCCESS,
@@ -127,6 +136,16 @@ JWKS_RESULTS: Final[Colours] = MappingProxyType(
     {
         "ok": SUCCESS,
         **_failures("connect", "timeout", "tls", "status", "redirect", "invalid", "empty", "too_large"),
+    }
+)
+AUTH_CACHE_EVENTS: Final[Colours] = MappingProxyType(
+    {
+        "hit": SUCCESS,
+        "joined": "light-green",
+        "miss": "blue",
+        "stale": "orange",
+        "stored": "light-blue",
+        "evicted": "yellow",
     }
 )
 UPSTREAM_STAGES: Final[Colours] = MappingProxyType(

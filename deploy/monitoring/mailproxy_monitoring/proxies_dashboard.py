@@ -12,7 +12,7 @@ from mailproxy_monitoring.overview import OVERVIEW
 from mailproxy_monitoring.policy import POLICY
 from mailproxy_monitoring.processes import LIMITING, PROCESS, PROTOCOL
 from mailproxy_monitoring.queries import JOB
-from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, TLS, TOKENS, UPSTREAMS
+from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, PASSWORDS, TLS, TOKENS, UPSTREAMS
 
 PROXIES: Final = Dashboard(
     uid="mailproxy-proxies",
@@ -40,6 +40,7 @@ PROXIES: Final = Dashboard(
         POLICY,
         UPSTREAMS,
         TOKENS,
+        PASSWORDS,
         TLS,
         DNS,
         PROTOCOL,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy_monitoring.colours import (
+    AUTH_CACHE_EVENTS,
     AUTH_ERRORS,
     AUTH_OUTCOMES,
     DIRECTIONS,
@@ -13,6 +14,7 @@ from mailproxy_monitoring.colours import (
     DNS_RESULTS,
     DNS_TIMEOUTS,
     JWKS_RESULTS,
+    PASSWORD_FINDINGS,
     QUANTILES,
     RESUMED,
     TLS_FAILURES,
@@ -65,6 +67,28 @@ AUTHENTICATION: Final = Row(
             colours=AUTH_ERRORS,
             description="Requests without a usable response.",
             alerts=("MailProxyAuthErrors",),
+        ),
+        Panel(
+            title="Cache of decisions",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=12,
+            queries=((rate("mailproxy_auth_cache_events_total", "event", JOB), "{{event}}"),),
+            colours=AUTH_CACHE_EVENTS,
+            description="With authCache. stale: an expired entry was used because the service fails.",
+        ),
+        Panel(
+            title="Entries of the cache",
+            width=6,
+            queries=((f"sum (mailproxy_auth_cache_entries{{{JOB}}})", "entries"),),
+            description="Decisions that are kept, in all workers.",
+        ),
+        Panel(
+            title="Memory of the cache",
+            unit="bytes",
+            width=6,
+            queries=((f"sum (mailproxy_auth_cache_bytes{{{JOB}}})", "memory"),),
+            description="Memory of these entries. At the limit, the size of authCache, entries are evicted.",
         ),
     ),
 )
@@ -208,6 +232,41 @@ TOKENS: Final = Row(
             colours=TOKEN_RESULTS,
             description="Requests to token services (proxyAuthToken), by their result.",
             alerts=("MailProxyTokenRequestsFail",),
+        ),
+    ),
+)
+
+PASSWORDS: Final = Row(
+    "Passwords",
+    (
+        Panel(
+            title="Verifications by result",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=8,
+            queries=((rate("mailproxy_password_verifications_total", "result", JOB), "{{result}}"),),
+            colours=PASSWORD_FINDINGS,
+            description="With authMode Static. queue_full: logins that are asked to try again later.",
+        ),
+        Panel(
+            title="Time to verify a password",
+            unit="s",
+            width=8,
+            queries=tuple(
+                (quantile(share, "mailproxy_password_verification_duration_seconds", where=JOB), name)
+                for share, name in ((0.5, "median"), (0.9, "90 %"), (0.99, "99 %"))
+            ),
+            colours=QUANTILES,
+            description="In a thread of a worker, without the time in the queue.",
+        ),
+        Panel(
+            title="Queue, refused files",
+            width=8,
+            queries=(
+                (f"max (mailproxy_password_verifications_pending{{{JOB}}})", "passwords in one pod"),
+                (f"max (mailproxy_user_files_refused{{{JOB}}})", "files of users"),
+            ),
+            description="Passwords that wait or are verified. Files of users with invalid lines.",
         ),
     ),
 )

@@ -132,7 +132,7 @@ class AuthHttpClient:
 
     def cancel(self, request: PendingRequest) -> None:
         """Drop a request whose client has left."""
-        if request.callback is not None:
+        if request in self.requests:
             self._finish(request)
             self._release(request)
 

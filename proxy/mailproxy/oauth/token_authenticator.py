@@ -16,8 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from mailproxy.auth_http.client import AuthHttpClient
-from mailproxy.auth_http.pending_request import PendingRequest
+from mailproxy.auth_http.pending_request import Authenticator, PendingRequest
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.enums import TokenFinding
@@ -41,7 +40,7 @@ class TokenAuthenticator:
 
     Args:
         context: The worker's shared parts.
-        http: The client of the authentication service.
+        service: The client of the authentication service, or its cache.
         server: The server block.
         template: Renders requests to the service.
         caches: The keys of the server's issuers, by ``jwks_uri``.
@@ -53,10 +52,10 @@ class TokenAuthenticator:
         "_challenges",
         "_clock",
         "_context",
-        "_http",
         "_issuers",
         "_log",
         "_max_refusals",
+        "_service",
         "_template",
         "_waiting",
     )
@@ -64,7 +63,7 @@ class TokenAuthenticator:
     def __init__(
         self,
         context: WorkerContext,
-        http: AuthHttpClient,
+        service: Authenticator,
         server: ServerConfig,
         template: RequestTemplate,
         *,
@@ -73,7 +72,7 @@ class TokenAuthenticator:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._context = context
-        self._http = http
+        self._service = service
         self._template = template
         self._issuers = {one.issuer: (one, caches[one.jwks_uri]) for one in server.oauth_issuer}
         self._challenges = {one.issuer: error_challenge(one) for one in server.oauth_issuer}
@@ -90,7 +89,7 @@ class TokenAuthenticator:
         request = pending.auth_request
         secret = request.credentials.password
         if request.credentials.method not in TOKEN_METHODS or secret is None:
-            self._http.send(pending)
+            self._service.send(pending)
             return
         if request.token_issuer:  # the service has deferred the login
             self._send(pending, request.token_issuer)
@@ -111,8 +110,7 @@ class TokenAuthenticator:
         if waiting is not None:
             cache, on_fetched = waiting
             cache.stop_waiting(on_fetched)
-        if pending in self._http.requests:
-            self._http.cancel(pending)
+        self._service.cancel(pending)
         pending.callback = None
 
     def _validate(self, pending: PendingRequest, token: ParsedToken) -> None:
@@ -160,7 +158,7 @@ class TokenAuthenticator:
 
     def _send(self, pending: PendingRequest, issuer: str) -> None:
         pending.data = b"%bAuth-Token-Issuer: %b\r\n\r\n" % (pending.data[:-2], issuer.encode())
-        self._http.send(pending)
+        self._service.send(pending)
 
     # -- refusals and outages
 
@@ -194,8 +192,12 @@ class TokenAuthenticator:
 
     def _deliver(self, pending: PendingRequest, result: AuthDenied | AuthUnavailable) -> None:
         callback, pending.callback = pending.callback, None
-        if callback is not None:
-            self._http.deliver(callback, result)
+        if callback is None:
+            return
+        try:
+            callback(result)
+        except Exception as error:  # an entry point
+            self._context.handle_error(callback, error)
 
     def _count(self, result: TokenFinding) -> None:
         self._context.metrics.token_validations[result].value += 1

@@ -103,7 +103,8 @@ class PenaltyAuthenticator:
         self._delays = server.auth_penalty
         self._block = server.auth_block
         self._max_waiting = server.auth_penalty_max
-        self.failure_delay = server.failure_delay
+        # without an authentication service the session delays refusals, those without an upstream alike
+        self.failure_delay = 0.0 if server.auth_mode.needs_routes else server.failure_delay
         self.protocol = server.protocol
         self.call_later: CallLater = context.loop.call_later if call_later is None else call_later
         self._attempts: dict[PendingRequest, LoginAttempt] = {}

@@ -70,7 +70,7 @@ from mailproxy.protocols.types import (
     certificate_fault,
 )
 from mailproxy.protocols.upstream_reply import reply_for_log
-from mailproxy_config.model import AuthMethod, AuthMode, ServerConfig, StartTls, Tempfail, VerifyClient
+from mailproxy_config.model import AuthMethod, AuthMode, ServerConfig, StartTls, VerifyClient
 from mailproxy_config.upstream_login import TOKEN_MECHANISMS
 
 UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
@@ -103,8 +103,7 @@ class FrontendConfig:
     Attributes:
         deadline: Sets the deadline of the directive ``timeout``.
         is_greeting_static: False also with ``ssl_verify_client``, as the greeting may be a certificate
-            error, and with ``proxy_tempfail rfc5530`` or ``passes_token_errors``, as ``run`` may be called
-            again after it.
+            error.
         requires_tls: Whether logins need TLS (``starttls only``).
         receive: Receives as much as an empty ``LineReader`` holds.
     """
@@ -117,12 +116,7 @@ class FrontendConfig:
         self.server = server
         self.limit = limit
         self.greeting = greeting
-        self.is_greeting_static = (
-            is_greeting_static
-            and server.ssl_verify_client is VerifyClient.DISABLED
-            and server.proxy_tempfail is Tempfail.NGINX
-            and not passes_token_errors(server)
-        )
+        self.is_greeting_static = is_greeting_static and server.ssl_verify_client is VerifyClient.DISABLED
         self.deadline = SetDeadline(server.timeout)
         self.requires_tls = server.starttls is StartTls.ONLY
         self.receive = Receive(limit)
@@ -210,8 +204,8 @@ class Frontend(ABC, Generic[ConfigT]):
         """
         config = self.config
         reader, receive = self.reader, config.receive
-        try:
-            if config.is_greeting_static:
+        try:  # ``run`` may be called again after a login that failed
+            if config.is_greeting_static and not self.login_attempts:
                 yield config.greeting
             else:
                 ended = yield from self._check_certificate()

@@ -19,21 +19,25 @@ from mailproxy.protocols.imap.id_frontend import ImapIdFrontend
 from mailproxy.protocols.imap.tempfail import ImapTempfailFrontend
 from mailproxy.protocols.imap.trusted import ImapTrustedFrontend, imap_trusted_config
 from mailproxy.protocols.imap.upstream_auth import imap_upstream
+from mailproxy.protocols.imap.verdict import ImapVerdictFrontend
 from mailproxy.protocols.pop3 import replies as pop3_replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.pop3.tempfail import Pop3TempfailFrontend
 from mailproxy.protocols.pop3.trusted import Pop3TrustedFrontend, pop3_trusted_config
 from mailproxy.protocols.pop3.upstream_auth import pop3_upstream
+from mailproxy.protocols.pop3.verdict import Pop3VerdictFrontend
 from mailproxy.protocols.smtp import replies as smtp_replies
 from mailproxy.protocols.smtp.bdat import with_bdat
 from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig, SmtpWithoutAuthFrontend
 from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
 from mailproxy.protocols.smtp.trusted import SmtpTrustedFrontendConfig, smtp_trusted_frontend
 from mailproxy.protocols.smtp.upstream_choice import smtp_upstream
+from mailproxy.protocols.smtp.verdict import SmtpVerdictFrontend
 from mailproxy.protocols.tempfail import TempfailFrontend, with_tempfail
 from mailproxy.protocols.token_errors import with_token_errors
 from mailproxy.protocols.types import Client, LoginSecrets
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.protocols.verdict import VerdictFrontend
 from mailproxy_config.capability_choice import CapabilitiesFrom
 from mailproxy_config.model import Protocol, ServerConfig, Tempfail
 
@@ -57,6 +61,8 @@ class MailProtocol:
     """The same for trusted clients (``real_ip_command``)."""
     tempfail_frontend: type[TempfailFrontend[Any]]
     """What is added to it with ``proxy_tempfail rfc5530``."""
+    verdict_frontend: type[VerdictFrontend[Any]]
+    """What is added to it with ``auth_mode upstream`` and ``static``."""
     frontend_config: Callable[[ServerConfig], FrontendConfig]
     """What all frontends of one server share."""
     trusted_config: Callable[[ServerConfig], FrontendConfig]
@@ -80,10 +86,13 @@ class MailProtocol:
 
     def _complete(self, frontend: type[Frontend[Any]], server: ServerConfig) -> type[Frontend[Any]]:
         """Add what directives of all protocols need."""
-        if server.proxy_tempfail is Tempfail.RFC5530:
-            frontend = with_tempfail(self.tempfail_frontend, frontend)
-        if passes_token_errors(server):
-            frontend = with_token_errors(frontend)
+        if server.auth_mode.needs_routes:
+            frontend = with_tempfail(self.verdict_frontend, frontend)
+        else:
+            if server.proxy_tempfail is Tempfail.RFC5530:
+                frontend = with_tempfail(self.tempfail_frontend, frontend)
+            if passes_token_errors(server):
+                frontend = with_token_errors(frontend)
         if server.imap_capability_after_login and issubclass(frontend, ImapFrontend):
             frontend = noting_capabilities(frontend)
         if server.smtp_capabilities_from is CapabilitiesFrom.UPSTREAM and issubclass(frontend, SmtpFrontend):
@@ -108,6 +117,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
             frontend=_imap_frontend,
             trusted_frontend=lambda _: ImapTrustedFrontend,
             tempfail_frontend=ImapTempfailFrontend,
+            verdict_frontend=ImapVerdictFrontend,
             frontend_config=ImapFrontendConfig,
             trusted_config=imap_trusted_config,
             upstream=imap_upstream,
@@ -120,6 +130,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
             frontend=lambda _: Pop3Frontend,
             trusted_frontend=lambda _: Pop3TrustedFrontend,
             tempfail_frontend=Pop3TempfailFrontend,
+            verdict_frontend=Pop3VerdictFrontend,
             frontend_config=Pop3FrontendConfig,
             trusted_config=pop3_trusted_config,
             upstream=pop3_upstream,
@@ -132,6 +143,7 @@ PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
             frontend=_smtp_frontend,
             trusted_frontend=smtp_trusted_frontend,
             tempfail_frontend=SmtpTempfailFrontend,
+            verdict_frontend=SmtpVerdictFrontend,
             frontend_config=SmtpFrontendConfig,
             trusted_config=SmtpTrustedFrontendConfig,
             upstream=smtp_upstream,

@@ -105,6 +105,18 @@ class Wait:
 
 
 @dataclass(slots=True)
+class WaitToRefuse:
+    """Pause until the reply to a refused login is due (``auth_mode upstream``).
+
+    Args:
+        is_upstream: Whether the upstream has refused the login.  Otherwise none was asked, which the
+            time must not show.
+    """
+
+    is_upstream: bool
+
+
+@dataclass(slots=True)
 class Note:
     """Report an event to be counted or logged."""
 
@@ -129,6 +141,7 @@ Effect = (
     | MakeChallenge
     | GetToken
     | Wait
+    | WaitToRefuse
     | Note
     | ReportAuthFailure
 )

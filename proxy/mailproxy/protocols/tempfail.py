@@ -15,7 +15,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 from mailproxy.enums import CloseReason, LogNote
 from mailproxy.errors import AuthUnavailable, UpstreamError
@@ -23,6 +24,9 @@ from mailproxy.protocols.frontend import ConfigT, Frontend
 from mailproxy.protocols.sansio import ProtocolGenerator, ReportAuthFailure, note, send
 from mailproxy.protocols.temporary_refusal import is_login_refused
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, SessionEnd, UpstreamLogin
+
+login_values: Final = attrgetter(*(each.name for each in fields(UpstreamLogin)))
+"""Returns the values of a login, for the constructor of a derived class."""
 
 
 class TempfailFrontend(Frontend[ConfigT]):
@@ -47,8 +51,9 @@ class TempfailFrontend(Frontend[ConfigT]):
     def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what the login at the upstream needs, and what follows an outage."""
         login = super().upstream_login(request, grant)  # type: ignore[safe-super]  # of the protocol
-        values = {each.name: getattr(login, each.name) for each in fields(login)}
-        return ResumableLogin(**values, frontend=self)
+        resumable = ResumableLogin(*login_values(login))
+        resumable.frontend = self
+        return resumable
 
     def run(self) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
         """Serve the client; a login that the authentication service did not decide may be repeated."""
@@ -93,7 +98,7 @@ class ResumableLogin(UpstreamLogin):
 
     frontend: TempfailFrontend[Any] | None = None
 
-    def resume(self, error: UpstreamError) -> ProtocolGenerator[UpstreamLogin | SessionEnd] | None:
+    def resume(self, error: UpstreamError, /) -> ProtocolGenerator[UpstreamLogin | SessionEnd] | None:
         """Return the generator that goes on after an outage, ``None`` after a refusal."""
         frontend = self.frontend
         if frontend is None or not frontend.is_outage(error):

@@ -9,7 +9,7 @@ authentication service.  The classes are used only where clients' tokens are sen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from mailproxy.errors import LineTooLong, UpstreamError, UpstreamRefused
 from mailproxy.protocols.frontend import ConfigT, Frontend
 from mailproxy.protocols.sansio import ProtocolGenerator, send
 from mailproxy.protocols.sasl_tokens import TOKEN_METHODS
-from mailproxy.protocols.tempfail import ResumableLogin
+from mailproxy.protocols.tempfail import ResumableLogin, login_values
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, SessionEnd, UpstreamLogin
 
 
@@ -38,8 +38,10 @@ class TokenErrorFrontend(Frontend[ConfigT]):
         login = super().upstream_login(request, grant)  # type: ignore[safe-super]  # of the protocol
         if login.method not in TOKEN_METHODS:
             return login
-        values = {each.name: getattr(login, each.name) for each in fields(login)}
-        return TokenLogin(**values, token_frontend=self)
+        with_token = TokenLogin(*login_values(login))
+        with_token.frontend = login.frontend if isinstance(login, ResumableLogin) else None
+        with_token.token_frontend = self
+        return with_token
 
     def run_after_refused_token(
         self, login: UpstreamLogin, challenge: bytes, refusal: bytes
@@ -73,7 +75,7 @@ class TokenLogin(ResumableLogin):
     token_frontend: TokenErrorFrontend[Any] | None = None
 
     def pass_on(
-        self, error: UpstreamError, refusal: bytes
+        self, error: UpstreamError, refusal: bytes, /
     ) -> ProtocolGenerator[UpstreamLogin | SessionEnd] | None:
         """Return the generator that sends the upstream's challenge, ``None`` if there was none.
 

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mailproxy.enums import CloseReason, LoginResult, Method
+from mailproxy.enums import CacheUse, CloseReason, LoginResult, Method
 from mailproxy_config.model import VerifyClient
+
+if TYPE_CHECKING:
+    from mailproxy.errors import UpstreamError
+    from mailproxy.protocols.sansio import ProtocolGenerator
+
+    Resumed = ProtocolGenerator["UpstreamLogin | SessionEnd"]
 
 UNAVAILABLE: Final = b"[UNAVAILABLE]"
 """Instead of a host name: the client has none, it is not confirmed, or there is no resolver."""
@@ -242,6 +248,10 @@ class AuthRequest:
     envelope: Envelope | None = None
     token_issuer: str = ""
     """The issuer of the access token, once the proxy has validated it (``auth_mode jwt``)."""
+    was_deferred: bool = False
+    """Whether it is repeated after ``Auth-Status: WAIT``; set by the cache (``auth_cache``)."""
+    cache_use: CacheUse | None = None
+    """Set by the cache where it has decided."""
     policy: PolicyFacts | None = None
     """Set where a policy server is asked."""
 
@@ -336,6 +346,14 @@ class AuthDenied:
 
 
 @dataclass(slots=True)
+class LoginUnknown(AuthDenied):
+    """No upstream is asked: no route leads to one, or it can be no login (``auth_mode upstream``).
+
+    The client gets the same reply as after a refusal of an upstream, as late; ``text`` is for the log.
+    """
+
+
+@dataclass(slots=True)
 class AuthDeferred:
     """The request is repeated after ``wait`` seconds (at least 1), with these credentials where given."""
 
@@ -369,6 +387,17 @@ class UpstreamLogin:
     That is a credential, XCLIENT, an ID with its address, or MAIL.  The login is tried at no other
     address after that.
     """
+
+    def resume(self, _error: UpstreamError, /) -> Resumed | None:
+        """Return the generator that goes on after this failure as after an outage; ``None``: not so."""
+        return None
+
+    def pass_on(self, _error: UpstreamError, _refusal: bytes, /) -> Resumed | None:
+        """Return the generator that goes on after a failure that is no outage; ``None``: the session ends.
+
+        The second argument is the last reply to the client, or what it is made from.
+        """
+        return None
 
 
 @dataclass(slots=True)

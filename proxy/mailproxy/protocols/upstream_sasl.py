@@ -23,7 +23,7 @@ from mailproxy.protocols.sansio import GetToken, ProtocolGenerator, Send
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.types import AuthAllowed, LoginSecrets, Secret, UpstreamLogin
 from mailproxy.protocols.upstream_reply import WITHHELD, contains_secret, upstream_refused
-from mailproxy_config.model import Protocol, ProxySsl, ServerConfig
+from mailproxy_config.model import AuthMode, Protocol, ProxySsl, ServerConfig
 from mailproxy_config.upstream_login import TOKEN_MECHANISMS, ProxyAuth
 
 _LOGIN: Final = UpstreamStage.LOGIN
@@ -132,7 +132,15 @@ class UpstreamSasl:
         needs_list: Whether the upstream's list of mechanisms decides.
     """
 
-    __slots__ = ("_master", "_master_suffix", "_mechanisms", "_secret", "has_token", "needs_list")
+    __slots__ = (
+        "_is_verdict",
+        "_master",
+        "_master_suffix",
+        "_mechanisms",
+        "_secret",
+        "has_token",
+        "needs_list",
+    )
 
     def __init__(self, server: ServerConfig, secrets: LoginSecrets) -> None:
         listed = server.proxy_auth
@@ -147,6 +155,7 @@ class UpstreamSasl:
         self._master = b"" if master is None else master.user.encode()
         self._master_suffix = b"" if master is None else (master.separator + master.user).encode()
         self._secret = secrets.master_password
+        self._is_verdict = server.auth_mode is AuthMode.UPSTREAM
 
     def prepare(self, login: UpstreamLogin) -> ProtocolGenerator[tuple[Mechanism, ...]]:
         """Return the mechanisms that there are credentials for, in the order of ``proxy_auth``.
@@ -170,6 +179,8 @@ class UpstreamSasl:
             order = tuple(sorted(order, key=lambda kind: (kind not in TOKEN_MECHANISMS, kind is not clients)))
         prepared = [self._mechanism(kind, login.grant, token) for kind in order]
         found = tuple(each for each in prepared if each is not None)
+        if self._is_verdict and any(each.is_own for each in found):
+            raise Fault("authMode is Upstream: the proxy's own credentials would let everybody in")
         if found:
             return found
         if TOKEN_MECHANISMS.issuperset(order):
@@ -198,7 +209,9 @@ class UpstreamSasl:
             responses: tuple[bytes, ...] = (plain(grant.user, secret, self._master),)
         else:
             responses = (user, secret) if kind is ProxyAuth.LOGIN else ()
-        return Mechanism(kind, replace(grant, user=user, password=password), responses, is_own)
+        if is_own:
+            grant = replace(grant, user=user, password=password)
+        return Mechanism(kind, grant, responses, is_own)
 
 
 def choose(
@@ -285,6 +298,23 @@ def exchange(
     pending = list(mechanism.responses[1:] if is_initial else mechanism.responses)
     yield Send(command + b"\r\n")
     reply = yield from read(before)
+    return (yield from respond(mechanism, pending, reply, read))
+
+
+def respond(
+    mechanism: Mechanism, pending: list[bytes], reply: Reply, read: ReadReply
+) -> ProtocolGenerator[bytes]:
+    """Go on with a SASL exchange after the first reply; return what it sent last.
+
+    Args:
+        mechanism: The mechanism.
+        pending: The responses that were not sent yet; emptied.
+        reply: The reply to the command.
+        read: Reads a reply.
+
+    Raises:
+        UpstreamError: The upstream refused.
+    """
     while reply.verdict is Verdict.CHALLENGE and pending:
         message = pending.pop(0)
         yield Send((encode(message) if message else b"") + b"\r\n")

@@ -11,16 +11,22 @@ from typing import Final
 
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.context import WorkerContext
-from mailproxy.protocols.types import AuthAllowed, AuthDenied, Credentials, Decision
+from mailproxy.errors import AuthUnavailable
+from mailproxy.protocols.sasl_tokens import TOKEN_METHODS
+from mailproxy.protocols.types import AuthAllowed, Credentials, Decision, LoginUnknown
 from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.routing.login_name import normalised
 from mailproxy.routing.router import RouteMatch, Router, Table
 from mailproxy_config.model import ServerConfig
 from mailproxy_config.upstream_groups import UpstreamGroup, default_port
 
-REFUSAL: Final = b"Authentication failed."
-REFUSAL_WAIT: Final = 1
-"""Seconds before the reply to a login without a route; after it, the client may log in again."""
+NO_ROUTE: Final = b"no route for this login name"
+NO_PASSWORD: Final = b"empty password"
+LONG_PASSWORD: Final = b"password too long"
+"""For the log; clients get the reply to a wrong password."""
+MAX_PASSWORD: Final = 512
+"""Bytes of a password that an upstream gets.  Mail servers close the connection after longer ones, at
+lengths of their own: that would be an outage, which a login without a route is not."""
 
 
 class LoginRouter:
@@ -91,7 +97,9 @@ class RouteAuthenticator:
         credentials = pending.auth_request.credentials
         match = self._router.find(credentials.user)
         if match is None:
-            self.miss(pending)
+            self.miss(pending, NO_ROUTE)
+        elif (fault := password_fault(credentials)) is not None:
+            self.miss(pending, fault)
         else:
             self._deliver_later(pending, self._router.allow(match, credentials))
 
@@ -99,14 +107,14 @@ class RouteAuthenticator:
         """Drop a request whose client has left."""
         pending.callback = None
 
-    def miss(self, pending: PendingRequest) -> None:
-        """Refuse a login without a route, as a wrong password is refused."""
-        self._deliver_later(pending, AuthDenied(REFUSAL, REFUSAL_WAIT))
+    def miss(self, pending: PendingRequest, reason: bytes) -> None:
+        """Refuse a login without an upstream, as a wrong password is refused."""
+        self._deliver_later(pending, LoginUnknown(reason))
 
-    def _deliver_later(self, pending: PendingRequest, result: Decision) -> None:
+    def _deliver_later(self, pending: PendingRequest, result: Decision | AuthUnavailable) -> None:
         self._context.loop.call_soon(self._deliver, pending, result)
 
-    def _deliver(self, pending: PendingRequest, result: Decision) -> None:
+    def _deliver(self, pending: PendingRequest, result: Decision | AuthUnavailable) -> None:
         callback, pending.callback = pending.callback, None
         if callback is None:
             return  # the client has left
@@ -114,3 +122,13 @@ class RouteAuthenticator:
             callback(result)
         except Exception as error:  # an entry point
             self._context.handle_error(callback, error)
+
+
+def password_fault(credentials: Credentials) -> bytes | None:
+    """Return why no upstream can accept a password, for the log."""
+    if credentials.password is None:
+        return None
+    password = credentials.password.reveal()
+    if not password:
+        return NO_PASSWORD  # a success to many directories: RFC 4513 section 5.1.2
+    return LONG_PASSWORD if len(password) > MAX_PASSWORD and credentials.method not in TOKEN_METHODS else None

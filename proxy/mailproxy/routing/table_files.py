@@ -95,7 +95,7 @@ def _tables(config: ProxyConfig) -> dict[str, frozenset[str]]:
 
 def _load(path: str, groups: frozenset[str], last: TableFile | None) -> TableFile:
     try:
-        text = _read(path)
+        text = read_table(path, MAX_TABLE_BYTES)
         digest = sha256("\n".join(sorted(groups)).encode() + b"\0" + text).digest()
         if last is not None and last.digest == digest:
             return last
@@ -104,8 +104,12 @@ def _load(path: str, groups: frozenset[str], last: TableFile | None) -> TableFil
         raise TableRefused([(0, f"cannot be read: {error.strerror or error}")]) from error
 
 
-def _read(path: str) -> bytes:
+def read_table(path: str, maximum: int) -> bytes:
     """Read a file, and make sure that it is not changed meanwhile.
+
+    Args:
+        path: The file.
+        maximum: The largest size in bytes; of a larger file, one byte more is returned.
 
     Raises:
         OSError: It cannot be read.
@@ -117,11 +121,11 @@ def _read(path: str) -> bytes:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise TableRefused([(0, "is not a regular file")])
-        text = file.read(MAX_TABLE_BYTES + 1)
+        text = file.read(maximum + 1)
         after = os.fstat(descriptor)
     if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size) or len(
         text
-    ) < after.st_size <= MAX_TABLE_BYTES:
+    ) < after.st_size <= maximum:
         raise TableRefused(
             [(0, "was changed while it was read: replace the file by renaming a complete one")]
         )

@@ -12,8 +12,8 @@ The life of a client, with the function of each step (a method of ``Session`` wh
 6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the end of the session.
 7. ``_connect_upstream`` connects and logs in there; then ``on_upstream_login`` or ``on_upstream_error``.
 8. ``on_upstream_login`` passes both connections to a ``Relay``.  The ``Session`` object is done.
-   With ``proxy_tempfail rfc5530``, ``on_upstream_error`` runs the frontend
-   again after an outage, and after a refused token (``TokenLogin``): step 4.
+   ``on_upstream_error`` may run the frontend again, after an outage (``UpstreamLogin.resume``) or
+   after a refusal (``UpstreamLogin.pass_on``): step 4.
 9. Any other end is ``_close_with``: it sends the last reply, and ``_close`` ends the session.
 """
 
@@ -35,13 +35,12 @@ from mailproxy.errors import AuthUnavailable, SessionError, UpstreamError
 from mailproxy.loop.epoll import READ, hung_up
 from mailproxy.protocols import sansio, types
 from mailproxy.protocols.sansio import Effect
-from mailproxy.protocols.tempfail import ResumableLogin
-from mailproxy.protocols.token_errors import TokenLogin
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
 from mailproxy.session.login_end import end_login, log_denied_login
 from mailproxy.session.named_client import record_named_client
+from mailproxy.session.refusal_times import wait_to_refuse
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
@@ -241,7 +240,8 @@ class Session(ProtocolDriver):
 
     def on_auth_result(self, result: types.Decision | AuthUnavailable) -> None:
         """The authentication service decided, or gave no usable response."""
-        self._auth_request = None
+        pending, self._auth_request = self._auth_request, None
+        self.record.cache = None if pending is None else pending.auth_request.cache_use
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + self._end_step()
         if isinstance(result, types.AuthAllowed):
             self.resume(result)
@@ -328,10 +328,9 @@ class Session(ProtocolDriver):
             self._close_with(self.server.protocol.internal_error, CloseReason.INTERNAL_ERROR)
             return
         login = self._login
-        next_steps = login.resume(error) if isinstance(login, ResumableLogin) else None
+        next_steps = login.resume(error)
         last_reply = report_upstream_failure(self, login.grant, error, is_outage=next_steps is not None)
-        if isinstance(login, TokenLogin):
-            next_steps = next_steps or login.pass_on(error, last_reply)
+        next_steps = next_steps or login.pass_on(error, last_reply)
         if next_steps is None:
             self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
             return
@@ -495,6 +494,7 @@ class Session(ProtocolDriver):
         sansio.UpgradeToTls: _start_tls,
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,
+        sansio.WaitToRefuse: wait_to_refuse,
         sansio.Note: _note,
         sansio.ReportAuthFailure: _report_auth_failure,
     }

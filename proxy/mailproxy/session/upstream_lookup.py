@@ -51,7 +51,7 @@ class UpstreamLookup:
             UpstreamError: There is no address, or no socket can be made.
         """
         names, servers = session.server.upstream_names, login.grant.servers
-        if not servers:
+        if not servers or (names is None and len(servers) == 1):
             return session.server.connect_address(session, login)
         if names is None:  # groups of addresses alone
             return _connect(session, login, tuple(UpstreamAddress(each.host, each.port) for each in servers))

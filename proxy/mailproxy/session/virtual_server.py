@@ -27,6 +27,7 @@ from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.session.login_overrides import connect_for_login
 from mailproxy.session.named_client import frontend_factory
 from mailproxy.session.rate_limit import relay_end_for
+from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_candidates import connector
@@ -88,6 +89,8 @@ class VirtualServer:
     """Secrets for logins at upstreams."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
+    refusals: RefusalTimes = field(default_factory=RefusalTimes)
+    """When refused logins get their reply (``auth_mode upstream``)."""
     choices: Mapping[str, VirtualServer] | None = None
     """Servers of which the ClientHello chooses one, by name; see ``shared_listener``."""
     upstream_names: UpstreamNames | None = None

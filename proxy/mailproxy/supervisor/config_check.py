@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mailproxy.routing.table_files import LoadedTables, TableFile, load_tables
 from mailproxy.tls.inputs import tls_files
+from mailproxy.users.user_files import LoadedUsers, load_users
 from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import NOT_REGULAR, Loaded, check_files, is_mounted, load
@@ -41,6 +42,7 @@ class CheckResult:
             but not for ``run``, which serves the others.
         tls: The TLS of each server by name, for the next check.
         tables: The tables of routes, for workers and for the next check.
+        users: The lists of users, likewise.
     """
 
     loaded: Loaded | None
@@ -50,6 +52,7 @@ class CheckResult:
     certificates: tuple[Problem, ...] = ()
     tls: Mapping[str, ServerTls] = field(default_factory=dict)
     tables: LoadedTables = field(default_factory=LoadedTables)
+    users: LoadedUsers = field(default_factory=LoadedUsers)
 
     def runnable(self) -> Loaded:
         """Return the configuration to run.
@@ -70,6 +73,7 @@ def check_config(
     hostname: str,
     previous: Mapping[str, ServerTls] | None = None,
     tables: Mapping[str, TableFile] | None = None,
+    users: Mapping[str, TableFile] | None = None,
 ) -> CheckResult:
     """Check a configuration.
 
@@ -79,6 +83,7 @@ def check_config(
         hostname: The machine's name.
         previous: ``tls`` of an earlier result.
         tables: The files of ``tables`` of an earlier result.
+        users: The files of ``users`` of an earlier result.
     """
     try:
         loaded: Loaded | None = load(text, source=source, hostname=hostname)
@@ -88,7 +93,8 @@ def check_config(
     if loaded is None:
         return CheckResult(loaded=None, problems=problems, notices=(), absent=())
     routing = load_tables(loaded.config, tables or {})
-    missing = _missing_files(loaded, routing)
+    listed = load_users(loaded.config, users or {})
+    missing = _missing_files(loaded, (*routing.kept, *listed.kept))
     checks = _tls(loaded.config, missing, previous or {})
     tls = [problem for check in checks.values() for problem in check.problems]
     notices = [notice for check in checks.values() for notice in check.notices]
@@ -99,27 +105,31 @@ def check_config(
     return CheckResult(
         loaded=loaded,
         problems=sort_problems(
-            (*problems, *map(located, lacking), *map(located, tls), *_invalid_lines(routing, missing))
+            (*problems, *map(located, lacking), *map(located, tls), *_invalid_lines(routing, listed, missing))
         ),
         notices=sort_problems((*loaded.notices, *_unique_notices(map(located, notices)))),
         absent=sort_problems(map(located, absent)),
         certificates=sort_problems(map(located, certificates)),
         tls={name: check.tls for name, check in checks.items() if check.tls is not None},
         tables=routing,
+        users=listed,
     )
 
 
-def _missing_files(loaded: Loaded, routing: LoadedTables) -> tuple[Problem, ...]:
-    """Return the files that cannot be read, without tables of which an earlier version is used."""
-    kept = {problem.path for problem in routing.kept}
+def _missing_files(loaded: Loaded, refused: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return the files that cannot be read, without those of which an earlier version is used."""
+    kept = {problem.path for problem in refused}
     missing = check_files(loaded.config, kind=loaded.kind)
     return tuple(problem for problem in missing if problem.reason.partition(": ")[0] not in kept)
 
 
-def _invalid_lines(routing: LoadedTables, missing: Iterable[Problem]) -> Iterator[Problem]:
-    """Yield what is wrong with tables that can be read."""
+def _invalid_lines(
+    routing: LoadedTables, users: LoadedUsers, missing: Iterable[Problem]
+) -> Iterator[Problem]:
+    """Yield what is wrong with tables and lists of users that can be read."""
     paths = {problem.reason.partition(": ")[0] for problem in missing}
-    return (problem for problem in routing.errors if problem.path not in paths)
+    found = (*routing.errors, *users.errors)
+    return (problem for problem in found if problem.path not in paths)
 
 
 def sort_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
@@ -211,7 +221,7 @@ def read_config(path: Path, *, once: bool = False) -> bytes:
 
 
 def referenced_files(config: ProxyConfig) -> frozenset[Path]:
-    """Return the files that a configuration refers to: certificates, keys, header values, tables."""
+    """Return the files that a configuration refers to: certificates, keys, header values, tables, users."""
     tls = (path for server in config.servers for path in tls_files(server))
     headers = (header.value_file for server in config.servers for header in server.auth_http_header)
     logins = (
@@ -221,4 +231,5 @@ def referenced_files(config: ProxyConfig) -> frozenset[Path]:
         for _, path in each.upstream_login_files
     )
     tables = (route.table for server in config.servers for route in server.route)
-    return frozenset(Path(path) for path in (*tls, *headers, *logins, *tables) if path is not None)
+    users = (server.used_user_file for server in config.servers)
+    return frozenset(Path(path) for path in (*tls, *headers, *logins, *tables, *users) if path is not None)

@@ -55,6 +55,8 @@ class ConfigRevision:
         certificates: Certificates that clients choose by name and that are not used.
         tables: The tables of routes, by the paths of their files.
         refused_lines: Lines of tables of which an earlier version is used.
+        users: The lists of users, by the paths of their files.
+        refused_users: Lines of lists of users of which an earlier version is used.
         locate: Replaces the path in a worker's problem by the line of the file.
         sockets: The listening sockets: for each key, one for each worker and
             perhaps some for all of them, or just one for all.
@@ -74,6 +76,8 @@ class ConfigRevision:
     certificates: tuple[Problem, ...] = ()
     tables: Mapping[str, TableFile] = field(default_factory=dict)
     refused_lines: tuple[Problem, ...] = ()
+    users: Mapping[str, TableFile] = field(default_factory=dict)
+    refused_users: tuple[Problem, ...] = ()
     locate: Callable[[Problem], Problem] = field(default=lambda problem: problem)
     sockets: SocketSet
     ticket_keys: KeyRotation
@@ -81,8 +85,12 @@ class ConfigRevision:
     @property
     def kept_tables(self) -> int:
         """The number of tables of which an earlier version is used."""
-        lines = (problem.path for problem in self.refused_lines)
-        return len({path if path in self.tables else path.rpartition(":")[0] for path in lines})
+        return _count_files(self.refused_lines, self.tables)
+
+    @property
+    def kept_user_files(self) -> int:
+        """The number of lists of users of which an earlier version is used."""
+        return _count_files(self.refused_users, self.users)
 
     def configure_message(self) -> Configure:
         """Return the message for a worker, with the current ticket keys."""
@@ -96,6 +104,7 @@ class ConfigRevision:
             names=self.names,
             sockets=tuple(key for key, sockets in self._assigned(0) for _ in sockets),
             tables=tuple(self.tables),
+            users=tuple(self.users),
             ticket_keys=self.ticket_keys.of(rotated_timeouts(self.config)),
         )
 
@@ -104,13 +113,19 @@ class ConfigRevision:
         return [sock for _, sockets in self._assigned(slot) for sock in sockets]
 
     def descriptors_for(self, slot: int) -> list[socket.socket | TableFile]:
-        """Return the sockets for a slot and the tables, in the order of ``configure_message``."""
-        return [*self.sockets_for(slot), *self.tables.values()]
+        """Return the sockets for a slot, tables and lists, in the order of ``configure_message``."""
+        return [*self.sockets_for(slot), *self.tables.values(), *self.users.values()]
 
     def _assigned(self, slot: int) -> Iterator[tuple[str, list[socket.socket]]]:
         """Yield a worker's sockets by key: its own, and those beyond the number of workers."""
         for key, sockets in self.sockets.by_key.items():
             yield key, [sockets[slot % min(len(sockets), self.workers)], *sockets[self.workers :]]
+
+
+def _count_files(lines: Iterable[Problem], files: Mapping[str, TableFile]) -> int:
+    """Return in how many files these lines are; a path has the number of the line behind it."""
+    paths = (line.path for line in lines)
+    return len({path if path in files else path.rpartition(":")[0] for path in paths})
 
 
 ResultT = TypeVar("ResultT")
@@ -135,6 +150,7 @@ class ConfigLoader:
         self.ticket_keys = KeyRotation()
         self._tls: Mapping[str, ServerTls] = {}
         self._tables: Mapping[str, TableFile] = {}
+        self._users: Mapping[str, TableFile] = {}
 
     async def prepare(self) -> ConfigRevision:
         """Load the file, in a thread.
@@ -164,18 +180,25 @@ class ConfigLoader:
         path = self._options.file
         text = read_config(path)
         result = check_config(
-            text, source=str(path), hostname=self._hostname, previous=self._tls, tables=self._tables
+            text,
+            source=str(path),
+            hostname=self._hostname,
+            previous=self._tls,
+            tables=self._tables,
+            users=self._users,
         )
         if result.loaded is not None:
             self.files = self._running_files | referenced_files(result.loaded.config) | {path}
         loaded = result.runnable()
-        self._tls, self._tables = result.tls, result.tables.files
+        self._tls, self._tables, self._users = result.tls, result.tables.files, result.users.files
         try:
             return replace(
                 self._build_revision(loaded, result.notices),
                 certificates=result.certificates,
                 tables=result.tables.files,
                 refused_lines=result.tables.kept,
+                users=result.users.files,
+                refused_users=result.users.kept,
             )
         except ConfigError as error:
             raise ConfigError(sort_problems(map(loaded.located, error.problems))) from None

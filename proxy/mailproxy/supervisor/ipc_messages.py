@@ -32,6 +32,7 @@ class Configure:
         names: What the host names of ``listen`` lines were resolved to.
         sockets: The key of each socket that is sent with this message.
         tables: The path of each table of routes; their files follow the sockets.
+        users: The path of each list of users; their files follow the tables.
         ticket_keys: The keys that all workers encrypt TLS session tickets with; see ``TicketKeys``.
     """
 
@@ -44,6 +45,7 @@ class Configure:
     names: Mapping[str, tuple[str, ...]]
     sockets: tuple[str, ...]
     tables: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
     ticket_keys: Keys = field(repr=False)
 
 
@@ -215,6 +217,7 @@ def _encode_configure(message: Configure) -> dict[str, object]:
         "names": {name: list(addresses) for name, addresses in message.names.items()},
         "sockets": list(message.sockets),
         "tables": list(message.tables),
+        "users": list(message.users),
         "ticket_keys": _encode_keys(message.ticket_keys),
     }
 
@@ -231,6 +234,7 @@ def _decode_configure(data: Mapping[str, object]) -> Configure:
         names={name: tuple(addresses) for name, addresses in dict(names).items()},
         sockets=tuple(cast(list[str], data["sockets"])),
         tables=tuple(cast(list[str], data["tables"])),
+        users=tuple(cast(list[str], data["users"])),
         ticket_keys=_decode_keys(data["ticket_keys"]),
     )
 

@@ -56,6 +56,7 @@ class Status:
         self._last_error: str | None = None
         self._certificates: tuple[Problem, ...] = ()
         self._kept_tables = 0
+        self._kept_user_files = 0
         self._shown: ConfigRevision | None = None
         self._report_number = 0
 
@@ -77,6 +78,7 @@ class Status:
         self._last_error = None
         self._certificates = revision.certificates[:_MAX_CERTIFICATES]
         self._kept_tables = revision.kept_tables
+        self._kept_user_files = revision.kept_user_files
         servers = revision.config.servers
         zones = {name for server in servers for name in server.limit_zones}
         self._aggregator.keep_servers((server.name for server in servers), {PREAUTH_ZONE, *zones})
@@ -107,6 +109,7 @@ class Status:
             unhealthy_upstreams=self._upstream_health.unhealthy(),
             limit_zones={} if self._limits is None else self._limits.entries(),
             kept_route_tables=self._kept_tables,
+            kept_user_files=self._kept_user_files,
             process=process_stats(),
         )
         return self._aggregator.page(facts)

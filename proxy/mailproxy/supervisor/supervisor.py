@@ -339,6 +339,8 @@ class Supervisor:
             self._log_event(LogLevel.ERROR, "certificate_not_used", path=problem.path, reason=problem.reason)
         for problem in revision.refused_lines[:_MAX_PROBLEM_LINES]:
             self._log_event(LogLevel.ERROR, "route_table_kept", path=problem.path, reason=problem.reason)
+        for problem in revision.refused_users[:_MAX_PROBLEM_LINES]:
+            self._log_event(LogLevel.ERROR, "user_file_kept", path=problem.path, reason=problem.reason)
         needed = 2 * revision.config.worker_connections + _SPARE_DESCRIPTORS
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit != resource.RLIM_INFINITY and limit < needed:

@@ -58,7 +58,8 @@ class SupervisorFacts:
     ``config_rejected`` is true when the last configuration was rejected.
     ``unhealthy_upstreams`` is the number of addresses that are last in order, ``limit_zones`` has the
     entries in use of each zone, and how many it has place for.
-    ``kept_route_tables`` is the number of tables of routes of which an earlier version is used.
+    ``kept_route_tables`` is the number of tables of routes of which an earlier version is used,
+    ``kept_user_files`` that of lists of users.
     """
 
     build: BuildInfo
@@ -71,6 +72,7 @@ class SupervisorFacts:
     unhealthy_upstreams: int = 0
     limit_zones: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     kept_route_tables: int = 0
+    kept_user_files: int = 0
     process: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -242,5 +244,6 @@ def _supervisor_series(family: MetricDefinition, supervisor: SupervisorFacts) ->
         c.LIMIT_ZONE_ENTRIES: {(zone,): used for zone, (used, _) in supervisor.limit_zones.items()},
         c.LIMIT_ZONE_CAPACITY: {(zone,): places for zone, (_, places) in supervisor.limit_zones.items()},
         c.ROUTE_TABLES_REFUSED: {(): supervisor.kept_route_tables},
+        c.USER_FILES_REFUSED: {(): supervisor.kept_user_files},
     }
     return values[family]

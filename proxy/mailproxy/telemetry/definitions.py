@@ -192,6 +192,25 @@ JWKS_FETCHES: Final = MetricDefinition(
     help="Requests for the keys of token issuers (JWKS), by result.",
     from_start=True,
 )
+AUTH_CACHE_EVENTS: Final = MetricDefinition(
+    name="mailproxy_auth_cache_events_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("event", enums.AuthCacheEvent),),
+    help="Logins with authCache, by what the cache did; and entries that were stored and evicted.",
+    from_start=True,
+)
+AUTH_CACHE_ENTRIES: Final = MetricDefinition(
+    name="mailproxy_auth_cache_entries",
+    type=MetricType.GAUGE,
+    help="Entries in the caches of authentication services' decisions.",
+    from_start=True,
+)
+AUTH_CACHE_BYTES: Final = MetricDefinition(
+    name="mailproxy_auth_cache_bytes",
+    type=MetricType.GAUGE,
+    help="Memory of these entries.",
+    from_start=True,
+)
 POLICY_REQUESTS: Final = MetricDefinition(
     name="mailproxy_policy_requests_total",
     type=MetricType.COUNTER,
@@ -250,6 +269,31 @@ ROUTE_TABLES_REFUSED: Final = MetricDefinition(
     type=MetricType.GAUGE,
     aggregation=Aggregation.OWN,
     help="Tables of routes whose file has invalid lines, so that its last valid version is used.",
+)
+USER_FILES_REFUSED: Final = MetricDefinition(
+    name="mailproxy_user_files_refused",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    help="Files of users (auth_user_file) with invalid lines, so that their last valid version is used.",
+)
+PASSWORD_VERIFICATIONS: Final = MetricDefinition(
+    name="mailproxy_password_verifications_total",
+    type=MetricType.COUNTER,
+    labels=(_closed("result", enums.PasswordFinding),),
+    help="Passwords verified by the proxy (auth_mode static), by result.",
+    from_start=True,
+)
+PASSWORD_VERIFICATION_DURATION: Final = MetricDefinition(
+    name="mailproxy_password_verification_duration_seconds",
+    type=MetricType.HISTOGRAM,
+    buckets=LOGIN_BUCKETS,
+    help="Time to verify a password in a thread, without the time in the queue.",
+    from_start=True,
+)
+PASSWORDS_PENDING: Final = MetricDefinition(
+    name="mailproxy_password_verifications_pending",
+    type=MetricType.GAUGE,
+    help="Passwords that wait for a thread or are verified; a worker accepts 64.",
 )
 UPSTREAM_CONFIG_ERRORS: Final = MetricDefinition(
     name="mailproxy_upstream_config_errors_total",

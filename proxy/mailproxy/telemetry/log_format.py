@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from json import encoder
 from typing import Final, Protocol
 
-from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy.enums import CacheUse, CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy_config.addresses import format_host_port
 
 USER_LIMIT: Final = 256
@@ -106,6 +106,8 @@ class SessionRecord:
     result: LoginResult | None = None
     """The result of the last login."""
     attempts: int = 0
+    cache: CacheUse | None = None
+    """How the cache decided the last login, if it did."""
     password_failures: int = 0
     """Number of logins that were refused because of a wrong password."""
     pwfp: str = ""
@@ -152,6 +154,8 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
     word: f'"{word}"' for word in ProtocolErrorKind
 }
+_CACHE: Final[dict[CacheUse | None, str]] = {None: ""} | {word: f'"cache":"{word}",' for word in CacheUse}
+_TEXT_CACHE: Final[dict[CacheUse | None, str]] = {None: ""} | {word: f" cache={word}" for word in CacheUse}
 _NO_TLS: Final = 'null,"cipher":null,"server_name":null'
 _NO_FAILURE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
@@ -196,7 +200,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'"proxied":{_proxied(r) if r.proxied else "false"},'
         f'"tls":{tls},'
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
-        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
+        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},{_CACHE[r.cache]}'
         f'"password_failures":{r.password_failures},{_pwfp(r) if r.pwfp else ""}'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
@@ -262,7 +266,10 @@ def _text_proxied(r: SessionRecord) -> str:
 
 
 def _login_parts(r: SessionRecord) -> list[str]:
-    parts = [f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
+    parts = [
+        f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"
+        + _TEXT_CACHE[r.cache]
+    ]
     if r.password_failures:
         parts.append(f"password_failures={r.password_failures}" + (f" pwfp={r.pwfp}" if r.pwfp else ""))
     if r.result is not None:

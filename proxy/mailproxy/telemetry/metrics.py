@@ -322,7 +322,15 @@ class WorkerMetrics:
         self._limit_zones: dict[str, LimitZoneMetrics] = {}
         self.auth_errors = {r: registry.counter(c.AUTH_ERRORS, r) for r in enums.AuthErrorReason}
         self.token_validations = {r: registry.counter(c.TOKEN_VALIDATIONS, r) for r in enums.TokenFinding}
+        self.password_verifications = {
+            r: registry.counter(c.PASSWORD_VERIFICATIONS, r) for r in enums.PasswordFinding
+        }
+        self.password_seconds = registry.histogram(c.PASSWORD_VERIFICATION_DURATION)
+        self.passwords_pending = registry.gauge(c.PASSWORDS_PENDING)
         self.jwks_fetches = {r: registry.counter(c.JWKS_FETCHES, r) for r in enums.JwksResult}
+        self.auth_cache_events = {e: registry.counter(c.AUTH_CACHE_EVENTS, e) for e in enums.AuthCacheEvent}
+        self.auth_cache_entries = registry.gauge(c.AUTH_CACHE_ENTRIES)
+        self.auth_cache_bytes = registry.gauge(c.AUTH_CACHE_BYTES)
         self.policy_requests = {
             (p, r): registry.counter(c.POLICY_REQUESTS, p, r)
             for p in enums.PolicyCommand

@@ -63,6 +63,11 @@ def denied(tag: bytes, text: bytes) -> bytes:
     return b"%b NO %b\r\n" % (tag, text)
 
 
+def refused(tag: bytes, code: bytes, text: bytes) -> bytes:
+    """Reply that the upstream refused the login, with a code of RFC 5530."""
+    return b"%b NO [%b] %b\r\n" % (tag, code, text)
+
+
 def outage(tag: bytes, code: bytes) -> bytes:
     """Reply that a login failed for a reason other than its credentials, with a code of RFC 5530."""
     return b"%b NO [%b] Account is temporarily unavailable.\r\n" % (tag, code)

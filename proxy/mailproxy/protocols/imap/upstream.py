@@ -19,6 +19,7 @@ from mailproxy.errors import (
     UpstreamConfigError,
     UpstreamError,
     UpstreamGuardError,
+    UpstreamRefused,
 )
 from mailproxy.protocols.client_identity import imap_id
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send, UpgradeToTls
@@ -32,7 +33,7 @@ from mailproxy.protocols.upstream_reply import (
     upstream_refused,
 )
 from mailproxy.protocols.upstream_tls import AFTER_TLS, injected, not_offered, refused
-from mailproxy_config.model import SendIdentity, ServerConfig
+from mailproxy_config.model import AuthMode, SendIdentity, ServerConfig
 
 READY: Final = b"* OK"
 _PREAUTH: Final = b"* PREAUTH"
@@ -41,6 +42,10 @@ RESPONSE: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n"
 """Untagged responses other than BYE, which are skipped, and the response."""
 CAPABILITIES: Final = re.compile(rb"\* OK \[CAPABILITY ([^\]\n]*)\]", re.IGNORECASE)
 _UNTAGGED_CAPABILITIES: Final = re.compile(rb"^\* CAPABILITY ([^\]\r\n]*)", re.IGNORECASE | re.MULTILINE)
+_LOGINDISABLED: Final = re.compile(rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LOGINDISABLED[ \]]", re.IGNORECASE)
+_NEEDS_TLS: Final = re.compile(rb"[^ ]+ NO \[PRIVACYREQUIRED\]", re.IGNORECASE)
+"""To a login on the proxy's connection without TLS: the client can change nothing about it."""
+_SET_TLS: Final = "upstream does not accept LOGIN on this connection: set proxySsl, or proxyAuth"
 _CONTINUE: Final = b"+"
 _HAS_LITERAL_PLUS: Final = re.compile(rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERAL\+[ \]]", re.IGNORECASE)
 # Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
@@ -55,10 +60,27 @@ _Step = tuple[bytes, bytes]
 """A command, and the expected start of the response to it."""
 
 
+def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+    """Return LOGIN as one command, or in steps if the upstream has to request each literal."""
+    grant, tag = login.grant, login.tag
+    user = grant.user
+    password = b"" if grant.password is None else grant.password.reveal()
+    done = tag + b" OK"
+    if _HAS_LITERAL_PLUS.match(greeting):
+        command = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
+        return ((command, done),)
+    return (
+        (b"%b LOGIN {%d}\r\n" % (tag, len(user)), _CONTINUE),
+        (b"%b {%d}\r\n" % (user, len(password)), _CONTINUE),
+        (password + b"\r\n", done),
+    )
+
+
 class ImapUpstream(UpstreamLoginBase):
     """The login at one server's IMAP upstreams."""
 
     __slots__ = ()
+    login_steps = staticmethod(login_steps)
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the tagged response and everything that came after the password."""
@@ -75,7 +97,7 @@ class ImapUpstream(UpstreamLoginBase):
                 stage = self.prologue_stage
                 received = yield from self._prologue(received, client, login)
             stage, login.is_committed = _LOGIN, True
-            for command, expected in login_steps(received, login):
+            for command, expected in self.login_steps(received, login):
                 kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
                 yield Send(command)
                 # an incomplete line from before the command is no response to it
@@ -199,6 +221,44 @@ class GuardedImapUpstream(ImapUpstream):
         return greeting
 
 
+class VerdictImapUpstream(ImapUpstream):
+    """The same with ``auth_mode upstream``: LOGIN where it is disabled would be refused to every client."""
+
+    __slots__ = ()
+
+    def _read_expected(self, received: bytes, expected: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
+        try:
+            return (yield from super()._read_expected(received, expected, tag))
+        except UpstreamRefused as error:
+            if _NEEDS_TLS.match(tagged(error.reply)):
+                raise UpstreamConfigError(_SET_TLS, stage=_LOGIN, reply=error.reply) from None
+            raise
+
+    @staticmethod
+    def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+        """Return the commands, unless the upstream does not accept them.
+
+        Raises:
+            UpstreamConfigError: It lists LOGINDISABLED.
+        """
+        if _LOGINDISABLED.match(greeting):
+            raise UpstreamConfigError(_SET_TLS, stage=_LOGIN, reply=greeting)
+        return login_steps(greeting, login)
+
+
+class GuardedVerdictImapUpstream(GuardedImapUpstream, VerdictImapUpstream):
+    """The same with ``proxy_imap_guard``."""
+
+    __slots__ = ()
+
+
+def plain_imap_upstream(server: ServerConfig) -> type[ImapUpstream]:
+    """Return the class of nginx's login at a server's upstreams."""
+    if server.auth_mode is AuthMode.UPSTREAM:
+        return GuardedVerdictImapUpstream if server.proxy_imap_guard else VerdictImapUpstream
+    return GuardedImapUpstream if server.proxy_imap_guard else ImapUpstream
+
+
 def tagged(received: bytes) -> bytes:
     """Return the line behind the untagged responses."""
     found = RESPONSE.match(received)
@@ -217,19 +277,3 @@ def _check_offers(received: bytes) -> None:
             "upstream offers UNAUTHENTICATE, with which a client can try other passwords: turn it off there"
         )
         raise UpstreamGuardError(reason, stage=_LOGIN, reply=received)
-
-
-def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
-    """Return LOGIN as one command, or in steps if the upstream has to request each literal."""
-    grant, tag = login.grant, login.tag
-    user = grant.user
-    password = b"" if grant.password is None else grant.password.reveal()
-    done = tag + b" OK"
-    if _HAS_LITERAL_PLUS.match(greeting):
-        command = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
-        return ((command, done),)
-    return (
-        (b"%b LOGIN {%d}\r\n" % (tag, len(user)), _CONTINUE),
-        (b"%b {%d}\r\n" % (user, len(password)), _CONTINUE),
-        (password + b"\r\n", done),
-    )

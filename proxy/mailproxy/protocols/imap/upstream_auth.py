@@ -20,6 +20,7 @@ from mailproxy.protocols.imap.upstream import (
     GuardedImapUpstream,
     ImapUpstream,
     login_steps,
+    plain_imap_upstream,
     tagged,
 )
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send
@@ -145,7 +146,7 @@ def imap_upstream(server: ServerConfig, secrets: LoginSecrets = NO_SECRETS) -> I
         kind: type[ImapUpstream] = GuardedImapAuthUpstream if has_guard else ImapAuthUpstream
         arguments: tuple[Any, ...] = (server, secrets)
     else:
-        kind, arguments = GuardedImapUpstream if has_guard else ImapUpstream, (server,)
+        kind, arguments = plain_imap_upstream(server), (server,)
     if server.imap_capability_after_login:
         kind = capability_after_login(kind)
     return kind(*arguments)

@@ -20,6 +20,8 @@ CERTIFICATE_INVALID: Final = b"-ERR SSL certificate error\r\n"
 CERTIFICATE_MISSING: Final = b"-ERR No required SSL certificate\r\n"
 OUTAGE: Final = b"-ERR [SYS/TEMP] Account is temporarily unavailable.\r\n"
 """A login failed for a reason other than its credentials (RFC 3206)."""
+REFUSED: Final = b"-ERR [AUTH] Authentication failed.\r\n"
+"""The upstream refused the credentials (RFC 3206)."""
 SHUTDOWN: Final = b"-ERR server is shutting down, try again later\r\n"
 BUSY: Final = b"-ERR too many connections, try again later\r\n"
 
@@ -59,7 +61,11 @@ def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -
             capabilities for logins, USER and SASL, are left out.
     """
     words = list(server.pop3_capabilities)
-    if server.proxy_tempfail is Tempfail.RFC5530 or server.counts_failed_logins:
+    if (
+        server.proxy_tempfail is Tempfail.RFC5530
+        or server.counts_failed_logins
+        or server.auth_mode.needs_routes
+    ):
         listed = {word.upper() for word in words}
         words += [word for word in _RESPONSE_CODES if word not in listed]
     elif server.limits_logins and "RESP-CODES" not in (word.upper() for word in words):

@@ -12,7 +12,7 @@ from typing import Final
 
 from mailproxy.enums import CloseReason, ProtocolErrorKind
 from mailproxy.protocols.frontend import CommandHandling, CommandResult
-from mailproxy.protocols.sansio import ProtocolGenerator
+from mailproxy.protocols.sansio import ProtocolGenerator, send
 from mailproxy.protocols.smtp import replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontend
 from mailproxy.protocols.types import SessionEnd
@@ -31,6 +31,7 @@ class BdatFrontend(SmtpFrontend):
 
     def _refuse_bdat(self) -> ProtocolGenerator[CommandResult]:
         yield from self.reply_invalid(ProtocolErrorKind.BAD_SEQUENCE, replies.BDAT_REFUSED)
+        yield from send(replies.BDAT_CLOSES)
         return SessionEnd(CloseReason.PROTOCOL_ERROR)
 
 

@@ -96,8 +96,7 @@ class SmtpAuthUpstream(SmtpUpstream):
 
     def _authenticate(self, hello: bytes, mechanisms: tuple[Mechanism, ...]) -> ProtocolGenerator[None]:
         """Choose a mechanism by the reply to the last EHLO, and use it."""
-        names = {name for listed in _AUTH.finditer(hello) for name in listed[1].upper().split()}
-        mechanism = choose(mechanisms, names, native=True, reply=hello)
+        mechanism = choose(mechanisms, mechanisms_in(hello), native=True, reply=hello)
         if mechanism.kind is ProxyAuth.NATIVE:
             mechanism = _native(mechanism)
         name = _PLAIN if mechanism.kind is ProxyAuth.NATIVE else mechanism.name
@@ -115,6 +114,11 @@ class SmtpAuthUpstream(SmtpUpstream):
         """Read the reply to the last command."""
         received = yield from read_reply((yield self.receive), COMPLETE, self.limit, _LOGIN)
         return Reply(_verdict(received), received)
+
+
+def mechanisms_in(hello: bytes) -> set[bytes]:
+    """Return the mechanisms that a reply to EHLO lists, in upper case."""
+    return {name for listed in _AUTH.finditer(hello) for name in listed[1].upper().split()}
 
 
 def _native(mechanism: Mechanism) -> Mechanism:

@@ -15,10 +15,11 @@ from mailproxy.enums import UpstreamStage
 from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.smtp.upstream import SmtpUpstream, Step
 from mailproxy.protocols.smtp.upstream_auth import SmtpAuthUpstream
+from mailproxy.protocols.smtp.verdict import SmtpVerdictUpstream
 from mailproxy.protocols.types import NO_SECRETS, Client, LoginSecrets, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.protocols.upstream_sasl import uses_sasl
-from mailproxy_config.model import ServerConfig, SmtpHelo
+from mailproxy_config.model import AuthMode, ServerConfig, SmtpHelo
 
 _NAME: Final = re.compile(rb"[!-~]{1,255}")
 """A name that is sent on: printable ASCII of the length of a domain (RFC 5321 section 4.5.3.1.2)."""
@@ -65,6 +66,15 @@ class ClientHeloAuthUpstream(ClientHeloUpstream, SmtpAuthUpstream):
         yield from steps
 
 
+class ClientHeloVerdictUpstream(ClientHeloAuthUpstream, SmtpVerdictUpstream):
+    """The same with ``auth_mode upstream``."""
+
+    __slots__ = ()
+
+    def __init__(self, server: ServerConfig, secrets: LoginSecrets) -> None:
+        SmtpVerdictUpstream.__init__(self, server, secrets)
+
+
 class PerLoginAuthUpstream(UpstreamLoginBase):
     """The login with ``proxy_smtp_auth``, except where the service sends ``Auth-SMTP: no``.
 
@@ -87,6 +97,8 @@ class PerLoginAuthUpstream(UpstreamLoginBase):
 def smtp_upstream(server: ServerConfig, secrets: LoginSecrets = NO_SECRETS) -> UpstreamLoginBase:
     """Return the login at a server's upstreams."""
     has_client_name = server.proxy_smtp_helo is SmtpHelo.CLIENT
+    if server.auth_mode is AuthMode.UPSTREAM:
+        return (ClientHeloVerdictUpstream if has_client_name else SmtpVerdictUpstream)(server, secrets)
     kind = ClientHeloUpstream if has_client_name else SmtpUpstream
     upstream: SmtpUpstream
     if uses_sasl(server):
