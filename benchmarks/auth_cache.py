@@ -23,8 +23,10 @@ from mailproxy.auth_http.pending_request import Authenticator, PendingRequest
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.enums import Method
 from mailproxy.loop.worker_loop import make_loop
+from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.types import AuthRequest, Client, Credentials, Secret
 from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.auth_cache import AuthCacheConfig
@@ -53,7 +55,7 @@ class Bench:
 
     def __init__(self, app: App, config: ServerConfig) -> None:
         self.template = RequestTemplate(config, (), keep_alive=True)
-        self.auth: Authenticator = app.authenticators.authenticator(config, self.template)
+        self.auth: Authenticator = app.authenticators.authenticator(config, self.template, TrustedPeers(()))
         self.app = app
         self.config = config
         self.durations = app.context.metrics.protocol(config.protocol).auth_seconds
@@ -65,7 +67,11 @@ class Bench:
         request = AuthRequest(Credentials(Method.PLAIN, b"bob@example.org", Secret(password)), 1, self.client)
         data = self.template.render(request)
         now = self.app.context.epoll.now
-        self.auth.send(PendingRequest(decided.set_result, data, request, self.config, self.durations, now))
+        self.auth.send(
+            PendingRequest(
+                decided.set_result, data, request, self.config, self.durations, now, SessionRecord()
+            )
+        )
         await decided
 
     async def microseconds(self, *, distinct: bool) -> float:

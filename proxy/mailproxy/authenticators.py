@@ -177,7 +177,7 @@ class Authenticators:
         if config not in self.auth_caches:
             self._cache_secret = self._cache_secret or new_secret()
             keys, log = CacheKeys(config, self._cache_secret), self._context.log.for_server(config)
-            self.auth_caches[config] = CachingAuthenticator(self._context, service, settings, keys, log=log)
+            self.auth_caches[config] = CachingAuthenticator(self._context, service, config, keys, log=log)
         return self.auth_caches[config]
 
     async def start(self, worker_connections: int) -> None:

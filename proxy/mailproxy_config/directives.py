@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of directives: one row for each directive of nginx's mail modules.
 
-Schema, defaults, reference page and readers are derived from it; fields are the names in lowerCamelCase.
+The CRD's schema, the built-in defaults, the reference page and the readers of manifests and ``nginx.conf``
+are derived from it.  Names are nginx's; the field of a manifest is the same name in lowerCamelCase.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pytest
 from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy_config.auth_cache import AuthCacheConfig
+from mailproxy_config.limits import LimitConn, LimitConnZone
 from mailproxy_config.model import AuthMethod, Protocol, ProxyConfig, Seconds
 from support.checked_worker import (
     ACCEPTANCES,
@@ -473,6 +474,23 @@ def test_each_of_several_logins_gets_its_own_error_in_an_outage() -> None:
         assert len(w.auth.requests) == 3
 
     play(test, service)
+
+
+def test_limit_by_a_header_of_the_response_counts_logins_from_the_cache() -> None:
+    async def test(w: LoopbackWorker, _: Clock) -> None:
+        await log_in(w, Protocol.POP3)
+        assert await try_login(w, ALICE) == b"-ERR [SYS/TEMP] Too many connections\r\n"
+        assert len(w.auth.requests) == 1
+        [entry] = the_cache(w).entries._entries.values()
+        assert b"secret" not in entry.head
+
+    zone = LimitConnZone(zone="class", key="$auth_http_x_class", size=65536)
+    play(
+        test,
+        http_response(GRANT + "X-Class: small\r\nAuth-Pass: secret\r\nauth-pass: secret\r\n"),
+        limit_conn_zone=(zone,),
+        limit_conn=(LimitConn(zone="class", connections=1),),
+    )
 
 
 # -- configuration

@@ -249,15 +249,10 @@ PASSWORDS: Final = Row(
             description="With authMode Static. queue_full: logins that are asked to try again later.",
         ),
         Panel(
-            title="Time to verify a password",
-            unit="s",
+            title="Busy threads",
             width=8,
-            queries=tuple(
-                (quantile(share, "mailproxy_password_verification_duration_seconds", where=JOB), name)
-                for share, name in ((0.5, "median"), (0.9, "90 %"), (0.99, "99 %"))
-            ),
-            colours=QUANTILES,
-            description="In a thread of a worker, without the time in the queue.",
+            queries=((rate("mailproxy_password_verification_duration_seconds_sum", where=JOB), "threads"),),
+            description="Threads that verify passwords, on average. A worker has two.",
         ),
         Panel(
             title="Queue, refused files",

@@ -12,6 +12,7 @@ all of them.  After a refusal each of them is sent, since the service may count 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -20,7 +21,7 @@ from typing import Final
 
 from mailproxy.auth_cache.cache_key import CacheKeys, token_expiry
 from mailproxy.auth_cache.login_cache import CacheEntry, LoginCache
-from mailproxy.auth_http.cache_header import CacheWish
+from mailproxy.auth_http.cache_header import CacheWish, read_cache_wish
 from mailproxy.auth_http.pending_request import AuthCallback, Authenticator, PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.enums import AuthCacheEvent, AuthErrorReason, CacheUse
@@ -28,7 +29,7 @@ from mailproxy.errors import AuthTimedOut, AuthUnavailable, AuthUnreachable
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy_config.auth_cache import AuthCacheConfig
-from mailproxy_config.model import LogLevel
+from mailproxy_config.model import LogLevel, ServerConfig
 
 SWEEP_SECONDS: Final = 10.0
 """Time between two searches for entries that are of no use any more."""
@@ -37,6 +38,7 @@ SWEEP_AGAIN_SECONDS: Final = 0.05
 LOG_SECONDS: Final = 60.0
 """At most one event in so many seconds about entries that are used because the service fails."""
 
+_PASSWORD: Final = re.compile(rb"\nauth-pass:[^\n]*", re.IGNORECASE)
 _VALUES: Final = attrgetter(*(field.name for field in fields(AuthAllowed)))
 Result = Decision | AuthUnavailable
 
@@ -47,7 +49,7 @@ class CachingAuthenticator:
     Args:
         context: The worker's shared parts.
         service: The client of the authentication service.
-        config: ``auth_cache``.
+        server: The server block; it has ``auth_cache``.
         keys: Computes the keys.
         log: The log of the server's sessions.
         clock: Monotonic time in seconds.
@@ -63,6 +65,7 @@ class CachingAuthenticator:
         "_context",
         "_events",
         "_inquiries",
+        "_keeps_heads",
         "_keys",
         "_log",
         "_logged_at",
@@ -77,7 +80,7 @@ class CachingAuthenticator:
         self,
         context: WorkerContext,
         service: Authenticator,
-        config: AuthCacheConfig,
+        server: ServerConfig,
         keys: CacheKeys,
         *,
         log: LogWriter,
@@ -86,9 +89,12 @@ class CachingAuthenticator:
     ) -> None:
         self._context = context
         self._service = service
-        self._config = config
+        self._config = config = server.auth_cache or AuthCacheConfig(size=0)
         self._keys = keys
         self._log = log
+        keys_of_limits = [zone.key for zone in server.limit_conn_zone]
+        keys_of_limits += [zone.key for zone in server.limit_req_zone]
+        self._keeps_heads = any("$auth_http_" in key for key in keys_of_limits)
         self._clock = clock
         self._wall_clock = wall_clock
         self._events = context.metrics.auth_cache_events
@@ -185,7 +191,7 @@ class CachingAuthenticator:
             is_shared = self._store(inquiry.key, pending, result) and isinstance(result, AuthAllowed)
         for other in inquiry.others:
             self._answer(other, inquiry.key, result if is_shared else None, use)
-        pending.auth_request.cache_use = use
+        pending.record.cache = use
         if use is CacheUse.STALE:
             self._events[AuthCacheEvent.STALE].value += 1
         if inquiry.owner is not None:
@@ -210,7 +216,7 @@ class CachingAuthenticator:
 
     def _deliver_later(self, pending: PendingRequest, result: Result, use: CacheUse | None) -> None:
         """Call a callback at the end of the event loop iteration, unless it was cancelled before."""
-        pending.auth_request.cache_use = use
+        pending.record.cache = use
         self._context.epoll.defer(_Delivery(pending, result))
 
     # -- entries
@@ -236,9 +242,9 @@ class CachingAuthenticator:
         entry = CacheEntry(
             kept,
             has_client_password=has_client_password,
+            head=_PASSWORD.sub(b"", pending.head) if self._keeps_heads else b"",
             fresh_until=now + fresh,
             stale_until=now + fresh + stale,
-            head=pending.head if pending.server.limits_logins else b"",
         )
         evicted = self.entries.store(key, entry)
         self._events[AuthCacheEvent.STORED].value += 1
@@ -249,7 +255,7 @@ class CachingAuthenticator:
 
     def _lifetime(self, pending: PendingRequest, decision: AuthAllowed | AuthDenied) -> tuple[float, float]:
         """Return for how many seconds a decision is used, and for how many more while the service fails."""
-        config, wish = self._config, pending.cache_wish
+        config, wish = self._config, read_cache_wish(pending.head)
         if wish.no_store:
             return 0.0, 0.0
         if isinstance(decision, AuthDenied):
@@ -366,9 +372,9 @@ def _negative_ttl(config: AuthCacheConfig, wish: CacheWish, decision: AuthDenied
 
 
 def _decision_of(entry: CacheEntry, pending: PendingRequest) -> AuthAllowed | AuthDenied:
-    """Return a copy of an entry's decision, with the client's password where the upstream gets it."""
-    decision = entry.decision
+    """Return a copy of an entry's decision, with the client's password where that is for the upstream."""
     pending.head = entry.head
+    decision = entry.decision
     if isinstance(decision, AuthDenied):
         return replace(decision)
     allowed = AuthAllowed(*_VALUES(decision))  # in a third of the time of ``replace``

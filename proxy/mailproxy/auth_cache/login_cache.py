@@ -37,8 +37,8 @@ class CacheEntry:
     Attributes:
         decision: The decision.  Its password is ``None`` where ``has_client_password`` is set.
         fresh_until: Until when it is used without a request.
+        head: The head of the response without passwords, where limits depend on its headers; else empty.
         has_client_password: Whether the upstream gets the client's own password.
-        head: The head of the response, where limits have keys from it; else empty.
         size: Bytes that the entry takes.
         stale_until: Until when it is used while the service fails; not before ``fresh_until``.
     """

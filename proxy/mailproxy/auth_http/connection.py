@@ -18,7 +18,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mailproxy.auth_http.cache_header import read_cache_wish
 from mailproxy.auth_http.overrides import set_overrides
 from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimResponse, head_end, parse
 from mailproxy.auth_http.response_body import BadBody, Body, body_of
@@ -303,8 +302,6 @@ class AuthConnection:
             check_group(response.decision, request.server, credentials.password)
             if request.server.auth_http_overrides:
                 set_overrides(response, complete, request.server, credentials.password)
-            if request.server.auth_cache is not None:
-                request.cache_wish = read_cache_wish(complete)
         except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):
                 raise

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from mailproxy.auth_http.cache_header import NO_WISH, CacheWish
 from mailproxy.enums import AuthOutcome
 from mailproxy.errors import AuthUnavailable
 from mailproxy.protocols.types import AuthRequest, Decision
@@ -27,7 +26,6 @@ class PendingRequest:
     Attributes:
         callback: Called once with the decision, or with the error where there is
             none, but never from ``AuthHttpClient.send``; ``None`` when the request is over.
-        cache_wish: The header ``Auth-Cache`` of the response, with ``auth_cache`` only.
         connection: The connection that it is sent on; ``None`` while it waits for one.
         data: The HTTP request.
         durations: Histograms of the time until the response, by its outcome.
@@ -41,7 +39,6 @@ class PendingRequest:
 
     __slots__ = (
         "auth_request",
-        "cache_wish",
         "callback",
         "connection",
         "data",
@@ -74,7 +71,6 @@ class PendingRequest:
         self.head = b""
         self.connection: AuthConnection | None = None
         self.is_repeated = False
-        self.cache_wish: CacheWish = NO_WISH
         self.tried: tuple[Target, ...] = ()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mailproxy.enums import CacheUse, CloseReason, LoginResult, Method
+from mailproxy.enums import CloseReason, LoginResult, Method
 from mailproxy_config.model import VerifyClient
 
 if TYPE_CHECKING:
@@ -250,8 +250,6 @@ class AuthRequest:
     """The issuer of the access token, once the proxy has validated it (``auth_mode jwt``)."""
     was_deferred: bool = False
     """Whether it is repeated after ``Auth-Status: WAIT``; set by the cache (``auth_cache``)."""
-    cache_use: CacheUse | None = None
-    """Set by the cache where it has decided."""
     policy: PolicyFacts | None = None
     """Set where a policy server is asked."""
 

@@ -240,8 +240,7 @@ class Session(ProtocolDriver):
 
     def on_auth_result(self, result: types.Decision | AuthUnavailable) -> None:
         """The authentication service decided, or gave no usable response."""
-        pending, self._auth_request = self._auth_request, None
-        self.record.cache = None if pending is None else pending.auth_request.cache_use
+        self._auth_request = None
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + self._end_step()
         if isinstance(result, types.AuthAllowed):
             self.resume(result)
