@@ -65,17 +65,17 @@ _REQ_ZONE_FIELDS: Final[Mapping[str, Schema]] = {
     "rate": String(max_length=16, pattern=_RATE_PATTERN, hint="a rate such as 10r/m or 2r/s"),
 }
 _ZONE_MEANINGS: Final = {
-    "zone": "Name of the zone, for limits, metrics and logs.",
-    "key": "What is counted: $remote_addr, $remote_user, $domain, $auth_http_NAME, or several of them.",
-    "size": "Size of the zone in memory, from 32k to 16m. 1m is enough for 21,000 keys.",
-    "rate": "Logins per second (2r/s) or per minute (10r/m) of one key.",
+    "zone": "Name of the zone.",
+    "key": "Variables: $remote_addr, $remote_user, $domain, $auth_http_NAME.",
+    "size": "Memory, 32k to 16m; 1m is for 21,000 keys.",
+    "rate": "Logins of one key: 2r/s, 10r/m.",
 }
 _LIMIT_MEANINGS: Final = {
     "zone": "Name of the zone.",
-    "connections": "Maximum number of sessions with the same key.",
-    "burst": "Number of logins above the rate that are allowed. Default: 0.",
-    "delay": "Number of logins above the rate that do not wait. Default: 0.",
-    "nodelay": "Logins within the burst do not wait.",
+    "connections": "Maximum number of sessions.",
+    "burst": "Logins above the rate that are allowed.",
+    "delay": "Logins above the rate that do not wait.",
+    "nodelay": "No login waits.",
 }
 
 

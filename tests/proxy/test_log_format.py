@@ -394,6 +394,7 @@ def documented(column: int) -> dict[str, str]:
 
 def test_fields_of_the_session_line_are_those_of_its_page() -> None:
     record = success(proxied=True, named_by="10.0.0.5", password_failures=1, pwfp="0" * 16)
+    record.result, record.stage, record.limit_zone = LoginResult.LIMIT_CONN, "limit", "per_user"
     assert list(json.loads(json_session(record, STAMP))) == list(documented(1))
     always = [name for name, meaning in documented(2).items() if not meaning.startswith("only with")]
     assert list(json.loads(json_session(SessionRecord(), STAMP))) == always

@@ -94,7 +94,8 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
     serve("imap", "imap", good, tls=True, imapAuth=["plain", "login", "cram-md5"])
     serve("pop3", "pop3", good, tls=True, pop3Auth=["plain", "apop", "cram-md5"])
     serve("smtp", "smtp", good, tls=True, xclient=True, resolver=named)
-    serve("balanced", "imap", good, behind=True, setRealIpFrom=["127.0.0.0/8"])
+    rate = {"limitReq": [{"zone": "rate"}], "limitReqDryRun": True}
+    serve("balanced", "imap", good, behind=True, setRealIpFrom=["127.0.0.0/8"], **rate)
     serve("dead", "imap", found.service.url("/dead"))
     secured: dict[str, Any] = {"proxySsl": "Enabled", "proxySslVerify": False}
     serve("secured", "imap", found.service.url("/secured"), **secured)
@@ -107,6 +108,9 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
         "serverName": "mail.example.com",
         "xclient": False,
         "sslCertificate": [certificate_element(found.tls.proxy)],
+        "limitConnZone": [{"zone": "user", "key": "$remote_user", "size": "32k"}],
+        "limitConn": [{"zone": "user", "connections": 1000}],
+        "limitReqZone": [{"zone": "rate", "key": "$remote_user", "size": "32k", "rate": "1r/m"}],
     }
     return ports, manifest(servers, mail, workerConnections=60)
 
