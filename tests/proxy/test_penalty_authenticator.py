@@ -21,7 +21,8 @@ from mailproxy.errors import (
     UpstreamRefused,
     UpstreamTokenRefused,
 )
-from mailproxy.penalty.penalty_authenticator import MAX_POLLS
+from mailproxy.penalty import penalty_authenticator
+from mailproxy.penalty.penalty_authenticator import POLL_SECONDS
 from mailproxy.penalty.pod_state import PodState
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied
 from mailproxy_config.failed_logins import AuthBlock
@@ -340,8 +341,8 @@ def test_failure_in_another_worker_while_the_turn_is_taken_leaves_one_timer(
 
 
 def test_number_of_looks_for_a_turn_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    world, looks = World(), 0
-    accounts = 100
+    monkeypatch.setattr(penalty_authenticator, "MAX_POLLS", 100)
+    world, looks, accounts = World(), 0, 20
     for number in range(accounts):
         for address in ("192.0.2.1", "192.0.2.2"):
             world.login(user=f"u{number}", address=address)
@@ -354,8 +355,8 @@ def test_number_of_looks_for_a_turn_is_limited(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(PodState, "take_turn", counted)
     world.clock.advance(1)
-    assert accounts < looks <= MAX_POLLS + accounts
-    world.clock.advance(29)
+    assert accounts < looks <= 100 + accounts
+    world.clock.advance(29 + POLL_SECONDS)
     assert sum(one.is_refused_for_now for one in world.logins.values()) == accounts  # not later
 
 

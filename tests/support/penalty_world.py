@@ -28,6 +28,7 @@ from mailproxy.protocols.types import (
     Decision,
     Secret,
 )
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import Protocol
@@ -207,7 +208,7 @@ class World:
         client = Client(address, session_id=session or f"s{next(self._sessions)}")
         credentials = Credentials(method, user.encode(), Secret(password.encode()))
         request = AuthRequest(credentials, attempt, client)
-        pending = PendingRequest(lambda _: None, b"", request, self.config, {}, 0.0)
+        pending = PendingRequest(lambda _: None, b"", request, self.config, {}, 0.0, SessionRecord())
         login = self.logins[pending] = Login(pending, self.clock.now)
 
         def on_result(result: Result) -> None:
