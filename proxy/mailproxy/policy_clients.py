@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -63,13 +64,14 @@ class PolicyClients:
         """Keep for ``close_retired`` what none of these servers needs; sessions may go on using it."""
         used = {self._keys[config.name] for config in configs if config.auth_policy_server is not None}
         for key in self._clients.keys() - used:
-            self._retired.append(self._clients.pop(key))
+            client = self._clients.pop(key)
+            client.retire()
+            self._retired.append(client)
 
     async def close_retired(self) -> None:
         """Close clients that an earlier reload left to the sessions that used them."""
         retired, self._retired = self._retired, []
-        for client in retired:
-            await client.close()
+        await asyncio.gather(*(client.close() for client in retired))
 
     async def close(self) -> None:
         """Close all clients."""

@@ -16,7 +16,7 @@ import trustme
 from mailproxy.context import WorkerContext
 from mailproxy.enums import PolicyCommand, PolicyResult
 from mailproxy.loop.worker_loop import WorkerLoop
-from mailproxy.policy import policy_client
+from mailproxy.policy import policy_breaker, policy_client
 from mailproxy.policy.policy_breaker import FAILURES, PAUSES, PolicyBreaker
 from mailproxy.policy.policy_client import PolicyAnswer, PolicyClient, command_url, parse_answer
 from mailproxy.protocols.types import Secret
@@ -230,6 +230,61 @@ def test_breaker_opens_after_failures_in_a_row_and_at_once_after_a_timeout() -> 
     assert breaker.on_failure(0.0, is_timeout=False)
     assert breaker.is_open
     assert PolicyBreaker().on_failure(0.0, is_timeout=True)
+
+
+def test_response_4xx_fails_one_login_and_suspends_no_requests() -> None:
+    """A client chooses what its request contains, so it could suspend the requests of all logins."""
+
+    async def test(client: PolicyClient, policy: PolicyServer, metrics: WorkerMetrics) -> None:
+        for _ in range(FAILURES + 1):
+            assert (await asked(client)).result is PolicyResult.INVALID
+            client.report(b"{}")
+            await policy.wait_for("report", 1)
+        assert metrics.policy_breaker_open.value == 0
+        assert len(policy.bodies("allow")) == FAILURES + 1
+
+    play(test, b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n", timeout=5.0)
+
+
+def test_probe_that_gets_4xx_ends_the_suspension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_breaker, "PAUSES", (0.0,))
+
+    async def test(client: PolicyClient, policy: PolicyServer, metrics: WorkerMetrics) -> None:
+        for _ in range(FAILURES):
+            await asked(client)
+        assert metrics.policy_breaker_open.value == 1
+        policy.reply = lambda _: b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
+        while metrics.policy_breaker_open.value:
+            await asked(client)
+            await asyncio.sleep(0.02)
+        policy.reply = lambda _: ALLOWED
+        assert (await asked(client)).result is PolicyResult.OK
+
+    play(test, b"HTTP/1.1 500 x\r\nContent-Length: 0\r\n\r\n", timeout=5.0)
+
+
+def test_retired_client_is_not_among_those_that_are_suspended() -> None:
+    """Sessions of the old configuration may go on asking it."""
+
+    async def test(client: PolicyClient, _policy: PolicyServer, metrics: WorkerMetrics) -> None:
+        await asked(client)
+        assert metrics.policy_breaker_open.value == 1
+        client.retire()
+        assert metrics.policy_breaker_open.value == 0
+        assert (await asked(client)).result is PolicyResult.SKIPPED
+        await client.close()
+        assert metrics.policy_breaker_open.value == 0
+
+    play(test, HANG)
+
+
+def test_client_that_is_suspended_after_it_was_retired_is_not_counted() -> None:
+    async def test(client: PolicyClient, _policy: PolicyServer, metrics: WorkerMetrics) -> None:
+        client.retire()
+        assert (await asked(client)).result is PolicyResult.TIMEOUT
+        assert metrics.policy_breaker_open.value == 0
+
+    play(test, HANG)
 
 
 def test_open_breaker_admits_one_probe_after_each_pause() -> None:

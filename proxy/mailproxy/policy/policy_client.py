@@ -22,7 +22,7 @@ from mailproxy.context import WorkerContext
 from mailproxy.enums import PolicyCommand, PolicyResult
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.policy.policy_breaker import PolicyBreaker
-from mailproxy.policy.policy_connection import InvalidResponse, PolicyConnection, ServerError
+from mailproxy.policy.policy_connection import InvalidResponse, PolicyConnection, RequestRefused, ServerError
 from mailproxy.protocols.types import Secret
 from mailproxy.tls.client import client_context, describe_tls_error
 from mailproxy_config.model import LogLevel
@@ -71,12 +71,14 @@ class PolicyRequestFailed(Exception):
     """There is no usable response.
 
     Attributes:
+        is_of_request: Whether the server has refused this request: it responds, and others may be usable.
         result: The label of the metric.
     """
 
-    def __init__(self, result: PolicyResult, message: str) -> None:
+    def __init__(self, result: PolicyResult, message: str, *, is_of_request: bool = False) -> None:
         super().__init__(message)
         self.result = result
+        self.is_of_request = is_of_request
 
 
 OnDone = Callable[[bytes | PolicyRequestFailed], None]
@@ -152,6 +154,7 @@ class PolicyClient:
         "_host",
         "_idle",
         "_is_closed",
+        "_is_retired",
         "_port",
         "_reports",
         "_senders",
@@ -190,7 +193,7 @@ class PolicyClient:
         self._reports: deque[bytes] = deque()
         self._senders = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_closed = False
+        self._is_closed = self._is_retired = False
 
     # -- questions
 
@@ -263,15 +266,20 @@ class PolicyClient:
 
     # -- the end
 
+    def retire(self) -> None:
+        """Leave it to sessions of an earlier configuration: the metric of suspended requests ends."""
+        if self._breaker.is_open:
+            self._count_open(-1)
+        self._is_retired = True
+
     async def close(self) -> None:
         """Send what is in the queue, for at most ``timeout`` seconds, and close the connections."""
+        self.retire()
         self._is_closed = True
         ends_at = time.monotonic() + self.server.timeout
         while self._senders and time.monotonic() < ends_at:  # noqa: ASYNC110 - the end of a request sets no event
             await asyncio.sleep(_CLOSE_POLL_SECONDS)
         self._drop_reports()
-        if self._breaker.on_success():
-            self._context.metrics.policy_breaker_open.value -= 1
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -371,7 +379,9 @@ class PolicyClient:
             self._finish(request, PolicyRequestFailed(PolicyResult.UNAVAILABLE, str(error)))
         else:
             reason = f"the response is not usable: {error}"
-            self._finish(request, PolicyRequestFailed(PolicyResult.INVALID, reason))
+            is_refused = isinstance(error, RequestRefused)
+            failed = PolicyRequestFailed(PolicyResult.INVALID, reason, is_of_request=is_refused)
+            self._finish(request, failed)
 
     def on_broken(self, request: PolicyRequest, *, is_stale: bool) -> None:
         """A connection was lost before its response was complete."""
@@ -419,16 +429,24 @@ class PolicyClient:
 
     # -- failures
 
+    def _count_open(self, change: int) -> None:
+        if not self._is_retired:
+            self._context.metrics.policy_breaker_open.value += change
+
     def _on_success(self) -> None:
         if self._breaker.on_success():
-            self._context.metrics.policy_breaker_open.value -= 1
+            self._count_open(-1)
             self._context.log.event(LogLevel.NOTICE, "policy_server_recovered", service=self.name)
 
     def _on_failure(self, failed: PolicyRequestFailed, *, is_probe: bool = False) -> None:
+        if failed.is_of_request:  # what a client has sent must not suspend the requests of other logins
+            self._on_success()
         was_open = self._breaker.is_open
         is_timeout = failed.result is PolicyResult.TIMEOUT
-        if self._breaker.on_failure(self._clock(), is_timeout=is_timeout, is_probe=is_probe):
-            self._context.metrics.policy_breaker_open.value += 1
+        if not failed.is_of_request and self._breaker.on_failure(
+            self._clock(), is_timeout=is_timeout, is_probe=is_probe
+        ):
+            self._count_open(1)
         if not was_open:
             self._context.log.event(
                 LogLevel.ERROR,

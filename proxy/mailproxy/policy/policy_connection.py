@@ -29,6 +29,10 @@ class InvalidResponse(Exception):
     """The response is not valid HTTP, or too long."""
 
 
+class RequestRefused(InvalidResponse):
+    """The response has a status of 400 to 499."""
+
+
 class ServerError(Exception):
     """The response has a status of 500 or more."""
 
@@ -161,6 +165,8 @@ class PolicyConnection(asyncio.Protocol):
         status = int(found[2])
         if status >= 500:
             raise ServerError(f"HTTP status {status}")
+        if status >= 400:
+            raise RequestRefused(f"HTTP status {status}")
         if not 200 <= status < 300:
             raise InvalidResponse(f"HTTP status {status}")
         framing, keeps_alive = framing_of(found[1], status, _headers(lines))
