@@ -7,7 +7,7 @@ The life of a client, with the function of each step (a method of ``Session`` wh
 2. ``ProxyHeaderReader`` reads the PROXY header (``proxy_protocol``) and calls ``on_proxy_header``.
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
 4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
-   ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
+   ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``note_event``, ``_authorize``.
 5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
 6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the end of the session.
 7. ``_connect_upstream`` connects and logs in there; then ``on_upstream_login`` or ``on_upstream_error``.
@@ -38,8 +38,8 @@ from mailproxy.protocols.sansio import Effect
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
-from mailproxy.session.login_end import end_login, log_denied_login
-from mailproxy.session.named_client import record_named_client
+from mailproxy.session.login_end import end_login
+from mailproxy.session.noted_events import note_event
 from mailproxy.session.refusal_times import wait_to_refuse
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
@@ -196,23 +196,6 @@ class Session(ProtocolDriver):
         self._arm_deadline()
         self.resume(info)
 
-    def _note(self, effect: sansio.Note) -> object:
-        event, record = effect.event, self.record
-        if isinstance(event, enums.ProtocolViolation):
-            record.errors += 1
-            record.error = event.kind
-            self.protocol_metrics.errors[event.kind].value += 1
-        elif isinstance(event, enums.LoginRefused):
-            record.method, record.result = event.method, event.result
-            self.protocol_metrics.logins[event.method, event.result].value += 1
-        elif isinstance(event, enums.LoginDenied):
-            log_denied_login(self, event)
-        elif isinstance(event, enums.ClientNamed):
-            record_named_client(record, self.client)
-        else:
-            self.log_event(LogLevel.ERROR if event.is_ours else LogLevel.INFO, event.event, text=event.text)
-        return None
-
     # -- the authentication service
 
     def _authorize(self, effect: sansio.Authenticate) -> object:
@@ -292,6 +275,8 @@ class Session(ProtocolDriver):
         context, protocol_metrics = self.context, self.protocol_metrics
         if (attempt := self._login.grant.attempt) is not None:
             attempt.succeeded()
+        if self.record.held is not None:
+            self.record.held.login_succeeded()
         self.record.upstream_seconds = self._end_step()
         self.count_login(LoginResult.SUCCESS)
         self._enter(protocol_metrics.relay)
@@ -333,6 +318,8 @@ class Session(ProtocolDriver):
         if next_steps is None:
             self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
             return
+        if self.record.held is not None:
+            self.record.held.login_failed()
         del self._login
         self._enter(self.protocol_metrics.preauth)
         self.begin(next_steps)
@@ -494,6 +481,6 @@ class Session(ProtocolDriver):
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,
         sansio.WaitToRefuse: wait_to_refuse,
-        sansio.Note: _note,
+        sansio.Note: note_event,
         sansio.ReportAuthFailure: _report_auth_failure,
     }
