@@ -67,6 +67,7 @@ class Session(ProtocolDriver):
         client: Its addresses, TLS and host name.
         protocol_metrics: The metrics of its protocol.
         record: What its log line will contain.
+        seconds_to_check: How long the last login waited before it was checked.
         server: The ``server`` block that it connected to.
     """
 
@@ -85,6 +86,7 @@ class Session(ProtocolDriver):
         "client",
         "protocol_metrics",
         "record",
+        "seconds_to_check",
         "server",
     )
 
@@ -112,6 +114,7 @@ class Session(ProtocolDriver):
         self._login_seconds = 0.0
         self._logging_in: types.AuthRequest | None = None
         self._reason: CloseReason | None = None
+        self.seconds_to_check = 0.0
         self._upstream: Connecting | None = None
         self._state_gauge = gauge = protocol_metrics.preauth
         gauge.value += 1
@@ -223,7 +226,9 @@ class Session(ProtocolDriver):
 
     def on_auth_result(self, result: types.Decision | AuthUnavailable) -> None:
         """The authentication service decided, or gave no usable response."""
-        self._auth_request = None
+        if self._auth_request is not None:
+            self.seconds_to_check = max(self._auth_request.started - self._step_started, 0.0)
+            self._auth_request = None
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + self._end_step()
         if isinstance(result, types.AuthAllowed):
             self.resume(result)
