@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals of a policy server where there is no authentication service (``auth_mode upstream`` and ``static``)."""
+"""Refusals of a policy server without an authentication service (``auth_mode upstream``, ``static``)."""
 
 from __future__ import annotations
 
