@@ -16,6 +16,7 @@ from mailproxy.policy import policy_authenticator, policy_client
 from mailproxy.policy.policy_request import password_hash
 from mailproxy.policy_clients import read_header
 from mailproxy.protocols.types import AuthDenied, AuthRequest, Client, Credentials, Secret
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     AuthHttp,
@@ -480,7 +481,7 @@ def test_changed_nonce_is_used_after_a_reload_and_the_old_client_is_closed(
         assert isinstance(server.auth, policy_authenticator.PolicyAuthenticator)
         found: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         request = AuthRequest(Credentials(Method.PLAIN, b"bob", Secret(b"x")), 1, Client("192.0.2.1"))
-        pending = PendingRequest(found.set_result, b"", request, server.config, {}, 0.0)
+        pending = PendingRequest(found.set_result, b"", request, server.config, {}, 0.0, SessionRecord())
         server.auth.send(pending)
         assert isinstance(await found, AuthDenied)
         expected = password_hash(Secret(b"another nonce"), request.credentials)

@@ -24,7 +24,7 @@ STRANGER: Final = b"bob@example.com"
 """No route leads to an upstream."""
 REFUSED: Final = b"a NO [AUTHENTICATIONFAILED] Authentication failed.\r\n"
 RATE: Final = LimitReqZone(zone="rate", key="$remote_addr", size=65536, rate=60)
-DELAYS: Final = {
+DELAYS: Final[dict[str, tuple[dict[str, Any], float]]] = {
     "penalty": ({"auth_penalty": True}, 0.5),
     "limit_req": ({"limit_req_zone": (RATE,), "limit_req": (LimitReq(zone="rate", burst=3),)}, 0.5),
     "policy server": ({}, 1.0),
@@ -62,7 +62,8 @@ def test_delay_before_the_check_is_no_part_of_the_time_of_a_refusal(
     monkeypatch.setattr(pod_state, "RULES", PenaltyRules(waits=(0.0, 1.0, 1.0)))
     nonce = tmp_path / "nonce"
     nonce.write_bytes(b"nonce-of-the-test\n")
-    directives, least = DELAYS[delay]
+    fixed, least = DELAYS[delay]
+    directives = dict(fixed)
 
     async def play() -> None:
         async with AsyncExitStack() as stack:
