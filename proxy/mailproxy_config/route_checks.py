@@ -100,6 +100,11 @@ def _login_problems(value: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
         yield "proxy_auth", f"External is not possible with authMode Upstream: {_DECIDES_NOTHING}"
 
 
+_SHOWS_DOMAINS: Final = (
+    "with authMode Upstream, the time of a refusal shows which domains have a route: leave it out for 2s"
+)
+
+
 def check_routes(
     mail: Level, servers: Sequence[ServerBlock], groups: Sequence[UpstreamGroupRef], problems: Problems
 ) -> None:
@@ -126,6 +131,8 @@ def check_routes(
             if not any(problem.path == path for problem in problems.found):
                 problems.add(path, reason)
         _notice_ineffective(values, server, mail, problems)
+        if values["auth_mode"] is AuthMode.UPSTREAM and values.get("auth_failure_delay") == 0:
+            problems.notice(_path("auth_failure_delay", server, mail, {}), _SHOWS_DOMAINS)
     _notice_backups(mail, groups, problems)
 
 

@@ -100,6 +100,13 @@ def test_routes_without_effect_are_noticed() -> None:
     assert found == ["spec.mail.routes: has no effect with authMode Http"]
 
 
+def test_refusals_without_a_minimal_time_are_noticed_where_the_upstream_decides() -> None:
+    [found] = notices([GROUP], authFailureDelay="0s")
+    assert found.startswith("spec.mail.authFailureDelay: with authMode Upstream, the time of a refusal shows")
+    assert notices([GROUP], authFailureDelay="1s") == notices([GROUP]) == []
+    assert notices([GROUP], authFailureDelay="0s", authMode="Http", authHttp="auth.example", routes=[]) == []
+
+
 def test_backup_without_further_tries_is_noticed() -> None:
     group = GROUP | {"servers": [{"address": "a"}, {"address": "b", "backup": True}]}
     [found] = notices([group])

@@ -83,6 +83,14 @@ def test_configured_minimum_replaces_the_default() -> None:
     assert RefusalTimes(fixed(0.0)).seconds_left(0.0, is_upstream=False, minimum=0.25) == 0.25
 
 
+@pytest.mark.parametrize("is_upstream", [True, False])
+def test_configured_minimum_above_the_maximum_applies(is_upstream: bool) -> None:
+    times = RefusalTimes(fixed(0.0))
+    for _ in range(WINDOW):
+        times.seconds_left(60.0, is_upstream=True)
+    assert times.seconds_left(1.0, is_upstream=is_upstream, minimum=20.0) == 19.0
+
+
 @pytest.mark.parametrize(
     "latency",
     [

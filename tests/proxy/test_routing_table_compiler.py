@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +76,22 @@ def test_name_with_two_targets_is_refused_and_repeated_line_is_not() -> None:
 
 def test_only_first_problems_are_reported() -> None:
     assert len(problems(b"x\n" * 1000)) == MAX_REPORTED
+
+
+@pytest.mark.parametrize("line", [b"\n", b" \t\r\n", b"# moved\n", b"  # bob@example.org new\n"])
+def test_memory_does_not_grow_with_lines_without_an_entry(line: bytes) -> None:
+    text = line * (2**21 // len(line)) + b"bob@example.org new"
+    tracemalloc.start()
+    compiled = compile_table(text, GROUPS)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(compiled) < 200
+    assert most < 65536
+
+
+def test_invalid_line_behind_lines_without_an_entry_has_its_number() -> None:
+    [(number, reason)] = problems(b"\n# x y z\n \r\n\tbob new\r\n\n  wrong\n")
+    assert (number, reason[:8]) == (6, "'wrong':")
 
 
 def test_too_large_table_is_refused() -> None:

@@ -128,6 +128,31 @@ def test_session_goes_on_after_another_response_to_the_challenge(protocol: Proto
 
 
 @every_protocol
+@pytest.mark.parametrize("is_of_upstream", [True, False])
+def test_another_response_to_the_challenge_counts_towards_max_errors(
+    protocol: Protocol, is_of_upstream: bool
+) -> None:
+    denial = http_response(f"Auth-Status: bad token\r\nAuth-Error-SASL: {ERROR.decode()}\r\n")
+
+    async def drive() -> None:
+        response = GRANT if is_of_upstream else denial
+        async with loopback_worker(proxy(protocol, max_errors=1), response) as w:
+            client = await w.client()
+            await client.read_line()
+            if is_of_upstream:
+                peer = await authenticate(w, client, protocol, "OAUTHBEARER")
+                await refuse(peer, protocol, "OAUTHBEARER")
+            else:
+                command = b"a AUTHENTICATE" if protocol is IMAP else b"AUTH"
+                await client.send(command + b" OAUTHBEARER " + MESSAGES["OAUTHBEARER"] + b"\r\n")
+            assert await client.read_line() == CHALLENGES[protocol] % ERROR
+            await client.send(b"*\r\n")
+            assert await client.read_to_eof() == INVALID[protocol]
+
+    run(drive)
+
+
+@every_protocol
 def test_response_may_be_sent_ahead(protocol: Protocol) -> None:
     async def drive() -> None:
         async with loopback_worker(proxy(protocol), GRANT) as w:

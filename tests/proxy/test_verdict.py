@@ -587,6 +587,44 @@ def test_token_is_sent_as_a_token_and_its_error_is_passed_on_if_allowed(
     run(play)
 
 
+@every_protocol
+def test_refused_token_counts_whatever_the_client_sends_after_the_challenge(protocol: Protocol) -> None:
+    """Else one connection could try any number of tokens."""
+    error = b64encode(b'{"status":"invalid_token"}')
+    message = b64encode(b"user=bob@example.org\x01auth=Bearer a-token\x01\x01")
+    directives = {
+        f"{protocol}_auth": frozenset({AuthMethod.XOAUTH2}),
+        "proxy_auth": (ProxyAuth.XOAUTH2,),
+        "proxy_pass_error_message": True,
+        "max_errors": 2,
+    }
+    first = {
+        IMAP: (b"* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi\r\n",),
+        POP3: (b"+OK hi\r\n", b"+OK\r\nUSER\r\nSASL XOAUTH2\r\n.\r\n"),
+        SMTP: (b"220 hi\r\n", b"250-hi\r\n250 AUTH XOAUTH2\r\n", b"334 \r\n"),
+    }[protocol]
+    challenge = (b"334 " if protocol is SMTP else b"+ ") + error + b"\r\n"
+
+    async def play() -> None:
+        async with proxy(protocol, **directives) as w:
+            client = await connect(w)
+            for _ in range(2):
+                prefix = b"a AUTHENTICATE XOAUTH2 " if protocol is IMAP else b"AUTH XOAUTH2 "
+                await client.send(prefix + message + b"\r\n")
+                upstream = await w.upstream.accept()
+                for reply in first:
+                    await upstream.exchange(reply)
+                await upstream.exchange(challenge)
+                await upstream.send(DENIAL[protocol])
+                assert await client.read_line() == challenge
+                await client.send(b"nonsense\r\n")
+                assert (await client.read_line())[:5] in {b"a BAD", b"-ERR ", b"500 5"}
+            assert await client.read_to_eof() == b""
+            assert "reason=max_errors" in w.read_log()
+
+    run(play)
+
+
 # --- when the reply is sent -------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from mailproxy.protocols.types import AuthAllowed, AuthDenied, Decision
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import ServerMetrics
 from mailproxy_config.limits import LimitLogLevel, LimitWords
-from mailproxy_config.model import LogLevel, Protocol, ServerConfig
+from mailproxy_config.model import AuthMode, LogLevel, Protocol, ServerConfig
 
 TEXTS: Final = {
     LoginResult.LIMIT_CONN: b"Too many connections",
@@ -135,6 +135,7 @@ class LimitedAuthenticator:
         self._context = context
         self._inner = inner
         self._server = server
+        self._upstream_decides = server.auth_mode is AuthMode.UPSTREAM
         self._hash_key = table.hash_key
         self._conns = conns
         self._reqs = reqs
@@ -186,7 +187,7 @@ class LimitedAuthenticator:
             counted = session_limits(pending.record)
             over = self._acquire(pending, grant, counted) if self._conns else None
             if over is None:
-                if counted.preauth is not None:
+                if counted.preauth is not None and not self._upstream_decides:
                     counted.release_preauth()
                 return grant
         except Exception as error:  # a fault here refuses nobody

@@ -30,6 +30,15 @@ class SessionLimits:
         if self.sessions:
             self.release_sessions()
 
+    def login_succeeded(self) -> None:
+        """The upstream has accepted the login."""
+        self.release_preauth()
+
+    def login_failed(self) -> None:
+        """The upstream has not accepted the login, and the session goes on without one."""
+        if self.sessions:
+            self.release_sessions()
+
     def release_preauth(self) -> None:
         """The client has logged in."""
         counted, self.preauth = self.preauth, None
@@ -37,7 +46,7 @@ class SessionLimits:
             counted[0].release(counted[1])
 
     def release_sessions(self) -> None:
-        """The session is over, or another login takes the place of this one."""
+        """The session or its login is over, or another login takes its place."""
         sessions, self.sessions = self.sessions, ()
         for zone, slot in sessions:
             zone.release(slot)

@@ -22,12 +22,23 @@ from mailproxy.policy.policy_request import (
     render_policy_report,
     render_policy_request,
 )
-from mailproxy.protocols.types import AuthAllowed, AuthDenied, AuthRequest, Decision, PolicyFacts
+from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDenied,
+    AuthRequest,
+    Decision,
+    LoginUnknown,
+    PolicyFacts,
+)
 from mailproxy_config.model import Protocol, ServerConfig
 from mailproxy_config.policy_server import AuthPolicyServer
 
 REFUSAL: Final = b"Invalid login or password"
-"""The text of a refusal: that of a wrong password in nginx's documentation of ``auth_http``."""
+"""The text of a refusal: that of a wrong password in nginx's documentation of ``auth_http``.
+
+Without an authentication service (``auth_mode upstream`` and ``static``) it is that for the log: clients
+get the reply to a wrong password there.
+"""
 REFUSAL_WAIT: Final = 2
 """Seconds before the reply to a refused login; after it, the client may log in again."""
 _RESULTS: Final = {
@@ -179,6 +190,9 @@ class PolicyAuthenticator:
         if request.policy is not None:
             request.policy.is_refused = True
             request.policy.message = answer.message
+        if self._server.auth_mode.needs_routes:  # in the words and at the time of a wrong password
+            self._deliver(pending, LoginUnknown(REFUSAL))
+            return
         wait = REFUSAL_WAIT if request.attempt < self._server.max_errors else 0
         self._deliver(pending, AuthDenied(REFUSAL, wait=wait))
 

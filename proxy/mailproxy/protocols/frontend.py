@@ -260,10 +260,20 @@ class Frontend(ABC, Generic[ConfigT]):
     def count_error(self, kind: ProtocolErrorKind) -> ProtocolGenerator[SessionEnd | None]:
         """Reply to a syntax error and count it; with error number ``max_errors`` the session ends."""
         yield from self.reply_invalid(kind)
+        return (yield from self.count_failure())
+
+    def count_failure(
+        self, text: str = "client sent too many invalid commands"
+    ) -> ProtocolGenerator[SessionEnd | None]:
+        """Count an error to which the client got its reply; with number ``max_errors`` the session ends.
+
+        Args:
+            text: For the log, at the end of the session.
+        """
         self.error_count += 1
         if self.error_count < self.server.max_errors:
             return None
-        yield from note(LogNote("client sent too many invalid commands"))
+        yield from note(LogNote(text))
         return SessionEnd(CloseReason.MAX_ERRORS)
 
     def refuse_login(
@@ -428,7 +438,7 @@ class Frontend(ABC, Generic[ConfigT]):
         if decision.sasl_error is not None and credentials.method in TOKEN_METHODS:
             is_finished = yield from self._send_token_error(credentials.method, decision.sasl_error)
             if not is_finished:
-                return None
+                return (yield from self.count_failure())
         yield from send(self.denied_reply(decision))
         if not decision.wait:
             return SessionEnd(CloseReason.AUTH_REJECTED)

@@ -18,10 +18,9 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, Final
 
-from mailproxy.enums import CloseReason, LogNote
 from mailproxy.errors import AuthUnavailable, UpstreamError
 from mailproxy.protocols.frontend import ConfigT, Frontend
-from mailproxy.protocols.sansio import ProtocolGenerator, ReportAuthFailure, note, send
+from mailproxy.protocols.sansio import ProtocolGenerator, ReportAuthFailure, send
 from mailproxy.protocols.temporary_refusal import is_login_refused
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, SessionEnd, UpstreamLogin
 
@@ -85,11 +84,7 @@ class TempfailFrontend(Frontend[ConfigT]):
 
     def _reply_outage(self, *, is_misconfigured: bool) -> ProtocolGenerator[SessionEnd | None]:
         yield from send(self.outage_reply(is_misconfigured=is_misconfigured))
-        self.error_count += 1
-        if self.error_count < self.server.max_errors:
-            return None
-        yield from note(LogNote("client logged in too often during an outage"))
-        return SessionEnd(CloseReason.MAX_ERRORS)
+        return (yield from self.count_failure("client logged in too often during an outage"))
 
 
 @dataclass(slots=True)

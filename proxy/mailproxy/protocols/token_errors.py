@@ -54,7 +54,8 @@ class TokenErrorFrontend(Frontend[ConfigT]):
             refusal: The upstream's last reply.
 
         Returns:
-            The end of the session.  It goes on after a response that is none (RFC 7628 section 3.2.3).
+            The end of the session.  It goes on after a response that is none (RFC 7628 section 3.2.3), which
+            counts towards ``max_errors``.
         """
         self.reader.put_back(login.unread)
         try:
@@ -63,7 +64,8 @@ class TokenErrorFrontend(Frontend[ConfigT]):
             yield from self.reply_invalid(ProtocolErrorKind.LINE_TOO_LONG)
             return SessionEnd(CloseReason.PROTOCOL_ERROR)
         if not is_finished:
-            return (yield from self.run())
+            ended = yield from self.count_failure()
+            return ended or (yield from self.run())
         yield from send(refusal)
         return SessionEnd(CloseReason.UPSTREAM_ERROR)
 

@@ -17,7 +17,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mailproxy.enums import CloseReason, LoginDenied, LogNote, Method, ProtocolErrorKind
+from mailproxy.enums import CloseReason, LoginDenied, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong, UpstreamError, UpstreamRefused
 from mailproxy.protocols.frontend import ConfigT, passes_token_errors
 from mailproxy.protocols.sansio import ProtocolGenerator, WaitToRefuse, note, send
@@ -34,6 +34,7 @@ from mailproxy.protocols.types import (
 
 REFUSED: Final = b"Authentication failed."
 """The text of every refusal, in every protocol."""
+_TOO_OFTEN: Final = "client failed to log in too often"
 
 
 class VerdictFrontend(TempfailFrontend[ConfigT]):
@@ -78,8 +79,9 @@ class VerdictFrontend(TempfailFrontend[ConfigT]):
             except LineTooLong:
                 yield from self.reply_invalid(ProtocolErrorKind.LINE_TOO_LONG)
                 return SessionEnd(CloseReason.PROTOCOL_ERROR)
-            if not is_finished:
-                return (yield from self.run())
+            if not is_finished:  # the client got the reply to an invalid command
+                ended = yield from self.count_failure(_TOO_OFTEN)
+                return ended or (yield from self.run())
         ended = yield from self._reply_refused(reply)
         return ended or (yield from self.run())
 
@@ -99,11 +101,7 @@ class VerdictFrontend(TempfailFrontend[ConfigT]):
 
     def _reply_refused(self, reply: bytes) -> ProtocolGenerator[SessionEnd | None]:
         yield from send(self.refused_reply(reply))
-        self.error_count += 1
-        if self.error_count < self.server.max_errors:
-            return None
-        yield from note(LogNote("client failed to log in too often"))
-        return SessionEnd(CloseReason.MAX_ERRORS)
+        return (yield from self.count_failure(_TOO_OFTEN))
 
 
 @dataclass(slots=True)

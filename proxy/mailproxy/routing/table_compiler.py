@@ -32,6 +32,8 @@ SLOT: Final = "I"
 ENTRY: Final = Struct("=HBH")
 """Lengths of key and login, and index of the group."""
 
+_ENTRY_LINE: Final = re.compile(rb"^[ \t\r]*([^ \t\r\n#][^\n]*)", re.MULTILINE)
+"""A line that is neither empty nor a comment, and what is in it behind the blanks."""
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
 _BLANKS: Final = re.compile(rb"[ \t]+")
 _DOMAIN: Final = re.compile(
@@ -81,11 +83,12 @@ class _Compiler:
     """One table while it is compiled."""
 
     def __init__(self, text: bytes, groups: Collection[str]) -> None:
-        self._lines = text.split(b"\n")
+        self._text = text
         names = sorted(groups)
         self._groups = {name.encode(): index for index, name in enumerate(names)}
-        self._mask = (1 << max(2 * len(self._lines) - 1, 1).bit_length()) - 1
-        self._slots = array(SLOT, bytes((self._mask + 1) * array(SLOT).itemsize))
+        entries = sum(1 for _ in _ENTRY_LINE.finditer(text))
+        self._mask = (1 << max(2 * entries - 1, 1).bit_length()) - 1
+        self._slots = array(SLOT, (0,)) * (self._mask + 1)
         heading = b"".join(name.encode() + b"\n" for name in names)
         self._start = HEADER.size + len(self._slots) * self._slots.itemsize
         self._entries = bytearray(heading)
@@ -93,10 +96,11 @@ class _Compiler:
         self._problems: list[tuple[int, str]] = []
 
     def run(self) -> bytearray:
-        for number, line in enumerate(self._lines, 1):
-            stripped = line.strip(b" \t\r")
-            if not stripped or stripped.startswith(b"#"):
-                continue
+        number, counted = 1, 0
+        for match in _ENTRY_LINE.finditer(self._text):
+            number += self._text.count(b"\n", counted, match.start(1))
+            counted = match.start(1)
+            stripped = match[1].rstrip(b" \t\r")
             try:
                 self._add(*self._fields(stripped))
             except ValueError as error:
@@ -105,7 +109,10 @@ class _Compiler:
                     break
         if self._problems:
             raise TableRefused(self._problems)
-        return bytearray(self._header) + self._slots.tobytes() + self._entries
+        table = bytearray(self._header)
+        table += memoryview(self._slots).cast("B")
+        table += self._entries
+        return table
 
     def _fields(self, line: bytes) -> tuple[bytes, int, bytes]:
         """Return key, index of the group, and login of a line.

@@ -6,7 +6,8 @@ The life of a client, with the function of each step (a method of ``Session`` wh
 1. ``Listener`` accepts the client and calls ``start``.
 2. ``ProxyHeaderReader`` reads the PROXY header (``proxy_protocol``) and calls ``on_proxy_header``.
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
-4. The frontend of the protocol runs.  Its effects are in ``_EFFECTS``.
+4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
+   ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``note_event``, ``_authorize``.
 5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
 6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the end of the session.
 7. ``_connect_upstream`` connects and logs in there; then ``on_upstream_login`` or ``on_upstream_error``.
@@ -37,8 +38,8 @@ from mailproxy.protocols.sansio import Effect
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
-from mailproxy.session.login_end import end_login, log_denied_login
-from mailproxy.session.named_client import record_named_client
+from mailproxy.session.login_end import end_login
+from mailproxy.session.noted_events import note_event
 from mailproxy.session.refusal_times import wait_to_refuse
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
@@ -66,6 +67,7 @@ class Session(ProtocolDriver):
         client: Its addresses, TLS and host name.
         protocol_metrics: The metrics of its protocol.
         record: What its log line will contain.
+        seconds_to_check: How long the last login waited before it was checked.
         server: The ``server`` block that it connected to.
     """
 
@@ -84,6 +86,7 @@ class Session(ProtocolDriver):
         "client",
         "protocol_metrics",
         "record",
+        "seconds_to_check",
         "server",
     )
 
@@ -111,6 +114,7 @@ class Session(ProtocolDriver):
         self._login_seconds = 0.0
         self._logging_in: types.AuthRequest | None = None
         self._reason: CloseReason | None = None
+        self.seconds_to_check = 0.0
         self._upstream: Connecting | None = None
         self._state_gauge = gauge = protocol_metrics.preauth
         gauge.value += 1
@@ -195,23 +199,6 @@ class Session(ProtocolDriver):
         self._arm_deadline()
         self.resume(info)
 
-    def _note(self, effect: sansio.Note) -> object:
-        event, record = effect.event, self.record
-        if isinstance(event, enums.ProtocolViolation):
-            record.errors += 1
-            record.error = event.kind
-            self.protocol_metrics.errors[event.kind].value += 1
-        elif isinstance(event, enums.LoginRefused):
-            record.method, record.result = event.method, event.result
-            self.protocol_metrics.logins[event.method, event.result].value += 1
-        elif isinstance(event, enums.LoginDenied):
-            log_denied_login(self, event)
-        elif isinstance(event, enums.ClientNamed):
-            record_named_client(record, self.client)
-        else:
-            self.log_event(LogLevel.ERROR if event.is_ours else LogLevel.INFO, event.event, text=event.text)
-        return None
-
     # -- the authentication service
 
     def _authorize(self, effect: sansio.Authenticate) -> object:
@@ -239,7 +226,9 @@ class Session(ProtocolDriver):
 
     def on_auth_result(self, result: types.Decision | AuthUnavailable) -> None:
         """The authentication service decided, or gave no usable response."""
-        self._auth_request = None
+        if self._auth_request is not None:
+            self.seconds_to_check = max(self._auth_request.started - self._step_started, 0.0)
+            self._auth_request = None
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + self._end_step()
         if isinstance(result, types.AuthAllowed):
             self.resume(result)
@@ -291,6 +280,8 @@ class Session(ProtocolDriver):
         context, protocol_metrics = self.context, self.protocol_metrics
         if (attempt := self._login.grant.attempt) is not None:
             attempt.succeeded()
+        if self.record.held is not None:
+            self.record.held.login_succeeded()
         self.record.upstream_seconds = self._end_step()
         self.count_login(LoginResult.SUCCESS)
         self._enter(protocol_metrics.relay)
@@ -332,6 +323,8 @@ class Session(ProtocolDriver):
         if next_steps is None:
             self._close_with(last_reply, CloseReason.UPSTREAM_ERROR)
             return
+        if self.record.held is not None:
+            self.record.held.login_failed()
         del self._login
         self._enter(self.protocol_metrics.preauth)
         self.begin(next_steps)
@@ -495,6 +488,6 @@ class Session(ProtocolDriver):
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,
         sansio.WaitToRefuse: wait_to_refuse,
-        sansio.Note: _note,
+        sansio.Note: note_event,
         sansio.ReportAuthFailure: _report_auth_failure,
     }

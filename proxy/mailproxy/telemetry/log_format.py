@@ -66,7 +66,13 @@ class TimestampFormatter:
 
 
 class Held(Protocol):
-    """Something that a session holds until its end."""
+    """Something that a session holds until its end, or until the end of a login."""
+
+    def login_succeeded(self) -> None:
+        """The upstream has accepted the login."""
+
+    def login_failed(self) -> None:
+        """The upstream has not accepted the login, and the session goes on without one."""
 
     def release(self) -> None:
         """The session is over."""
