@@ -5,7 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
-JOBS   ?= auto
+# One test process more than processors: tests wait for timeouts and for other programs.
+JOBS   ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1)')
 # An environment whose interpreter was removed, or replaced by another version, is created again.
 STALE  := $(if $(wildcard $(STAMP) $(DEMO_STAMP)),$(shell $(BIN)/python -c 'import mailproxy_config' 2>/dev/null || echo stale))
 BUILD  ?= docker buildx build --load

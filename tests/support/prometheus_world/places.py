@@ -94,7 +94,7 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
     serve("imap", "imap", good, tls=True, imapAuth=["plain", "login", "cram-md5"])
     serve("pop3", "pop3", good, tls=True, pop3Auth=["plain", "apop", "cram-md5"])
     serve("smtp", "smtp", good, tls=True, xclient=True, resolver=named)
-    rate = {"limitReq": [{"zone": "rate"}], "limitReqDryRun": True}
+    rate: dict[str, Any] = {"limitReq": [{"zone": "rate"}], "limitReqDryRun": True}
     serve("balanced", "imap", good, behind=True, setRealIpFrom=["127.0.0.0/8"], **rate)
     serve("dead", "imap", found.service.url("/dead"))
     secured: dict[str, Any] = {"proxySsl": "Enabled", "proxySslVerify": False}
