@@ -289,7 +289,7 @@ def install(context: str, proxy: str, operator: str) -> None:
 
 
 def apply_first_proxy(context: str, mail_server: str) -> None:
-    """Apply the first proxy and its authentication service, and wait until it is ready."""
+    """Apply the first proxy, and wait until it is ready."""
     kubectl = ("kubectl", "--context", context)
     namespace = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mail"}})
     _do(*kubectl, "apply", "--server-side", "-f", "-", stdin=namespace)

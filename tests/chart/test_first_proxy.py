@@ -6,7 +6,6 @@ from __future__ import annotations
 import imaplib
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,11 @@ import pytest
 import yaml
 
 from support.helm import ROOT
-from support.helm_schemas import VERSIONS, pod_security_violations, schema_errors
 from support.needs import Needs
 from support.servers import dovecot as dovecots
 from support.servers import proxy as proxies
 from support.servers.dovecot import Dovecot
-from support.servers.programs import Ports, Running
+from support.servers.programs import Ports
 from support.servers.proxy import Proxy
 
 EXAMPLE: Final[list[dict[str, Any]]] = list(
@@ -31,31 +29,18 @@ PAGE: Final = (ROOT / "docs/first-proxy.md").read_text()
 USER: Final = ("alice", "wonderland")
 
 
-def _of_kind(kind: str) -> dict[str, Any]:
-    [found] = [one for one in EXAMPLE if one["kind"] == kind]
-    return found
+def test_example_is_one_resource_with_the_routes_of_the_page() -> None:
+    [example], body = EXAMPLE, _body()
+    assert example["spec"]["upstreams"] == body["spec"]["upstreams"]
+    for field in ("authMode", "routes"):
+        assert example["spec"]["mail"][field] == body["spec"]["mail"][field]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_example_objects_are_valid_and_restricted(version: str) -> None:
-    objects = [one for one in EXAMPLE if one["kind"] != "MailProxy"]
-    assert [fault for one in objects for fault in schema_errors(one, version)] == []
-    assert pod_security_violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
-
-
-def test_auth_http_is_the_address_of_the_service() -> None:
-    service = _of_kind("Service")
-    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
-    [port] = service["spec"]["ports"]
-    auth_url = _of_kind("MailProxy")["spec"]["mail"]["authHttp"]
-    assert auth_url == f"http://{name}.{namespace}.svc:{port['port']}/auth"
-    assert service["spec"]["selector"] == _of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
-
-
-def test_program_in_manifest_equals_file_of_page() -> None:
-    licence, _, text = (ROOT / "deploy/examples/auth.py").read_text().partition("\n")
-    assert licence == "# SPDX-License-Identifier: Apache-2.0"
-    assert _of_kind("ConfigMap")["data"]["auth.py"] == text
+def _body() -> dict[str, Any]:
+    """Return the manifest of the page."""
+    [text] = re.findall(r"```yaml\n# mailproxy.yaml\n(.+?)```", PAGE, re.DOTALL)
+    body: dict[str, Any] = yaml.safe_load(text)
+    return body
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +65,12 @@ def first(
     dovecot: Dovecot, ports: Ports, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Proxy, int]]:
     """The proxy of the page, and its port, in place of 1143."""
-    folder, auth_port, port = tmp_path_factory.mktemp("first"), ports.take(), ports.take()
-    script = ROOT / "deploy/examples/auth.py"
-    given = {"MAIL_SERVER": f"localhost:{dovecot.ports['imap']}", "PORT": str(auth_port)}
-    service = Running([sys.executable, "-u", str(script)], output=folder / "auth.log", env=given)
-    try:
-        service.wait_for_ports(auth_port)
-        [text] = re.findall(r"```yaml\n# mailproxy.yaml\n(.+?)```", PAGE, re.DOTALL)
-        body = yaml.safe_load(text.replace(":9000", f":{auth_port}").replace("1143", str(port)))
-        proxy = proxies.start(folder / "proxy", body)
-        yield proxy, port
-        proxy.stop()
-    finally:
-        service.stop()
+    port, body = ports.take(), _body()
+    body["spec"]["upstreams"][0]["servers"][0]["address"] = f"127.0.0.1:{dovecot.ports['imap']}"
+    body["spec"]["servers"][0]["listen"][0]["port"] = port
+    proxy = proxies.start(tmp_path_factory.mktemp("first") / "proxy", body)
+    yield proxy, port
+    proxy.stop()
 
 
 @pytest.mark.interop

@@ -193,7 +193,7 @@ def test_images_are_loaded_by_tool_of_cluster(
 def test_mail_server_variable_is_used_in_first_proxy(path: StandIns) -> None:
     done = path.run("--mail-server", "imap.example.org:1143")
     [manifest] = [call["stdin"] for call in path.calls() if "kind: MailProxy" in call["stdin"]]
-    assert 'value: "imap.example.org:1143"' in manifest
+    assert 'address: "imap.example.org:1143"' in manifest
     assert "imap.example.org:1143" in done.stdout
     assert path.run("--mail-server", "imap.example.org").returncode == 2
 
