@@ -141,7 +141,7 @@ def test_invalid_directive_is_not_reported_as_missing() -> None:
 
 
 def test_cel_rules_read_only_existing_fields() -> None:
-    assert len({rule.message for rule in SPEC_RULES}) == len(SPEC_RULES) == 17
+    assert len({rule.message for rule in SPEC_RULES}) == len(SPEC_RULES) == 18
     assert {rule.reason for rule in SPEC_RULES} == {
         "FieldValueRequired",
         "FieldValueInvalid",
