@@ -282,7 +282,7 @@ def test_dry_run_counts_and_logs_and_lets_in() -> None:
 @pytest.mark.parametrize("error", [Busy(), ValueError("a bug")])
 def test_fault_of_the_table_refuses_nobody(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise error
+        raise type(error)(*error.args)  # the one of the parameter would keep the sessions of its traceback
 
     monkeypatch.setattr(ConnZone, "acquire", fail)
     monkeypatch.setattr(ReqZone, "charge", fail)
