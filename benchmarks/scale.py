@@ -47,9 +47,7 @@ _MIB: Final = 1024 * 1024
 def idle(options: argparse.Namespace) -> Iterator[Row]:
     """Sessions that do nothing."""
     per_process = -(-options.sessions // options.processes)
-    settings = Settings(
-        options.workers, options.connections, drain_seconds=4, mail={"proxyTimeout": "24h"}
-    )
+    settings = Settings(options.workers, options.connections, drain_seconds=4, mail={"proxyTimeout": "24h"})
     with _stage(options) as run:
         pod, where = run.pod(settings), _target(options)
         probe_at = _target(options)
@@ -64,7 +62,10 @@ def idle(options: argparse.Namespace) -> Iterator[Row]:
         time.sleep(2.0)
         yield from _idle_memory(pod, before, peak, kernel_memory() - kernel, len(held["logins"]))
         counts = [(now - then) // 2 for now, then in zip(pod.sessions(), descriptors, strict=True)]
-        yield "sessions of the workers", f"{min(counts):,} to {max(counts):,}, mean {statistics.mean(counts):,.0f}"
+        yield (
+            "sessions of the workers",
+            f"{min(counts):,} to {max(counts):,}, mean {statistics.mean(counts):,.0f}",
+        )
         yield from _idle_cpu(pod)
         yield "login / NOOP beside them", _both(_probe(run, probe_at, 5.0))
         yield from _idle_scrape(pod)
@@ -80,9 +81,12 @@ def _idle_memory(pod: Pod, before: Any, peak: Peak, kernel: int, sessions: int) 
     yield "memory of the pod", f"{now.total / _MIB:,.0f} MiB (peak {peak.bytes / _MIB:,.0f})"
     yield "of the supervisor", f"{before.supervisor / _MIB:,.1f} MiB before, {now.supervisor / _MIB:,.1f} MiB"
     yield "of the workers", f"{workers / _MIB:,.0f} MiB; {grown / sessions:,.0f} bytes for each session"
-    yield "of the kernel", (
-        f"{kernel / _MIB:,.0f} MiB for all four sockets of each session; "
-        f"{kernel / sessions / 2:,.0f} bytes for the two of the proxy"
+    yield (
+        "of the kernel",
+        (
+            f"{kernel / _MIB:,.0f} MiB for all four sockets of each session; "
+            f"{kernel / sessions / 2:,.0f} bytes for the two of the proxy"
+        ),
     )
 
 
@@ -168,9 +172,12 @@ def burst(options: argparse.Namespace) -> Iterator[Row]:
             rate = options.rate / options.processes
             got = run.all("pace", where, rate=rate, seconds=10.0, start=begin, patience=30.0)
             ended = time.monotonic()
-        yield "logins", (
-            f"{len(got['logins']):,} of {options.rate * 10:,.0f}; failures {got['failures'] or 'none'}; "
-            f"not finished after 30 s {got['missing']}"
+        yield (
+            "logins",
+            (
+                f"{len(got['logins']):,} of {options.rate * 10:,.0f}; failures {got['failures'] or 'none'}; "
+                f"not finished after 30 s {got['missing']}"
+            ),
         )
         yield "latency p50 / p99 / max ms", latency(got["logins"])
         yield "last login after the burst", f"{max(ended - begin - 10.0, 0.0):.2f} s"
@@ -228,9 +235,12 @@ def storm(options: argparse.Namespace) -> Iterator[Row]:
         yield "login of a returning client, p50 / p99 / max ms", latency(got["logins"])
         yield "failed attempts", str(got["failures"] or "none")
         yield "overflows of accept queues", f"{listen_overflows() - overflows:,}"
-        yield "memory of the new pod", (
-            f"{before / _MIB:,.0f} MiB before, {new.memory().total / _MIB:,.0f} MiB after, "
-            f"peak {peak.bytes / _MIB:,.0f} MiB"
+        yield (
+            "memory of the new pod",
+            (
+                f"{before / _MIB:,.0f} MiB before, {new.memory().total / _MIB:,.0f} MiB after, "
+                f"peak {peak.bytes / _MIB:,.0f} MiB"
+            ),
         )
         counts = run.auth_counts()
         yield "authentication service", ", ".join(f"{key} {value:,}" for key, value in counts.items())

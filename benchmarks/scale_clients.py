@@ -249,9 +249,7 @@ class Crowd:
         for number in range(total):
             moment = start + number / rate
             self._at(moment, partial(Client, self, moment))
-        self._run(
-            lambda: len(self.logins) + sum(self.failures.values()) >= total, start + seconds + patience
-        )
+        self._run(lambda: len(self.logins) + sum(self.failures.values()) >= total, start + seconds + patience)
         for client in list(self.clients.values()):
             if not client.is_logged_in:
                 client.close()

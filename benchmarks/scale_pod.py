@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -70,18 +71,19 @@ class Pod:
         self.write()
         command = [sys.executable, "-m", "mailproxy", "run", "-f", str(self.file)]
         command += ["--admin", f"127.0.0.1:{self.admin}"]
+        if settings.files:
+            command = ["sh", "-c", f'ulimit -n {settings.files}; exec "$@"', "sh", *command]
+        # A pipe and a reader, as a container runtime has: a reader that is late is part of the rehearsal.
         with open(self.log_file, "wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, cwd=_ROOT, preexec_fn=self._limit_files)
+            self._reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+        assert self._reader.stdin is not None
+        with self._reader.stdin as pipe:
+            self.process = subprocess.Popen(command, stderr=pipe, cwd=_ROOT)
         self.wait_for_event("listening")
         children = _children(self.process.pid)
         self.workers = [pid for pid in children if "mailproxy-work" in _name(pid)]
         self._others = [pid for pid in children if pid not in self.workers]
         assert len(self.workers) == settings.workers
-
-    def _limit_files(self) -> None:
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        limit = self.settings.files or hard
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
     def write(self, **mail: object) -> None:
         """Write the configuration."""
@@ -192,9 +194,11 @@ class Pod:
         return time.monotonic()
 
     def wait(self) -> float:
-        """Wait for its exit; return its time."""
+        """Wait for its exit and the rest of its log; return the time of the exit."""
         self.process.wait(120)
-        return time.monotonic()
+        ended = time.monotonic()
+        self._reader.wait(20)
+        return ended
 
     def stop(self) -> None:
         """End it, if it runs."""
@@ -348,7 +352,7 @@ def kernel_memory() -> int:
 def listen_overflows() -> int:
     """Return how many connections did not fit into a queue of connections to accept."""
     lines = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines()]
-    names, values = next(pair for pair in zip(lines, lines[1:], strict=False) if pair[0][0] == "TcpExt:")
+    names, values = next(pair for pair in pairwise(lines) if pair[0][0] == "TcpExt:")
     return int(values[names.index("ListenOverflows")])
 
 

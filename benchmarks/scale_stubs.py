@@ -169,7 +169,9 @@ class AuthStub(Stub):
 def main(kind: str, port: str, *rest: str) -> None:
     """Serve."""
     gc.disable()  # this module makes no reference cycles
-    stub = ImapStub(int(port)) if kind == "imap" else AuthStub(int(port), float(rest[0]), [*map(int, rest[1:])])
+    stub = (
+        ImapStub(int(port)) if kind == "imap" else AuthStub(int(port), float(rest[0]), [*map(int, rest[1:])])
+    )
     stub.serve()
 
 

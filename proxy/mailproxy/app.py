@@ -20,6 +20,7 @@ from mailproxy.dns import Resolver
 from mailproxy.dns.upstream_names import UpstreamNames, is_name
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
+from mailproxy.net.open_files import most_clients, open_files_limit
 from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.policy.password_fingerprint import PasswordFingerprints
 from mailproxy.protocols.real_ip import TrustedPeers
@@ -144,9 +145,10 @@ class App:
                 sock.close()
             raise
         await self._close_retired()
-        await self.authenticators.start(config.worker_connections)
-        self.context.limit = config.worker_connections
-        self.context.metrics.connections_limit.value = config.worker_connections
+        limit = most_clients(open_files_limit(), sum(map(len, sockets.values())))
+        self.context.limit = limit = min(config.worker_connections, limit)
+        await self.authenticators.start(limit)
+        self.context.metrics.connections_limit.value = limit
         self.context.metrics.keep_servers(server.name for server in config.servers)
         self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
