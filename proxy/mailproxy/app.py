@@ -29,6 +29,7 @@ from mailproxy.protocols.types import Secret
 from mailproxy.routing.route_authenticator import group_choices
 from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
+from mailproxy.session.gradual_close import GradualClose
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.shared_listener import check_choices, listen_target
@@ -372,6 +373,7 @@ class App:
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - not of this call: the time that relays get
         """Stop accepting, end sessions without a login, give relays ``timeout`` seconds, then abort them.
 
+        Those that are left near the end are closed one after the other.
         Connections in their lingering close are waited for, too.
         """
         context = self.context
@@ -381,8 +383,9 @@ class App:
             listener.close()
         self.listeners.clear()
         self._each(context.live, lambda session: session.drain())
-        ends_at = time.monotonic() + timeout
-        while (context.live or context.lingering) and time.monotonic() < ends_at:  # noqa: ASYNC110 - the end of a session sets no event
+        ends_at, closing = time.monotonic() + timeout, GradualClose(context.live, timeout)
+        while (context.live or context.lingering) and (left := ends_at - time.monotonic()) > 0.0:
+            self._each(closing.due(left), lambda relay: relay.abort())
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
         self.stop()
         await self.close()
