@@ -121,8 +121,7 @@ def _idle_drain(pod: Pod) -> Iterator[Row]:
         ended = pod.wait()
     late = ended - begun - pod.settings.drain_seconds
     yield "drain", f"ended {late:.2f} s after drain.timeout (peak {peak.bytes / _MIB:,.0f} MiB)"
-    counted = pod.count_events()
-    yield "lines of the log", ", ".join(f"{name} {count:,}" for name, count in sorted(counted.items()))
+    yield "lines of the log", _lines(pod, sessions=True)
 
 
 def limit(options: argparse.Namespace) -> Iterator[Row]:
@@ -151,9 +150,10 @@ def limit(options: argparse.Namespace) -> Iterator[Row]:
             pod.stop()
 
 
-def _lines(pod: Pod) -> str:
+def _lines(pod: Pod, *, sessions: bool = False) -> str:
     counted = pod.count_events()
-    counted.pop("session", None)
+    if not sessions:
+        counted.pop("session", None)
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counted.items()))
 
 
@@ -209,7 +209,7 @@ def _others(found: dict[str, Any], begin: float, end: float) -> Iterator[Row]:
 def storm(options: argparse.Namespace) -> Iterator[Row]:
     """All clients of a pod connect to another one, when its drain has ended."""
     with _stage(options) as run:
-        settings = Settings(options.workers, options.connections, drain_seconds=3)
+        settings = Settings(options.workers, options.connections, drain_seconds=options.drain)
         settings.listen = {"backlog": options.backlog} if options.backlog else {}
         old = run.pod(settings)
         count = options.sessions // options.processes
@@ -225,7 +225,8 @@ def storm(options: argparse.Namespace) -> Iterator[Row]:
         with Peak(new) as peak:
             old.drain()
             got = run.all("storm", where, jitter=options.jitter, seconds=options.watch)
-        yield "old pod ended", f"{old.wait() - begun:.1f} s after SIGTERM"
+        yield "old pod ended", f"{old.wait() - begun:.1f} s after SIGTERM, drain.timeout {options.drain} s"
+        yield "lines of the log of the old pod", _lines(old, sessions=True)
         lost, back = sorted(got["lost"]), sorted(got["back"])
         yield "disconnected", f"{len(lost):,} within {lost[-1] - lost[0]:.1f} s"
         marks = ((0.5, "half"), (0.9, "90 %"), (0.99, "99 %"), (1.0, "all"))
@@ -293,6 +294,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1000.0, help="logins per second of a burst")
     parser.add_argument("--jitter", type=float, default=0.0, help="seconds until a client connects again")
     parser.add_argument("--watch", type=float, default=30.0, help="seconds to wait for all clients")
+    parser.add_argument("--drain", type=int, default=10, help="drain.timeout of a storm, in seconds")
     parser.add_argument("--backlog", type=int, default=0)
     parser.add_argument("--auth-delay", type=float, default=0.0)
     parser.add_argument("--tls", action="store_true")
