@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -42,12 +43,26 @@ _PAGE: Final = Path(__file__).with_name("SCALE.md")
 _PROBES: Final = 20.0
 """Logins and commands per second of the clients whose latency is measured beside the others."""
 _MIB: Final = 1024 * 1024
+_LIMITS: Final[dict[str, Any]] = {
+    "authPenalty": True,
+    "authBlock": {"failures": 20, "window": "10m", "for": "15m", "max": "24h"},
+    "limitPreauth": 10000,
+    "limitConnZone": [
+        {"zone": "per_user", "key": "$remote_user", "size": "8m"},
+        {"zone": "per_address", "key": "$remote_addr", "size": "1m"},
+    ],
+    "limitConn": [{"zone": "per_user", "connections": 20}, {"zone": "per_address", "connections": 60000}],
+    "limitReqZone": [{"zone": "rate", "key": "$remote_user", "size": "8m", "rate": "60r/m"}],
+    "limitReq": [{"zone": "rate", "burst": 20, "nodelay": True}],
+}
+"""Limits that no client reaches: what counting costs."""
 
 
 def idle(options: argparse.Namespace) -> Iterator[Row]:
     """Sessions that do nothing."""
     per_process = -(-options.sessions // options.processes)
-    settings = Settings(options.workers, options.connections, drain_seconds=4, mail={"proxyTimeout": "24h"})
+    settings = Settings(options.workers, options.connections, drain_seconds=options.drain)
+    settings.mail = _LIMITS if options.limits else {}
     with _stage(options) as run:
         pod, where = run.pod(settings), _target(options)
         probe_at = _target(options)
@@ -117,9 +132,8 @@ def _idle_reload(run: Stage, pod: Pod, where: dict[str, Any]) -> Iterator[Row]:
 
 def _idle_drain(pod: Pod) -> Iterator[Row]:
     with Peak(pod) as peak:
-        begun = pod.drain()
-        ended = pod.wait()
-    late = ended - begun - pod.settings.drain_seconds
+        pod.drain()
+        late = pod.wait() - pod.settings.drain_seconds
     yield "drain", f"ended {late:.2f} s after drain.timeout (peak {peak.bytes / _MIB:,.0f} MiB)"
     yield "lines of the log", _lines(pod, sessions=True)
 
@@ -211,6 +225,8 @@ def storm(options: argparse.Namespace) -> Iterator[Row]:
     with _stage(options) as run:
         settings = Settings(options.workers, options.connections, drain_seconds=options.drain)
         settings.listen = {"backlog": options.backlog} if options.backlog else {}
+        if options.auth_connections:
+            settings.mail = {"authHttpMaxConnections": options.auth_connections}
         old = run.pod(settings)
         count = options.sessions // options.processes
         held = run.all("hold", _target(options), count=count, at_once=16, seconds=40.0)
@@ -225,7 +241,7 @@ def storm(options: argparse.Namespace) -> Iterator[Row]:
         with Peak(new) as peak:
             old.drain()
             got = run.all("storm", where, jitter=options.jitter, seconds=options.watch)
-        yield "old pod ended", f"{old.wait() - begun:.1f} s after SIGTERM, drain.timeout {options.drain} s"
+        yield "old pod ended", f"{old.wait():.1f} s after SIGTERM, drain.timeout {options.drain} s"
         yield "lines of the log of the old pod", _lines(old, sessions=True)
         lost, back = sorted(got["lost"]), sorted(got["back"])
         yield "disconnected", f"{len(lost):,} within {lost[-1] - lost[0]:.1f} s"
@@ -294,12 +310,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1000.0, help="logins per second of a burst")
     parser.add_argument("--jitter", type=float, default=0.0, help="seconds until a client connects again")
     parser.add_argument("--watch", type=float, default=30.0, help="seconds to wait for all clients")
-    parser.add_argument("--drain", type=int, default=10, help="drain.timeout of a storm, in seconds")
+    parser.add_argument("--drain", type=int, default=10, help="drain.timeout, in seconds")
+    parser.add_argument("--limits", action="store_true", help="with limits and penalties")
+    parser.add_argument("--auth-connections", type=int, default=0, help="authHttpMaxConnections")
     parser.add_argument("--backlog", type=int, default=0)
     parser.add_argument("--auth-delay", type=float, default=0.0)
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what was started, too
     command = " ".join(["python -m benchmarks.scale", *(word for word in sys.argv[1:] if word != "--write")])
     rows = []
     with tempfile.TemporaryDirectory(prefix="mailproxy-scale-") as name:

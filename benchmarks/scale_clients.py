@@ -24,7 +24,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-LOGIN: Final = b"a LOGIN user@example.com password\r\n"
+LOGIN: Final = "a LOGIN user{}@{} password\r\n"
+"""Every client is another user, as far as limits and penalties are concerned."""
 _BIND_WITHOUT_PORT: Final = 24
 """``IP_BIND_ADDRESS_NO_PORT`` of linux/in.h: the port is chosen at connect(2), per destination."""
 _IN: Final = select.EPOLLIN | select.EPOLLRDHUP
@@ -90,7 +91,7 @@ class Client:
     def _greeted(self) -> None:
         greeting = self._read()
         if greeting.startswith(b"* OK"):
-            self.sock.send(LOGIN)
+            self.sock.send(self.crowd.login())
             self.step = self._replied
         elif greeting:
             self.end("busy")
@@ -188,6 +189,11 @@ class Crowd:
             self._at(now + random.uniform(*_RETRY_SECONDS), self._connect)
         elif self._then is not None:
             self._then()
+
+    def login(self) -> bytes:
+        """Return the command of another user."""
+        self._count += 1
+        return LOGIN.format(self._count, self.source).encode()
 
     def _connect(self) -> None:
         Client(self, time.monotonic())

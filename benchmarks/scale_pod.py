@@ -188,17 +188,22 @@ class Pod:
         self.wait_for_event("configuration_loaded", before + 1)
         return time.monotonic() - started
 
-    def drain(self) -> float:
-        """Send SIGTERM; return its time."""
+    def drain(self) -> None:
+        """Send SIGTERM."""
+        self._drained_at = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        return time.monotonic()
+        self._waiting = threading.Thread(target=self._wait)
+        self._waiting.start()
+
+    def _wait(self) -> None:
+        self.process.wait(120)
+        self._ended_at = time.monotonic()
 
     def wait(self) -> float:
-        """Wait for its exit and the rest of its log; return the time of the exit."""
-        self.process.wait(120)
-        ended = time.monotonic()
+        """Wait for its exit and the rest of its log; return the seconds from SIGTERM to the exit."""
+        self._waiting.join()
         self._reader.wait(20)
-        return ended
+        return self._ended_at - self._drained_at
 
     def stop(self) -> None:
         """End it, if it runs."""

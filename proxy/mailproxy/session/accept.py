@@ -229,7 +229,12 @@ class Listener:
         now = self.context.epoll.now
         if now - self._logged_at > _LOG_INTERVAL:
             self._logged_at = now
-            self.context.log.event(LogLevel.ALERT, "worker_connections_not_enough", limit=self.context.limit)
+            self.context.log.event(
+                LogLevel.ALERT,
+                "worker_connections_not_enough",
+                limit=self.context.limit,
+                hint="raise workerConnections, or add workers or replicas",
+            )
 
     def _log_shortage(self, reason: str, hint: str) -> None:
         """Log why no client can be accepted: not at every try, of which there are two in a second."""
