@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,11 +25,21 @@ from typing import Any, Final, Self
 
 from benchmarks.scale_clients import Pairs
 
-AUTH_PORT: Final = 11000
-IMAP_PORTS: Final = (11001, 11002, 11003, 11004)
-PORT: Final = 11100
-TLS_PORT: Final = 11101
-ADMIN_PORT: Final = 11110
+
+def _free_base() -> int:
+    """Return the first of twenty free ports, below those of outgoing connections."""
+    for base in range(11000, 12000, 20):
+        with suppress(OSError), socket.create_server(("127.0.0.1", base)):
+            return base
+    raise RuntimeError("no free ports from 11000 to 12000")
+
+
+_BASE: Final = _free_base()
+AUTH_PORT: Final = _BASE
+IMAP_PORTS: Final = (_BASE + 1, _BASE + 2, _BASE + 3, _BASE + 4)
+PORT: Final = _BASE + 5
+TLS_PORT: Final = _BASE + 6
+ADMIN_PORT: Final = _BASE + 10
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
 
@@ -309,6 +320,8 @@ def stage(folder: Path, processes: int, delay: float = 0.0) -> Iterator[Stage]:
     made = Stage(folder, auth, clients, probe)
     try:
         time.sleep(0.5)
+        if any(process.poll() is not None for process in (auth, *started)):
+            raise RuntimeError("a stub server has not started")
         yield made
     finally:
         for pod in made.pods:
