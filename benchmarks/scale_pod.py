@@ -318,15 +318,16 @@ def stage(folder: Path, processes: int, delay: float = 0.0) -> Iterator[Stage]:
     clients = [Clients(f"127.1.0.{number + 1}") for number in range(processes)]
     probe = Clients("127.2.0.1")
     made = Stage(folder, auth, clients, probe)
+    stubs: list[subprocess.Popen[Any]] = [auth, *started]
     try:
         time.sleep(0.5)
-        if any(process.poll() is not None for process in (auth, *started)):
+        if any(process.poll() is not None for process in stubs):
             raise RuntimeError("a stub server has not started")
         yield made
     finally:
         for pod in made.pods:
             pod.stop()
-        for process in (auth, *started, *(each.process for each in (*clients, probe))):
+        for process in (*stubs, *(each.process for each in (*clients, probe))):
             process.kill()
             process.wait()
 
