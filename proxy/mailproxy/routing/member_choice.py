@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which member of a Service a login is sent to (``service`` of a group of upstreams)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from mailproxy.dns.upstream_names import refusal
+from mailproxy.enums import GroupLogin, UpstreamStage
+from mailproxy.errors import UpstreamError
+from mailproxy.protocols.types import UpstreamServer
+from mailproxy.routing.group_choice import GroupChoice, rendezvous_score
+from mailproxy.telemetry.metrics import Counter
+from mailproxy_config.upstream_groups import GroupFallback, GroupMembers, UpstreamGroup
+from mailproxy_config.upstream_members import Member, MemberList, MemberState
+
+
+class _Candidate(NamedTuple):
+    """A member: its identifier, its addresses, and whether it gets logins."""
+
+    id: bytes
+    servers: tuple[UpstreamServer, ...]
+    is_ready: bool
+
+
+class MemberChoice(GroupChoice):
+    """Chooses members of the Service that a group is, for one worker.
+
+    Without a list of members, the DNS name of the Service is used, but not with ``hash``: any member could
+    get the login then.
+
+    Args:
+        group: The group.
+        members: Its Service.
+        port: The port of the protocol.
+        tries: The number of servers that one login may be sent to.
+        networks: Networks whose addresses are used though they are loopback or link-local ones.
+        lists: The lists of members by the name of the group; they are replaced while this object lives.
+        counters: The metric of the group.
+    """
+
+    __slots__ = (
+        "_adopted",
+        "_candidates",
+        "_counters",
+        "_key",
+        "_lists",
+        "_members",
+        "_networks",
+        "_ready",
+        "_turn",
+        "_uses_name",
+    )
+
+    def __init__(
+        self,
+        group: UpstreamGroup,
+        members: GroupMembers,
+        *,
+        port: int,
+        tries: int,
+        networks: Sequence[str],
+        lists: Mapping[str, MemberList],
+        counters: Mapping[GroupLogin, Counter],
+    ) -> None:
+        super().__init__(group, port, tries)
+        self._members = members
+        self._key = members.port_key(port)
+        self._networks = tuple(map(ip_network, networks))
+        self._lists = lists
+        self._counters = counters
+        self._turn = os.getpid()  # not every worker begins with the first member
+        self._adopt(lists.get(group.name))
+
+    def servers(self, key: bytes) -> tuple[UpstreamServer, ...]:
+        """Return the addresses of members in the order in which a login tries them, at most ``tries``.
+
+        Args:
+            key: The login name, its domain in lower case.
+
+        Returns:
+            Nothing if no member may get this login now.
+        """
+        current = self._lists.get(self._group_name)
+        if current is not self._adopted:
+            self._adopt(current)
+        if self._uses_name:
+            return super().servers(key)
+        found = self._hashed(key) if self._is_hashed else self._next_ready()
+        return found[: self._tries]
+
+    def no_server(self) -> UpstreamError:
+        """Count a login that no member may get, and return the error."""
+        self._counters[GroupLogin.UNAVAILABLE].value += 1
+        ready = len(self._ready)
+        state = f"{ready} of {len(self._candidates)} members are ready"
+        reason = f"the member of this login is not ready; {state}" if ready else "no member is ready"
+        return UpstreamError(f'upstream "{self._group_name}": {reason}', stage=UpstreamStage.RESOLVE)
+
+    def _adopt(self, current: MemberList | None) -> None:
+        """Use a list of members from now on."""
+        self._adopted = current
+        usable = current if current is not None and current.service == self._members.service else None
+        self._uses_name = usable is None and not (self._is_hashed and self._members.file)
+        self._candidates = tuple(map(self._candidate, usable.members)) if usable else ()
+        self._ready = tuple(each.servers for each in self._candidates if each.is_ready)
+
+    def _candidate(self, member: Member) -> _Candidate:
+        # A Service without ports is headless: its members have the port that logins go to.
+        own = int(self._key) if not member.ports and self._key.isdecimal() else 0
+        port = member.ports.get(self._key, own)
+        servers = tuple(UpstreamServer(each, port) for each in member.addresses if self._is_allowed(each))
+        is_ready = member.state is MemberState.READY and port > 0 and bool(servers)
+        return _Candidate(member.id.encode(), servers, is_ready)
+
+    def _is_allowed(self, address: str) -> bool:
+        """Whether the address may be connected to: an EndpointSlice may have been written by anybody."""
+        parsed = ip_address(address)
+        return not refusal(parsed) or any(parsed in network for network in self._networks)
+
+    def _next_ready(self) -> tuple[UpstreamServer, ...]:
+        """Return the ready members, another one first each time, and their second addresses last."""
+        if not self._ready:
+            return ()
+        self._counters[GroupLogin.OWNER].value += 1
+        self._turn += 1
+        if self._tries == 1:
+            return self._ready[self._turn % len(self._ready)]
+        start = self._turn % len(self._ready)
+        ordered = (*self._ready[start:], *self._ready[:start])[: self._tries]
+        return tuple(
+            [each[0] for each in ordered] + [server for each in ordered for server in each[1:]],
+        )
+
+    def _hashed(self, key: bytes) -> tuple[UpstreamServer, ...]:
+        """Return the member that a login belongs to; with ``fallback``, the ready ones behind it."""
+        if not self._candidates:
+            return ()
+        scored = [(-rendezvous_score(self._name, key, each.id), each.id, each) for each in self._candidates]
+        owner = min(scored)[2]
+        has_fallback = self._members.fallback is GroupFallback.NEXT
+        if owner.is_ready and (not has_fallback or self._tries == 1):
+            self._counters[GroupLogin.OWNER].value += 1
+            return owner.servers
+        if not has_fallback or not self._ready:
+            return ()
+        self._counters[GroupLogin.OWNER if owner.is_ready else GroupLogin.FALLBACK].value += 1
+        return tuple(server for _, _, each in sorted(scored) if each.is_ready for server in each.servers)
