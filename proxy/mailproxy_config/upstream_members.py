@@ -27,7 +27,7 @@ _MAX_PORTS: Final = 16
 _MAX_PORT: Final = 65535
 _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SERVICE: Final = re.compile(r"[a-z0-9][-a-z0-9]{0,62}/[a-z0-9][-a-z0-9]{0,62}")
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+_ID: Final = re.compile(r"[A-Za-z0-9:][A-Za-z0-9:._-]{0,252}")
 _PORT_KEY: Final = re.compile(r"[a-z0-9][-a-z0-9]{0,14}")
 
 
@@ -49,9 +49,9 @@ class Member:
 
     Attributes:
         id: What ``hash`` chooses it by: the host name of the endpoint, or the uid of the pod.  It stays when
-            the address changes.
+            the address changes.  Only endpoints that were written by hand may have their address here.
         addresses: IP addresses of both families, the preferred one first.
-        ports: Its ports, by the port of the Service (a number or a name); empty for a Service without ports.
+        ports: Its ports, by the port of the Service (a number or a name).
         state: Whether it gets logins.
         until: Of a member that is ``GONE``: when it is removed, as a Unix time in seconds; 0 otherwise.
     """

@@ -109,9 +109,7 @@ class MemberChoice(GroupChoice):
         self._ready = tuple(each.servers for each in self._candidates if each.is_ready)
 
     def _candidate(self, member: Member) -> _Candidate:
-        # A Service without ports is headless: its members have the port that logins go to.
-        own = int(self._key) if not member.ports and self._key.isdecimal() else 0
-        port = member.ports.get(self._key, own)
+        port = member.ports.get(self._key, 0)
         servers = tuple(UpstreamServer(each, port) for each in member.addresses if self._is_allowed(each))
         is_ready = member.state is MemberState.READY and port > 0 and bool(servers)
         return _Candidate(member.id.encode(), servers, is_ready)
