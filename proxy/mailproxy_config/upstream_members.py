@@ -160,7 +160,7 @@ def _decode(value: object, path: str) -> Member:
         raise InvalidMembers(f"{path}.addresses: must be a list with 1 to {_MAX_ADDRESSES} items")
     if not isinstance(ports, dict) or len(ports) > _MAX_PORTS:
         raise InvalidMembers(f"{path}.ports: must be an object with at most {_MAX_PORTS} names")
-    if fields["state"] not in set(map(str, MemberState)):
+    if fields["state"] not in tuple(map(str, MemberState)):
         raise InvalidMembers(f"{path}.state: must be one of {', '.join(MemberState)}")
     return Member(
         id=_text(fields["id"], f"{path}.id", _ID),

@@ -95,10 +95,9 @@ class MemberChoice(GroupChoice):
     def no_server(self) -> UpstreamError:
         """Count a login that no member may get, and return the error."""
         self._counters[GroupLogin.UNAVAILABLE].value += 1
-        ready = len(self._ready)
-        state = f"{ready} of {len(self._candidates)} members are ready"
-        reason = f"the member of this login is not ready; {state}" if ready else "no member is ready"
-        return UpstreamError(f'upstream "{self._group_name}": {reason}', stage=UpstreamStage.RESOLVE)
+        reason = "the member of this login is not ready" if self._ready else "no member is ready"
+        counts = f"{len(self._ready)} of {len(self._candidates)}"
+        return UpstreamError(f'upstream "{self._group_name}": {reason} ({counts})', stage=UpstreamStage.RESOLVE)
 
     def _adopt(self, current: MemberList | None) -> None:
         """Use a list of members from now on."""

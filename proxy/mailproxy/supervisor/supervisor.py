@@ -225,12 +225,12 @@ class Supervisor:
 
     def _use_members(self, pool: WorkerPool, read: MembersRead) -> None:
         """Send changed members of Services to the workers."""
-        for path, generation in read.loaded:
-            self._log_event(LogLevel.INFO, "members_loaded", path=path, generation=generation)
-        for problem in read.kept:
-            self._log_event(LogLevel.ERROR, "members_kept", path=problem.path, reason=problem.reason)
         if read.changed:
             pool.set_members(read.changed)
+        for path, generation in read.loaded:
+            self._log_event(LogLevel.NOTICE, "members_loaded", path=path, generation=generation)
+        for problem in read.kept:
+            self._log_event(LogLevel.ERROR, "members_kept", path=problem.path, reason=problem.reason)
 
     async def _reload_on_request(self, pool: WorkerPool) -> None:
         while True:
