@@ -167,7 +167,11 @@ async def test_missing_permission_is_a_state_of_the_service(
 async def test_unexpected_failure_ends_the_watch() -> None:
     world = World()
     world.reader.failures = [RuntimeError("a bug")]
-    with pytest.raises(ExceptionGroup, match="TaskGroup"):
+
+    async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(world.watch.run())
             tasks.create_task(world.ids())
+
+    with pytest.raises(ExceptionGroup, match="TaskGroup"):
+        await run()

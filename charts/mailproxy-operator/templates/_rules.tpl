@@ -45,7 +45,7 @@ SPDX-License-Identifier: Apache-2.0
 # For spec.upstreams[].service: the members of these Services.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # The operator patches an annotation so that the kubelet updates a pod's files at once, and deletes pods that a node refused.
 - apiGroups: [""]
   resources: [pods]
