@@ -97,7 +97,9 @@ class MemberChoice(GroupChoice):
         self._counters[GroupLogin.UNAVAILABLE].value += 1
         reason = "the member of this login is not ready" if self._ready else "no member is ready"
         counts = f"{len(self._ready)} of {len(self._candidates)}"
-        return UpstreamError(f'upstream "{self._group_name}": {reason} ({counts})', stage=UpstreamStage.RESOLVE)
+        return UpstreamError(
+            f'upstream "{self._group_name}": {reason} ({counts})', stage=UpstreamStage.RESOLVE
+        )
 
     def _adopt(self, current: MemberList | None) -> None:
         """Use a list of members from now on."""
