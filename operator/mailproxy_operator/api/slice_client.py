@@ -103,7 +103,8 @@ class SliceClient:
         limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=SILENT_SECONDS)
         url = f"{self._api.configuration.host}{path}?{urlencode(query)}"
         send: Callable[..., Awaitable[Any]] = self._api.rest_client.request
-        response: aiohttp.ClientResponse = await send("GET", url, headers=headers, _request_timeout=limit)
+        wrapped = await send("GET", url, headers=headers, _request_timeout=limit)
+        response: aiohttp.ClientResponse = wrapped.response
         return response
 
 
