@@ -70,6 +70,7 @@ GROUPS = (
         reason=Reason.ENDPOINTS_UNKNOWN,
         states=_UNKNOWN,
         meaning="The EndpointSlices of a Service could not be read yet. The operator tries again.",
+        action="Read the message: it has the error of the API server.",
         example="Service mail/dovecot: GET /apis/discovery.k8s.io/v1/namespaces/mail/endpointslices: timeout",
         is_transient=True,
     ),
