@@ -132,16 +132,11 @@ def parse_members(text: bytes) -> MemberDocument:
         raise InvalidMembers(f"upstreams: must be an object with at most {_MAX_GROUPS} names")
     return MemberDocument(
         _number(fields["generation"], "generation", maximum=2**53),
-        {_text(name, "upstreams", _GROUP): decode_list(value, name) for name, value in upstreams.items()},
+        {_text(name, "upstreams", _GROUP): _decode_list(value, name) for name, value in upstreams.items()},
     )
 
 
-def decode_list(value: object, group: str) -> MemberList:
-    """Read the list of a group.
-
-    Raises:
-        InvalidMembers: It is not complete and valid.
-    """
+def _decode_list(value: object, group: str) -> MemberList:
     path = f"upstreams.{group}"
     fields = _object(value, path, required={"service", "members"})
     members = fields["members"]
@@ -151,6 +146,25 @@ def decode_list(value: object, group: str) -> MemberList:
     if len({member.id for member in read}) < len(read):
         raise InvalidMembers(f"{path}.members: two have the same id")
     return MemberList(service=_text(fields["service"], f"{path}.service", _SERVICE), members=read)
+
+
+def restore_list(value: Any) -> MemberList:  # noqa: ANN401 - JSON
+    """Return the list that ``encode_list`` has encoded; from a process of this proxy, so it is not checked.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is not such a list.
+    """
+    members = tuple(
+        Member(
+            id=each["id"],
+            addresses=tuple(each["addresses"]),
+            ports=each["ports"],
+            state=MemberState(each["state"]),
+            until=each.get("until", 0),
+        )
+        for each in value["members"]
+    )
+    return MemberList(service=value["service"], members=members)
 
 
 def _decode(value: object, path: str) -> Member:

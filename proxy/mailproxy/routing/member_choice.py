@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
@@ -12,10 +14,10 @@ from mailproxy.dns.upstream_names import refusal
 from mailproxy.enums import GroupLogin, UpstreamStage
 from mailproxy.errors import UpstreamError
 from mailproxy.protocols.types import UpstreamServer
-from mailproxy.routing.group_choice import GroupChoice, rendezvous_score
+from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.telemetry.metrics import Counter
 from mailproxy_config.upstream_groups import GroupFallback, GroupMembers, UpstreamGroup
-from mailproxy_config.upstream_members import Member, MemberList, MemberState
+from mailproxy_config.upstream_members import MAX_MEMBERS, Member, MemberList, MemberState
 
 
 class _Candidate(NamedTuple):
@@ -24,6 +26,16 @@ class _Candidate(NamedTuple):
     id: bytes
     servers: tuple[UpstreamServer, ...]
     is_ready: bool
+
+
+def _by_id(candidate: _Candidate) -> bytes:
+    return candidate.id
+
+
+@lru_cache(maxsize=2 * MAX_MEMBERS)
+def _refusal(address: str) -> str:
+    """Return ``refusal`` of an address; lists that follow each other have most addresses in common."""
+    return refusal(ip_address(address))
 
 
 class MemberChoice(GroupChoice):
@@ -106,7 +118,8 @@ class MemberChoice(GroupChoice):
         self._adopted = current
         usable = current if current is not None and current.service == self._members.service else None
         self._uses_name = usable is None and not (self._is_hashed and self._members.file)
-        self._candidates = tuple(map(self._candidate, usable.members)) if usable else ()
+        found = map(self._candidate, usable.members) if usable else ()
+        self._candidates = tuple(sorted(found, key=_by_id))
         self._ready = tuple(each.servers for each in self._candidates if each.is_ready)
 
     def _candidate(self, member: Member) -> _Candidate:
@@ -117,8 +130,7 @@ class MemberChoice(GroupChoice):
 
     def _is_allowed(self, address: str) -> bool:
         """Whether the address may be connected to: an EndpointSlice may have been written by anybody."""
-        parsed = ip_address(address)
-        return not refusal(parsed) or any(parsed in network for network in self._networks)
+        return not _refusal(address) or any(ip_address(address) in network for network in self._networks)
 
     def _next_ready(self) -> tuple[UpstreamServer, ...]:
         """Return the ready members, another one first each time, and their second addresses last."""
@@ -138,8 +150,15 @@ class MemberChoice(GroupChoice):
         """Return the member that a login belongs to; with ``fallback``, the ready ones behind it."""
         if not self._candidates:
             return ()
-        scored = [(-rendezvous_score(self._name, key, each.id), each.id, each) for each in self._candidates]
-        owner = min(scored)[2]
+        start = sha256(b"%b\x00%b\x00" % (self._name, key))
+
+        def number(candidate: _Candidate) -> bytes:
+            # All weights are 1, so scores are in the order of these numbers (``rendezvous_score``).
+            whole = start.copy()
+            whole.update(candidate.id)
+            return whole.digest()[:8]
+
+        owner = max(self._candidates, key=number)
         has_fallback = self._members.fallback is GroupFallback.NEXT
         if owner.is_ready and (not has_fallback or self._tries == 1):
             self._counters[GroupLogin.OWNER].value += 1
@@ -147,4 +166,5 @@ class MemberChoice(GroupChoice):
         if not has_fallback or not self._ready:
             return ()
         self._counters[GroupLogin.OWNER if owner.is_ready else GroupLogin.FALLBACK].value += 1
-        return tuple(server for _, _, each in sorted(scored) if each.is_ready for server in each.servers)
+        ordered = sorted(self._candidates, key=number, reverse=True)
+        return tuple(server for each in ordered if each.is_ready for server in each.servers)

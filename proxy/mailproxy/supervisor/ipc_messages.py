@@ -16,7 +16,7 @@ from mailproxy.supervisor.ipc import ChannelError
 from mailproxy.supervisor.key_rotation import Keys
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import Problem
-from mailproxy_config.upstream_members import MemberList, decode_list, encode_list
+from mailproxy_config.upstream_members import MemberList, encode_list, restore_list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +228,7 @@ def _decode_settings(data: Mapping[str, object]) -> Configure | TicketKeys | Mem
     if data["type"] == "ticket_keys":
         return TicketKeys(_decode_keys(data["keys"]))
     lists = cast(dict[str, object], data["lists"])
-    return Members({name: None if each is None else decode_list(each, name) for name, each in lists.items()})
+    return Members({name: None if each is None else restore_list(each) for name, each in lists.items()})
 
 
 def _encode_configure(message: Configure) -> dict[str, object]:
