@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import gc
+import heapq
 import json
+import os
 import select
 import socket
 import ssl
@@ -19,11 +21,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.schedule import arrivals, percentile
+
+try:
+    from benchmarks.light_tls import LightTls
+except ImportError:  # without the cryptography package, all handshakes are OpenSSL's
+    LightTls = None  # type: ignore[assignment,misc]
+
 PASSWORD = b"password"
 _INET, _STREAM = int(socket.AF_INET), int(socket.SOCK_STREAM)
 _READ = 8192
 _RECORD = 16384
 _BATCH = 256
+_EPOLL = os.open(os.devnull, os.O_RDONLY)
+"""Becomes the epoll of the running command; ``select`` accepts only descriptors below 1024."""
 
 
 @dataclass
@@ -70,8 +81,8 @@ class LoginStats:
         return {
             "done": self.done,
             "per_second": self.done / seconds,
-            "p50": times[len(times) // 2] * 1e3,
-            "p99": times[int(len(times) * 0.99)] * 1e3,
+            "p50": percentile(times, 0.5) * 1e3,
+            "p99": percentile(times, 0.99) * 1e3,
         }
 
 
@@ -91,6 +102,10 @@ class Tls:
         self._object = group.context.wrap_bio(
             self.incoming, self.outgoing, server_hostname="mail.example.com", session=group.session
         )
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take bytes that were received."""
+        self.incoming.write(data)
 
     def handshake(self) -> bool:
         """Continue the handshake; returns whether it is complete."""
@@ -151,7 +166,7 @@ class Client:
         self.group = group
         self.started = started
         self.sock = sock = socket.SocketType(_INET, _STREAM)
-        self.tls: Tls | None = None
+        self.tls: Any = None
         self._next = 0
         self._received = b""
         sock.connect(group.address)
@@ -180,7 +195,7 @@ class Client:
         tls = self.tls
         if tls is None:
             return data
-        tls.incoming.write(data)
+        tls.feed(data)
         if not tls.is_secure:
             if not tls.handshake():
                 return b""
@@ -210,7 +225,8 @@ class Client:
     def _start_tls(self) -> None:
         # two flights in a row after STARTTLS must not wait for an acknowledgement (Nagle)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.tls = Tls(self.sock, self.group)
+        group = self.group
+        self.tls = LightTls(self.sock) if group.is_light else Tls(self.sock, group)
         self.tls.handshake()
 
     def leave(self) -> None:
@@ -237,6 +253,7 @@ class ClientGroup:
         self.tally = LoginStats()
         self.session: ssl.SSLSession | None = None
         self.keeps = False
+        self.is_light = False
         self._on_login: Any = None
         if scene.tls != "none":
             self.context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -256,7 +273,7 @@ class ClientGroup:
         else:
             client.leave()
         if self._on_login is not None:
-            self._on_login()
+            self._on_login(client)
 
     def _poll_once(self, timeout: float) -> None:
         clients = self.clients
@@ -264,52 +281,93 @@ class ClientGroup:
             # a client has one event per iteration and closes in its own, so the descriptor identifies it
             clients[fd].on_event()
 
-    def _new(self) -> None:
+    def _poll_until(self, moment: float) -> None:
+        """Handle events, or wait until a moment, to 0.1 ms; ``epoll`` alone rounds up to milliseconds."""
+        timeout = moment - time.monotonic()
+        if timeout > 0:
+            select.select([_EPOLL], [], [], min(timeout, 0.1))
+        self._poll_once(0)
+
+    def _new(self, _left: Client | None = None) -> None:
         Client(self, time.monotonic())
+
+    def _begin(self) -> None:
+        """Start to count; handshakes that need nothing of OpenSSL's are light ones."""
+        scene = self.scene
+        is_full = scene.tls != "none" and scene.version == "TLSv1.3" and not scene.resume
+        self.is_light = is_full and LightTls is not None
+        os.dup2(self.epoll.fileno(), _EPOLL)
+        self._fresh()
 
     # -- commands
 
     def saturate(self, conns: int, seconds: float) -> dict[str, float]:
         """Log in repeatedly, with ``conns`` clients at a time."""
+        self._begin()
         self._on_login = self._new
         for _ in range(conns):
             self._new()
-        self._fresh()
         started = time.monotonic()
         while time.monotonic() < started + seconds:
             self._poll_once(0.1)
-        took = time.monotonic() - started
-        report = self.tally.report(took)
+        return self._end(started)
+
+    def cycle(self, conns: int, rate: float, seconds: float) -> dict[str, float]:
+        """Log in with ``conns`` clients, each once in ``conns / rate`` seconds, or later if a login takes longer."""
+        self._begin()
+        gap, started = conns / rate, time.monotonic()
+        due = [started + number / rate for number in range(conns)]
+        self._on_login = lambda client: heapq.heappush(due, max(client.started + gap, time.monotonic()))
+        while (now := time.monotonic()) < started + seconds:
+            while due and due[0] <= now:
+                heapq.heappop(due)
+                self._new()
+            self._poll_until(due[0] if due else now + 0.1)
+        return self._end(started)
+
+    def pace(
+        self, rate: float, seconds: float, seed: int | None = None, grace: float = 20.0
+    ) -> dict[str, float]:
+        """Log in at the times of a schedule; a latency is counted from the scheduled time.
+
+        So a client that is late because the proxy (or the load) is late counts as
+        a slow login.  A login that is not complete ``grace`` seconds after the
+        end of the schedule is counted in ``unfinished``, with its time so far.
+        """
+        self._begin()
+        self._on_login = None
+        times = arrivals(rate, seconds, seed)
+        begun, total, started = 0, len(times), time.monotonic()
+        while self.tally.done < total and (now := time.monotonic()) < started + seconds + grace:
+            while begun < total and started + times[begun] <= now:
+                Client(self, started + times[begun])
+                begun += 1
+            self._poll_until(started + times[begun] if begun < total else now + 0.1)
+        now = time.monotonic()
+        late = list(self.clients.values())
+        self.tally.latencies += [now - client.started for client in late]
+        self.tally.latencies += [now - started - moment for moment in times[begun:]]
+        report = self.tally.report(now - started)
+        for client in late:
+            client.leave()
+        return {**report, "unfinished": len(late) + total - begun}
+
+    def _end(self, started: float) -> dict[str, float]:
+        report = self.tally.report(time.monotonic() - started)
         self._on_login = None
         self._drain()
         return report
 
-    def pace(self, rate: float, seconds: float) -> dict[str, float]:
-        """Log in at a fixed rate per second."""
-        self._on_login = None
-        self._fresh()
-        started = time.monotonic()
-        begun, total = 0, int(rate * seconds)
-        while self.tally.done < total:
-            now = time.monotonic()
-            while begun < total and started + begun / rate <= now:
-                Client(self, started + begun / rate)
-                begun += 1
-            if now > started + seconds + 20:
-                raise SystemExit(f"{self.tally.done} of {total} logins")
-            self._poll_once(started + begun / rate - time.monotonic() if begun < total else 0.5)
-        return self.tally.report(time.monotonic() - started)
-
     def hold(self, count: int, at_once: int = 64) -> dict[str, float]:
         """Log in ``count`` clients, which stay idle."""
-        self.keeps = True
+        self.keeps, self.is_light = True, False
         self._fresh()
         before = len(self.idle)
         wanted = count - before
         begun = min(at_once, wanted)
         started = time.monotonic()
 
-        def another() -> None:
+        def another(_left: Client) -> None:
             nonlocal begun
             if begun < wanted:
                 begun += 1
