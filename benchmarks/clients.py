@@ -313,7 +313,7 @@ class ClientGroup:
         return self._end(started)
 
     def cycle(self, conns: int, rate: float, seconds: float) -> dict[str, float]:
-        """Log in with ``conns`` clients, each once in ``conns / rate`` seconds, or later if a login takes longer."""
+        """Log in with ``conns`` clients; each begins a login every ``conns / rate`` seconds, or when it is free."""
         self._begin()
         gap, started = conns / rate, time.monotonic()
         due = [started + number / rate for number in range(conns)]
@@ -465,6 +465,25 @@ class ClientGroup:
             if number % 64 == 0:
                 time.sleep(0.005)
         return {"done": count}
+
+    def ask_and_ignore(self) -> dict[str, float]:
+        """Request bulk data with all clients, and do not read it."""
+        for client in self.idle:
+            client.send(b"x GIVE\r\n")
+        return {"done": len(self.idle)}
+
+    def drip(self, count: int, rate: float, seconds: float) -> dict[str, float]:
+        """Send an incomplete command with ``count`` clients in turn: ``rate`` times per second, one byte."""
+        if not self.idle:
+            self.stall(count, "a LOGIN {1000+}\r\n")
+        started, sent = time.monotonic(), 0
+        while (now := time.monotonic()) < started + seconds:
+            while sent < (now - started) * rate:
+                with suppress(OSError):  # the proxy has closed it
+                    self.idle[sent % count].sock.send(b"x")
+                sent += 1
+            time.sleep(0.005)
+        return {"done": sent}
 
     def _epoll_of_clients(self, events: int) -> tuple[select.epoll, dict[int, Client]]:
         """Return the logged-in clients by descriptor, and an epoll of them."""

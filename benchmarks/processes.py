@@ -140,15 +140,24 @@ class LoadProcess:
 
     def do(self, what: str, scene: Scene, *, keep: bool = False, **how: object) -> dict[str, float]:
         """Run a command of a client group; ``keep`` keeps the group for the next command."""
+        self.begin(what, scene, keep=keep, **how)
+        return self.end()
+
+    def begin(self, what: str, scene: Scene, *, keep: bool = False, **how: object) -> None:
+        """Start a command."""
         order = {"do": what, "scene": asdict(scene), "keep": keep, "with": how}
-        stdin, stdout = self.process.stdin, self.process.stdout
+        stdin = self.process.stdin
         assert stdin is not None
-        assert stdout is not None
         stdin.write(json.dumps(order) + "\n")
         stdin.flush()
+
+    def end(self) -> dict[str, float]:
+        """Wait for the report of the command that was started."""
+        stdout = self.process.stdout
+        assert stdout is not None
         line = stdout.readline()
         if not line:
-            raise RuntimeError(f"the clients ended with {self.process.wait()} at {order}")
+            raise RuntimeError(f"the clients ended with {self.process.wait()}")
         answer: dict[str, float] = json.loads(line)
         return answer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def schedstat_seconds(text: str) -> float:
-    """Return the seconds on a processor, from the text of a ``schedstat``, whose first word is nanoseconds."""
+    """Return the seconds on a processor: the first word of a ``schedstat`` is nanoseconds."""
     return int(text.split(maxsplit=1)[0]) / 1e9
 
 

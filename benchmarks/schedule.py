@@ -19,7 +19,7 @@ def arrivals(rate: float, seconds: float, seed: int | None = None) -> list[float
     count = int(rate * seconds)
     if seed is None:
         return [number / rate for number in range(count)]
-    source = random.Random(seed)  # noqa: S311 - a schedule, not a secret
+    source = random.Random(seed)
     times, time = [], 0.0
     for _ in range(count):
         times.append(time)
