@@ -17,6 +17,7 @@ import socket
 import ssl
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ _INET, _STREAM = int(socket.AF_INET), int(socket.SOCK_STREAM)
 _READ = 8192
 _RECORD = 16384
 _BATCH = 256
+_NOOP = b"x NOOP\r\n"
 _EPOLL = os.open(os.devnull, os.O_RDONLY)
 """Becomes the epoll of the running command; ``select`` accepts only descriptors below 1024."""
 
@@ -313,7 +315,7 @@ class ClientGroup:
         return self._end(started)
 
     def cycle(self, conns: int, rate: float, seconds: float) -> dict[str, float]:
-        """Log in with ``conns`` clients; each begins a login every ``conns / rate`` seconds, or when it is free."""
+        """Log in with ``conns`` clients, each every ``conns / rate`` seconds, or as soon as it is free."""
         self._begin()
         gap, started = conns / rate, time.monotonic()
         due = [started + number / rate for number in range(conns)]
@@ -389,20 +391,31 @@ class ClientGroup:
         self.idle.clear()
         return {}
 
-    def exchange(self, conns: int, seconds: float) -> dict[str, float]:
-        """Send NOOP and wait for the reply, repeatedly, with ``conns`` clients."""
+    def exchange(self, conns: int, seconds: float, rate: float = 0.0) -> dict[str, float]:
+        """Send NOOP and wait for the reply with ``conns`` clients: repeatedly, or ``rate`` times per second.
+
+        With a rate, each command has its time in a schedule, and is sent by the
+        next client that waits for no reply.
+        """
         self.hold(conns)
-        noop, done = b"x NOOP\r\n", 0
         epoll, clients = self._epoll_of_clients(select.EPOLLIN)
-        for client in clients.values():
-            client.send(noop)
+        os.dup2(epoll.fileno(), _EPOLL)
+        free, sent, done = deque(clients.values()), 0, 0
         started = time.monotonic()
-        while time.monotonic() < started + seconds:
-            for fd, _ in epoll.poll(0.1):
+        while (now := time.monotonic()) < started + seconds:
+            while free and (not rate or started + sent / rate <= now):
+                free.popleft().send(_NOOP)
+                sent += 1
+            timeout = max(started + sent / rate - time.monotonic(), 0) if rate and free else 0.1
+            select.select([_EPOLL], [], [], timeout)
+            for fd, _ in epoll.poll(0):
                 client = clients[fd]
                 if client.receive().endswith(b"\n"):
                     done += 1
-                    client.send(noop)
+                    if rate:
+                        free.append(client)
+                    else:
+                        client.send(_NOOP)
         took = time.monotonic() - started
         epoll.close()
         self.leave()

@@ -129,7 +129,7 @@ class _Capacity:
         return self._running.load.do("pace", scene, rate=rate, seconds=_SECONDS, seed=seed, grace=0.5)
 
     def added_at(self, share: float) -> str:
-        """Return p50 and p99 in milliseconds, less those of a login at the upstream with the same arrivals."""
+        """Return p50 and p99 in ms, less those of logins at the upstream itself with the same arrivals."""
         rate = (self.rate or self._fastest) * share
         through, direct = (self._pace(scene, rate, _SEED) for scene in (self._scene, self._direct))
         return " / ".join(f"{through[key] - direct[key]:.1f}" for key in ("p50", "p99"))

@@ -29,7 +29,7 @@ _OBSERVED: Final = 1.0
 
 
 def first_byte(port: int, timeout: float = 15.0) -> float:
-    """Return the seconds until a greeting begins, for a client that connects again if it is refused or closed.
+    """Return the seconds until a greeting begins; a client that is refused or closed connects again.
 
     Raises:
         TimeoutError: There was no greeting within ``timeout`` seconds.
@@ -77,7 +77,10 @@ def _changed(configuration: str) -> str:
 
 
 def after_crash(run: Bench, name: str) -> float | None:
-    """Kill the worker; returns the longest wait of a client in the next second, or nothing if all processes end."""
+    """Kill the worker; returns the longest wait of a client in the next second.
+
+    It is nothing if all processes of the program end.
+    """
     proxy = run.proxies[name]
     worker = worker_of(proxy)
     waited = None

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -74,9 +75,9 @@ def pinned(cpu: str, *command: str, **options: Any) -> subprocess.Popen[str]:  #
     return subprocess.Popen([*pin, *command], text=True, cwd=_ROOT, **options)
 
 
-def stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str], signum: int = signal.SIGTERM) -> None:
     """Terminate a process that was started here, and wait for it."""
-    process.terminate()
+    process.send_signal(signum)
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -126,8 +127,8 @@ class Proxy:
         return sum(map(pss_of, self.counted()))
 
     def stop(self) -> None:
-        """Terminate it."""
-        stop(self.process)
+        """Terminate it; ``SIGINT`` leaves out the proxy's ``drain.delay``."""
+        stop(self.process, signal.SIGINT if self.name == "mailproxy" else signal.SIGTERM)
 
 
 class LoadProcess:
@@ -233,7 +234,7 @@ def bench(python: str) -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="mailproxy-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        _certificates(folder)
+        make_certificates(folder)
         stub_servers = pinned(
             LOAD_CPU, python, "-m", "benchmarks.stub_servers", *(str(PORTS.peer(peer)) for peer in PEERS)
         )
@@ -382,7 +383,8 @@ def nginx_conf(folder: Path, proxy: str, workers: int) -> str:
     )
 
 
-def _certificates(folder: Path) -> None:
+def make_certificates(folder: Path) -> None:
+    """Make a certificate and a key of each kind."""
     for kind, key in (("ecdsa", ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")), ("rsa", ("rsa:2048",))):
         command = ["openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=mail.example.com"]
         files = ["-newkey", *key, "-keyout", str(folder / f"{kind}.key"), "-out", str(folder / f"{kind}.crt")]
@@ -390,9 +392,11 @@ def _certificates(folder: Path) -> None:
         (folder / f"{kind}.key").chmod(0o644)
 
 
-def wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None) -> None:
+def wait_for(
+    port: int, process: subprocess.Popen[Any], log: Path | None = None, seconds: float = 30.0
+) -> None:
     """Wait until a process listens; raises with the end of its log where it does not."""
-    for _ in range(200):
+    for _ in range(int(seconds / 0.05)):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except OSError:

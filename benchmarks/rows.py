@@ -90,7 +90,7 @@ def row_of(found: Found, key: str, work: str, unit: str, *, scale: float = 1, ta
 
 
 def columns_of(rows: Sequence[Row], missing: Iterable[str] = ()) -> list[str]:
-    """Return the names of the columns: those of the first rows first, those that are missing before ``OURS``."""
+    """Return the names of the columns: those that are missing, and those of all rows in their order."""
     found = list(dict.fromkeys(name for row in rows for name in row.values))
     absent = [name for name in missing if name not in found]
     return [*absent, *found]
@@ -105,7 +105,12 @@ def table(rows: Sequence[Row], columns: Sequence[str], absent: Mapping[str, str]
         absent: What to write into the column of a program that does not run.
     """
     others, is_busy = columns[:-1], any(row.busy for row in rows)
-    heads = ["work", "unit", *columns, *(f"ratio to {name} (min-max)" for name in others if name != "haproxy")]
+    heads = [
+        "work",
+        "unit",
+        *columns,
+        *(f"ratio to {name} (min-max)" for name in others if name != "haproxy"),
+    ]
     heads += ["target"] * any(row.target for row in rows) + ["busy: proxy / load"] * is_busy
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
