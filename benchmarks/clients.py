@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.client_tls import RECORD, Tls
 from benchmarks.schedule import arrivals, percentile
 
 try:
@@ -32,7 +33,6 @@ except ImportError:  # without the cryptography package, all handshakes are Open
 PASSWORD = b"password"
 _INET, _STREAM = int(socket.AF_INET), int(socket.SOCK_STREAM)
 _READ = 8192
-_RECORD = 16384
 _BATCH = 256
 _NOOP = b"x NOOP\r\n"
 _EPOLL = os.open(os.devnull, os.O_RDONLY)
@@ -86,67 +86,6 @@ class LoginStats:
             "p50": percentile(times, 0.5) * 1e3,
             "p99": percentile(times, 0.99) * 1e3,
         }
-
-
-class Tls:
-    """The client side of TLS, in memory.
-
-    OpenSSL reads a record in two calls and a flight of the handshake in about a
-    dozen.  From memory these need no system calls; the flight is one ``recv``.
-    """
-
-    __slots__ = ("_object", "incoming", "is_secure", "outgoing", "sock")
-
-    def __init__(self, sock: socket.SocketType, group: ClientGroup) -> None:
-        self.sock = sock
-        self.is_secure = False
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = group.context.wrap_bio(
-            self.incoming, self.outgoing, server_hostname="mail.example.com", session=group.session
-        )
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """Take bytes that were received."""
-        self.incoming.write(data)
-
-    def handshake(self) -> bool:
-        """Continue the handshake; returns whether it is complete."""
-        with suppress(ssl.SSLWantReadError):
-            self._object.do_handshake()
-            self.is_secure = True
-        if flight := self.outgoing.read():
-            self.sock.send(flight)
-        return self.is_secure
-
-    def read(self) -> bytes:
-        """Decrypt the complete records that were received."""
-        data, incoming = b"", self.incoming
-        with suppress(ssl.SSLWantReadError):
-            while incoming.pending:
-                data += self._object.read(_RECORD)
-        return data
-
-    def read_into(self, buffer: bytearray) -> int:
-        """Do the same, but return only the number of bytes."""
-        count, incoming = 0, self.incoming
-        with suppress(ssl.SSLWantReadError):
-            while incoming.pending:
-                count += self._object.read(_RECORD, buffer)
-        return count
-
-    def encrypt(self, data: bytes) -> bytes:
-        """Encrypt."""
-        self._object.write(data)
-        return self.outgoing.read()
-
-    @property
-    def session(self) -> ssl.SSLSession | None:
-        """The session that later handshakes may resume.
-
-        All handshakes resume the same session, because Python serializes and
-        parses a session, with its certificate, at each access to this attribute.
-        """
-        return self._object.session
 
 
 def _has_more(received: bytes) -> bool:
@@ -228,7 +167,7 @@ class Client:
         # two flights in a row after STARTTLS must not wait for an acknowledgement (Nagle)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         group = self.group
-        self.tls = LightTls(self.sock) if group.is_light else Tls(self.sock, group)
+        self.tls = LightTls(self.sock) if group.is_light else Tls(self.sock, group.context, group.session)
         self.tls.handshake()
 
     def leave(self) -> None:
@@ -357,8 +296,8 @@ class ClientGroup:
     def _end(self, started: float) -> dict[str, float]:
         report = self.tally.report(time.monotonic() - started)
         self._on_login = None
-        self._drain()
-        return report
+        self._drain()  # the CPU of these logins is measured too
+        return {**report, "done": self.tally.done}
 
     def hold(self, count: int, at_once: int = 64) -> dict[str, float]:
         """Log in ``count`` clients, which stay idle."""
@@ -427,7 +366,7 @@ class ClientGroup:
         epoll, clients = self._epoll_of_clients(select.EPOLLIN)
         for client in clients.values():
             client.send(b"x GIVE\r\n")
-        moved, buffer, record = 0, bytearray(1 << 18), bytearray(_RECORD)
+        moved, buffer, record = 0, bytearray(1 << 18), bytearray(RECORD)
         view = memoryview(buffer)
         started = time.monotonic()
         while time.monotonic() < started + seconds:

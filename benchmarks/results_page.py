@@ -33,9 +33,10 @@ login). A ratio is the proxy's value divided by the other's in the same round; t
 is better, except for rates per second.
 
 *Busy* is the share of processor 0 that the proxy used, and the share of processor 1 that the load used.
-`{MARK}` marks a load above {LOAD_LIMIT:.0%}: then events arrive in groups, which saves wake-ups, and saves most
-for a program whose wake-ups cost most. `paced` and `open` have lower loads. Full handshakes of TLS 1.3 are made
-by a client that verifies nothing (`benchmarks/light_tls.py`): it costs less than half of one with OpenSSL."""
+`{MARK}` marks a load above {LOAD_LIMIT:.0%}: then events arrive in groups, which saves wake-ups, and saves
+most for a program whose wake-ups cost most. `paced` and `open` have lower loads. Full handshakes of TLS 1.3
+are made by a client that verifies nothing (`benchmarks/light_tls.py`): it costs less than half of one with
+OpenSSL."""
 
 Found = Sequence[tuple[str, str, Sequence[Row]]]
 """Name, description and rows of each measurement."""
