@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-PROGRAM: Final = "/usr/sbin/dovecot"
+PROGRAM: Final = "dovecot"
 PACKAGES: Final = "dovecot-imapd dovecot-pop3d dovecot-submissiond"
 LISTENERS: Final = ("imap", "pop3", "smtp", "imaps", "pop3s", "smtps")
 _SERVICES: Final = (("imap", "imap", "imaps"), ("pop3", "pop3", "pop3s"), ("submission", "smtp", "smtps"))
-_LOGIN_PROGRAMS: Final = tuple(f"/usr/lib/dovecot/{service}-login" for service, _, _ in _SERVICES)
 
 _CONFIGURATION: Final = """
 protocols = imap pop3 submission
@@ -129,14 +128,6 @@ def configuration(
         services="".join(services),
         **_identities(),
     )
-
-
-def missing_program() -> str:
-    """Return the first program that is not installed, or nothing."""
-    for program in (PROGRAM, *_LOGIN_PROGRAMS):
-        if not Path(program).exists():
-            return program
-    return ""
 
 
 def _identities() -> dict[str, object]:

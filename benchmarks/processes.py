@@ -43,7 +43,7 @@ ALL: Final = (*PACKAGES, "mailproxy")
 
 
 class MissingProgram(Exception):
-    """A required program is not installed, or does not start; the text has its packages."""
+    """A program is not installed, does not start, or has no port; the text has what to do."""
 
 
 @dataclass
@@ -230,6 +230,10 @@ def bench(python: str) -> Iterator[Bench]:
     for program, package in (("openssl", "openssl"), ("taskset", "util-linux")):
         if shutil.which(program) is None:
             raise MissingProgram(f"not installed: {program} (Debian: {package})")
+    try:
+        socket.create_server(("127.0.0.1", PORTS.base)).close()
+    except OSError as error:
+        raise MissingProgram(f"another benchmark runs, or uses port {PORTS.base}: {error}") from error
     raise_open_files_limit()
     with tempfile.TemporaryDirectory(prefix="mailproxy-bench-") as name:
         folder = Path(name)
@@ -257,9 +261,8 @@ def start_peer(name: str, folder: Path, workers: int) -> Proxy:
         MissingProgram: It is not installed, or does not start.
     """
     start = {"nginx": start_nginx, "dovecot": start_dovecot, "haproxy": start_haproxy}[name]
-    absent = dovecot.missing_program() if name == "dovecot" else "" if shutil.which(name) else name
-    if absent:
-        raise MissingProgram(f"{absent} is not installed (Debian: {PACKAGES[name]})")
+    if shutil.which(name) is None:
+        raise MissingProgram(f"not installed (Debian: {PACKAGES[name]})")
     try:
         return start(folder, workers)
     except RuntimeError as error:
@@ -352,7 +355,7 @@ def start_with_conf(
 
 
 def _workers(parent: int, word: str, count: int) -> tuple[int, ...]:
-    for _ in range(200):
+    for _ in range(600):
         found = tuple(pid for pid in children(parent) if word in command(pid))
         if len(found) == count:
             return found
