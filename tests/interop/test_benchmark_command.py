@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from support.needs import find_program
 from support.parity.compared_programs import require_nginx
 
 ROOT: Final = Path(__file__).parents[2]
@@ -58,8 +58,7 @@ def _measured(name: str, *words: str) -> list[str]:
 
 def _dovecot_runs() -> bool:
     """Return whether all packages of Dovecot are installed that the benchmark needs."""
-    programs = [Path(f"/usr/lib/dovecot/{name}-login") for name in ("imap", "pop3", "submission")]
-    return shutil.which("dovecot") is not None and all(program.exists() for program in programs)
+    return all(map(find_program, ("dovecot", "dovecot/imap", "dovecot/pop3", "dovecot/submission")))
 
 
 def test_logins_benchmark_measures_every_login_method() -> None:
@@ -80,7 +79,7 @@ def test_exchanges_benchmark_measures_imap_and_imaps_through_relays_too() -> Non
         "NOOP exchange, IMAPS at 5,000/s",
         "NOOP exchange, IMAPS",
     ]
-    if shutil.which("haproxy"):
+    if find_program("haproxy"):
         assert all(" haproxy " in line for line in lines)
 
 
@@ -102,7 +101,7 @@ def test_upstream_tls_benchmark_measures_logins_resumption_and_bulk_data() -> No
 
 def test_missing_programs_are_reported_with_their_packages_and_the_proxy_is_measured(tmp_path: Path) -> None:
     for name in ("openssl", "taskset"):
-        found = shutil.which(name)
+        found = find_program(name)
         if found is None:
             pytest.skip(f"{name} is not installed")
         (tmp_path / name).symlink_to(found)
