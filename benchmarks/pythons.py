@@ -39,6 +39,8 @@ from benchmarks.processes import (
 )
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
+_OTHER_PORTS: Final = 200
+"""Those of stub servers, and of the proxies of other benchmarks."""
 _PORTS_OF_ONE: Final = 20
 _WORKER: Final = "mailproxy-work"
 
@@ -199,9 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="rounds after the warm-up")
     parser.add_argument("--seconds", type=float, default=0.4, help="of one measurement in a round")
     parser.add_argument("--clients", type=int, default=16, help="number of clients that log in repeatedly")
-    parser.add_argument("--port", type=int, default=25300, help="the first of the proxies' ports")
+    parser.add_argument("--port", type=int, default=PORTS.base, help="the first port that is used")
     options = parser.parse_args(argv)
-    ports = itertools.count(options.port, _PORTS_OF_ONE)
+    PORTS.base = options.port
+    ports = itertools.count(options.port + _OTHER_PORTS, _PORTS_OF_ONE)
     variants = [Variant.parse(text, port) for text, port in zip(options.variants, ports, strict=False)]
     try:
         with bench(sys.executable) as run, _running(run, variants):
