@@ -63,7 +63,7 @@ class Work:
     def scene(self, port: int) -> Scene:
         """Return what the clients do at a port."""
         is_tls = self.listener.endswith("s")
-        return Scene(self.listener.removesuffix("s"), port, **({"tls": "implicit"} if is_tls else {}))
+        return Scene(self.listener.removesuffix("s"), port, "implicit" if is_tls else "none")
 
 
 WORKS: Final = {
