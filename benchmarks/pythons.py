@@ -31,12 +31,12 @@ from benchmarks.processes import (
     Bench,
     MissingProgram,
     bench,
-    cpu_of,
     nginx_conf,
     pinned,
     stop,
     wait_for,
 )
+from benchmarks.procfs import cpu_of
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _OTHER_PORTS: Final = 200
