@@ -144,7 +144,7 @@ def test_next_process_gives_back_the_counts_of_a_killed_one(descriptor: int) -> 
 def test_process_that_is_killed_with_a_lock_does_not_keep_it(descriptor: int) -> None:
     def lock_and_stay(table: LimitTable, zone: ConnZone) -> int:
         zone.acquire(table.hash_key(BOB), 20)
-        lock(zone._mutexes + (table.hash_key(BOB)[0] % zone._shards % 64) * 64)
+        lock(zone.mutex_of(table.hash_key(BOB)[0] % zone._shards))
         return 1
 
     victim = Child(descriptor, lock_and_stay)

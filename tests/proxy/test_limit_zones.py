@@ -115,7 +115,7 @@ def test_zone_has_place_for_as_many_keys_as_it_states(table: LimitTable) -> None
 
 def test_lock_of_a_process_that_does_not_run_lets_in(table: LimitTable) -> None:
     zone, key = conn_zone(table), table.hash_key(b"bob")
-    mutex = zone._mutexes + (key[0] % zone._shards % 64) * 64
+    mutex = zone.mutex_of(key[0] % zone._shards)
     lock(mutex)
     try:
         with pytest.raises(Busy):
