@@ -90,7 +90,9 @@ VARIANTS: Final = (
     Variant("auth_penalty, known user", "auth_penalty on;"),
     Variant("all three and auth_penalty", "".join(_LIMITS) + "auth_penalty on;"),
     Variant("100 users", base="", user="user%d@example.com", is_proxied=True),
-    Variant("100 users, all three", "".join(_LIMITS), "100 users", user="user%d@example.com", is_proxied=True),
+    Variant(
+        "100 users, all three", "".join(_LIMITS), "100 users", user="user%d@example.com", is_proxied=True
+    ),
     Variant(
         "100 users, auth_penalty", "auth_penalty on;", "100 users", user="user%d@example.com", is_proxied=True
     ),
@@ -123,10 +125,7 @@ def configuration(folder: Path, variants: Sequence[Variant]) -> str:
         f"error_log {folder}/mailproxy.error error;\nevents {{ worker_connections 4000; }}\nmail {{\n"
         f"server_name mail.example.com; auth_http 127.0.0.1:{_AUTH}/auth; set_real_ip_from 127.0.0.1;\n"
         f"smtp_auth plain login; upstream smtp {{ server 127.0.0.1:{_SMTP}; }}\n"
-        f"upstream imap {{ server 127.0.0.1:{_IMAP}; }}\n"
-        + _ZONES
-        + "\n".join(servers)
-        + "\n}\n"
+        f"upstream imap {{ server 127.0.0.1:{_IMAP}; }}\n" + _ZONES + "\n".join(servers) + "\n}\n"
     )
 
 
@@ -364,10 +363,16 @@ def _children(pid: int) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Count and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.login_costs", description=__doc__)
-    parser.add_argument("--logins", type=int, default=15, help="logins of a group, six of which are a row (%(default)s)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows with this text, and those without limits")
+    parser.add_argument(
+        "--logins", type=int, default=15, help="logins of a group, six of which are a row (%(default)s)"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="rows with this text, and those without limits"
+    )
     parser.add_argument("--source", type=Path, default=_ROOT, help="another checkout to count")
-    parser.add_argument("--functions", type=int, default=0, metavar="N", help="show the N dearest C functions")
+    parser.add_argument(
+        "--functions", type=int, default=0, metavar="N", help="show the N dearest C functions"
+    )
     options = parser.parse_args(argv)
     wanted = [variant for variant in VARIANTS if options.only in variant.name]
     bases = {variant.base for variant in wanted}

@@ -188,7 +188,17 @@ class ConnZone(_Zone):
     """
 
     __slots__ = (
-        *("_counts", "_idle", "_known", "_most_idle", "_number", "_owners", "_processes", "_versions", "held"),
+        *(
+            "_counts",
+            "_idle",
+            "_known",
+            "_most_idle",
+            "_number",
+            "_owners",
+            "_processes",
+            "_versions",
+            "held",
+        ),
     )
 
     def __init__(self, place: Place, number: int, results: LimitZoneMetrics | None = None) -> None:
