@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
-from mailproxy.auth_http.pending_request import AuthCallback, Authenticator, PendingRequest
+from mailproxy.auth_http.pending_request import Authenticator, PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.enums import FailedCredentials, Method, PenaltyAction
 from mailproxy.errors import AuthUnavailable

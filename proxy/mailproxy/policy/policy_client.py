@@ -326,6 +326,8 @@ class PolicyClient:
                     server_hostname=self._host if self._tls is not None else None,
                 )
             is_connected = True
+            if self._tls is None:
+                connection.leave_asyncio(self._context.epoll)
         except TimeoutError:
             pass  # the request has the same timeout
         except OSError as error:

@@ -12,6 +12,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from mailproxy.auth_http.response_body import BodyFraming, framing_of
+from mailproxy.loop.epoll import Epoll
+from mailproxy.policy.policy_transport import EpollTransport
 
 if TYPE_CHECKING:
     from mailproxy.policy.policy_client import PolicyClient, PolicyRequest
@@ -54,7 +56,7 @@ class PolicyConnection(asyncio.Protocol):
         self.was_used = False
         self.idle_since = 0.0
         self._client = client
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | EpollTransport | None = None
         self._received = b""
         self._head: tuple[BodyFraming, bool] | None = None
 
@@ -87,6 +89,17 @@ class PolicyConnection(asyncio.Protocol):
         self._client.on_closed(self)
 
     # -- by the client
+
+    def leave_asyncio(self, epoll: Epoll) -> None:
+        """Go on with the worker's epoll instead of asyncio; for a connection without TLS, before a request."""
+        transport = self._transport
+        if not isinstance(transport, asyncio.Transport) or transport.is_closing():
+            return
+        sock = transport.get_extra_info("socket").dup()
+        sock.setblocking(False)
+        transport.set_protocol(asyncio.Protocol())  # it does not get the end of the first descriptor
+        transport.abort()
+        self._transport = EpollTransport(epoll, sock, self)
 
     def send(self, request: PolicyRequest) -> None:
         """Send a request."""
