@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.login_costs``: instructions that limits, penalties and policy servers add to a login.
+"""``python -m benchmarks.login_costs``: what limits, penalties and policy servers add to a login.
 
 A worker runs under callgrind, which counts its instructions in user mode: they depend neither on the
 machine nor on its load.  System calls do not count.  One client logs in again and again, one login at a
@@ -248,13 +248,15 @@ class CountedWorker:
         self._folder = folder
         self._dumps = 0
 
+    def control(self, option: str) -> None:
+        """Run ``callgrind_control``."""
+        subprocess.run(["callgrind_control", option, str(self._pid)], check=True, capture_output=True)
+
     def dump(self) -> str:
         """Return what was counted since the last dump, in callgrind's format."""
         self._dumps += 1
         name = f"number-{self._dumps}-of-{self._pid}"
-        subprocess.run(
-            ["callgrind_control", f"--dump={name}", str(self._pid)], check=True, capture_output=True
-        )
+        self.control(f"--dump={name}")
         for _ in range(_START_SECONDS * 20):
             for path in self._folder.glob(f"callgrind.{self._pid}.*"):
                 text = path.read_text(encoding="utf-8", errors="replace")
@@ -330,7 +332,7 @@ def counted_worker(source: Path, variants: Sequence[Variant]) -> Iterator[Counte
         with open(folder / "log", "w", encoding="utf-8") as log:
             proxy = subprocess.Popen(
                 [
-                    "valgrind", "--tool=callgrind", "--trace-children=yes",
+                    "valgrind", "--tool=callgrind", "--trace-children=yes", "--instr-atstart=no",
                     f"--callgrind-out-file={folder}/callgrind.%p",
                     sys.executable, "-m", "mailproxy", "run", "-f", str(folder / "mailproxy.conf"),
                     "--workers", "1", "--admin", f"127.0.0.1:{_ADMIN}",
@@ -345,7 +347,9 @@ def counted_worker(source: Path, variants: Sequence[Variant]) -> Iterator[Counte
                 if proxy.poll() is not None:
                     raise RuntimeError((folder / "log").read_text()[-2000:])
             log_in_repeatedly(variants[0], 1)  # when it succeeds, the worker runs
-            yield CountedWorker(_children(proxy.pid)[-1], folder)
+            worker = CountedWorker(_children(proxy.pid)[-1], folder)
+            worker.control("--instr=on")
+            yield worker
         finally:
             started = [proxy.pid, *_children(proxy.pid)]
             for pid in started:
