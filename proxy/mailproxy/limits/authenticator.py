@@ -153,7 +153,9 @@ class LimitedAuthenticator:
         if callback is None:
             return
         if self._reqs:
-            counted = session_limits(pending.record)
+            counted = pending.record.held
+            if not isinstance(counted, SessionLimits):
+                counted = session_limits(pending.record)
             attempt = pending.auth_request.attempt
             if counted.attempt != attempt:  # else the service has deferred it
                 counted.attempt = attempt
@@ -195,9 +197,10 @@ class LimitedAuthenticator:
     def on_allowed(self, pending: PendingRequest, grant: AuthAllowed) -> Decision:
         """Count the session of a login that was allowed; returns a refusal where it is above a limit."""
         try:
-            counted = session_limits(pending.record)
-            over = self._acquire(pending, grant, counted) if self._conns else None
-            if over is not None:
+            counted = pending.record.held
+            if not isinstance(counted, SessionLimits):
+                counted = session_limits(pending.record)
+            if self._conns and (over := self._acquire(pending, grant, counted)) is not None:
                 return self._refuse(pending, over.name, LoginResult.LIMIT_CONN, Limit.LIMIT_CONN)
             if counted.preauth is not None and not self._upstream_decides:
                 counted.release_preauth()
@@ -214,10 +217,10 @@ class LimitedAuthenticator:
         client, head = pending.auth_request.client, pending.head
         for limit in self._conns:
             try:
-                text = limit.key(client, grant.user, head)
+                text, zone = limit.key(client, grant.user, head), limit.zone
                 if not text:
                     continue
-                key, zone = self._hash_key(text if len(text) <= MAX_KEY else check_length(text)), limit.zone
+                key = self._hash_key(text if len(text) <= MAX_KEY else check_length(text))
                 slot = zone.acquire_known(key, limit.connections)
                 if slot < 0 and (slot := self._acquire_unknown(pending, limit, key)) == _OVER:
                     counted.release_sessions()

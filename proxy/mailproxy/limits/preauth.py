@@ -56,13 +56,15 @@ class PreauthLimit:
         Returns:
             What is counted of it, ``None`` where it must be closed.
         """
-        if address.startswith("unix:"):
-            return SessionLimits()
+        zone = self._zone
         try:
             key = self._hash_key(self._keys[address])
-            slot, is_over = self._zone.acquire_known(key, self._limit), False
-            if slot < 0:
-                slot, is_over = self._zone.acquire(key, self._limit)
+            slot = zone.acquire_known(key, self._limit)
+            if slot >= 0:
+                return SessionLimits((zone, slot))
+            if address.startswith("unix:"):
+                return SessionLimits()
+            slot, is_over = zone.acquire(key, self._limit)
         except Exception as error:  # a fault of the table refuses nobody
             self._zone.results.skipped.value += 1
             self._context.log_limit_fault(error)
@@ -70,7 +72,7 @@ class PreauthLimit:
         if is_over:
             self._refuse(address, metrics)
             return None
-        return SessionLimits((self._zone, slot) if slot >= 0 else None)
+        return SessionLimits((zone, slot) if slot >= 0 else None)
 
     def _refuse(self, address: str, metrics: ServerMetrics) -> None:
         self._zone.results.rejected.value += 1

@@ -233,11 +233,10 @@ class ConnZone(_Zone):
             return -1
         slot, shard, version, others = known
         counts = self._counts
-        total = own = counts[slot] + 1
-        counts[slot] = own
+        counts[slot] = total = own = counts[slot] + 1
         if self._versions[shard] == version:  # no other process has a new slot
-            for other in others:
-                total += counts[other]
+            if others:
+                total += sum([counts[other] for other in others])
             if total <= limit - self._processes[0]:
                 self.held += 1
                 return slot
@@ -289,7 +288,7 @@ class ConnZone(_Zone):
         self._known[pattern] = own, shard, self._versions[shard], others
 
     def _sum(self, pattern: bytes, shard: int) -> tuple[int, int, tuple[int, ...]]:
-        """Return the sessions of a key, of all processes, this process's slot, -1 for none, and the others."""
+        """Return all sessions of a key, this process's slot, -1 for none, and those of other processes."""
         total, own, others = 0, -1, []
         start = self._first + shard * SLOTS * 8
         end = start + SLOTS * 8

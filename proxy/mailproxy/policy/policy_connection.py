@@ -91,7 +91,7 @@ class PolicyConnection(asyncio.Protocol):
     # -- by the client
 
     def leave_asyncio(self, epoll: Epoll) -> None:
-        """Go on with the worker's epoll instead of asyncio; for a connection without TLS, before a request."""
+        """Go on with the worker's epoll instead of asyncio; without TLS, and before a request."""
         transport = self._transport
         if not isinstance(transport, asyncio.Transport) or transport.is_closing():
             return
