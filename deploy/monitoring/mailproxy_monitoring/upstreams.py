@@ -145,7 +145,7 @@ UPSTREAMS: Final = Row(
                 (f"max (mailproxy_route_tables_refused{{{JOB}}})", "tables of routes"),
             ),
             description="Addresses that failed three times in a row: tried last. Tables with invalid lines.",
-            alerts=("MailProxyUpstreamFailsOver",),
+            alerts=("MailProxyUpstreamFailsOver", "MailProxyRouteTableRefused"),
         ),
         Panel(
             title="Relayed bytes",
@@ -262,6 +262,7 @@ PASSWORDS: Final = Row(
                 (f"max (mailproxy_user_files_refused{{{JOB}}})", "files of users"),
             ),
             description="Passwords that wait or are verified. Files of users with invalid lines.",
+            alerts=("MailProxyUserListRefused",),
         ),
     ),
 )

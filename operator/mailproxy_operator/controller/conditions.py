@@ -10,6 +10,8 @@ from datetime import datetime
 
 from mailproxy_operator.api import names
 from mailproxy_operator.controller.observed import Observed, Pod
+from mailproxy_operator.controller.routes_ready import CONDITION as ROUTES
+from mailproxy_operator.controller.routes_ready import RouteFiles, routes_ready
 from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.controller.upstream_tls import upstream_tls
 from mailproxy_operator.errors import ConditionCause, ReportedCause
@@ -45,6 +47,7 @@ class Facts:
         notices: Notices about an accepted resource.
         unresolved: Why a BackendTLSPolicy cannot be used.
         tls_servers: The servers that use TLS with mail servers.
+        route_files: The tables of routes and lists of users; ``None`` for an invalid resource that had some.
         now: The time, for certificates that expire.
         has_references: Whether Secrets or ConfigMaps are mounted besides the configuration.
         reference_paths: The fields that refer to a Secret or ConfigMap, by its kind and name.
@@ -64,6 +67,7 @@ class Facts:
     notices: tuple[str, ...] = ()
     unresolved: ConditionCause | None = None
     tls_servers: frozenset[str] = frozenset()
+    route_files: RouteFiles | None = field(default_factory=RouteFiles)
     now: datetime | None = None
 
     @property
@@ -90,7 +94,7 @@ class ConditionState:
 
 
 def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
-    """Evaluate all conditions; ``UpstreamTLSReady`` only for a resource that uses TLS with mail servers."""
+    """Evaluate all conditions; ``UpstreamTLSReady`` and ``RoutesReady`` only where they mean something."""
     found = {
         "Accepted": _accepted(facts),
         "ResolvedRefs": _resolved_refs(facts),
@@ -103,6 +107,9 @@ def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
     tls = upstream_tls(facts.observed, facts.tls_servers, facts.now)
     if tls is not None:
         found[UPSTREAM_TLS] = ConditionState(*tls)
+    routes = routes_ready(facts.observed, facts.route_files, facts.reference_paths)
+    if routes is not None:
+        found[ROUTES] = ConditionState(*routes)
     return found
 
 
@@ -142,6 +149,7 @@ _ORDER = (
     "Available",
     "ConfigSynced",
     UPSTREAM_TLS,
+    ROUTES,
     "Reconciling",
     "Stalled",
 )

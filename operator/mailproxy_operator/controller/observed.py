@@ -86,3 +86,8 @@ class Observed:
     addresses: tuple[tuple[str, str], ...] = ()
     mount_failures: Mapping[str, str] = field(default_factory=dict)
     without_sidecar: tuple[str, ...] = ()
+
+    @property
+    def reporting_pods(self) -> tuple[Pod, ...]:
+        """The pods that report their configuration and stay."""
+        return tuple(pod for pod in self.pods if pod.running is not None and not pod.is_terminating)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mailproxy_operator.reasons import Reason
 from mailproxy_operator.reasons.rows import ConditionType, ReasonRow, State
-from mailproxy_operator.reasons.upstream_rows import UPSTREAM_TLS
+from mailproxy_operator.reasons.upstream_rows import ROUTES, UPSTREAM_TLS
 
 CONDITIONS = (
     ConditionType("Ready", "True", "clients are served with the newest configuration; sums up the others"),
@@ -23,6 +23,11 @@ CONDITIONS = (
         "UpstreamTLSReady",
         "True",
         "TLS with mail servers works; only with `proxySsl`, and not part of `Ready`",
+    ),
+    ConditionType(
+        "RoutesReady",
+        "True",
+        "tables of routes and lists of users are loaded; only where there are some, and not part of `Ready`",
     ),
     ConditionType("Reconciling", "False", "a change is in progress"),
     ConditionType("Stalled", "False", "the resource does not become ready without a change by a user"),
@@ -415,6 +420,7 @@ REASONS = (
         ),
     ),
     *UPSTREAM_TLS,
+    *ROUTES,
     # -- Reconciling -----------------------------------------------------------
     ReasonRow(
         reason=Reason.ROLLING_OUT,

@@ -267,7 +267,7 @@ class Supervisor:
         """Log why a configuration was rejected at a reload, and which one stays in use."""
         self._status.refused(tuple(problems))
         for problem in problems[:_MAX_PROBLEM_LINES]:
-            self._log_event(LogLevel.ERROR, "configuration_refused", path=problem.path, reason=problem.reason)
+            self._log_event(LogLevel.ERROR, "configuration_refused", **_fields(problem))
         kept = self._pool.wanted if self._pool is not None else None
         self._log_event(
             LogLevel.ERROR,
@@ -336,11 +336,11 @@ class Supervisor:
         for notice in revision.notices[:_MAX_PROBLEM_LINES]:
             self._log_event(LogLevel.NOTICE, "configuration_notice", path=notice.path, reason=notice.reason)
         for problem in revision.certificates[:_MAX_PROBLEM_LINES]:
-            self._log_event(LogLevel.ERROR, "certificate_not_used", path=problem.path, reason=problem.reason)
+            self._log_event(LogLevel.ERROR, "certificate_not_used", **_fields(problem))
         for problem in revision.refused_lines[:_MAX_PROBLEM_LINES]:
-            self._log_event(LogLevel.ERROR, "route_table_kept", path=problem.path, reason=problem.reason)
+            self._log_event(LogLevel.ERROR, "route_table_kept", **_fields(problem))
         for problem in revision.refused_users[:_MAX_PROBLEM_LINES]:
-            self._log_event(LogLevel.ERROR, "user_file_kept", path=problem.path, reason=problem.reason)
+            self._log_event(LogLevel.ERROR, "user_file_kept", **_fields(problem))
         needed = 2 * revision.config.worker_connections + _SPARE_DESCRIPTORS
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit != resource.RLIM_INFINITY and limit < needed:
@@ -373,6 +373,11 @@ class Supervisor:
         options = self._options
         level = ("--log-level", options.log_level) if options.log_level else ()
         return ("--log-format", options.log_format, *level)
+
+
+def _fields(problem: Problem) -> dict[str, object]:
+    """Return the fields of an event of the log about a problem."""
+    return {"path": problem.path, "line": problem.line or None, "reason": problem.reason}
 
 
 def raise_descriptor_limit() -> None:
