@@ -43,7 +43,7 @@ def use_mail_servers(manifest: Manifest, ports: Mapping[str, int]) -> None:
     protocols = _protocols(manifest)
     for group in manifest["spec"].get("upstreams", ()) if protocols else ():
         protocol = protocols.get(group["name"])
-        if protocol in ports:
+        if protocol is not None and protocol in ports:
             group.pop("service", None)
             group["servers"] = [{"address": f"127.0.0.1:{ports[protocol]}"}]
 
