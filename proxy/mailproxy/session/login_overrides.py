@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.context import WorkerContext
-from mailproxy.protocols.types import Overrides, UpstreamLogin
+from mailproxy.protocols.types import AuthAllowed, Overrides, UpstreamLogin, UpstreamServer
 from mailproxy.routing.login_name import normalised
 
 if TYPE_CHECKING:
@@ -39,11 +39,29 @@ def connect_for_login(
     base = server.base or server
     group = login.grant.upstream_group
     if group and not login.grant.servers:  # the authentication service has named it
-        login.grant.servers = base.group_choices[group].servers(normalised(login.grant.user))
+        key = login.grant.hash_key or login.grant.user
+        login.grant.servers = base.group_choices[group].servers(normalised(key))
+        if login.grant.port:
+            login.grant.servers = _with_port(base, login.grant)
+        first = login.grant.servers[0]
+        login.grant.address, login.grant.port = first.host, first.port
+        session.record.upstream, session.record.upstream_port = first.host, first.port
     base = base.groups.get(group, base)
     overrides = login.grant.overrides
     session.server = variant_of(base, session.context, overrides) if overrides else base
     return connect(session, login)
+
+
+def _with_port(server: VirtualServer, grant: AuthAllowed) -> tuple[UpstreamServer, ...]:
+    """Return the servers of a login with ``Auth-Port`` for those that have no port in the configuration."""
+    groups = (group for group in server.config.upstream_groups if group.name == grant.upstream_group)
+    own = {(each.host, each.port) for group in groups for each in group.servers if each.port}
+    return tuple(
+        each
+        if (each.host, each.port) in own or each.host.startswith("unix:")
+        else UpstreamServer(each.host, grant.port)
+        for each in grant.servers
+    )
 
 
 def variant_of(server: VirtualServer, context: WorkerContext, overrides: Overrides) -> VirtualServer:
