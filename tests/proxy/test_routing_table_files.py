@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from mailproxy.routing import table_files
+from mailproxy.routing.route_table import RouteTable
+from mailproxy.routing.router import RouteMatch
 from mailproxy.routing.table_files import load_tables
 from mailproxy_config.model import AuthMode, Protocol, ProxyConfig
 from mailproxy_config.upstream_groups import GroupServer, Route, UpstreamGroup
@@ -57,6 +59,20 @@ def test_lines_of_a_secret_are_in_no_problem(tmp_path: Path) -> None:
     file.write_text("bob a\na ann\n")
     [problem] = load_tables(config(file, "a"), {}).errors
     assert str(problem) == f"{file}:2: the upstream is not in spec.upstreams (a)"
+
+
+def test_table_of_a_million_lines_is_loaded_once(tmp_path: Path) -> None:
+    count = 1_000_000
+    file = tmp_path / "moves"
+    file.write_bytes(b"".join(b"u%d@example.org a\n" % number for number in range(count)))
+    first = load_tables(config(file, "a"), {})
+    assert first.errors == ()
+    table = RouteTable(first.files[str(file)].fileno())
+    for name in (b"u0@example.org", b"u999999@example.org"):
+        assert table.find(name) == RouteMatch("a")
+    assert table.find(b"u1000000@example.org") is None
+    assert load_tables(config(file, "a"), first.files).files == first.files
+    assert os.fstat(first.files[str(file)].fileno()).st_size < 48 * 2**20
 
 
 def test_missing_file_pipe_and_changing_file_are_refused(
