@@ -109,6 +109,18 @@ def test_configuration_that_is_refused_because_of_a_table_is_a_finding() -> None
     assert other[0] == "True"
 
 
+def test_table_that_keeps_a_pod_from_its_start_is_a_finding() -> None:
+    message = f"{USERS}:1: a line is user:hash; {USERS}:2: the same"
+    ended = Pod(name="a", has_started=True, exit_message=message)
+    found = routes_ready(Observed(pods=(ended,)), FILES, FIELDS)
+    assert found == (
+        "False",
+        Reason.USER_LIST_REFUSED,
+        "pod a: Secret users, key htpasswd, line 1: a line is user:hash; "
+        "correct it (spec.mail.authUserFile.secretKeyRef); the pod starts when it is corrected",
+    )
+
+
 def test_missing_object_of_another_field_is_no_finding() -> None:
     starting = Pod(name="a")
     for message in ('secret "mail-tls" not found', "references non-existent secret key: tls.crt"):

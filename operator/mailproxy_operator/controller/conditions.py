@@ -355,9 +355,9 @@ def _pod_start_failure(pod: Pod) -> ConditionCause | None:
             Reason.IMAGE_PULL_FAILED,
             f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}; {advice}",
         )
-    return ConditionCause(
-        Reason.PODS_NOT_READY, f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
-    )
+    waits = f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
+    ended = f"; the proxy ended: {pod.exit_message}" if pod.exit_message else ""
+    return ConditionCause(Reason.PODS_NOT_READY, f"{waits}{ended}")
 
 
 def _config_synced(facts: Facts) -> ConditionState:

@@ -20,6 +20,7 @@ References = Mapping[tuple[str, str], tuple[str, ...]]
 
 _KEPT = "pods use its last valid version until then, and load a corrected one without a restart"
 _REJECTED = "the pod keeps its previous configuration, and loads a corrected file without a restart"
+_ENDED = "the pod starts when it is corrected"
 _MOUNTED = re.compile(r"[^ ]*/(secrets|configmaps)/([^/ ]+)/([^/: ]+)")
 _MISSING = "cannot be read: No such file or directory"
 _NOT_FOUND = re.compile(r'(secret|configmap)s? "([^"]*)" not found', re.IGNORECASE)
@@ -115,16 +116,21 @@ def _field(kind: str, name: str, references: References) -> str:
 def _refused(observed: Observed, files: RouteFiles, references: References) -> Found | None:
     for pod, is_table, line, count in _lines(observed):
         return _finding(pod, (line, is_table, count), _KEPT, references)
-    for one in observed.reporting_pods:
-        error = one.running.last_error if one.running else ""
+    for name, error, effect in _errors(observed):
         for path in sorted(files.tables | files.users):
             if f"{path}:" in error:
                 line = path + error.partition(path)[2].partition("; ")[0]
-                advice = (
-                    "the pod keeps its previous configuration, and loads a corrected file without a restart"
-                )
-                return _finding(one.name, (line, path in files.tables, 1), advice, references)
+                return _finding(name, (line, path in files.tables, 1), effect, references)
     return None
+
+
+def _errors(observed: Observed) -> Iterator[tuple[str, str, str]]:
+    """Yield pods whose proxy refuses its configuration, with the errors and what the pod does."""
+    for pod in observed.pods:
+        if pod.running is not None and not pod.is_terminating:
+            yield pod.name, pod.running.last_error, _REJECTED
+        elif not pod.is_terminating:
+            yield pod.name, pod.exit_message, _ENDED
 
 
 def _finding(pod: str, report: tuple[str, bool, int], effect: str, references: References) -> Found:

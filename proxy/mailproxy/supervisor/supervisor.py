@@ -31,6 +31,7 @@ from mailproxy.supervisor.fork_server import ForkServer
 from mailproxy.supervisor.launcher import WorkerLauncher
 from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
+from mailproxy.supervisor.termination_log import write_termination_log
 from mailproxy.supervisor.worker_pool import StartupError, WorkerPool
 from mailproxy.telemetry.log import LibraryLogHandler, Log
 from mailproxy_config.addresses import format_host_port
@@ -365,6 +366,8 @@ class Supervisor:
 
     def _fail(self, code: ExitCode, problems: Iterable[Problem]) -> int:
         """Print why the proxy does not start."""
+        problems = tuple(problems)
+        write_termination_log(problems)
         for problem in problems:
             sys.stderr.write(f"mailproxy: {format_problem(problem)}\n")
         return code
