@@ -48,7 +48,9 @@ from mailproxy_config.model import (
     ResolverConfig,
     ServerConfig,
 )
+from mailproxy_config.upstream_groups import service_groups
 from mailproxy_config.upstream_login import ProxyAuthToken
+from mailproxy_config.upstream_members import MemberList
 
 if TYPE_CHECKING:
     from mailproxy.oauth.token_source import TokenSource
@@ -148,6 +150,8 @@ class App:
         self.context.limit = config.worker_connections
         self.context.metrics.connections_limit.value = config.worker_connections
         self.context.metrics.keep_servers(server.name for server in config.servers)
+        groups = (group for server in config.servers for group in server.upstream_groups)
+        self.context.metrics.keep_groups(service_groups(groups))
         self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
         stop_probes(self._servers.values())
@@ -166,6 +170,17 @@ class App:
                 self._ticket_keys[seconds].replace(keys)
             else:
                 self._ticket_keys[seconds] = TicketKeys(keys)
+
+    def set_members(self, lists: Mapping[str, MemberList | None]) -> None:
+        """Replace lists of members of Services from now on; sessions that are logged in stay where they are.
+
+        Args:
+            lists: By the name of the group; ``None`` for a group without a list.
+        """
+        members = self.context.members
+        members |= {name: each for name, each in lists.items() if each is not None}
+        for name in [name for name, each in lists.items() if each is None]:
+            members.pop(name, None)
 
     # -- building
 
@@ -218,7 +233,7 @@ class App:
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if _has_names(config) else None,
             refusals=previous.refusals if previous else RefusalTimes(),
-            group_choices=group_choices(config),
+            group_choices=group_choices(config, self.context),
             preauth=self.authenticators.preauth(config),
         )
         built.groups = {

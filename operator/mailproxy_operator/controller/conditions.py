@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from mailproxy_operator.api import names
+from mailproxy_operator.controller.groups_ready import CONDITION as GROUPS_READY
+from mailproxy_operator.controller.groups_ready import groups_ready
 from mailproxy_operator.controller.observed import Observed, Pod
 from mailproxy_operator.controller.routes_ready import CONDITION as ROUTES
 from mailproxy_operator.controller.routes_ready import RouteFiles, routes_ready
 from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.controller.upstream_tls import upstream_tls
 from mailproxy_operator.errors import ConditionCause, ReportedCause
+from mailproxy_operator.members.groups import GroupState
 from mailproxy_operator.reasons import Reason
 
 TERMINAL_REASONS = frozenset(
@@ -48,6 +51,7 @@ class Facts:
         unresolved: Why a BackendTLSPolicy cannot be used.
         tls_servers: The servers that use TLS with mail servers.
         route_files: The tables of routes and lists of users; ``None`` for an invalid resource that had some.
+        groups: What came of the groups of upstreams that are Services.
         now: The time, for certificates that expire.
         has_references: Whether Secrets or ConfigMaps are mounted besides the configuration.
         reference_paths: The fields that refer to a Secret or ConfigMap, by its kind and name.
@@ -68,6 +72,7 @@ class Facts:
     unresolved: ConditionCause | None = None
     tls_servers: frozenset[str] = frozenset()
     route_files: RouteFiles | None = field(default_factory=RouteFiles)
+    groups: tuple[GroupState, ...] = ()
     now: datetime | None = None
 
     @property
@@ -94,7 +99,7 @@ class ConditionState:
 
 
 def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
-    """Evaluate all conditions; ``UpstreamTLSReady`` and ``RoutesReady`` only where they mean something."""
+    """Evaluate all conditions; those about mail servers only for a resource that they concern."""
     found = {
         "Accepted": _accepted(facts),
         "ResolvedRefs": _resolved_refs(facts),
@@ -110,6 +115,9 @@ def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
     routes = routes_ready(facts.observed, facts.route_files, facts.reference_paths)
     if routes is not None:
         found[ROUTES] = ConditionState(*routes)
+    ready = groups_ready(facts.groups)
+    if ready is not None:
+        found[GROUPS_READY] = ConditionState(*ready)
     return found
 
 
@@ -150,6 +158,7 @@ _ORDER = (
     "ConfigSynced",
     UPSTREAM_TLS,
     ROUTES,
+    GROUPS_READY,
     "Reconciling",
     "Stalled",
 )

@@ -66,6 +66,14 @@ class Reason(StrEnum):
     ROUTE_KEY_NOT_FOUND = "RouteKeyNotFound"
     ROUTE_TABLE_REFUSED = "RouteTableRefused"
     USER_LIST_REFUSED = "UserListRefused"
+    # GroupsReady
+    MEMBERS_READY = "MembersReady"
+    NO_READY_MEMBERS = "NoReadyMembers"
+    SERVICE_NOT_FOUND = "ServiceNotFound"
+    PORT_NOT_FOUND = "PortNotFound"
+    TOO_MANY_MEMBERS = "TooManyMembers"
+    ENDPOINTS_FORBIDDEN = "EndpointsForbidden"
+    ENDPOINTS_UNKNOWN = "EndpointsUnknown"
     # Reconciling
     ROLLING_OUT = "RollingOut"
     RETRYING = "Retrying"

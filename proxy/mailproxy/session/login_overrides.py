@@ -39,8 +39,10 @@ def connect_for_login(
     base = server.base or server
     group = login.grant.upstream_group
     if group and not login.grant.servers:  # the authentication service has named it
-        key = login.grant.hash_key or login.grant.user
-        login.grant.servers = base.group_choices[group].servers(normalised(key))
+        choice = base.group_choices[group]
+        login.grant.servers = choice.servers(normalised(login.grant.hash_key or login.grant.user))
+        if not login.grant.servers:
+            raise choice.no_server()
         if login.grant.port:
             login.grant.servers = _with_port(base, login.grant)
         first = login.grant.servers[0]
@@ -54,8 +56,10 @@ def connect_for_login(
 
 def _with_port(server: VirtualServer, grant: AuthAllowed) -> tuple[UpstreamServer, ...]:
     """Return the servers of a login with ``Auth-Port`` for those that have no port in the configuration."""
-    groups = (group for group in server.config.upstream_groups if group.name == grant.upstream_group)
-    own = {(each.host, each.port) for group in groups for each in group.servers if each.port}
+    group = next(each for each in server.config.upstream_groups if each.name == grant.upstream_group)
+    if group.members is not None:  # the endpoints of a Service have ports
+        return grant.servers
+    own = {(each.host, each.port) for each in group.servers if each.port}
     return tuple(
         each
         if (each.host, each.port) in own or each.host.startswith("unix:")

@@ -29,6 +29,7 @@ from mailproxy.supervisor.config_check import format_problem, sort_problems
 from mailproxy.supervisor.config_loader import ConfigLoader, ConfigRevision, in_thread
 from mailproxy.supervisor.fork_server import ForkServer
 from mailproxy.supervisor.launcher import WorkerLauncher
+from mailproxy.supervisor.member_lists import MemberLists, MembersRead
 from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.termination_log import write_termination_log
@@ -91,7 +92,9 @@ class Supervisor:
         self._log = log
         self._server = server
         self._memory = memory
-        self._status = Status(UpstreamHealth(shared := SharedMemory(memory)), LimitTable(shared))
+        self._members = MemberLists()
+        shared = SharedMemory(memory)
+        self._status = Status(UpstreamHealth(shared), LimitTable(shared), self._members)
         self._file_watcher = FileWatcher([options.file])
         self._config_loader = ConfigLoader(options)
         self._reload_requested = asyncio.Event()
@@ -169,6 +172,7 @@ class Supervisor:
             log_event=self._log_event,
         )
         self._pool = self._status.pool = pool
+        self._use_members(pool, self._members.use(revision.config))
         try:
             await pool.start(revision)
         except (ConfigError, StartupError) as error:
@@ -178,7 +182,7 @@ class Supervisor:
         self._log_listening(revision, endpoint)
         self._status.is_started = True
         waiting = [
-            tasks.create_task(self._watch_files()),
+            tasks.create_task(self._watch_files(pool)),
             tasks.create_task(self._reload_on_request(pool)),
             tasks.create_task(self._rotate_ticket_keys(pool)),
         ]
@@ -210,13 +214,24 @@ class Supervisor:
             raise ConfigError(sort_problems(map(revision.locate, error.problems))) from error
         return revision
 
-    async def _watch_files(self) -> None:
+    async def _watch_files(self, pool: WorkerPool) -> None:
         while True:
-            await asyncio.sleep(_CHANGING_SECONDS if self._file_watcher.is_changing else WATCH_SECONDS)
+            is_changing = self._file_watcher.is_changing or self._members.is_changing
+            await asyncio.sleep(_CHANGING_SECONDS if is_changing else WATCH_SECONDS)
             self._log.flush()
+            self._use_members(pool, self._members.poll())
             for path in self._file_watcher.changed():
                 self._log_event(LogLevel.NOTICE, "file_changed", path=path)
                 self._reload_requested.set()
+
+    def _use_members(self, pool: WorkerPool, read: MembersRead) -> None:
+        """Send changed members of Services to the workers."""
+        if read.changed:
+            pool.set_members(read.changed)
+        for path, generation in read.loaded:
+            self._log_event(LogLevel.NOTICE, "members_loaded", path=path, generation=generation)
+        for problem in read.kept:
+            self._log_event(LogLevel.ERROR, "members_kept", path=problem.path, reason=problem.reason)
 
     async def _reload_on_request(self, pool: WorkerPool) -> None:
         while True:
@@ -235,6 +250,7 @@ class Supervisor:
                 await self._apply(pool, revision)
 
     async def _apply(self, pool: WorkerPool, revision: ConfigRevision) -> None:
+        self._use_members(pool, self._members.use(pool.wanted.config, revision.config))
         try:
             await pool.change_to(revision)
         except ConfigError as error:
@@ -242,6 +258,7 @@ class Supervisor:
             self._reject(sort_problems(map(revision.locate, error.problems)))
         else:
             self._commit(revision)
+        self._use_members(pool, self._members.use(pool.wanted.config))
 
     def _commit(self, revision: ConfigRevision) -> None:
         before = self._listening
