@@ -119,7 +119,8 @@ def pss_of(pid: int) -> int:
     raise RuntimeError(f"no Pss of {pid}")
 
 
-def _children(pid: int) -> tuple[int, ...]:
+def children(pid: int) -> tuple[int, ...]:
+    """The child processes of a process, in the order of their start."""
     return tuple(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
@@ -196,7 +197,7 @@ def bench(python: str) -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="mailproxy-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        _certificates(folder)
+        make_certificates(folder)
         stub_servers = pinned(
             LOAD_CPU, python, "-m", "benchmarks.stub_servers", *(str(PORTS.peer(peer)) for peer in PEERS)
         )
@@ -256,7 +257,7 @@ def start_with_conf(
 
 def _workers(parent: int, word: str, count: int) -> tuple[int, ...]:
     for _ in range(200):
-        found = tuple(pid for pid in _children(parent) if word in _command(pid))
+        found = tuple(pid for pid in children(parent) if word in _command(pid))
         if len(found) == count:
             return found
         time.sleep(0.05)
@@ -291,7 +292,8 @@ def nginx_conf(folder: Path, proxy: str, workers: int) -> str:
     )
 
 
-def _certificates(folder: Path) -> None:
+def make_certificates(folder: Path) -> None:
+    """Make a certificate and a key of each kind."""
     for kind, key in (("ecdsa", ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")), ("rsa", ("rsa:2048",))):
         command = ["openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=mail.example.com"]
         files = ["-newkey", *key, "-keyout", str(folder / f"{kind}.key"), "-out", str(folder / f"{kind}.crt")]
@@ -299,9 +301,11 @@ def _certificates(folder: Path) -> None:
         (folder / f"{kind}.key").chmod(0o644)
 
 
-def wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None) -> None:
+def wait_for(
+    port: int, process: subprocess.Popen[Any], log: Path | None = None, seconds: float = 10.0
+) -> None:
     """Wait until a process listens; raises with the end of its log where it does not."""
-    for _ in range(200):
+    for _ in range(int(seconds / 0.05)):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except OSError:
