@@ -208,7 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--logins", type=int, default=320, help="logins per protocol (%(default)s)")
     parser.add_argument("--source", type=Path, default=_ROOT, help="another checkout to count")
     parser.add_argument("--python", default=sys.executable, help="another interpreter, with the dependencies")
-    parser.add_argument("--functions", type=int, default=0, metavar="N", help="show the N dearest C functions")
+    parser.add_argument(
+        "--functions", type=int, default=0, metavar="N", help="show the N dearest C functions"
+    )
     parser.add_argument("--port", type=int, default=24000, help="the first port that is used (%(default)s)")
     options = parser.parse_args(argv)
     PORTS.base = options.port
