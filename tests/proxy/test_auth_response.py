@@ -21,7 +21,9 @@ from mailproxy.auth_http.response import (
     AuthResponse,
     BodyFraming,
     InterimResponse,
+    KnownHead,
     head_end,
+    known_head,
     parse,
 )
 from mailproxy.enums import AuthErrorReason, Method
@@ -549,6 +551,75 @@ def test_cached_response_depends_on_method_user_and_password() -> None:
     ]
     assert found == [AuthAllowed("192.0.2.10", 143, user, Secret(user)) for user in users]
     assert response.read_head.cache_info().hits == 1
+
+
+# ---- a response like the last one ----
+
+
+def known(headers: bytes, rest: bytes = b"") -> KnownHead | None:
+    head = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n"
+    return known_head(head, rest, parse(head, IMAP, Method.PASSWORD, b"alice", Secret(b"given")))
+
+
+@given(
+    line=st.sampled_from([b"Auth-Pass: %b\r\n", b"AUTH-PASS:%b \n", b"auth-pass: pass%bword\r\n"]),
+    is_last=st.booleans(),
+    password=st.binary(max_size=12)
+    | st.sampled_from([b"", b" a ", b"a\r", b"a\r\n\r\n", b"a\nAuth-User: eve"]),
+    rest=st.sampled_from([b"", b"0\r\n\r\n"]),
+)
+def test_response_like_the_last_one_is_read_as_by_parse(
+    line: bytes, is_last: bool, password: bytes, rest: bytes
+) -> None:
+    where = WHERE + (b"Transfer-Encoding: chunked\r\n" if rest else b"Content-Length: 0\r\n")
+    headers = where + line if is_last else line + where
+    last = known(headers % b"secret", rest)
+    assert last is not None
+    head = b"HTTP/1.1 200 OK\r\n" + headers % password + b"\r\n"
+    found = last.read(head + rest, b"bob")
+    if any(byte < 32 for byte in password):
+        assert found is None
+    else:
+        assert found == parse(head, IMAP, Method.PASSWORD, b"bob", Secret(b"given"))
+        assert head_end(head + rest) == len(head)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        WHERE,
+        WHERE + b"Auth-Pass: a\r\nX-Pass: b\r\n",
+        WHERE + b"Auth-Pass: a\r\nAuth-User: eve\r\n",
+        b"Auth-Status: Denied\r\nAuth-Pass: a\r\n",
+    ],
+)
+def test_other_responses_are_parsed_each_time(headers: bytes) -> None:
+    assert known(headers) is None
+
+
+def test_response_with_a_body_is_parsed_each_time() -> None:
+    headers = WHERE + b"Auth-Pass: a\r\nContent-Length: 1\r\n"
+    assert known(headers, b"x") is None
+    assert known(headers) is not None
+
+
+@pytest.mark.parametrize("change", [(b"200", b"204"), (b"192.0.2.10", b"192.0.2.11"), (b"\r\n\r\n", b"\r\n")])
+def test_different_response_is_not_like_the_last_one(change: tuple[bytes, bytes]) -> None:
+    headers = WHERE + b"Auth-Pass: a\r\n"
+    last = known(headers)
+    assert last is not None
+    head = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n"
+    assert last.read(head, b"bob") is not None
+    assert last.read(head.replace(*change), b"bob") is None
+    assert last.read(head + b"x", b"bob") is None
+
+
+def test_what_is_kept_of_a_response_has_no_password() -> None:
+    last = known(WHERE + b"Auth-Pass: secret\r\n")
+    assert last is not None
+    kept = [item for item in gc.get_referents(last) if not isinstance(item, type)]
+    assert b"secret" not in b"".join(item for item in kept if isinstance(item, bytes))
+    assert not any(isinstance(item, Secret | AuthAllowed) for item in kept)
 
 
 # ---- cached parsing ----

@@ -15,7 +15,7 @@ from typing import Final
 
 from mailproxy.auth_http.connection import AuthConnection
 from mailproxy.auth_http.pending_request import AuthCallback, PendingRequest
-from mailproxy.auth_http.response import AuthResponse
+from mailproxy.auth_http.response import AuthResponse, KnownHead
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
@@ -58,6 +58,7 @@ class AuthHttpClient:
         connections: All connections, idle ones included.
         idle: The idle connections; the last that became idle is used first.
         keeps_alive: Whether a connection may be used for another request.
+        known_head: The last response, if the next one may be the same but for the password.
         limit: The most connections; some of them are reserved.
         requests: All requests that are not over, by age.
         shared_limit: The most connections that are not reserved.
@@ -76,6 +77,7 @@ class AuthHttpClient:
         "context",
         "idle",
         "keeps_alive",
+        "known_head",
         "limit",
         "requests",
         "seconds",
@@ -99,6 +101,7 @@ class AuthHttpClient:
         self.tls = tls
         self.addresses = addresses
         self.keeps_alive = keeps
+        self.known_head: KnownHead | None = None
         self.accepts_names = accepts_names
         self.body_timeouts: TimeoutQueue = context.timers.queue(BODY_SECONDS)
         self.seconds = seconds

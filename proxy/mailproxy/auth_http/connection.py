@@ -19,7 +19,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.auth_http.overrides import set_overrides
-from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimResponse, head_end, parse
+from mailproxy.auth_http.response import (
+    MAX_HEAD,
+    AuthResponse,
+    InterimResponse,
+    head_end,
+    known_head,
+    parse,
+)
 from mailproxy.auth_http.response_body import BadBody, Body, body_of
 from mailproxy.auth_http.server_group import check_group
 from mailproxy.dns import Target, target_text
@@ -28,6 +35,7 @@ from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthRespon
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import WOULD_BLOCK
+from mailproxy.protocols.types import AuthAllowed
 from mailproxy.tls.client import describe_tls_error
 
 if TYPE_CHECKING:
@@ -264,9 +272,22 @@ class AuthConnection:
             self._read_body(data) if data else self.close()
         elif not data or not self._is_sent:  # what arrives before the request is not its response
             self._on_lost()
-        else:
+        elif self._head or self._interim_bytes or not self._read_known_response(self.request, data):
             seen = len(self._head)
             self._read_head(self._head + data if seen else data, seen)
+
+    def _read_known_response(self, request: PendingRequest, data: bytes) -> bool:
+        """Read a response that differs from the last one in the password only; return whether it is one."""
+        known = self.http_client.known_head
+        if known is None or request.server.auth_http_overrides:
+            return False
+        response = known.read(data, request.auth_request.credentials.user)
+        if response is None:
+            return False
+        rest = known.rest
+        request.head = data[: -len(rest)] if rest else data
+        self._on_response(request, response, rest)
+        return True
 
     def _read_head(self, head: bytes, seen: int) -> None:
         """Read the response's head when it is complete, and skip interim responses before it."""
@@ -289,19 +310,23 @@ class AuthConnection:
         request = self.request
         assert request is not None  # noqa: S101 - checked before
         request.head = complete = head[:end]
+        server = request.server
         try:
             credentials = request.auth_request.credentials
+            password = credentials.password
             response = parse(
                 complete,
-                protocol=request.server.protocol,
-                method=credentials.method,
-                user=credentials.user,
-                password=credentials.password,
-                accepts_names=self.http_client.accepts_names,
+                server.protocol,
+                credentials.method,
+                credentials.user,
+                password,
+                self.http_client.accepts_names,
             )
-            check_group(response.decision, request.server, credentials.password)
-            if request.server.auth_http_overrides:
-                set_overrides(response, complete, request.server, credentials.password)
+            decision = response.decision
+            if isinstance(decision, AuthAllowed) and decision.upstream_group:
+                check_group(decision, server, password)
+            if server.auth_http_overrides:
+                set_overrides(response, complete, server, password)
         except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):
                 raise
@@ -310,7 +335,9 @@ class AuthConnection:
         if response.status == _REQUEST_TIMEOUT and self._may_resend(request):
             self._resend(request)  # the service closes a connection that was idle for too long
         else:
-            self._on_response(request, response, head[end:])
+            rest = head[end:]
+            self.http_client.known_head = known_head(complete, rest, response)
+            self._on_response(request, response, rest)
 
     def _on_response(self, request: PendingRequest, response: AuthResponse, rest: bytes) -> None:
         callback = request.callback

@@ -16,7 +16,13 @@ from functools import lru_cache
 from typing import Final
 
 from mailproxy.auth_http.response_body import MAX_DIGITS, BodyFraming, framing_of
-from mailproxy.auth_http.upstream_servers import has_controls, is_name, upstream_address, upstream_servers
+from mailproxy.auth_http.upstream_servers import (
+    CONTROLS,
+    has_controls,
+    is_name,
+    upstream_address,
+    upstream_servers,
+)
 from mailproxy.enums import AuthErrorReason, Method
 from mailproxy.errors import InvalidAuthResponse
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision, Secret
@@ -45,6 +51,7 @@ MAX_TEXT: Final = {protocol: _MAX_LINE[protocol] - _OVERHEAD[protocol] for proto
 _LINE_ENDS: Final = (b"\r\n", b"\n")
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _PASSWORD_LINE: Final = re.compile(rb"\nauth-pass:([^\x00-\x1f]*)\r?\n", re.IGNORECASE)
+_PASSWORD_HEADER: Final = b"\nauth-pass:"
 _STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _SASL_ERROR: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==|[A-Za-z0-9+/]=))?")
@@ -77,6 +84,7 @@ _IGNORED: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive",
 """Other headers that services send often; their names need no check."""
 _YES_OR_NO: Final = frozenset((b"yes", b"no"))
 _SWITCHING_PROTOCOLS: Final = 101
+_OK: Final = 200
 _CR: Final = 13
 _MAX_CACHED: Final = 1024
 """The longest head that is cached, in bytes."""
@@ -139,12 +147,12 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
 
 def parse(
     head: bytes,
-    *,
     protocol: Protocol,
     method: Method,
     user: bytes,
     password: Secret | None,
     accepts_names: bool = False,
+    *,
     use_cache: bool = True,
 ) -> AuthResponse:
     """Parse the head of a response.
@@ -226,6 +234,82 @@ def read_head(
         raise InterimResponse
     headers = _headers(lines)
     return headers, *framing_of(version, status, headers), status, _simple_address(headers)
+
+
+class KnownHead:
+    """A response that a service has sent: its next one is mostly the same but for the password.
+
+    Args:
+        before: The response up to the value of ``Auth-Pass``.
+        after: The response behind that value, ``rest`` included.
+        rest: What was received behind the head.
+        address: Of the upstream.
+        parsed: The result of ``parse``; its decision, which has a password, is not kept.
+    """
+
+    __slots__ = (
+        "_address",
+        "_after",
+        "_before",
+        "_end",
+        "_framing",
+        "_keep_alive",
+        "_port",
+        "_start",
+        "_status",
+        "rest",
+    )
+
+    def __init__(
+        self, before: bytes, after: bytes, rest: bytes, address: tuple[str, int], parsed: AuthResponse
+    ) -> None:
+        self._before = before
+        self._after = after
+        self._start = len(before)
+        self._end = -len(after)
+        self._address, self._port = address
+        self._framing = parsed.framing
+        self._keep_alive = parsed.keep_alive
+        self._status = parsed.status
+        self.rest = rest
+
+    def read(self, data: bytes, user: bytes) -> AuthResponse | None:
+        """Parse received bytes; ``None`` if they are another response, or not a whole head.
+
+        Args:
+            data: All that was received.
+            user: The client's user name.
+        """
+        if not (data.startswith(self._before) and data.endswith(self._after)):
+            return None
+        sent = data[self._start : self._end]
+        if len(sent.translate(None, CONTROLS)) != len(sent) or len(data) > _MAX_CACHED:
+            return None
+        decision = AuthAllowed(self._address, self._port, user, Secret(sent.strip(b" ")))
+        return AuthResponse(decision, self._framing, self._keep_alive, self._status)
+
+
+def known_head(head: bytes, rest: bytes, parsed: AuthResponse) -> KnownHead | None:
+    """Return what recognizes a response like this one; ``None`` unless only its password may differ.
+
+    Args:
+        head: The head of the response.
+        rest: What was received behind it.
+        parsed: The result of ``parse``.
+    """
+    if parsed.status != _OK or rest not in {b"", parsed.framing.empty}:
+        return None  # a body could contain the password
+    common, sent = _without_password(head)
+    if common is None or sent is None:
+        return None
+    address = read_head(common)[4]
+    if address is None:
+        return None
+    start = head.lower().index(_PASSWORD_HEADER) + len(_PASSWORD_HEADER)
+    end = head.index(b"\n", start)
+    if head[end - 1] == _CR:
+        end -= 1
+    return KnownHead(head[:start], head[end:] + rest, rest, address, parsed)
 
 
 def _status(line: bytes) -> tuple[bytes | None, int | None]:
