@@ -5,7 +5,7 @@ Times depend on the machine and on what else it does; the number of instructions
 savings show.  System calls do not count: their instructions are the kernel's.
 
 One client logs in again and again, one login at a time, so that each event is polled for alone: this is
-the dearest case.  The configuration is that of ``python -m benchmarks``, with one worker.  ``--source``
+the dearest case.  What the worker does by time is not counted, as callgrind slows down everything else.  The configuration is that of ``python -m benchmarks``, with one worker.  ``--source``
 counts for another checkout, and ``--functions`` shows where the instructions are.
 ``benchmarks/INSTRUCTIONS.md`` has results.
 """
@@ -36,6 +36,10 @@ WARM_UP: Final = 30
 BATCH: Final = 64
 """Logins of one count; the worker formats the log lines of so many sessions together."""
 _START_SECONDS: Final = 300
+_WITHOUT_TIMER: Final = """
+import mailproxy.app
+mailproxy.app._LAG_INTERVAL = mailproxy.app._IDLE_LAG_INTERVAL = 3600.0
+"""
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _SUMMARY: Final = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
 _COMMANDS: Final[dict[str, tuple[bytes, ...]]] = {
@@ -167,7 +171,7 @@ def worker_under_callgrind(source: Path, python: str) -> Iterator[Worker]:
                     python, "-m", "mailproxy", "run", "-f", str(folder / "mailproxy.conf"),
                     "--workers", "1", "--admin", f"127.0.0.1:{PORTS.base + 60}",
                 ],
-                env=_environment(source), stderr=log,
+                env=_environment(source, folder), stderr=log,
             )  # fmt: skip
         try:
             processes.wait_for(PORTS.proxy("mailproxy", "smtps"), proxy, folder / "log", _START_SECONDS)
@@ -184,9 +188,13 @@ def worker_under_callgrind(source: Path, python: str) -> Iterator[Worker]:
             servers.wait()
 
 
-def _environment(source: Path) -> dict[str, str]:
-    """Return an environment with the modules of a checkout; hashes are the same in every run."""
-    modules = {"PYTHONPATH": os.pathsep.join([str(source / "proxy"), *sys.path[1:]])}
+def _environment(source: Path, folder: Path) -> dict[str, str]:
+    """Return an environment with the modules of a checkout; hashes are the same in every run.
+
+    The timer that measures the lag of the event loop, and brings metrics and log up to date, is off.
+    """
+    (folder / "sitecustomize.py").write_text(_WITHOUT_TIMER)
+    modules = {"PYTHONPATH": os.pathsep.join([str(folder), str(source / "proxy"), *sys.path[1:]])}
     without_debuginfod = {key: value for key, value in os.environ.items() if key != "DEBUGINFOD_URLS"}
     return without_debuginfod | modules | {"PYTHONHASHSEED": "0"}
 
