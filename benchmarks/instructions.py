@@ -5,9 +5,9 @@ Times depend on the machine and on what else it does; the number of instructions
 savings show.  System calls do not count: their instructions are the kernel's.
 
 One client logs in again and again, one login at a time, so that each event is polled for alone: this is
-the dearest case.  What the worker does by time is not counted, as callgrind slows down everything else.  The configuration is that of ``python -m benchmarks``, with one worker.  ``--source``
-counts for another checkout, and ``--functions`` shows where the instructions are.
-``benchmarks/INSTRUCTIONS.md`` has results.
+the dearest case.  What the worker does by time is not counted, as callgrind slows down everything else.
+The configuration is that of ``python -m benchmarks``, with one worker.  ``--source`` counts for another
+checkout, and ``--functions`` shows where the instructions are.  ``benchmarks/INSTRUCTIONS.md`` has results.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ WARM_UP: Final = 30
 BATCH: Final = 64
 """Logins of one count; the worker formats the log lines of so many sessions together."""
 _START_SECONDS: Final = 300
-_WITHOUT_TIMER: Final = """
-import mailproxy.app
-mailproxy.app._LAG_INTERVAL = mailproxy.app._IDLE_LAG_INTERVAL = 3600.0
+_WITHOUT_TIMERS: Final = """
+import mailproxy.app, mailproxy.worker
+from mailproxy.supervisor import child_process
+mailproxy.app._LAG_INTERVAL = mailproxy.app._IDLE_LAG_INTERVAL = mailproxy.worker.REPORT_SECONDS = 3600.0
+child_process.LATE_SECONDS = child_process.HUNG_SECONDS = child_process.HUNG_CPU_SECONDS = 3600.0
+child_process.HUNG_LIMIT_SECONDS = 3600.0
 """
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _SUMMARY: Final = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
@@ -191,9 +194,9 @@ def worker_under_callgrind(source: Path, python: str) -> Iterator[Worker]:
 def _environment(source: Path, folder: Path) -> dict[str, str]:
     """Return an environment with the modules of a checkout; hashes are the same in every run.
 
-    The timer that measures the lag of the event loop, and brings metrics and log up to date, is off.
+    The timers of the worker are off: for the lag of the event loop, and for reporting metrics.
     """
-    (folder / "sitecustomize.py").write_text(_WITHOUT_TIMER)
+    (folder / "sitecustomize.py").write_text(_WITHOUT_TIMERS)
     modules = {"PYTHONPATH": os.pathsep.join([str(folder), str(source / "proxy"), *sys.path[1:]])}
     without_debuginfod = {key: value for key, value in os.environ.items() if key != "DEBUGINFOD_URLS"}
     return without_debuginfod | modules | {"PYTHONHASHSEED": "0"}
