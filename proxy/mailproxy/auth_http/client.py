@@ -314,7 +314,7 @@ class AuthHttpClient:
         del self.requests[request]
         self._in_flight.value -= 1
         if outcome is not None:
-            request.durations[outcome].observe(time.monotonic() - request.started)
+            request.durations[outcome].observe(self.context.epoll.now - request.started)
         if self.waiting.holders and self.waiting.release(request):
             self._serve_waiting()
 

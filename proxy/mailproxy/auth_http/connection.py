@@ -56,6 +56,8 @@ _IN_PROGRESS: Final = frozenset({0, errno.EINPROGRESS})
 _READ: Final = 16 * 1024
 _NONE_UNREAD: Final = bytes(4)
 """The result of ``FIONREAD`` where no byte is unread."""
+_UNREAD: Final = bytearray(4)
+"""Gets the result; with ``bytes`` ``ioctl`` takes four times as many instructions."""
 _REQUEST_TIMEOUT: Final = 408
 
 
@@ -221,9 +223,11 @@ class AuthConnection:
         request = self.request
         if request is None:
             return  # the request is over
-        if self._was_used and fcntl.ioctl(self.fd, termios.FIONREAD, _NONE_UNREAD) != _NONE_UNREAD:
-            self._on_lost()  # what has arrived before the request is not its response
-            return
+        if self._was_used:
+            fcntl.ioctl(self.fd, termios.FIONREAD, _UNREAD)
+            if _UNREAD != _NONE_UNREAD:
+                self._on_lost()  # what has arrived before the request is not its response
+                return
         self._is_sent = True
         try:
             sent = self.sock.send(request.data)
