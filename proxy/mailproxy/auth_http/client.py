@@ -15,7 +15,7 @@ from typing import Final
 
 from mailproxy.auth_http.connection import AuthConnection
 from mailproxy.auth_http.pending_request import AuthCallback, PendingRequest
-from mailproxy.auth_http.response import AuthResponse, KnownHead
+from mailproxy.auth_http.response import KnownHead
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
@@ -288,9 +288,9 @@ class AuthHttpClient:
 
     # -- results
 
-    def on_response(self, request: PendingRequest, response: AuthResponse) -> None:
+    def on_response(self, request: PendingRequest, decision: Decision) -> None:
         """Count a response."""
-        self._finish(request, _OUTCOMES[response.decision.__class__])
+        self._finish(request, _OUTCOMES[decision.__class__])
 
     def on_failure(self, request: PendingRequest, error: AuthUnavailable) -> None:
         """Count a failure."""

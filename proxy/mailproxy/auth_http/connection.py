@@ -23,6 +23,7 @@ from mailproxy.auth_http.response import (
     MAX_HEAD,
     AuthResponse,
     InterimResponse,
+    KnownHead,
     head_end,
     known_head,
     parse,
@@ -35,7 +36,7 @@ from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthRespon
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import WOULD_BLOCK
-from mailproxy.protocols.types import AuthAllowed
+from mailproxy.protocols.types import AuthAllowed, Decision
 from mailproxy.tls.client import describe_tls_error
 
 if TYPE_CHECKING:
@@ -285,12 +286,12 @@ class AuthConnection:
         known = self.http_client.known_head
         if known is None or request.server.auth_http_overrides:
             return False
-        response = known.read(data, request.auth_request.credentials.user)
-        if response is None:
+        decision = known.read(data, request.auth_request.credentials.user)
+        if decision is None:
             return False
         rest = known.rest
         request.head = data[: -len(rest)] if rest else data
-        self._on_response(request, response, rest)
+        self._on_response(request, decision, known, rest)
         return True
 
     def _read_head(self, head: bytes, seen: int) -> None:
@@ -341,14 +342,16 @@ class AuthConnection:
         else:
             rest = head[end:]
             self.http_client.known_head = known_head(complete, rest, response)
-            self._on_response(request, response, rest)
+            self._on_response(request, decision, response, rest)
 
-    def _on_response(self, request: PendingRequest, response: AuthResponse, rest: bytes) -> None:
+    def _on_response(
+        self, request: PendingRequest, decision: Decision, response: AuthResponse | KnownHead, rest: bytes
+    ) -> None:
         callback = request.callback
         self.request = None
         self._head = b""
         try:
-            self.http_client.on_response(request, response)
+            self.http_client.on_response(request, decision)
             self._reuse(response, rest)
         except Exception as error:  # an entry point: this is no longer known to carry a request
             self.http_client.context.handle_error(callback, error)
@@ -356,13 +359,13 @@ class AuthConnection:
             return
         try:
             if callback is not None:
-                callback(response.decision)
+                callback(decision)
         except Exception as error:  # an entry point: this may carry another request by now
             self.http_client.context.handle_error(callback, error)
 
     # -- between requests
 
-    def _reuse(self, response: AuthResponse, rest: bytes) -> None:
+    def _reuse(self, response: AuthResponse | KnownHead, rest: bytes) -> None:
         """Keep the connection for other requests, if the body ends soon."""
         if not response.keep_alive or self._unsent or not self.http_client.keeps_alive:
             self.close()

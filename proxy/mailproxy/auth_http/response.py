@@ -245,20 +245,13 @@ class KnownHead:
         rest: What was received behind the head.
         address: Of the upstream.
         parsed: The result of ``parse``; its decision, which has a password, is not kept.
+
+    Attributes:
+        framing: As in ``AuthResponse``.
+        keep_alive: As in ``AuthResponse``.
     """
 
-    __slots__ = (
-        "_address",
-        "_after",
-        "_before",
-        "_end",
-        "_framing",
-        "_keep_alive",
-        "_port",
-        "_start",
-        "_status",
-        "rest",
-    )
+    __slots__ = ("_address", "_after", "_before", "_end", "_port", "_start", "framing", "keep_alive", "rest")
 
     def __init__(
         self, before: bytes, after: bytes, rest: bytes, address: tuple[str, int], parsed: AuthResponse
@@ -268,13 +261,12 @@ class KnownHead:
         self._start = len(before)
         self._end = -len(after)
         self._address, self._port = address
-        self._framing = parsed.framing
-        self._keep_alive = parsed.keep_alive
-        self._status = parsed.status
+        self.framing = parsed.framing
+        self.keep_alive = parsed.keep_alive
         self.rest = rest
 
-    def read(self, data: bytes, user: bytes) -> AuthResponse | None:
-        """Parse received bytes; ``None`` if they are another response, or not a whole head.
+    def read(self, data: bytes, user: bytes) -> AuthAllowed | None:
+        """Return the decision in received bytes; ``None`` if they are another response, or not a whole head.
 
         Args:
             data: All that was received.
@@ -285,8 +277,7 @@ class KnownHead:
         sent = data[self._start : self._end]
         if len(sent.translate(None, CONTROLS)) != len(sent) or len(data) > _MAX_CACHED:
             return None
-        decision = AuthAllowed(self._address, self._port, user, Secret(sent.strip(b" ")))
-        return AuthResponse(decision, self._framing, self._keep_alive, self._status)
+        return AuthAllowed(self._address, self._port, user, Secret(sent.strip(b" ")))
 
 
 def known_head(head: bytes, rest: bytes, parsed: AuthResponse) -> KnownHead | None:

@@ -228,7 +228,7 @@ class Session(ProtocolDriver):
     def on_auth_result(self, result: types.Decision | AuthUnavailable) -> None:
         """The authentication service decided, or gave no usable response."""
         if self._auth_request is not None:
-            self.seconds_to_check = max(self._auth_request.started - self._step_started, 0.0)
+            self.seconds_to_check = self._auth_request.started - self._step_started
             self._auth_request = None
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + self._end_step()
         if isinstance(result, types.AuthAllowed):
