@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from benchmarks import processes
+from benchmarks import processes, procfs
 from benchmarks.processes import PEERS, PORTS, MissingProgram
 
 PROTOCOLS: Final = ("imap", "pop3", "smtp")
@@ -182,7 +182,7 @@ def worker_under_callgrind(source: Path, python: str) -> Iterator[Worker]:
             worker.count()
             yield worker
         finally:
-            started = [proxy.pid, *processes.children(proxy.pid)]
+            started = [proxy.pid, *procfs.children(proxy.pid)]
             for pid in started:
                 with suppress(ProcessLookupError):
                     os.kill(pid, 9)
@@ -207,7 +207,7 @@ def _worker(supervisor: int) -> int:
     for _ in range(_START_SECONDS * 10):
         with suppress(OSError, RuntimeError):
             log_in("imap")
-            return processes.children(supervisor)[-1]
+            return procfs.children(supervisor)[-1]
         time.sleep(0.1)
     raise RuntimeError("the proxy does not accept logins")
 

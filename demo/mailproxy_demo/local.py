@@ -178,7 +178,10 @@ class _LocalRun:
             launch=options.launch,
         )
         platform = Platform(
-            kube_version=LOCAL_VERSION, config_dir=str(root / "config"), refs_dir=str(root / "refs")
+            kube_version=LOCAL_VERSION,
+            config_dir=str(root / "config"),
+            refs_dir=str(root / "refs"),
+            members_dir="",
         )
         self._reconciler = Reconciler(self._cluster, platform)
 

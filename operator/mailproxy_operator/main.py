@@ -24,11 +24,13 @@ from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.credentials import Configuration, Credentials
 from mailproxy_operator.api.kinds import GATEWAY_GROUP, MAIL_PROXY, Kind
 from mailproxy_operator.api.leader_election import LeaderElector
+from mailproxy_operator.api.slice_client import SliceClient
 from mailproxy_operator.api.watch_monitor import Login, WatchMonitor, from_environment
 from mailproxy_operator.controller.cache import Cache
 from mailproxy_operator.controller.handlers import WATCHED, EventHandlers, register_indexes
 from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.controller.resync import Resync
+from mailproxy_operator.controller.service_watch import ServiceWatch
 from mailproxy_operator.controller.work_queue import RECONCILE_SECONDS
 from mailproxy_operator.errors import OperatorError
 from mailproxy_operator.metrics import Metrics
@@ -110,6 +112,7 @@ class Operator:
         self._cluster: KubeClient | None = None
         self._handlers: EventHandlers | None = None
         self._resync: Resync | None = None
+        self._services: ServiceWatch | None = None
         self._webhook: Webhook | None = None
 
     async def run(self) -> int:
@@ -178,7 +181,8 @@ class Operator:
         kinds = await _retry_until_ok(lambda: _served_kinds(cluster))
         cache = Cache(cluster)
         cache.attach({kind: kwargs[kind.id] for kind in kinds})
-        reconciler = Reconciler(cache, self._settings.platform(version))
+        self._services = ServiceWatch(await self._open_slices(cluster), self._enqueue)
+        reconciler = Reconciler(cache, self._settings.platform(version), self._services)
         handlers = EventHandlers(
             reconciler, cache, recorder=self._metrics.reconciled, request_config=cluster.running_config
         )
@@ -195,6 +199,15 @@ class Operator:
         self._monitor.set_watches(kinds, self._settings.namespaces)
         background = self._tasks.create_task(self._run_background(cluster, kinds))
         self._stack.push_async_callback(_cancel, background)
+
+    async def _open_slices(self, cluster: KubeClient) -> SliceClient:
+        """Open a client for the watches of Services, which occupy their connections."""
+        api = await self._stack.enter_async_context(api_client(self._credentials.configuration))
+        return SliceClient(cluster, api)
+
+    def _enqueue(self, key: Key) -> None:
+        if self._handlers is not None:
+            self._handlers.enqueue(key)
 
     async def _open(self, settings: kopf.OperatorSettings) -> KubeClient:
         """Open clients and servers."""
@@ -279,7 +292,7 @@ class Operator:
 
     async def _reconcile(self) -> None:
         """Reconcile the resources that events and resyncs enqueue."""
-        if self._handlers is None or self._resync is None:
+        if self._handlers is None or self._resync is None or self._services is None:
             raise RuntimeError("not started")
         self._metrics.set_leader(is_leader=True)
         try:
@@ -287,6 +300,7 @@ class Operator:
                 [
                     self._handlers.queue.run(),
                     self._handlers.poll.run(),
+                    self._services.run(),
                     self._resync.run(),
                     self._resync.watch_unlabelled_pods(),
                 ]

@@ -24,6 +24,7 @@ class Platform:
         image_pull_secrets: The default names of image pull Secrets.
         config_dir: Where the configuration is mounted in the container.
         refs_dir: The directory below which referenced Secrets and ConfigMaps are mounted.
+        members_dir: Where the members of Services are mounted; empty where nobody writes them.
         refused_sysctls: Names of sysctls that nodes have refused for this generation.
         operator_namespace: Namespace of the operator's pods, for NetworkPolicies; any namespace when empty.
     """
@@ -34,6 +35,7 @@ class Platform:
     image_pull_secrets: tuple[str, ...] = ()
     config_dir: str = names.CONFIG_DIR
     refs_dir: str = "/etc/mailproxy-refs"
+    members_dir: str = names.MEMBERS_DIR
     refused_sysctls: frozenset[str] = frozenset()
     operator_namespace: str = ""
 

@@ -20,6 +20,7 @@ from mailproxy.dns import Resolver
 from mailproxy.dns.upstream_names import UpstreamNames, is_name
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
+from mailproxy.net.open_files import most_clients, open_files_limit
 from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.policy.password_fingerprint import PasswordFingerprints
 from mailproxy.protocols.real_ip import TrustedPeers
@@ -28,6 +29,7 @@ from mailproxy.protocols.types import Secret
 from mailproxy.routing.route_authenticator import group_choices
 from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
+from mailproxy.session.gradual_close import GradualClose
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.shared_listener import check_choices, listen_target
@@ -48,7 +50,9 @@ from mailproxy_config.model import (
     ResolverConfig,
     ServerConfig,
 )
+from mailproxy_config.upstream_groups import service_groups
 from mailproxy_config.upstream_login import ProxyAuthToken
+from mailproxy_config.upstream_members import MemberList
 
 if TYPE_CHECKING:
     from mailproxy.oauth.token_source import TokenSource
@@ -144,10 +148,13 @@ class App:
                 sock.close()
             raise
         await self._close_retired()
-        await self.authenticators.start(config.worker_connections)
-        self.context.limit = config.worker_connections
-        self.context.metrics.connections_limit.value = config.worker_connections
+        limit = most_clients(open_files_limit(), sum(map(len, sockets.values())))
+        self.context.limit = limit = min(config.worker_connections, limit)
+        await self.authenticators.start(limit)
+        self.context.metrics.connections_limit.value = limit
         self.context.metrics.keep_servers(server.name for server in config.servers)
+        groups = (group for server in config.servers for group in server.upstream_groups)
+        self.context.metrics.keep_groups(service_groups(groups))
         self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
         stop_probes(self._servers.values())
@@ -166,6 +173,17 @@ class App:
                 self._ticket_keys[seconds].replace(keys)
             else:
                 self._ticket_keys[seconds] = TicketKeys(keys)
+
+    def set_members(self, lists: Mapping[str, MemberList | None]) -> None:
+        """Replace lists of members of Services from now on; sessions that are logged in stay where they are.
+
+        Args:
+            lists: By the name of the group; ``None`` for a group without a list.
+        """
+        members = self.context.members
+        members |= {name: each for name, each in lists.items() if each is not None}
+        for name in [name for name, each in lists.items() if each is None]:
+            members.pop(name, None)
 
     # -- building
 
@@ -218,7 +236,7 @@ class App:
             log=self.context.log.for_server(config),
             upstream_names=self._names(config) if _has_names(config) else None,
             refusals=previous.refusals if previous else RefusalTimes(),
-            group_choices=group_choices(config),
+            group_choices=group_choices(config, self.context),
             preauth=self.authenticators.preauth(config),
         )
         built.groups = {
@@ -368,7 +386,7 @@ class App:
     # -- draining
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - not of this call: the time that relays get
-        """Stop accepting, end sessions without a login, give relays ``timeout`` seconds, then abort them.
+        """Stop accepting, end sessions without a login, give relays ``timeout`` seconds (``GradualClose``).
 
         Connections in their lingering close are waited for, too.
         """
@@ -379,8 +397,9 @@ class App:
             listener.close()
         self.listeners.clear()
         self._each(context.live, lambda session: session.drain())
-        ends_at = time.monotonic() + timeout
-        while (context.live or context.lingering) and time.monotonic() < ends_at:  # noqa: ASYNC110 - the end of a session sets no event
+        ends_at, closing = time.monotonic() + timeout, GradualClose(context.live, timeout)
+        while (context.live or context.lingering) and (left := ends_at - time.monotonic()) > 0.0:
+            self._each(closing.due(left), lambda relay: relay.abort())
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
         self.stop()
         await self.close()

@@ -145,7 +145,7 @@ class Authenticators:
     def _decider(self, config: ServerConfig, template: RequestTemplate) -> Authenticator:
         """Return what decides about credentials (``auth_mode``)."""
         if config.auth_mode is AuthMode.UPSTREAM:
-            return RouteAuthenticator(self._context, LoginRouter(config, self.tables))
+            return RouteAuthenticator(self._context, self._router(config))
         if config.used_user_file is not None:
             return self._static(config, self.users[config.used_user_file])
         service = self._cached(config, self._auth_service(config))
@@ -235,7 +235,10 @@ class Authenticators:
         """Return what verifies passwords; all servers share the threads of the worker."""
         if self._passwords is None:
             self._passwords = PasswordPool(self._context.loop, self._context.metrics)
-        return StaticAuthenticator(self._context, LoginRouter(config, self.tables), users, self._passwords)
+        return StaticAuthenticator(self._context, self._router(config), users, self._passwords)
+
+    def _router(self, config: ServerConfig) -> LoginRouter:
+        return LoginRouter(config, self.tables, self._context)
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections

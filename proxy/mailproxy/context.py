@@ -25,6 +25,7 @@ from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import LogLevel
+from mailproxy_config.upstream_members import MemberList
 
 BUFFER_BYTES: Final = 256 * 1024
 """Size of the buffer for bulk transfers in which one side uses TLS; all relays of a worker share it."""
@@ -70,9 +71,10 @@ class WorkerContext:
         buffer: For bulk transfers of all relays.
         clients: Number of open client connections.
         draining: Whether the worker drains.
-        limit: The most client connections (``worker_connections``).
+        limit: The most client connections: ``worker_connections``, or what the limit of open files allows.
         lingering: Connections in their lingering close.
         live: Every session and relay; a drain waits for them.
+        members: The members of groups of upstreams that are Services, by the name of the group.
         memory: The memory that all workers share.
         upstream_health: Addresses of upstreams that failed; all workers share it.
     """
@@ -92,6 +94,7 @@ class WorkerContext:
         self.log = log
         self.metrics = metrics
         self.live: set[Drainable] = set()
+        self.members: dict[str, MemberList] = {}
         self.clients = 0
         self.limit = 512
         self.draining = False

@@ -415,6 +415,17 @@ class Limit(StrEnum):
     """``auth_block``."""
 
 
+class GroupLogin(StrEnum):
+    """Which member of a Service a login got."""
+
+    OWNER = "owner"
+    """The one that was chosen for it."""
+    FALLBACK = "fallback"
+    """The next one, because its own was not ready."""
+    UNAVAILABLE = "unavailable"
+    """None: its own, or every member, was not ready."""
+
+
 class ZoneEvent(StrEnum):
     """What happened in a zone of ``limit_conn`` or ``limit_req``."""
 

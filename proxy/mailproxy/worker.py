@@ -83,6 +83,7 @@ _LAST_FLUSH_SECONDS: Final = 1.0
 _Command = (
     tuple[ipc_messages.Configure, list[socket.socket], list[int]]
     | ipc_messages.TicketKeys
+    | ipc_messages.Members
     | ipc_messages.Drain
 )
 
@@ -144,6 +145,8 @@ class WorkerService:
                     return
                 case ipc_messages.TicketKeys(keys):
                     self._app.set_ticket_keys(keys)
+                case ipc_messages.Members(lists):
+                    self._app.set_members(lists)
                 case order, sockets, descriptors:
                     await self._configure(order, sockets, descriptors)
 
@@ -209,7 +212,8 @@ class WorkerService:
             case ipc_messages.Configure(sockets=keys):
                 sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[: len(keys)]]
                 self._commands.put_nowait((order, sockets, descriptors[len(keys) :]))
-            case ipc_messages.Drain() | ipc_messages.TicketKeys():  # in order: a configuration has keys too
+            case ipc_messages.Drain() | ipc_messages.TicketKeys() | ipc_messages.Members():
+                # in order: a configuration has keys too
                 self._commands.put_nowait(order)
             case ipc_messages.RequestSnapshot(number):
                 self._report(number)

@@ -176,11 +176,15 @@ def _server(
 
 
 def _group(group: UpstreamGroupRef, mounts: Mounts, namespace: str) -> UpstreamGroup:
-    """A group with paths instead of references, and with the DNS name of its Service."""
-    servers = group.servers if group.service is None else (group.service.server(namespace),)
+    """A group with paths instead of references, and with the DNS name and the members of its Service."""
+    service = group.service
     settings: dict[str, Any] = {name: _with_paths(value, mounts) for name, value in group.settings}
     return UpstreamGroup(
-        name=group.name, servers=servers, hash=group.hash, settings=UpstreamSettings(**settings)
+        name=group.name,
+        servers=group.servers if service is None else (service.server(namespace),),
+        members=None if service is None else service.members(namespace, group.fallback, mounts.members),
+        hash=group.hash,
+        settings=UpstreamSettings(**settings),
     )
 
 

@@ -44,8 +44,14 @@ from mailproxy_config.schema import is_encodable, join_path, type_of
 from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
 from mailproxy_config.shared_listeners import SHARED_SETTINGS, Block, check_shared_listeners, sni_names
 from mailproxy_config.units import MAX_SECONDS
-from mailproxy_config.upstream_blocks import UPSTREAMS, UpstreamGroupRef, format_group, read_groups
-from mailproxy_config.upstream_groups import Route, UpstreamGroup
+from mailproxy_config.upstream_blocks import (
+    UPSTREAMS,
+    UpstreamGroupRef,
+    format_group,
+    read_groups,
+    service_of,
+)
+from mailproxy_config.upstream_groups import GroupFallback, Route, UpstreamGroup
 from mailproxy_config.upstream_login import ProxyAuthToken, ProxyMasterUser
 from mailproxy_config.upstream_login_directives import auth_token_ref, master_user_ref
 from mailproxy_config.value_types import ErrorPath
@@ -306,10 +312,11 @@ def _check_groups(groups: Sequence[UpstreamGroup], path: str, problems: Problems
     wanted = tuple(
         UpstreamGroupRef(
             name=group.name,
-            servers=group.servers,
-            service=None,
+            servers=() if group.members else group.servers,
+            service=service_of(group.members) if group.members else None,
             hash=group.hash,
             settings=tuple((name, _with_references(value)) for name, value in group.settings.directives),
+            fallback=group.members.fallback if group.members else GroupFallback.NONE,
         )
         for group in groups
     )
@@ -318,7 +325,9 @@ def _check_groups(groups: Sequence[UpstreamGroup], path: str, problems: Problems
     UPSTREAMS.check(written, path, problems)
     if len(problems) == before:
         read = read_groups(written, ErrorPath(path, problems))
-        if len(problems) == before and read != wanted:
+        names = [each.service.server("") for each in read if each.service is not None]
+        given = [server for group in groups if group.members is not None for server in group.servers]
+        if len(problems) == before and (read != wanted or names != given):
             problems.add(path, "has contradictory values")
 
 

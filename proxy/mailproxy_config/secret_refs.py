@@ -76,9 +76,13 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Mounts:
-    """Where references are mounted: ``ROOT/secrets/NAME/KEY`` and ``ROOT/configmaps/NAME/KEY``."""
+    """Where references are mounted: ``ROOT/secrets/NAME/KEY`` and ``ROOT/configmaps/NAME/KEY``.
+
+    ``members`` is the path of the document with the members of Services; empty if nobody writes one.
+    """
 
     root: str = "/etc/mailproxy-refs"
+    members: str = ""
 
     def directory(self, kind: ReferenceKind, name: str) -> str:
         """The directory with the keys of one object."""

@@ -14,9 +14,15 @@ from typing import Any, Final
 from mailproxy_config.addresses import check_listen_address, parse_host_port
 from mailproxy_config.directives import LEVEL_DIRECTIVES, Directive, by_field, by_name
 from mailproxy_config.route_directives import GROUP_NAME
-from mailproxy_config.schema import Array, Boolean, Integer, Object, Rule, Schema, String
-from mailproxy_config.upstream_groups import GroupHash, GroupServer, UpstreamSettings
-from mailproxy_config.value_types import ErrorPath, Raw
+from mailproxy_config.schema import Array, Boolean, Integer, IntOrString, Object, Rule, Schema, String
+from mailproxy_config.upstream_groups import (
+    GroupFallback,
+    GroupHash,
+    GroupMembers,
+    GroupServer,
+    UpstreamSettings,
+)
+from mailproxy_config.value_types import MSEC_TIME, ErrorPath, Raw
 
 FIELD: Final = "upstreams"
 MAX_GROUPS: Final = 64
@@ -27,6 +33,9 @@ SETTINGS: Final[dict[str, Directive]] = {
     each.name: by_name(LEVEL_DIRECTIVES)[each.name] for each in fields(UpstreamSettings)
 }
 """Directives that a group may have, by nginx's names."""
+MEMBER_GRACE: Final = 60.0
+"""Seconds for which a member that has vanished stays in its group, by default."""
+MAX_MEMBER_GRACE: Final = 86400.0
 
 _BY_FIELD: Final = by_field(SETTINGS.values())
 _UNIX: Final = "unix:"
@@ -38,12 +47,28 @@ class GroupService:
 
     name: str
     namespace: str
-    port: int | None
+    port: int | str | None
 
     def server(self, namespace: str) -> GroupServer:
-        """Return its DNS name as the only server."""
+        """Return its DNS name as the only server; DNS has no named ports."""
         host = f"{self.name}.{self.namespace or namespace}.svc"
-        return read_server({"address": host if self.port is None else f"{host}:{self.port}"})
+        return read_server({"address": f"{host}:{self.port}" if isinstance(self.port, int) else host})
+
+    def members(self, namespace: str, fallback: GroupFallback, file: str) -> GroupMembers:
+        """Return how its members are found in a file."""
+        return GroupMembers(
+            service=f"{self.namespace or namespace}/{self.name}",
+            port="" if self.port is None else str(self.port),
+            fallback=fallback,
+            file=file,
+        )
+
+
+def service_of(members: GroupMembers) -> GroupService:
+    """Return the Service of compiled members."""
+    namespace, _, name = members.service.partition("/")
+    port = members.port
+    return GroupService(name, namespace, int(port) if port.isdecimal() else port or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +81,9 @@ class UpstreamGroupRef:
     hash: GroupHash
     settings: tuple[tuple[str, object], ...]
     """Directives with their values, sorted by name."""
+    fallback: GroupFallback = GroupFallback.NONE
+    member_grace: float = MEMBER_GRACE
+    """Seconds for which a member that has vanished stays in the group."""
 
 
 def read_server(value: Mapping[str, Any]) -> GroupServer:
@@ -83,9 +111,9 @@ def read_groups(valid: Sequence[Mapping[str, Any]], path: ErrorPath) -> tuple[Up
 def _read_group(value: Mapping[str, Any], path: ErrorPath) -> UpstreamGroupRef:
     hashed = GroupHash(value.get("hash", GroupHash.NONE))
     service = value.get("service")
-    if service is not None and hashed is not GroupHash.NONE:
-        reason = "needs servers: a Service is one address; list the mail servers by their own names"
-        path.problems.add(path.field("hash").text, reason)
+    for field in ("memberGrace", "fallback"):
+        if service is None and field in value:
+            path.problems.add(path.field(field).text, "needs service: only a Service has members")
     settings = [
         (row.name, here.try_read(lambda row=row, here=here: row.type.read(value[row.field], here)))  # type: ignore[misc]
         for row, here in ((row, path.field(row.field)) for row in SETTINGS.values() if row.field in value)
@@ -98,7 +126,19 @@ def _read_group(value: Mapping[str, Any], path: ErrorPath) -> UpstreamGroupRef:
         else GroupService(service["name"], service.get("namespace", ""), service.get("port")),
         hash=hashed,
         settings=tuple(sorted(settings, key=lambda pair: pair[0])),
+        fallback=GroupFallback(value.get("fallback", GroupFallback.NONE)),
+        member_grace=_read_grace(value, path.field("memberGrace")),
     )
+
+
+def _read_grace(value: Mapping[str, Any], path: ErrorPath) -> float:
+    if "memberGrace" not in value:
+        return MEMBER_GRACE
+    found = path.try_read(lambda: MSEC_TIME.read(value["memberGrace"], path))
+    seconds = MEMBER_GRACE if found is None else float(found)
+    if seconds > MAX_MEMBER_GRACE:
+        path.problems.add(path.text, "is longer than 24 hours")
+    return seconds
 
 
 def _read_servers(values: Sequence[Mapping[str, Any]], path: ErrorPath) -> tuple[GroupServer, ...]:
@@ -130,6 +170,10 @@ def format_group(value: UpstreamGroupRef) -> Raw:
         found["service"] = {name: inner for name, inner in service.items() if inner}
     if value.hash is not GroupHash.NONE:
         found["hash"] = str(value.hash)
+    if value.fallback is not GroupFallback.NONE:
+        found["fallback"] = str(value.fallback)
+    if value.member_grace != MEMBER_GRACE:
+        found["memberGrace"] = MSEC_TIME.write(value.member_grace)
     for name, setting in value.settings:
         found[SETTINGS[name].field] = SETTINGS[name].type.write(setting)
     return found
@@ -169,13 +213,20 @@ _SERVICE: Final = Object(
             pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
             hint="the name of a namespace",
         ),
-        "port": Integer(minimum=1, maximum=65535),
+        "port": IntOrString(
+            minimum=1,
+            maximum=65535,
+            max_length=15,
+            min_length=1,
+            pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            hint="a number, or the name of a port: lower-case letters, digits and hyphens",
+        ),
     },
     required=("name",),
     descriptions={
-        "name": "Name of the Service. Its DNS name is looked up.",
+        "name": "Name of the Service. Logins go to its ready members.",
         "namespace": "Its namespace. Default: that of the MailProxy.",
-        "port": "Number of its port. Default: the port of the protocol.",
+        "port": "Number or name of its port. Default: the port of the protocol.",
     },
 )
 
@@ -184,6 +235,8 @@ _FIELDS: Final[Mapping[str, Schema]] = {
     "servers": Array(items=_SERVER, max_items=MAX_SERVERS, min_items=1),
     "service": _SERVICE,
     "hash": String(max_length=8, enum=tuple(map(str, GroupHash))),
+    "memberGrace": MSEC_TIME.schema,
+    "fallback": String(max_length=8, enum=tuple(map(str, GroupFallback))),
     **{field: row.type.schema for field, row in _BY_FIELD.items()},
 }
 UPSTREAMS: Final = Array(
@@ -197,6 +250,8 @@ UPSTREAMS: Final = Array(
             "name": "Name, for routes.",
             "servers": "Mail servers. Each has the mailboxes of all logins that are routed here.",
             "service": "A Service instead of servers.",
+            "memberGrace": "How long a member of the Service that has vanished stays. Default: 60s.",
+            "fallback": "Next: logins of a member that is not ready go to the next one. Default: None.",
             "hash": "User: a login always goes to the same server, as long as it works. Default: None.",
             **{
                 field: f"Replaces the value of the server for logins at this group ({row.name})."

@@ -6,6 +6,7 @@ Secrets and tables are in files; only their paths are part of a configuration.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Final
@@ -29,6 +30,13 @@ class GroupHash(StrEnum):
 
     NONE = "None"
     USER = "User"
+
+
+class GroupFallback(StrEnum):
+    """``fallback``: which member gets a login whose own member is not ready: none, or the next by score."""
+
+    NONE = "None"
+    NEXT = "Next"
 
 
 def default_port(protocol: str, proxy_ssl: ProxySsl) -> int:
@@ -96,13 +104,44 @@ class UpstreamSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMembers:
+    """The Service that a group is, whose members get the logins.
+
+    Attributes:
+        service: ``NAMESPACE/NAME``.
+        port: Number or name of its port; empty for the port of the protocol.
+        fallback: Which member gets a login whose own member is not ready.
+        file: The path of the document with the members (``upstream_members``); empty where nobody writes
+            one, and the DNS name of the Service is used.
+    """
+
+    service: str
+    port: str = ""
+    fallback: GroupFallback = GroupFallback.NONE
+    file: str = ""
+
+    def port_key(self, protocol_port: int) -> str:
+        """Return what the port of a member is found by; ``protocol_port`` is the port of the protocol."""
+        return self.port or str(protocol_port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamGroup:
-    """One ``upstream`` block: servers of which each has all mailboxes of the logins that are routed to it."""
+    """One ``upstream`` block: servers of which each has all mailboxes of the logins that are routed to it.
+
+    Of a Service, ``servers`` has its DNS name alone.
+    """
 
     name: str
     servers: tuple[GroupServer, ...]
+    members: GroupMembers | None = None
     hash: GroupHash = GroupHash.NONE
     settings: UpstreamSettings = UpstreamSettings()
+
+
+def service_groups(groups: Iterable[UpstreamGroup]) -> frozenset[str]:
+    """Return the names of the groups that are Services."""
+    return frozenset(group.name for group in groups if group.members is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from mailproxy_config.compile import collect_references, compile_proxy
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import ProxySsl
-from mailproxy_config.upstream_blocks import MAX_GROUPS
-from mailproxy_config.upstream_groups import GroupServer, UpstreamGroup
+from mailproxy_config.rendered import dump, parse_rendered
+from mailproxy_config.secret_refs import Mounts
+from mailproxy_config.upstream_blocks import MAX_GROUPS, format_group
+from mailproxy_config.upstream_groups import GroupFallback, GroupMembers, GroupServer, UpstreamGroup
 from support.config_bodies import UPSTREAMS, body
 
 MAIL = {"authMode": "Upstream", "routes": [{"table": {"file": "/t"}}]}
@@ -77,9 +80,16 @@ def test_settings_replace_directives_of_the_server() -> None:
             ".servers: are all backups: at least one must not be",
         ),
         (
-            {"name": "a", "service": {"name": "b"}, "hash": "User"},
-            ".hash: needs servers: a Service is one address; list the mail servers by their own names",
+            {"name": "a", "servers": [{"address": "b"}], "memberGrace": "1m", "fallback": "Next"},
+            ".memberGrace: needs service: only a Service has members",
         ),
+        (
+            {"name": "a", "service": {"name": "b"}, "memberGrace": "25h"},
+            ".memberGrace: is longer than 24 hours",
+        ),
+        ({"name": "a", "service": {"name": "b"}, "memberGrace": "x"}, ".memberGrace: "),
+        ({"name": "a", "service": {"name": "b", "port": "IMAP"}}, ".service.port: 'IMAP' is not valid"),
+        ({"name": "a", "service": {"name": "b"}, "fallback": "User"}, ".fallback: "),
         ({"name": "a", "servers": [{"address": "b"}], "timeout": "5s"}, ".timeout: unknown field"),
         ({"name": "a", "servers": [{"address": "b"}], "proxySsl": "on"}, ".proxySsl: 'on' is not one of"),
     ],
@@ -111,3 +121,38 @@ def test_authentication_service_may_name_every_group() -> None:
     [server] = compile_proxy(manifest).servers
     assert [group.name for group in server.upstream_groups] == ["dovecot", "old"]
     assert {each.name for each in collect_references(manifest)} == {"ca", "client"}
+
+
+def test_service_has_members_by_number_or_name_of_port() -> None:
+    service = {"name": "dovecot", "namespace": "mail", "port": "imap"}
+    upstream = {"name": "a", "service": service, "hash": "User", "fallback": "Next", "memberGrace": "0s"}
+    manifest = parse_manifest(
+        body(upstreams=[upstream, {"name": "b", "service": {"name": "old", "port": 1143}}])
+    )
+    assert [(each.fallback, each.member_grace) for each in manifest.upstreams] == [
+        ("Next", 0.0),
+        ("None", 60.0),
+    ]
+    [server] = compile_proxy(manifest, mounts=Mounts(members="/m/members.json")).servers
+    named, numbered = server.upstream_groups
+    assert named.servers == (GroupServer(address="dovecot.mail.svc", host="dovecot.mail.svc"),)
+    assert named.members == GroupMembers(
+        service="mail/dovecot", port="imap", fallback=GroupFallback.NEXT, file="/m/members.json"
+    )
+    assert numbered.members is not None
+    assert (numbered.members.port_key(143), numbered.servers[0].port) == ("1143", 1143)
+    assert format_group(manifest.upstreams[0]) == upstream
+
+
+def test_compiled_service_is_read_again_and_contradictions_are_refused() -> None:
+    upstream = {
+        "name": "a",
+        "service": {"name": "dovecot", "namespace": "mail", "port": 1143},
+        "hash": "User",
+    }
+    config = compile_proxy(parse_manifest(body(upstreams=[upstream])), mounts=Mounts(members="/m"))
+    document = json.loads(dump(config))
+    assert parse_rendered(document)[0] == config
+    document["config"]["servers"][0]["upstream_groups"][0]["servers"][0]["host"] = "other.mail.svc"
+    with pytest.raises(ConfigError, match="contradictory"):
+        parse_rendered(document)

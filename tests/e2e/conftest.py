@@ -34,6 +34,7 @@ ORDER = (
     "test_reload",
     "test_certificates",
     "test_rolling_update",
+    "test_service_members",
     "test_sysctls",
     "test_network_policy",
     "test_sidecar",

@@ -9,9 +9,8 @@ from typing import Final
 import pytest
 
 from mailproxy.routing.group_choice import GroupChoice
-from mailproxy.routing.route_authenticator import LoginRouter
 from mailproxy.routing.route_table import RouteTable
-from mailproxy.routing.router import RouteMatch
+from mailproxy.routing.router import RouteMatch, Router
 from mailproxy.routing.table_compiler import compile_table
 from mailproxy.routing.table_files import TableFile
 from mailproxy_config.load import Loaded, load
@@ -33,17 +32,18 @@ CLIENTS: Final = [
     {"bob@example.org": "dovecot"},
     {"bob@example.org": "new", "x@example.net": "new", "eve@example.org": "old"},
     {"bob@example.org": "hosted", "bob@example.net": "dovecot"},
+    {"bob@example.org": "dovecot"},
 ]
 """Login names, and the group of each, by set-up."""
 
 
-def router_of(loaded: Loaded) -> LoginRouter:
+def router_of(loaded: Loaded) -> Router:
     server = loaded.config.servers[0]
     names = {group.name for group in server.upstream_groups}
     paths = [route.table for route in server.route if route.table is not None]
     compiled = compile_table(TABLE.encode(), names) if paths else bytearray()
     files = {path: TableFile(compiled, b"", frozenset(names)) for path in paths}
-    return LoginRouter(server, {path: RouteTable(file.fileno()) for path, file in files.items()})
+    return Router(server.route, {path: RouteTable(file.fileno()) for path, file in files.items()})
 
 
 @pytest.mark.parametrize(("text", "clients"), list(zip(SETUPS, CLIENTS, strict=True)))

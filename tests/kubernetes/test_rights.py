@@ -108,7 +108,9 @@ def _with_everything(world: World) -> None:
     """One resource uses every kind, stops using them, and gets pods in every state."""
     _ = world.api.apply(policy(namespace=world.namespace)).checked_body
     mail = {"authHttp": "http://auth/", "proxySsl": "Enabled", "proxySslService": {"name": "dovecot"}}
-    world.put(**EVERYTHING, mail=mail)
+    upstreams = [{"name": "dovecot", "service": {"name": "dovecot"}}]
+    world.put(**EVERYTHING, mail=mail, upstreams=upstreams)
+    world.until(lambda: world.condition("GroupsReady") == ("False", "ServiceNotFound"), "the condition")
     world.until(lambda: "status" in world.found("BackendTLSPolicy", "dovecot"), "the status of the policy")
     kinds = ("HorizontalPodAutoscaler", "NetworkPolicy", "PodMonitor", "PrometheusRule")
     world.until(lambda: all(world.find(kind) for kind in kinds), "every kind")

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +16,17 @@ from mailproxy.protocols.upstream_tls import injected, not_offered
 from mailproxy_config.model import ListenConfig
 from mailproxy_operator.api.api_errors import ApiResponse, error_from
 from mailproxy_operator.api.cluster import Key, RunningConfig, UpstreamState
-from mailproxy_operator.api.kinds import DEPLOYMENT
+from mailproxy_operator.api.kinds import DEPLOYMENT, ENDPOINT_SLICE
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.conditions import Facts, conditions, evaluate_conditions
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
 from mailproxy_operator.controller.reconciler import Reconciler
-from mailproxy_operator.errors import ConditionCause, ReportedCause
+from mailproxy_operator.controller.service_watch import ServiceWatch
+from mailproxy_operator.errors import ConditionCause, ReportedCause, TransientError
+from mailproxy_operator.members.endpoints import endpoints
+from mailproxy_operator.members.groups import ServiceGroup, ServiceState
+from mailproxy_operator.members.member_lists import members
 from mailproxy_operator.reasons import (
     EventReason,
     InjectionReason,
@@ -45,6 +50,7 @@ from mailproxy_operator.render.sysctls import Policy, sysctls
 from mailproxy_operator.settings import Platform
 from support import reasons_page
 from support.backend_tls import policy
+from support.endpoint_slices import endpoint, service, slice_of
 from support.operator_bodies import body, server
 from support.operator_cluster import MemoryCluster
 
@@ -102,6 +108,41 @@ def upstream(port: int = 993, failure: str = "", message: str = "", **more: Any)
 
 def not_accepted(failure: str, reason: str) -> Conditions:
     return upstream(failure=failure, message=f"certificate not accepted: {reason}")
+
+
+def with_service(*given: Any, port: int = 143, total: int = 0) -> Conditions:
+    """A group is a Service with these endpoints; ``total`` ready ones instead."""
+    many = [endpoint(number, address=f"10.0.{number // 200}.{number % 200}") for number in range(total)]
+    of = service(ports=[("imap", port, "TCP")])
+    return with_state(ServiceState(service=of, endpoints=endpoints([slice_of(*given, *many)])))
+
+
+def with_state(state: ServiceState, namespace: str = "mail") -> Conditions:
+    key = Key(namespace, "dovecot")
+    group = ServiceGroup(name="dovecot", service=key, ports=frozenset({"143"}), grace=60.0)
+    return evaluated(groups=members([group], {key: state}, "", NOW.timestamp()).groups)
+
+
+async def unread_service(namespace: str, failure: Exception) -> Conditions:
+    """The watch of a Service fails at first."""
+
+    class Reader:
+        async def service(self, key: Key) -> None:
+            raise failure
+
+        async def slices(self, key: Key) -> tuple[list[Any], str]:
+            raise failure
+
+        async def watch(self, key: Key, version: str) -> AsyncIterator[tuple[str, Any]]:
+            raise failure
+            yield
+
+    key, watch = Key(namespace, "dovecot"), ServiceWatch(Reader(), lambda _: None)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(watch.run())
+        found = await watch.read(EDGE, frozenset({key}))
+        running.cancel()
+    return with_state(found[key], namespace)
 
 
 def failing(kind: str, reason: str, message: str) -> Workload:
@@ -284,6 +325,24 @@ SITUATIONS: Final[dict[Reason, Callable[[], Awaitable[Conditions]]]] = {
         lambda: upstream(993, "refused", "TLS handshake failed: tlsv13 alert certificate required")
     ),
     Reason.UPSTREAM_TLS_TIMEOUT: at_once(lambda: upstream(993, "timeout", "TLS handshake timed out")),
+    Reason.MEMBERS_READY: at_once(
+        lambda: with_service(*map(endpoint, range(5)), endpoint(5, ready=False, serving=False))
+    ),
+    Reason.NO_READY_MEMBERS: at_once(lambda: with_service(endpoint(0, ready=False, serving=False))),
+    Reason.SERVICE_NOT_FOUND: at_once(lambda: with_state(ServiceState())),
+    Reason.PORT_NOT_FOUND: at_once(lambda: with_service(endpoint(0), port=1143)),
+    Reason.TOO_MANY_MEMBERS: at_once(lambda: with_service(total=1200)),
+    Reason.ENDPOINTS_FORBIDDEN: lambda: unread_service(
+        "other",
+        error_from(
+            ApiResponse(403, {"kind": "Status", "message": "endpointslices.discovery.k8s.io is forbidden"}),
+            ENDPOINT_SLICE,
+            "the list of endpointslices",
+        ),
+    ),
+    Reason.ENDPOINTS_UNKNOWN: lambda: unread_service(
+        "mail", TransientError("GET /apis/discovery.k8s.io/v1/namespaces/mail/endpointslices: timeout")
+    ),
     Reason.ROLLING_OUT: at_once(
         lambda: evaluated(
             Workload(desired=2, replicas=3, updated=1, ready=2, available=2),

@@ -95,6 +95,8 @@ def test_supervisor_adds_its_own_metrics() -> None:
         unhealthy_upstreams=2,
         kept_route_tables=1,
         kept_user_files=4,
+        kept_member_lists=1,
+        members={("dovecot", "Ready"): 3},
         restarts={RestartReason.CRASH: 2},
         reloads={ReloadResult.SUCCESS: 5},
         config_rejected=True,
@@ -117,6 +119,8 @@ def test_supervisor_adds_its_own_metrics() -> None:
         c.UPSTREAM_UNHEALTHY: {(): 2},
         c.ROUTE_TABLES_REFUSED: {(): 1},
         c.USER_FILES_REFUSED: {(): 4},
+        c.GROUP_MEMBERS: {("dovecot", "Ready"): 3},
+        c.MEMBER_LISTS_REFUSED: {(): 1},
     }
 
 

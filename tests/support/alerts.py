@@ -53,6 +53,10 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
         (f'mailproxy_upstream_tries_total{{{JOB}, protocol="imap", result="next"}}', "0+60x90"),
         (f'mailproxy_upstream_tries_total{{{JOB}, protocol="imap", result="success"}}', "0+60x90"),
     ],
+    "MailProxyNoReadyMembers": [
+        (f'mailproxy_group_members{{{JOB}, group="dovecot", state="Ready"}}', "0x90"),
+        (f'mailproxy_group_members{{{JOB}, group="dovecot", state="Gone"}}', "2x90"),
+    ],
     "MailProxyLimitZoneFull": [
         (f'mailproxy_limit_zone_events_total{{{JOB}, zone="user", event="zone_full"}}', "0+60x90")
     ],

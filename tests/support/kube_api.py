@@ -31,6 +31,7 @@ PLURALS: Final = {
     "ConfigMap": ("v1", "configmaps"),
     "Secret": ("v1", "secrets"),
     "Service": ("v1", "services"),
+    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
     "ServiceAccount": ("v1", "serviceaccounts"),
     "Event": ("events.k8s.io/v1", "events"),
     "Deployment": ("apps/v1", "deployments"),

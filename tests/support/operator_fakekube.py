@@ -23,6 +23,7 @@ from aiohttp import web
 
 from mailproxy_operator.api.kinds import (
     BACKEND_TLS_POLICY,
+    ENDPOINT_SLICE,
     EVENT,
     LEASE,
     MAIL_PROXY,
@@ -49,6 +50,7 @@ KINDS = (
     EVENT,
     LEASE,
     BACKEND_TLS_POLICY,
+    ENDPOINT_SLICE,
     MUTATING_WEBHOOK,
     _NAMESPACE,
     _CRD,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def imap_server(logins: list[str], name: str) -> Iterator[int]:
-    """A mail server that accepts every login, and appends its name to a list."""
+def imap_server(logins: list[str], name: str, *, text: str = "logged in") -> Iterator[int]:
+    """A mail server that accepts every login with a text, and appends its name to a list."""
 
     def serve(sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):
@@ -21,7 +21,7 @@ def imap_server(logins: list[str], name: str) -> Iterator[int]:
             while data.count(b"\r\n") < 3:
                 data += sock.recv(4096)
             logins.append(name)
-            sock.sendall(b"a OK logged in\r\n")
+            sock.sendall(f"a OK {text}\r\n".encode())
             sock.recv(1)
 
     def accept() -> None:

@@ -42,6 +42,10 @@ SPDX-License-Identifier: Apache-2.0
 - apiGroups: [gateway.networking.k8s.io]
   resources: [backendtlspolicies/status]
   verbs: [patch]
+# For spec.upstreams[].service: the members of these Services.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
 # The operator patches an annotation so that the kubelet updates a pod's files at once, and deletes pods that a node refused.
 - apiGroups: [""]
   resources: [pods]

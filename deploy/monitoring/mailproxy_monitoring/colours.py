@@ -197,6 +197,10 @@ UPSTREAM_TRIES: Final[Colours] = MappingProxyType(
         "abandoned": NEUTRAL,
     }
 )
+MEMBER_STATES: Final[Colours] = MappingProxyType({"Ready": SUCCESS, "Draining": "orange", "Gone": FAILURE})
+GROUP_LOGINS: Final[Colours] = MappingProxyType(
+    {"owner": SUCCESS, "fallback": "orange", "unavailable": FAILURE}
+)
 RESUMED: Final[Colours] = MappingProxyType({"resumed": "blue", "complete": "purple"})
 DIRECTIONS: Final[Colours] = MappingProxyType({"to_client": "blue", "to_upstream": "purple"})
 TLS_MODES: Final[Colours] = MappingProxyType({"implicit": "blue", "starttls": "purple"})

@@ -25,7 +25,7 @@ _OPEN: Final = {
     "kind": "of the object: `Deployment`, `Service`, …",
     "namespace": "of the resource",
     "name": "of the resource",
-    "type": "`Ready` `Accepted` `ResolvedRefs` `Available` `ConfigSynced` `UpstreamTLSReady` "
+    "type": "`Ready` `Accepted` `ResolvedRefs` `Available` `ConfigSynced` `UpstreamTLSReady` `GroupsReady` "
     "`Reconciling` `Stalled`",
     "status": "`True` `False` `Unknown`: 1 for the one that holds, 0 for the others",
     "version": "of the package",

@@ -13,7 +13,9 @@ from mailproxy_monitoring.colours import (
     DNS_PURPOSES,
     DNS_RESULTS,
     DNS_TIMEOUTS,
+    GROUP_LOGINS,
     JWKS_RESULTS,
+    MEMBER_STATES,
     PASSWORD_FINDINGS,
     QUANTILES,
     RESUMED,
@@ -143,8 +145,9 @@ UPSTREAMS: Final = Row(
             queries=(
                 (f"max (mailproxy_upstream_unhealthy{{{JOB}}})", "addresses in one pod"),
                 (f"max (mailproxy_route_tables_refused{{{JOB}}})", "tables of routes"),
+                (f"max (mailproxy_member_lists_refused{{{JOB}}})", "lists of members"),
             ),
-            description="Addresses that failed three times in a row: tried last. Tables with invalid lines.",
+            description="Addresses that failed three times in a row: tried last. Files that are invalid.",
             alerts=("MailProxyUpstreamFailsOver",),
         ),
         Panel(
@@ -196,6 +199,32 @@ UPSTREAMS: Final = Row(
             ),
             description="The earliest expiry of a certificate that a mail server has sent, by server block.",
             alerts=("MailProxyUpstreamCertificateExpires",),
+        ),
+        Panel(
+            title="Ready members of Services",
+            width=8,
+            queries=((f'min by (group) (mailproxy_group_members{{{JOB}, state="Ready"}})', "{{group}}"),),
+            description="Mail servers of each Service in spec.upstreams, in the pod that has the fewest.",
+            alerts=("MailProxyNoReadyMembers",),
+        ),
+        Panel(
+            title="Members of Services by state",
+            stacked=True,
+            width=8,
+            queries=(
+                (f"sum by (state) (max by (group, state) (mailproxy_group_members{{{JOB}}}))", "{{state}}"),
+            ),
+            colours=MEMBER_STATES,
+            description="Draining: the pod terminates. Gone: it has vanished, and is kept for memberGrace.",
+        ),
+        Panel(
+            title="Logins to Services by member",
+            stacked=True,
+            unit=EVENTS_PER_SECOND,
+            width=8,
+            queries=((rate("mailproxy_group_logins_total", "result", JOB), "{{result}}"),),
+            colours=GROUP_LOGINS,
+            description="unavailable: the member of the login is not ready, so it got a temporary failure.",
         ),
     ),
 )

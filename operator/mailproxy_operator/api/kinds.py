@@ -82,6 +82,8 @@ OWNED = (
 
 WORKLOADS = (DEPLOYMENT, DAEMON_SET)
 
+ENDPOINT_SLICE = Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
+
 _BY_NAME = {
     (kind.api_version, kind.name): kind
     for kind in (*OWNED, *POLICIES, MAIL_PROXY, POD, EVENT, LEASE, MUTATING_WEBHOOK)

@@ -20,12 +20,15 @@ REPAIR_MANAGER = f"{FIELD_MANAGER}-repair"
 CONTAINER = "mailproxy"
 CONFIG_KEY = "mailproxy.json"
 CONFIG_DIR = "/etc/mailproxy"
+MEMBERS_DIR = "/etc/mailproxy-members"
 SOCKET_DIR = "/run/mailproxy"
 ADMIN_PORT = 9113
 ADMIN_PORT_NAME = "admin"
 
 CONFIG_HASH = f"{GROUP}/config-hash"
 """Annotation of pods: the hash of the expected configuration."""
+MEMBERS_HASH = f"{GROUP}/members-hash"
+"""Annotation of pods: the hash of the members of Services that they should have."""
 TEMPLATE_HASH = f"{GROUP}/template-hash"
 """Annotation of the pod template: the hash of everything that requires new pods."""
 REFUSED_SYSCTLS = f"{GROUP}/refused-sysctls"
@@ -51,6 +54,11 @@ _MANAGED_BY = "app.kubernetes.io/managed-by"
 def config_map_name(name: str) -> str:
     """Return the name of the ConfigMap with the configuration of a MailProxy."""
     return f"{name}-config"
+
+
+def members_name(name: str) -> str:
+    """Return the name of the ConfigMap with the members of the Services of a MailProxy."""
+    return f"{name}-members"
 
 
 def metrics_service_name(name: str) -> str:

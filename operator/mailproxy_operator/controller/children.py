@@ -12,6 +12,7 @@ from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Applied, Cluster, Key
 from mailproxy_operator.api.kinds import (
     AUTOSCALER,
+    CONFIG_MAP,
     DAEMON_SET,
     DEPLOYMENT,
     OWNED,
@@ -158,6 +159,10 @@ class Children:
         """Return the workload of a mode, if it exists."""
         kind = {"Deployment": DEPLOYMENT, "DaemonSet": DAEMON_SET}.get(mode)
         return self._live.get((kind, self._key.name)) if kind else None
+
+    def config_map(self, name: str) -> Manifest | None:
+        """Return a ConfigMap, if it exists."""
+        return self._live.get((CONFIG_MAP, name))
 
     def service(self) -> Manifest | None:
         """Return the mail Service, if it exists."""

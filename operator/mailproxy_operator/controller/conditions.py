@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from mailproxy_operator.api import names
+from mailproxy_operator.controller.groups_ready import CONDITION as GROUPS_READY
+from mailproxy_operator.controller.groups_ready import groups_ready
 from mailproxy_operator.controller.observed import Observed, Pod
 from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.controller.upstream_tls import upstream_tls
 from mailproxy_operator.errors import ConditionCause, ReportedCause
+from mailproxy_operator.members.groups import GroupState
 from mailproxy_operator.reasons import Reason
 
 TERMINAL_REASONS = frozenset(
@@ -45,6 +48,7 @@ class Facts:
         notices: Notices about an accepted resource.
         unresolved: Why a BackendTLSPolicy cannot be used.
         tls_servers: The servers that use TLS with mail servers.
+        groups: What came of the groups of upstreams that are Services.
         now: The time, for certificates that expire.
         has_references: Whether Secrets or ConfigMaps are mounted besides the configuration.
         reference_paths: The fields that refer to a Secret or ConfigMap, by its kind and name.
@@ -64,6 +68,7 @@ class Facts:
     notices: tuple[str, ...] = ()
     unresolved: ConditionCause | None = None
     tls_servers: frozenset[str] = frozenset()
+    groups: tuple[GroupState, ...] = ()
     now: datetime | None = None
 
     @property
@@ -90,7 +95,7 @@ class ConditionState:
 
 
 def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
-    """Evaluate all conditions; ``UpstreamTLSReady`` only for a resource that uses TLS with mail servers."""
+    """Evaluate all conditions; those about mail servers only for a resource that they concern."""
     found = {
         "Accepted": _accepted(facts),
         "ResolvedRefs": _resolved_refs(facts),
@@ -103,6 +108,9 @@ def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
     tls = upstream_tls(facts.observed, facts.tls_servers, facts.now)
     if tls is not None:
         found[UPSTREAM_TLS] = ConditionState(*tls)
+    ready = groups_ready(facts.groups)
+    if ready is not None:
+        found[GROUPS_READY] = ConditionState(*ready)
     return found
 
 
@@ -142,6 +150,7 @@ _ORDER = (
     "Available",
     "ConfigSynced",
     UPSTREAM_TLS,
+    GROUPS_READY,
     "Reconciling",
     "Stalled",
 )

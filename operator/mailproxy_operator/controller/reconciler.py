@@ -7,6 +7,7 @@ enqueued it.  It is idempotent and can be repeated after an interruption.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mailproxy_config.errors import ConfigError
+from mailproxy_config.upstream_members import MEMBERS_KEY
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
-from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
+from mailproxy_operator.api.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    MAIL_PROXY,
+    POD,
+    WORKLOADS,
+    Kind,
+    Manifest,
+    kind_of,
+)
 from mailproxy_operator.controller import forbidden_sysctls, status
 from mailproxy_operator.controller.children import AppliedCache, Children
 from mailproxy_operator.controller.injected_pods import observe_injected_pods
@@ -27,9 +38,12 @@ from mailproxy_operator.controller.selected_secrets import RELIST_SECONDS, selec
 from mailproxy_operator.controller.upstream_events import UpstreamEvents
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import ConditionCause, OperatorError, TerminalError, TransientError
+from mailproxy_operator.members.groups import ServiceStates, service_groups
+from mailproxy_operator.members.member_lists import NO_MEMBERS, Members, members
 from mailproxy_operator.policies.resolve import Resolution, resolve
 from mailproxy_operator.reasons import Reason
 from mailproxy_operator.render import Plan, planned, render
+from mailproxy_operator.render.config_map import members_config_map
 from mailproxy_operator.render.plan import SIDECAR
 from mailproxy_operator.settings import Platform
 
@@ -76,6 +90,7 @@ class _Run:
     resource: Resource | None = None
     policies: Resolution | None = None
     plan: Plan | None = None
+    members: Members = NO_MEMBERS
     refused: ConditionCause | None = None
     failed: TransientError | None = None
     paused: bool = False
@@ -90,6 +105,7 @@ class Reconciler:
     Args:
         cluster: The cluster port.
         platform: The input of rendering besides the resource.
+        services: The Services that groups of upstreams are; without them, their DNS names are used.
         now: Returns the time.
     """
 
@@ -97,11 +113,13 @@ class Reconciler:
         self,
         cluster: Cluster,
         platform: Platform,
+        services: ServiceStates | None = None,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
         self._platform = platform
+        self._services = services
         self._now = now
         self._applied = AppliedCache()
         self._unused: dict[Key, frozenset[str]] = {}
@@ -120,12 +138,16 @@ class Reconciler:
             self._unused.pop(key, None)
             self._upstream_events.forget(key)
             await self._policy_status.remove(key)
+            if self._services is not None:
+                await self._services.read(key, frozenset())
             return Outcome(is_gone=True)
         children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
         await children.read()
         run = await self._plan(key, body, children)
+        await self._add_members(run, children)
         await self._try_with_one_pod(run, children)
         await self._apply(run, children)
+        await self._hand_out_members(run)
         observed, pods = await self._observe(run, children)
         await self._handle_forbidden_sysctls(run, children, observed, pods)
         await self._prune_and_annotate(run, children, observed, pods)
@@ -155,6 +177,30 @@ class Reconciler:
             run.failed = TransientError(str(error))
         return run
 
+    async def _add_members(self, run: _Run, children: Children) -> None:
+        """Add the members of the Services that groups of upstreams are."""
+        if self._services is None or run.plan is None:
+            return  # of an invalid resource, the last members stay
+        plan = run.plan
+        groups = service_groups(plan.config, plan.resource.manifest.upstreams)
+        states = await self._services.read(run.key, frozenset(group.service for group in groups))
+        live = children.config_map(names.members_name(run.key.name)) or {}
+        previous = str((live.get("data") or {}).get(MEMBERS_KEY, ""))
+        run.members = members(groups, states, previous, self._now().timestamp())
+        run.plan = replace(plan, members=run.members)
+
+    async def _hand_out_members(self, run: _Run) -> None:
+        """Annotate the pods with the hash of the members, before anything that takes time."""
+        if run.plan is None or run.refused or run.failed or not run.members.text:
+            return
+        digest = hashlib.sha256(run.members.text.encode()).hexdigest()[:16]
+        with _recording_failure(run):
+            for pod in await self._cluster.list_labelled(POD, run.key.namespace, run.plan.pod_labels):
+                metadata = pod["metadata"]
+                if (metadata.get("annotations") or {}).get(names.MEMBERS_HASH) != digest:
+                    key = Key(metadata["namespace"], metadata["name"])
+                    await self._cluster.patch_annotations(POD, key, {names.MEMBERS_HASH: digest})
+
     async def _try_with_one_pod(self, run: _Run, children: Children) -> None:
         """Start with one pod when nodes may refuse it: a refused pod is replaced immediately."""
         plan = run.plan
@@ -167,13 +213,24 @@ class Reconciler:
             run.plan = replace(plan, is_trial=live is None or _has_no_pods_yet(live))
 
     async def _apply(self, run: _Run, children: Children) -> None:
-        if run.plan is None or run.refused or run.paused:
+        if run.plan is None or run.refused:
+            return
+        if run.paused:
+            await self._apply_members(run, children)
             return
         try:
             run.refused = await children.apply(render(run.plan))
         except TransientError as failure:
             run.failed = failure
         run.drifted, run.lacking = tuple(children.drifted), tuple(sorted(children.lacking))
+
+    async def _apply_members(self, run: _Run, children: Children) -> None:
+        """Apply the members of a paused resource: they are no setting, and its logins go on."""
+        name = names.members_name(run.key.name)
+        manifest = run.plan and members_config_map(run.plan)
+        if manifest and children.config_map(name):
+            with _recording_failure(run):
+                await children.apply_one(manifest)
 
     async def remove_forbidden_sysctls(self, key: Key, pod: Manifest) -> bool:
         """Remove refused sysctls from the workload immediately; the next reconcile does the rest.
@@ -221,7 +278,7 @@ class Reconciler:
         newly = forbidden_sysctls.refused_names(observed) - known
         if newly:
             platform = replace(self._platform, refused_sysctls=known | newly)
-            run.plan = planned(run.resource, platform, run.plan.selection)
+            run.plan = replace(planned(run.resource, platform, run.plan.selection), members=run.members)
             await self._apply(run, children)
         # Delete the pods last: until the workload has changed, each one is replaced immediately.
         with _recording_failure(run):
@@ -237,7 +294,8 @@ class Reconciler:
         workload = observed.workload
         can_prune_old = workload is None or workload.is_available or workload.is_scaled_to_zero
         with _recording_failure(run):
-            run.pruned = await children.prune(keep=() if can_prune_old else WORKLOADS)
+            # The operator has no permission to delete ConfigMaps: members that nobody mounts stay.
+            run.pruned = await children.prune(keep=(CONFIG_MAP, *(() if can_prune_old else WORKLOADS)))
             for pod in pods:
                 await self._annotate_pod(run.plan, pod)
             if run.policies is not None:
@@ -271,7 +329,7 @@ class Reconciler:
             warnings=self._applied.warnings(run.key),
             lacking=run.lacking,
         )
-        facts = status.with_policies(facts, run.policies, now)
+        facts = status.with_policies(facts, run.policies, now, run.members.groups)
         written = status.status(facts, run.plan, previous=previous, now=self._time())
         if written != previous:
             identity = {"name": run.key.name, "namespace": run.key.namespace}
@@ -287,7 +345,7 @@ class Reconciler:
         return Outcome(
             refused=run.refused,
             failed=run.failed,
-            again_after=_again_after(run, written),
+            again_after=_soonest(_again_after(run, written), run.members, now.timestamp()),
             status=written,
             drifted=run.drifted,
             pruned=run.pruned,
@@ -338,6 +396,14 @@ def _again_after(run: _Run, written: Manifest) -> float | None:
     if status.is_in_progress(written):
         return ROLLOUT_REQUEUE_SECONDS
     return RELIST_SECONDS if run.plan is not None and run.plan.selection else None
+
+
+def _soonest(again_after: float | None, found: Members, now: float) -> float | None:
+    """Return the delay of the next requeue; members that are kept are removed at their time."""
+    if found.changes_at is None:
+        return again_after
+    until = max(found.changes_at - now, 0.0)
+    return until if again_after is None else min(until, again_after)
 
 
 def _refusal(error: ConfigError) -> ConditionCause:

@@ -17,6 +17,7 @@ from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.crd.reference_paths import reference_paths
 from mailproxy_operator.errors import ConditionCause, OperatorError
+from mailproxy_operator.members.groups import GroupState
 from mailproxy_operator.policies.resolve import Resolution
 from mailproxy_operator.reasons import EventReason, Reason
 from mailproxy_operator.render import Plan
@@ -75,12 +76,14 @@ def facts(
     )
 
 
-def with_policies(inputs: Facts, policies: Resolution | None, now: datetime) -> Facts:
-    """Add what BackendTLSPolicies mean for the resource, and the time."""
+def with_policies(
+    inputs: Facts, policies: Resolution | None, now: datetime, groups: tuple[GroupState, ...] = ()
+) -> Facts:
+    """Add what BackendTLSPolicies and Services mean for the resource, and the time."""
+    inputs = replace(inputs, now=now, groups=groups)
     if policies is None:
-        return replace(inputs, now=now)
-    notices = (*inputs.notices, *policies.notices)
-    return replace(inputs, now=now, notices=notices, unresolved=policies.cause)
+        return inputs
+    return replace(inputs, notices=(*inputs.notices, *policies.notices), unresolved=policies.cause)
 
 
 def _tls_servers(plan: Plan | None, observed: Observed, previous: Mapping[str, Any]) -> frozenset[str]:
@@ -121,6 +124,10 @@ def status(inputs: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now
         written |= {name: previous[name] for name in (*_KEPT_FIELDS, "selector") if name in previous}
     if inputs.observed.addresses:
         written["addresses"] = [{"type": kind, "value": value} for kind, value in inputs.observed.addresses]
+    if inputs.groups:
+        written["upstreams"] = [
+            {"name": one.name, "ready": one.ready, "total": one.total} for one in inputs.groups
+        ]
     before = previous.get("conditions") or []
     written["conditions"] = conditions(
         evaluate_conditions(inputs), generation=inputs.generation, previous=before, now=now

@@ -138,6 +138,15 @@ def _status() -> Manifest:
                 "description": "The number of pods that report this hash.",
                 **_INT32,
             },
+            "upstreams": _list(
+                64,
+                {
+                    "name": _text(63, "The name of the group."),
+                    "ready": {"description": "The number of ready members.", **_INT32},
+                    "total": {"description": "The number of members.", **_INT32},
+                },
+                "Groups of upstreams that are Services.",
+            ),
             "addresses": _list(
                 16,
                 {
@@ -210,7 +219,7 @@ def _conditions() -> Manifest:
             ),
             "message": _text(32768, "The cause, and how to fix it."),
         },
-        "Accepted ResolvedRefs Available ConfigSynced UpstreamTLSReady Ready: True is good. "
+        "Accepted ResolvedRefs Available ConfigSynced UpstreamTLSReady GroupsReady Ready: True is good. "
         "Reconciling Stalled: False is.",
         required=["type", "status", "lastTransitionTime", "reason", "message"],
         **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},

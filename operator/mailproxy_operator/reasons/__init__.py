@@ -59,6 +59,14 @@ class Reason(StrEnum):
     UPSTREAM_TLS_INCOMPATIBLE = "UpstreamTLSIncompatible"
     UPSTREAM_TLS_REFUSED = "UpstreamTLSRefused"
     UPSTREAM_TLS_TIMEOUT = "UpstreamTLSTimeout"
+    # GroupsReady
+    MEMBERS_READY = "MembersReady"
+    NO_READY_MEMBERS = "NoReadyMembers"
+    SERVICE_NOT_FOUND = "ServiceNotFound"
+    PORT_NOT_FOUND = "PortNotFound"
+    TOO_MANY_MEMBERS = "TooManyMembers"
+    ENDPOINTS_FORBIDDEN = "EndpointsForbidden"
+    ENDPOINTS_UNKNOWN = "EndpointsUnknown"
     # Reconciling
     ROLLING_OUT = "RollingOut"
     RETRYING = "Retrying"

@@ -48,9 +48,10 @@ A message names the field or the object, its value, and how to correct it. In th
 """
 _READY = """
 `Ready` has the reason and the message of the first of these conditions that is not healthy: `Accepted`,
-`Stalled`, `ResolvedRefs`, `Available`, `ConfigSynced`. `UpstreamTLSReady` does not count: other pods would
-not help, and only a MailProxy with `proxySsl` has it. When the status or the reason of `Ready` changes, the
-operator creates an event for the MailProxy with this reason and message.
+`Stalled`, `ResolvedRefs`, `Available`, `ConfigSynced`. `UpstreamTLSReady` and `GroupsReady` do not count:
+other pods would not help, and only a MailProxy with `proxySsl`, or with a `service` in `spec.upstreams`, has
+them. When the status or the reason of `Ready` changes, the operator creates an event for the MailProxy with
+this reason and message.
 
 ## Reasons of conditions
 

@@ -8,6 +8,7 @@ has no row, or if a row describes what the operator never writes.
 from __future__ import annotations
 
 from mailproxy_operator.reasons import Reason
+from mailproxy_operator.reasons.group_rows import GROUPS
 from mailproxy_operator.reasons.rows import ConditionType, ReasonRow, State
 from mailproxy_operator.reasons.upstream_rows import UPSTREAM_TLS
 
@@ -23,6 +24,11 @@ CONDITIONS = (
         "UpstreamTLSReady",
         "True",
         "TLS with mail servers works; only with `proxySsl`, and not part of `Ready`",
+    ),
+    ConditionType(
+        "GroupsReady",
+        "True",
+        "Services in `spec.upstreams` have ready members; only with `service`, and not part of `Ready`",
     ),
     ConditionType("Reconciling", "False", "a change is in progress"),
     ConditionType("Stalled", "False", "the resource does not become ready without a change by a user"),
@@ -415,6 +421,7 @@ REASONS = (
         ),
     ),
     *UPSTREAM_TLS,
+    *GROUPS,
     # -- Reconciling -----------------------------------------------------------
     ReasonRow(
         reason=Reason.ROLLING_OUT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.render.autoscaler import autoscaler
-from mailproxy_operator.render.config_map import config_map
+from mailproxy_operator.render.config_map import config_map, members_config_map
 from mailproxy_operator.render.disruption_budget import disruption_budget
 from mailproxy_operator.render.network_policy import network_policy
 from mailproxy_operator.render.plan import Plan, planned
@@ -20,6 +20,7 @@ __all__ = ["Plan", "planned", "render"]
 _RENDERERS = (
     service_account,
     config_map,
+    members_config_map,
     service,
     metrics_service,
     network_policy,

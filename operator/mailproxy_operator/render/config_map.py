@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ConfigMap: the configuration in the form that the proxy reads."""
+"""The ConfigMaps: the configuration in the form that the proxy reads, and the members of Services."""
 
 from __future__ import annotations
 
+from mailproxy_config.upstream_members import MEMBERS_KEY
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import CONFIG_MAP, Manifest
 from mailproxy_operator.render.plan import Plan
@@ -15,4 +16,16 @@ def config_map(plan: Plan) -> Manifest:
         "kind": CONFIG_MAP.name,
         "metadata": plan.resource.metadata(names.config_map_name(plan.resource.name)),
         "data": {names.CONFIG_KEY: plan.document},
+    }
+
+
+def members_config_map(plan: Plan) -> Manifest | None:
+    """Render the ConfigMap with the members of Services, once they are known."""
+    if not plan.has_members or not plan.members.text:
+        return None
+    return {
+        "apiVersion": CONFIG_MAP.api_version,
+        "kind": CONFIG_MAP.name,
+        "metadata": plan.resource.metadata(names.members_name(plan.resource.name)),
+        "data": {MEMBERS_KEY: plan.members.text},
     }

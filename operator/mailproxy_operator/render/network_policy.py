@@ -68,7 +68,8 @@ def _egress(plan: Plan) -> list[Manifest]:
 
 
 def _upstream_ports(plan: Plan) -> Iterator[int]:
-    """Yield the ports of all servers that routes lead to."""
+    """Yield the ports of all servers that routes lead to, and of the members of Services."""
+    yield from plan.members.ports
     for config in plan.config.servers:
         configs = config.group_configs
         for group in config.upstream_groups:

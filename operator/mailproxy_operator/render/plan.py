@@ -9,10 +9,12 @@ from mailproxy_config.compile import collect_references, compile_proxy
 from mailproxy_config.model import DrainConfig, ProxyConfig, Seconds
 from mailproxy_config.rendered import config_hash, dump
 from mailproxy_config.secret_refs import Mounts, Reference
+from mailproxy_config.upstream_members import MEMBERS_KEY
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, Kind
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.crd.resource import Resource
+from mailproxy_operator.members.member_lists import NO_MEMBERS, Members
 from mailproxy_operator.render import ports, selected, sysctls
 from mailproxy_operator.render.selected import Selection
 from mailproxy_operator.settings import Platform
@@ -35,6 +37,7 @@ class Plan:
         sysctls: The decisions about sysctls, sorted by name.
         references: Secrets and ConfigMaps to mount.
         selection: Secrets with certificates that clients choose by name, to mount.
+        members: The members of the Services that groups of upstreams are; without Services it has no text.
         is_trial: Whether to start one pod first, to check that nodes accept it.
     """
 
@@ -48,7 +51,14 @@ class Plan:
     sysctls: tuple[sysctls.Sysctl, ...]
     references: tuple[Reference, ...]
     selection: Selection = field(default_factory=dict)
+    members: Members = NO_MEMBERS
     is_trial: bool = False
+
+    @property
+    def has_members(self) -> bool:
+        """Whether a group of upstreams is a Service, so that the pods mount its members."""
+        groups = (group for server in self.config.servers for group in server.upstream_groups)
+        return any(group.members is not None and group.members.file for group in groups)
 
     @property
     def workload_kind(self) -> Kind:
@@ -136,7 +146,8 @@ def planned(resource: Resource, platform: Platform, selection: Selection | None 
         ConfigError: The configuration is not valid.
     """
     offset = ports.HIGH_PORT_OFFSET if resource.deployment.port_strategy.value == "HighPort" else 0
-    mounts = Mounts(platform.refs_dir)
+    members = f"{platform.members_dir}/{MEMBERS_KEY}" if platform.members_dir else ""
+    mounts = Mounts(platform.refs_dir, members)
     asked = compile_proxy(resource.manifest, mounts=mounts)
     config = asked if offset == 0 else compile_proxy(resource.manifest, mounts=mounts, port_offset=offset)
     if platform.kube_version >= SLEEP_ACTION_SINCE:

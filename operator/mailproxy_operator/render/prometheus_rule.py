@@ -199,6 +199,15 @@ ALERTS = (
         " of the pods has the address and the cause in upstream_try_failed.",
     ),
     Alert(
+        "MailProxyNoReadyMembers",
+        'max by (PROXY, group) (mailproxy_group_members{JOB, state="Ready"}) == 0',
+        "2m",
+        "critical",
+        "WHO: no mail server of upstream {{ $labels.group }} is ready",
+        "Its logins get temporary failures. The condition GroupsReady of the MailProxy has the Service and"
+        " the cause.",
+    ),
+    Alert(
         "MailProxyTokenRequestsFail",
         'sum by (PROXY, result) (rate(mailproxy_token_requests_total{JOB, result!="ok"}[5m])) > 0',
         "10m",

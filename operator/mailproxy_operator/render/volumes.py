@@ -34,6 +34,10 @@ def own_volumes(plan: Plan, *, prefix: str = "", mode: int = OWNER_AND_GROUP) ->
     if plan.mounts_references:
         sources = [*map(_source, plan.references), *selected.sources(plan.selection)]
         found.append({"name": f"{prefix}refs", "projected": {"defaultMode": mode, "sources": sources}})
+    if plan.has_members:
+        # The pod starts without it: until then, logins go to the DNS names of Services.
+        members = {"name": names.members_name(plan.resource.name), "defaultMode": mode, "optional": True}
+        found.append({"name": f"{prefix}members", "configMap": members})
     if has_sockets(plan):
         found.append({"name": f"{prefix}{SOCKETS}", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}})
     return found
@@ -47,6 +51,8 @@ def volume_mounts(plan: Plan, *, prefix: str = "") -> list[Manifest]:
     ]
     if plan.mounts_references:
         found.append({"name": f"{prefix}refs", "mountPath": plan.platform.refs_dir, "readOnly": True})
+    if plan.has_members:
+        found.append({"name": f"{prefix}members", "mountPath": plan.platform.members_dir, "readOnly": True})
     if has_sockets(plan):
         found.append({"name": f"{prefix}{SOCKETS}", "mountPath": names.SOCKET_DIR})
     return found + [dict(mount) for mount in plan.resource.deployment.pod.extra_volume_mounts]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final
 
+from mailproxy.enums import UpstreamStage
+from mailproxy.errors import UpstreamError
 from mailproxy.protocols.types import UpstreamServer
 from mailproxy_config.upstream_groups import GroupHash, GroupServer, UpstreamGroup
 
@@ -41,10 +43,11 @@ class GroupChoice:
         tries: The number of servers that one login may be sent to.
     """
 
-    __slots__ = ("_backups", "_current", "_is_hashed", "_name", "_primaries", "_tries")
+    __slots__ = ("_backups", "_current", "_group_name", "_is_hashed", "_name", "_primaries", "_tries")
 
     def __init__(self, group: UpstreamGroup, port: int, tries: int) -> None:
         self._tries = tries
+        self._group_name = group.name
         self._name = group.name.encode()
         self._is_hashed = group.hash is GroupHash.USER
         self._primaries = _members(group.servers, port, backup=False)
@@ -65,6 +68,10 @@ class GroupChoice:
             return (first,)
         others = [server for _, server, _ in (*self._primaries, *self._backups) if server is not first]
         return (first, *others)[: self._tries]
+
+    def no_server(self) -> UpstreamError:
+        """Return the error of a login for which ``servers`` has returned nothing."""
+        return UpstreamError(f'upstream "{self._group_name}" has no server', stage=UpstreamStage.RESOLVE)
 
     def _next(self) -> UpstreamServer:
         """Return the next server by smooth weighted round robin, as nginx's upstreams."""

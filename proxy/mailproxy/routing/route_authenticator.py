@@ -16,6 +16,7 @@ from mailproxy.protocols.sasl_tokens import TOKEN_METHODS
 from mailproxy.protocols.types import AuthAllowed, Credentials, Decision, LoginUnknown
 from mailproxy.routing.group_choice import GroupChoice
 from mailproxy.routing.login_name import normalised
+from mailproxy.routing.member_choice import MemberChoice
 from mailproxy.routing.router import RouteMatch, Router, Table
 from mailproxy_config.model import ServerConfig
 from mailproxy_config.upstream_groups import UpstreamGroup, default_port
@@ -35,20 +36,21 @@ class LoginRouter:
     Args:
         server: The server block.
         tables: The tables of its routes, by the paths of their files.
+        context: The worker's shared parts.
     """
 
     __slots__ = ("_groups", "_router")
 
-    def __init__(self, server: ServerConfig, tables: Mapping[str, Table]) -> None:
+    def __init__(self, server: ServerConfig, tables: Mapping[str, Table], context: WorkerContext) -> None:
         self._router = Router(server.route, tables)
-        self._groups = group_choices(server)
+        self._groups = group_choices(server, context)
 
     def find(self, user: bytes) -> RouteMatch | None:
         """Return the route of a login name; ``None`` if there is none."""
         return self._router.find(user)
 
     def allow(self, match: RouteMatch, credentials: Credentials) -> AuthAllowed:
-        """Return the login at the upstream that a route leads to.
+        """Return the login at the upstream that a route leads to; without servers if none may get it now.
 
         Args:
             match: The route.
@@ -56,9 +58,10 @@ class LoginRouter:
         """
         user = credentials.user if match.login is None else match.login
         servers = self._groups[match.upstream].servers(normalised(user))
+        address, port = (servers[0].host, servers[0].port) if servers else ("", 0)
         return AuthAllowed(
-            address=servers[0].host,
-            port=servers[0].port,
+            address=address,
+            port=port,
             user=user,
             password=credentials.password,
             servers=servers,
@@ -66,16 +69,30 @@ class LoginRouter:
         )
 
 
-def group_choices(server: ServerConfig) -> dict[str, GroupChoice]:
+def group_choices(server: ServerConfig, context: WorkerContext) -> dict[str, GroupChoice]:
     """Return what chooses servers of each group of a server, by the name of the group."""
     configs = server.group_configs
-    return {group.name: _choice(group, configs.get(group.name, server)) for group in server.upstream_groups}
+    return {
+        group.name: _choice(group, configs.get(group.name, server), context)
+        for group in server.upstream_groups
+    }
 
 
-def _choice(group: UpstreamGroup, config: ServerConfig) -> GroupChoice:
+def _choice(group: UpstreamGroup, config: ServerConfig, context: WorkerContext) -> GroupChoice:
     """Return what chooses servers of a group, with the directives of logins there."""
     tries = config.proxy_next_upstream_tries if config.proxy_next_upstream else 1
-    return GroupChoice(group, default_port(config.protocol, config.proxy_ssl), tries)
+    port = default_port(config.protocol, config.proxy_ssl)
+    if group.members is None:
+        return GroupChoice(group, port, tries)
+    return MemberChoice(
+        group,
+        group.members,
+        port=port,
+        tries=tries,
+        networks=config.auth_http_server_networks,
+        lists=context.members,
+        counters=context.metrics.group_logins(group.name),
+    )
 
 
 class RouteAuthenticator:

@@ -39,7 +39,10 @@ def connect_for_login(
     base = server.base or server
     group = login.grant.upstream_group
     if group and not login.grant.servers:  # the authentication service has named it
-        login.grant.servers = base.group_choices[group].servers(normalised(login.grant.user))
+        choice = base.group_choices[group]
+        login.grant.servers = choice.servers(normalised(login.grant.user))
+        if not login.grant.servers:
+            raise choice.no_server()
     base = base.groups.get(group, base)
     overrides = login.grant.overrides
     session.server = variant_of(base, session.context, overrides) if overrides else base

@@ -72,7 +72,10 @@ def _log(session: Session, grant: AuthAllowed, error: UpstreamError, level: LogL
     """Log how far the login came."""
     record = session.record
     record.stage, record.reply = error.stage, None
-    upstream = format_host_port(record.upstream, record.upstream_port)
+    # Without an address, no member of the group may get the login.
+    upstream = (
+        format_host_port(record.upstream, record.upstream_port) if record.upstream else grant.upstream_group
+    )
     fields: dict[str, Field] = {"upstream": upstream, "stage": error.stage, "reason": str(error)}
     if error.kind is not None:
         fields["kind"] = error.kind

@@ -16,6 +16,7 @@ from mailproxy.supervisor.ipc import ChannelError
 from mailproxy.supervisor.key_rotation import Keys
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import Problem
+from mailproxy_config.upstream_members import MemberList, encode_list, restore_list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,13 @@ class TicketKeys:
     """Encrypt and decrypt TLS session tickets with these keys from now on."""
 
     keys: Keys = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Use these lists of members of Services from now on, by group; ``None`` for a group without a list."""
+
+    lists: Mapping[str, MemberList | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +122,14 @@ class Drained:
     """All sessions are closed; the worker exits."""
 
 
-ToWorker = Configure | TicketKeys | Drain | RequestSnapshot | ReopenLogs | Stop
+ToWorker = Configure | TicketKeys | Members | Drain | RequestSnapshot | ReopenLogs | Stop
 ToSupervisor = Applied | Rejected | SnapshotReport | Draining | Drained
 
 
 _NAMES: Final[Mapping[type, str]] = {
     Configure: "configure",
     TicketKeys: "ticket_keys",
+    Members: "members",
     Drain: "drain",
     RequestSnapshot: "snapshot",
     ReopenLogs: "reopen",
@@ -137,10 +146,8 @@ def encode(message: ToWorker | ToSupervisor) -> dict[str, object]:
     """Return a message as the JSON object for the channel."""
     fields: dict[str, object] = {}
     match message:
-        case Configure():
-            fields = _encode_configure(message)
-        case TicketKeys(keys):
-            fields = {"keys": _encode_keys(keys)}
+        case Configure() | TicketKeys() | Members():
+            fields = _encode_settings(message)
         case Drain(delay, timeout):
             fields = {"delay": delay, "timeout": timeout}
         case RequestSnapshot(number):
@@ -163,10 +170,8 @@ def decode_for_worker(data: Mapping[str, object]) -> ToWorker:
     """
     try:
         match data["type"]:
-            case "configure":
-                return _decode_configure(data)
-            case "ticket_keys":
-                return TicketKeys(_decode_keys(data["keys"]))
+            case "configure" | "ticket_keys" | "members":
+                return _decode_settings(data)
             case "drain":
                 return Drain(cast(float, data["delay"]), cast(float, data["timeout"]))
             case "snapshot":
@@ -204,6 +209,26 @@ def decode_for_supervisor(data: Mapping[str, object]) -> ToSupervisor:
     except (KeyError, TypeError, ValueError) as error:
         raise ChannelError("a message from a worker is damaged") from error
     raise ChannelError("an unknown message from a worker")
+
+
+def _encode_settings(message: Configure | TicketKeys | Members) -> dict[str, object]:
+    match message:
+        case Configure():
+            return _encode_configure(message)
+        case TicketKeys(keys):
+            return {"keys": _encode_keys(keys)}
+        case Members(lists):
+            encoded = {name: None if each is None else encode_list(each) for name, each in lists.items()}
+            return {"lists": encoded}
+
+
+def _decode_settings(data: Mapping[str, object]) -> Configure | TicketKeys | Members:
+    if data["type"] == "configure":
+        return _decode_configure(data)
+    if data["type"] == "ticket_keys":
+        return TicketKeys(_decode_keys(data["keys"]))
+    lists = cast(dict[str, object], data["lists"])
+    return Members({name: None if each is None else restore_list(each) for name, each in lists.items()})
 
 
 def _encode_configure(message: Configure) -> dict[str, object]:

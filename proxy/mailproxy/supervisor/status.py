@@ -16,12 +16,14 @@ from mailproxy.limits.table import LimitTable
 from mailproxy.net.upstream_health import UpstreamHealth
 from mailproxy.supervisor import version
 from mailproxy.supervisor.config_loader import ConfigRevision
+from mailproxy.supervisor.member_lists import MemberLists
 from mailproxy.supervisor.worker_pool import WorkerPool
 from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy.telemetry.process_stats import process_stats
 from mailproxy_config.errors import Problem
 from mailproxy_config.limit_directives import PREAUTH_ZONE
+from mailproxy_config.upstream_groups import service_groups
 
 SNAPSHOT_SECONDS: Final = 1.0
 """How long a scrape waits for workers; for one that does not reply, its last snapshot is used."""
@@ -37,6 +39,7 @@ class Status:
     Args:
         upstream_health: The table that the workers share.
         limits: The zones of limits that they share.
+        members: The members of Services.
 
     Attributes:
         pool: The workers; ``None`` before the start.
@@ -44,8 +47,14 @@ class Status:
         is_draining: Whether the proxy is shutting down.
     """
 
-    def __init__(self, upstream_health: UpstreamHealth, limits: LimitTable | None = None) -> None:
+    def __init__(
+        self,
+        upstream_health: UpstreamHealth,
+        limits: LimitTable | None = None,
+        members: MemberLists | None = None,
+    ) -> None:
         self._upstream_health = upstream_health
+        self._members = members or MemberLists()
         self._limits = limits
         self.pool: WorkerPool | None = None
         self.is_started = False
@@ -81,7 +90,8 @@ class Status:
         self._kept_user_files = revision.kept_user_files
         servers = revision.config.servers
         zones = {name for server in servers for name in server.limit_zones}
-        self._aggregator.keep_servers((server.name for server in servers), {PREAUTH_ZONE, *zones})
+        groups = service_groups(group for server in servers for group in server.upstream_groups)
+        self._aggregator.keep_servers((server.name for server in servers), {PREAUTH_ZONE, *zones}, groups)
 
     def refused(self, problems: tuple[Problem, ...]) -> None:
         """Record that a configuration was rejected; the previous one stays in use."""
@@ -110,6 +120,8 @@ class Status:
             limit_zones={} if self._limits is None else self._limits.entries(),
             kept_route_tables=self._kept_tables,
             kept_user_files=self._kept_user_files,
+            members=self._members.counts(),
+            kept_member_lists=self._members.kept,
             process=process_stats(),
         )
         return self._aggregator.page(facts)

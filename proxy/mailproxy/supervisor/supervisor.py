@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import resource
@@ -20,7 +21,7 @@ from typing import Final
 
 from mailproxy.file_watcher import FileWatcher
 from mailproxy.limits.table import LimitTable
-from mailproxy.net import shared_memory
+from mailproxy.net import open_files, shared_memory
 from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.net.upstream_health import UpstreamHealth
@@ -29,6 +30,7 @@ from mailproxy.supervisor.config_check import format_problem, sort_problems
 from mailproxy.supervisor.config_loader import ConfigLoader, ConfigRevision, in_thread
 from mailproxy.supervisor.fork_server import ForkServer
 from mailproxy.supervisor.launcher import WorkerLauncher
+from mailproxy.supervisor.member_lists import MemberLists, MembersRead
 from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.worker_pool import StartupError, WorkerPool
@@ -43,7 +45,6 @@ WATCH_SECONDS: Final = 1.0
 
 _CHANGING_SECONDS: Final = 0.2
 _MAX_DESCRIPTORS: Final = 1024 * 1024
-_SPARE_DESCRIPTORS: Final = 64
 _MAX_PROBLEM_LINES: Final = 100
 """Log lines about the problems of one configuration, and about its notices."""
 _SWITCH_INTERVAL_SECONDS: Final = 0.001
@@ -90,7 +91,9 @@ class Supervisor:
         self._log = log
         self._server = server
         self._memory = memory
-        self._status = Status(UpstreamHealth(shared := SharedMemory(memory)), LimitTable(shared))
+        self._members = MemberLists()
+        shared = SharedMemory(memory)
+        self._status = Status(UpstreamHealth(shared), LimitTable(shared), self._members)
         self._file_watcher = FileWatcher([options.file])
         self._config_loader = ConfigLoader(options)
         self._reload_requested = asyncio.Event()
@@ -168,6 +171,7 @@ class Supervisor:
             log_event=self._log_event,
         )
         self._pool = self._status.pool = pool
+        self._use_members(pool, self._members.use(revision.config))
         try:
             await pool.start(revision)
         except (ConfigError, StartupError) as error:
@@ -177,7 +181,7 @@ class Supervisor:
         self._log_listening(revision, endpoint)
         self._status.is_started = True
         waiting = [
-            tasks.create_task(self._watch_files()),
+            tasks.create_task(self._watch_files(pool)),
             tasks.create_task(self._reload_on_request(pool)),
             tasks.create_task(self._rotate_ticket_keys(pool)),
         ]
@@ -209,13 +213,24 @@ class Supervisor:
             raise ConfigError(sort_problems(map(revision.locate, error.problems))) from error
         return revision
 
-    async def _watch_files(self) -> None:
+    async def _watch_files(self, pool: WorkerPool) -> None:
         while True:
-            await asyncio.sleep(_CHANGING_SECONDS if self._file_watcher.is_changing else WATCH_SECONDS)
+            is_changing = self._file_watcher.is_changing or self._members.is_changing
+            await asyncio.sleep(_CHANGING_SECONDS if is_changing else WATCH_SECONDS)
             self._log.flush()
+            self._use_members(pool, self._members.poll())
             for path in self._file_watcher.changed():
                 self._log_event(LogLevel.NOTICE, "file_changed", path=path)
                 self._reload_requested.set()
+
+    def _use_members(self, pool: WorkerPool, read: MembersRead) -> None:
+        """Send changed members of Services to the workers."""
+        if read.changed:
+            pool.set_members(read.changed)
+        for path, generation in read.loaded:
+            self._log_event(LogLevel.NOTICE, "members_loaded", path=path, generation=generation)
+        for problem in read.kept:
+            self._log_event(LogLevel.ERROR, "members_kept", path=problem.path, reason=problem.reason)
 
     async def _reload_on_request(self, pool: WorkerPool) -> None:
         while True:
@@ -234,6 +249,7 @@ class Supervisor:
                 await self._apply(pool, revision)
 
     async def _apply(self, pool: WorkerPool, revision: ConfigRevision) -> None:
+        self._use_members(pool, self._members.use(pool.wanted.config, revision.config))
         try:
             await pool.change_to(revision)
         except ConfigError as error:
@@ -241,6 +257,7 @@ class Supervisor:
             self._reject(sort_problems(map(revision.locate, error.problems)))
         else:
             self._commit(revision)
+        self._use_members(pool, self._members.use(pool.wanted.config))
 
     def _commit(self, revision: ConfigRevision) -> None:
         before = self._listening
@@ -341,13 +358,24 @@ class Supervisor:
             self._log_event(LogLevel.ERROR, "route_table_kept", path=problem.path, reason=problem.reason)
         for problem in revision.refused_users[:_MAX_PROBLEM_LINES]:
             self._log_event(LogLevel.ERROR, "user_file_kept", path=problem.path, reason=problem.reason)
-        needed = 2 * revision.config.worker_connections + _SPARE_DESCRIPTORS
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if limit != resource.RLIM_INFINITY and limit < needed:
-            self._log_event(LogLevel.WARN, "open_files_limit_is_low", limit=limit, needed=needed)
+        self._log_low_limit(revision.config.worker_connections, len(revision.sockets.by_key))
         for key, clamp in revision.sockets.clamped_options():
             fields = {"option": clamp.option, "wanted": clamp.wanted, "got": clamp.got}
             self._log_event(LogLevel.WARN, "socket_option_clamped", listener=key, **fields)
+
+    def _log_low_limit(self, wanted: int, listeners: int) -> None:
+        """Log that ``worker_connections`` clients need more descriptors than a worker may have."""
+        limit = open_files.open_files_limit()
+        clients = open_files.most_clients(limit, listeners)
+        if clients < wanted:
+            self._log_event(
+                LogLevel.WARN,
+                "open_files_limit_is_low",
+                limit=limit,
+                needed=open_files.needed_files(wanted, listeners),
+                clients=clients,
+                hint=open_files.HINTS[errno.EMFILE],
+            )
 
     def _log_listening(self, revision: ConfigRevision, endpoint: admin_endpoint.AdminEndpoint) -> None:
         self._log_event(

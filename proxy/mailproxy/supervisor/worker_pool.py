@@ -29,6 +29,7 @@ from mailproxy.supervisor.worker_process import (
 )
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
+from mailproxy_config.upstream_members import MemberList
 
 MAX_STARTUP_FAILURES: Final = 5
 """Workers that may exit before all are ready for the first time; after that many the start has failed."""
@@ -90,6 +91,7 @@ class WorkerPool:
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._startup_failures = 0
         self._unresponsive: set[WorkerProcess] = set()
+        self._members: dict[str, MemberList] = {}
         self._heartbeat_task: asyncio.Task[None] | None = None
 
     @property
@@ -175,6 +177,13 @@ class WorkerPool:
         """Replace the keys of TLS session tickets in all workers."""
         for worker in tuple(self.workers):
             worker.set_ticket_keys(message)
+
+    def set_members(self, changed: Mapping[str, MemberList | None]) -> None:
+        """Replace lists of members of Services in all workers, and in those that start later."""
+        found = {**self._members, **changed}
+        self._members = {name: each for name, each in found.items() if each is not None}
+        for worker in tuple(self.workers):
+            worker.set_members(ipc_messages.Members(changed))
 
     async def drain(self, delay: float, timeout: float) -> None:  # noqa: ASYNC109 - what relays get
         """Drain all workers; returns when the last one has exited.
@@ -282,6 +291,8 @@ class WorkerPool:
         self.workers.add(worker)
         self._tasks.create_task(self._wait_for_exit(worker))
         slot.worker = worker
+        if self._members:  # before the configuration: its first login already needs them
+            worker.set_members(ipc_messages.Members(self._members))
         is_up = await self._configure_new(slot, worker)
         if is_up:
             await worker.stopped_accepting.wait()

@@ -159,6 +159,10 @@ class WorkerProcess:
         """Replace its keys of TLS session tickets."""
         self._send(message)
 
+    def set_members(self, message: ipc_messages.Members) -> None:
+        """Replace lists of members of Services."""
+        self._send(message)
+
     def drain(self, delay: float, timeout: float) -> None:
         """Let it accept for ``delay`` seconds more, then close its sessions within ``timeout`` and exit."""
         self.is_draining = True

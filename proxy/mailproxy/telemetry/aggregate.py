@@ -59,7 +59,8 @@ class SupervisorFacts:
     ``unhealthy_upstreams`` is the number of addresses that are last in order, ``limit_zones`` has the
     entries in use of each zone, and how many it has place for.
     ``kept_route_tables`` is the number of tables of routes of which an earlier version is used,
-    ``kept_user_files`` that of lists of users.
+    ``kept_user_files`` that of lists of users, ``kept_member_lists`` that of files with members.
+    ``members`` has the number of members by group and state.
     """
 
     build: BuildInfo
@@ -73,6 +74,8 @@ class SupervisorFacts:
     limit_zones: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     kept_route_tables: int = 0
     kept_user_files: int = 0
+    members: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+    kept_member_lists: int = 0
     process: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -97,6 +100,7 @@ class Aggregator:
         self.retired: dict[object, int] = {}
         self._servers: frozenset[str] | None = None
         self._zones: frozenset[str] | None = None
+        self._groups: frozenset[str] | None = None
 
     def update(self, worker_id: object, snapshot: Snapshot) -> None:
         """Store a worker's snapshot; older ones, and those of retired workers, are ignored.
@@ -132,9 +136,11 @@ class Aggregator:
             if family.aggregation is Aggregation.SUM:
                 _add(self._base.setdefault(name, {}), _retained(family, series))
 
-    def keep_servers(self, names: Iterable[str], zones: Iterable[str] = ()) -> None:
-        """Drop the series of all servers and zones of limits but these, now and in later snapshots."""
-        self._servers, self._zones = frozenset(names), frozenset(zones)
+    def keep_servers(
+        self, names: Iterable[str], zones: Iterable[str] = (), groups: Iterable[str] = ()
+    ) -> None:
+        """Drop the series of all servers, zones and groups but these, now and in later snapshots."""
+        self._servers, self._zones, self._groups = frozenset(names), frozenset(zones), frozenset(groups)
         for name, series in self._base.items():
             self._base[name] = self._of_configured(c.BY_NAME[name], series)
 
@@ -180,7 +186,8 @@ class Aggregator:
         return merged
 
     def _of_configured(self, family: MetricDefinition, series: _Series) -> _Series:
-        kept = {"server": self._servers, "zone": self._zones}.get("".join(family.label_names[:1]))
+        by_label = {"server": self._servers, "zone": self._zones, "group": self._groups}
+        kept = by_label.get("".join(family.label_names[:1]))
         if kept is None:
             return series
         return {labels: value for labels, value in series.items() if labels[0] in kept}
@@ -245,5 +252,7 @@ def _supervisor_series(family: MetricDefinition, supervisor: SupervisorFacts) ->
         c.LIMIT_ZONE_CAPACITY: {(zone,): places for zone, (_, places) in supervisor.limit_zones.items()},
         c.ROUTE_TABLES_REFUSED: {(): supervisor.kept_route_tables},
         c.USER_FILES_REFUSED: {(): supervisor.kept_user_files},
+        c.GROUP_MEMBERS: dict(supervisor.members),
+        c.MEMBER_LISTS_REFUSED: {(): supervisor.kept_member_lists},
     }
     return values[family]

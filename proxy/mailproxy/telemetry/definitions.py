@@ -16,6 +16,7 @@ from mailproxy.telemetry.metric_definition import MetricDefinition as MetricDefi
 from mailproxy.telemetry.metric_definition import MetricType as MetricType  # noqa: PLC0414 - for other modules
 from mailproxy.telemetry.metric_definition import closed as _closed
 from mailproxy_config.model import Protocol
+from mailproxy_config.upstream_members import MemberState
 
 NANO: Final = 1_000_000_000
 """Nanoseconds per second."""
@@ -275,6 +276,26 @@ USER_FILES_REFUSED: Final = MetricDefinition(
     type=MetricType.GAUGE,
     aggregation=Aggregation.OWN,
     help="Files of users (auth_user_file) with invalid lines, so that their last valid version is used.",
+)
+GROUP_MEMBERS: Final = MetricDefinition(
+    name="mailproxy_group_members",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    labels=(Label("group"), _closed("state", MemberState)),
+    help="Members of Services in spec.upstreams, by state, as in the newest list that this pod has.",
+)
+GROUP_LOGINS: Final = MetricDefinition(
+    name="mailproxy_group_logins_total",
+    type=MetricType.COUNTER,
+    labels=(Label("group"), _closed("result", enums.GroupLogin)),
+    help="Logins to members of Services in spec.upstreams, by which member got them.",
+    from_start=True,
+)
+MEMBER_LISTS_REFUSED: Final = MetricDefinition(
+    name="mailproxy_member_lists_refused",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    help="Files with members of Services that are invalid, so that their last valid version is used.",
 )
 PASSWORD_VERIFICATIONS: Final = MetricDefinition(
     name="mailproxy_password_verifications_total",

@@ -321,6 +321,7 @@ class WorkerMetrics:
         self.life = time.monotonic_ns()
         self._number = 0
         self._limit_zones: dict[str, LimitZoneMetrics] = {}
+        self._groups: dict[str, dict[enums.GroupLogin, Counter]] = {}
         self.auth_errors = {r: registry.counter(c.AUTH_ERRORS, r) for r in enums.AuthErrorReason}
         self.token_validations = {r: registry.counter(c.TOKEN_VALIDATIONS, r) for r in enums.TokenFinding}
         self.password_verifications = {
@@ -401,6 +402,19 @@ class WorkerMetrics:
                 skipped=make(enums.ZoneEvent.SKIPPED),
             )
         return self._limit_zones[name]
+
+    def group_logins(self, name: str) -> dict[enums.GroupLogin, Counter]:
+        """Return the counters of a group of upstreams that is a Service."""
+        if name not in self._groups:
+            make = partial(self._registry.counter, c.GROUP_LOGINS, name)
+            self._groups[name] = {result: make(result) for result in enums.GroupLogin}
+        return self._groups[name]
+
+    def keep_groups(self, names: Iterable[str]) -> None:
+        """Delete the series of all groups but these, after a reload."""
+        for gone in self._groups.keys() - set(names):
+            del self._groups[gone]
+            self._registry.drop(c.GROUP_LOGINS, gone)
 
     def keep_limit_zones(self, names: Iterable[str]) -> None:
         """Delete the series of all zones but these, after a reload."""
