@@ -351,8 +351,8 @@ class ConnZone(_Zone):
         self._counts[slot] = 0
         self._owners[slot] = self._number
         self._change_version(shard)
+        self._used[shard] += 1  # first: a shard of which it is 0 has no hash, whenever the process is killed
         self._hashes[slot] = number
-        self._used[shard] += 1
         return slot
 
     def _sweep(self, shard: int) -> None:
@@ -366,7 +366,7 @@ class ConnZone(_Zone):
     def _free_oldest(self) -> None:
         """Make the slot free that has had no session for the longest time, if that needs no waiting."""
         slot, _ = self._idle.popitem(last=False)
-        if self._counts[slot] or self._owners[slot] != self._number or not self._hashes[slot]:
+        if self._counts[slot]:
             return
         shard = slot // SLOTS
         mutex = self.mutex_of(shard)
@@ -374,10 +374,11 @@ class ConnZone(_Zone):
             if code == errno.EBUSY:
                 return  # it stays until the next sweep of the shard
             wait(mutex, code)
-        try:
-            self._free(slot)
-            self._used[shard] -= 1
-            self._change_version(shard)
+        try:  # with the lock: without it, another process may take the slot between two of these reads
+            if self._hashes[slot] and self._owners[slot] == self._number:
+                self._free(slot)
+                self._used[shard] -= 1
+                self._change_version(shard)
         finally:
             unlock(mutex)
 
