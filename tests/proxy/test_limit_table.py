@@ -42,6 +42,13 @@ def opened(
     return zone
 
 
+def begun_as(descriptor: int, number: int) -> LimitTable:
+    """Return the table as another process has it; the locks of numbers are those of the test's process."""
+    table = begun(SharedMemory(descriptor))
+    table.number = number
+    return table
+
+
 class Child:
     """A process with the zone; it runs until it is killed or let go."""
 
@@ -218,3 +225,31 @@ def test_zone_takes_memory_only_for_what_it_holds(descriptor: int) -> None:
     zone = opened(table, size=16 * 1024 * 1024)
     zone.acquire(table.hash_key(BOB), 1)
     assert os.fstat(descriptor).st_blocks * 512 < 100 * 1024
+
+
+def test_closed_zone_keeps_no_slots(descriptor: int) -> None:
+    table, other = begun(SharedMemory(descriptor)), opened(begun_as(descriptor, 2))
+    zone = opened(table)
+    keys = [table.hash_key(b"%d" % number) for number in range(8)]
+    slots = [zone.acquire(key, 20)[0] for key in keys]
+    assert other.acquire(keys[0], 20)[0] >= 0
+    for slot in slots:
+        zone.release(slot)
+    assert table.entries()["sessions"][0] == 9
+    table.close(zone)
+    assert table.entries()["sessions"][0] == 1
+    assert other.count(keys[0]) == 1
+
+
+def test_closed_zone_counts_nothing_more(descriptor: int) -> None:
+    table = begun(SharedMemory(descriptor))
+    key = table.hash_key(BOB)
+    zone, rates = opened(table), table.open_req("logins", "$remote_user", SIZE, no_results())
+    assert rates is not None
+    zone.release(zone.acquire(key, 1)[0])
+    rates.charge(key, 60.0, 0)
+    for each in (zone, rates):
+        table.close(each)
+    assert zone.acquire(key, 0) == (-1, False)
+    assert rates.charge(key, 60.0, 0) == 0.0
+    assert (zone.count(key), zone.held) == (0, 0)
