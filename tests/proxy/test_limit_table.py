@@ -13,7 +13,7 @@ import pytest
 from mailproxy.limits import mutex
 from mailproxy.limits.mutex import lock
 from mailproxy.limits.table import LimitTable
-from mailproxy.limits.zones import ConnZone, no_results
+from mailproxy.limits.zones import PROCESSES, ConnZone, no_results
 from mailproxy.net import shared_memory
 from mailproxy.net.shared_memory import Area, SharedMemory
 
@@ -253,3 +253,15 @@ def test_closed_zone_counts_nothing_more(descriptor: int) -> None:
     assert zone.acquire(key, 0) == (-1, False)
     assert rates.charge(key, 60.0, 0) == 0.0
     assert (zone.count(key), zone.held) == (0, 0)
+
+
+def test_idle_slots_of_many_processes_leave_most_of_a_zone_free(descriptor: int) -> None:
+    table = begun(SharedMemory(descriptor))
+    opened(table)
+    slots = 3 * table.entries()["sessions"][1]
+    table._memory[PROCESSES].cast("H")[0] = 64
+    for number in range(1, 65):
+        zone = opened(begun_as(descriptor, number))
+        for key in range(slots // 32):
+            zone.release(zone.acquire(table.hash_key(b"%d %d" % (number, key)), 1000)[0])
+    assert table.entries()["sessions"][0] <= slots // 8

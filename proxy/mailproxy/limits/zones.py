@@ -44,7 +44,7 @@ PROCESSES: Final = slice(16, 18)
 """Where the area has the highest number that a process had: no more of them run at the same time."""
 MOST_IDLE: Final = 1024
 """Slots of a process without sessions that it keeps for the next session of their keys; in a small zone,
-fewer."""
+or with many processes, fewer."""
 
 _MUTEXES: Final = 64
 _SWEEP: Final = 16
@@ -52,7 +52,8 @@ _SWEEP: Final = 16
 _BYTES: Final = {CONN: 8 + 4 + 2, 0: 8 + 8}
 """Bytes of a slot: hash, number of sessions, process; or hash, time."""
 _VERSION_BYTES: Final = 4
-_IDLE_PART: Final = 64
+_IDLE_PART: Final = 16
+"""All processes together keep one slot of so many without a session: others must find free ones."""
 _FREE: Final = bytes(8)
 _ROUNDING: Final = 1e-6
 
@@ -209,7 +210,7 @@ class ConnZone(_Zone):
         self._known: dict[bytes, tuple[int, int, int, tuple[int, ...]]] = {}
         """By hash: the slot of this process, the shard, its version, and the slots of other processes."""
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._most_idle = min(MOST_IDLE, place.slots // _IDLE_PART)
+        self._most_idle = min(MOST_IDLE, place.slots // (_IDLE_PART * max(place.processes[0], 1)))
         self.held = 0
 
     def acquire_known(self, key: tuple[int, bytes], limit: int) -> int:
