@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from functools import partial
 from typing import Final
 
 import pytest
@@ -28,7 +29,9 @@ SLOTS: Final = 12
 class Pod:
     """A zone with one shard, its processes, and the sessions of each that were counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Interleaving) -> None:
+        self.run = run
+        self.is_reclaimed = False
         memory = SharedMemory().view(Area.LIMITS)
         self.place = Place(memory, address_of(memory.obj), OFFSET, 4096 + 16 + 200, CONN)  # type: ignore[arg-type]
         assert self.place.shards == 1
@@ -46,11 +49,21 @@ class Pod:
         """Return the sessions of a key that were counted and have not ended."""
         return sum(one == key for index, each in enumerate(self.sessions) if index != but for one, _ in each)
 
+    def reclaim(self, index: int) -> None:
+        """Remove what a killed process has counted, as another one; once."""
+        killed = self.run.killed
+        if self.is_reclaimed or killed < 0 or killed == index:
+            return
+        self.is_reclaimed = True
+        self.sessions[killed].clear()
+        self.zone(killed).remove_all()
+
     def work(self, index: int, seed: int, limits: dict[tuple[int, bytes], int]) -> None:
         """Begin and end sessions as one process."""
         choose = random.Random(f"{seed} {index}")
         zone, sessions = self.zones[index], self.sessions[index]
         for _ in range(12):
+            self.reclaim(index)
             if sessions and choose.random() < 0.45:
                 zone.release(sessions.pop(choose.randrange(len(sessions)))[1])
                 continue
@@ -66,16 +79,15 @@ def test_counts_are_exact_in_any_order_of_steps(seed: int, monkeypatch: pytest.M
     monkeypatch.setattr(zones, "SLOTS", SLOTS)
     monkeypatch.setattr(zones, "_SWEEP", 1)
     choose = random.Random(seed)
-    pod, limits = Pod(), {key: choose.choice((1, 3, 4, 5)) for key in KEYS}
     kill_at = choose.randrange(1, 3000) if seed % 2 else 0
     run = Interleaving(zones, seed, switches=choose.choice((0.02, 0.1, 0.5)), kill_at=kill_at)
     run.replace_locks(zones, monkeypatch)
-    run.run([lambda index=index: pod.work(index, seed, limits) for index in range(PROCESSES_AT_ONCE)])
+    pod, limits = Pod(run), {key: choose.choice((1, 3, 4, 5)) for key in KEYS}
+    run.run([partial(pod.work, index, seed, limits) for index in range(PROCESSES_AT_ONCE)])
 
+    pod.reclaim(-1)
     if run.killed >= 0:
-        pod.zones[run.killed] = reborn = pod.zone(run.killed)
-        reborn.remove_all()
-        pod.sessions[run.killed].clear()
+        pod.zones[run.killed] = pod.zone(run.killed)
     counted = Counter({key: pod.zones[0].count(key) for key in KEYS})
     assert counted == Counter({key: pod.open(key) for key in KEYS})
     hashes = [each for each in pod.place.hashes if each]
@@ -90,9 +102,9 @@ def test_process_may_be_killed_between_any_two_steps(monkeypatch: pytest.MonkeyP
     first, second, _ = KEYS
     kill_at, killed = 1, 0
     while killed == 0:
-        pod = Pod()
-        pod.zones[0]._most_idle = 0
         run = Interleaving(zones, 0, kill_at=kill_at)
+        pod = Pod(run)
+        pod.zones[0]._most_idle = 0
 
         def work(zone: ConnZone = pod.zones[0]) -> None:
             zone.acquire(first, 9)
@@ -112,13 +124,13 @@ def test_process_may_be_killed_between_any_two_steps(monkeypatch: pytest.MonkeyP
 def test_slot_that_another_process_takes_is_not_made_free(monkeypatch: pytest.MonkeyPatch) -> None:
     first, _, third = KEYS
     for switch_at in range(1, 120):
-        pod = Pod()
+        run = Interleaving(zones, 0, switch_at=switch_at)
+        pod = Pod(run)
         ours, other, _ = pod.zones
         ours.release(ours.acquire(first, 9)[0])
         ours._sweep(0)  # as before a new key
         assert len(ours._idle) == 1
-        run = Interleaving(zones, 0, switch_at=switch_at)
         with monkeypatch.context() as patched:
             run.replace_locks(zones, patched)
-            run.run([ours._free_oldest, lambda zone=other: zone.acquire(third, 9)])
+            run.run([ours._free_oldest, partial(other.acquire, third, 9)])
         assert (other.count(third), pod.place.used[0]) == (1, 1), switch_at

@@ -28,7 +28,7 @@ class _Killed(BaseException):
 
 
 class _Process:
-    def __init__(self, number: int, run: Callable[[], None]) -> None:
+    def __init__(self, number: int, run: Callable[[], object]) -> None:
         self.number = number
         self.run = run
         self.may_run = threading.Semaphore(0)
@@ -74,7 +74,7 @@ class Interleaving:
         monkeypatch.setattr(module, "wait", self.wait)
         monkeypatch.setattr(module, "lock_patiently", lambda mutex: self.wait(mutex, self.trylock(mutex)))
 
-    def run(self, functions: Sequence[Callable[[], None]]) -> None:
+    def run(self, functions: Sequence[Callable[[], object]]) -> None:
         """Run functions until all have returned or are killed; raises what one of them has raised."""
         self._processes = [_Process(number, each) for number, each in enumerate(functions)]
         threads = [threading.Thread(target=self._main, args=(each,), daemon=True) for each in self._processes]
