@@ -13,7 +13,7 @@
 # the images is read-only, so that Python cannot cache bytecode later. docs/images.md has the sizes. Tests run these
 # steps without a container engine.
 
-ARG PYTHON=docker.io/library/python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
+ARG PYTHON=docker.io/library/python:3.14-slim-trixie@sha256:51dafde81dbdb6ebde285137a295cf18a47ca95234fe388a343719cb97305b3d
 
 # ---- the wheel of MailProxy, and the build tools -----------------------------------------------------------------
 FROM ${PYTHON} AS build

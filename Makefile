@@ -77,7 +77,7 @@ interop: setup  ## Run only the tests with real mail servers, nginx and Promethe
 e2e: setup  ## Run the end-to-end tests in the cluster of kubectl, which must be a throw-away one (NODE=processes: without a cluster)
 	MAILPROXY_E2E_NODE=$(or $(NODE),cluster) $(BIN)/python -m pytest tests/e2e -n 0 $(ARGS)
 
-bench: setup  ## Compare with nginx, which must be installed (about eight minutes); writes benchmarks/RESULTS.md
+bench: setup  ## Compare with nginx, Dovecot and HAProxy (under ten minutes); writes benchmarks/RESULTS.md; ARGS=NAME: see benchmarks/README.md
 	$(BIN)/python -m benchmarks --write $(ARGS)
 
 generate: setup  ## Update the generated pages and manifests (docs/conformance.md needs nginx, and minutes)

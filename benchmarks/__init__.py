@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements of the proxy and of nginx, on one machine, in one run.
+"""Measurements of the proxy, nginx, Dovecot and HAProxy, on one machine, in one run.
 
-``python -m benchmarks`` measures everything; with names, only that.  Nothing
-in here is a test: figures are printed, and judged by people.
+``python -m benchmarks`` runs the standard measurements; with names, only those
+(``benchmarks/README.md`` lists them).  Nothing in here is a test: figures are
+printed, and judged by people.
 """

@@ -9,21 +9,34 @@ from __future__ import annotations
 
 import base64
 import gc
+import heapq
 import json
+import os
 import select
 import socket
 import ssl
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.client_tls import RECORD, Tls
+from benchmarks.schedule import arrivals, percentile
+
+try:
+    from benchmarks.light_tls import LightTls
+except ImportError:  # without the cryptography package, all handshakes are OpenSSL's
+    LightTls = None  # type: ignore[assignment,misc]
+
 PASSWORD = b"password"
 _INET, _STREAM = int(socket.AF_INET), int(socket.SOCK_STREAM)
 _READ = 8192
-_RECORD = 16384
 _BATCH = 256
+_NOOP = b"x NOOP\r\n"
+_EPOLL = os.open(os.devnull, os.O_RDONLY)
+"""Becomes the epoll of the running command; ``select`` accepts only descriptors below 1024."""
 
 
 @dataclass
@@ -70,66 +83,9 @@ class LoginStats:
         return {
             "done": self.done,
             "per_second": self.done / seconds,
-            "p50": times[len(times) // 2] * 1e3,
-            "p99": times[int(len(times) * 0.99)] * 1e3,
+            "p50": percentile(times, 0.5) * 1e3,
+            "p99": percentile(times, 0.99) * 1e3,
         }
-
-
-class Tls:
-    """The client side of TLS, in memory.
-
-    OpenSSL reads a record in two calls and a flight of the handshake in about a
-    dozen.  From memory these need no system calls; the flight is one ``recv``.
-    """
-
-    __slots__ = ("_object", "incoming", "is_secure", "outgoing", "sock")
-
-    def __init__(self, sock: socket.SocketType, group: ClientGroup) -> None:
-        self.sock = sock
-        self.is_secure = False
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = group.context.wrap_bio(
-            self.incoming, self.outgoing, server_hostname="mail.example.com", session=group.session
-        )
-
-    def handshake(self) -> bool:
-        """Continue the handshake; returns whether it is complete."""
-        with suppress(ssl.SSLWantReadError):
-            self._object.do_handshake()
-            self.is_secure = True
-        if flight := self.outgoing.read():
-            self.sock.send(flight)
-        return self.is_secure
-
-    def read(self) -> bytes:
-        """Decrypt the complete records that were received."""
-        data, incoming = b"", self.incoming
-        with suppress(ssl.SSLWantReadError):
-            while incoming.pending:
-                data += self._object.read(_RECORD)
-        return data
-
-    def read_into(self, buffer: bytearray) -> int:
-        """Do the same, but return only the number of bytes."""
-        count, incoming = 0, self.incoming
-        with suppress(ssl.SSLWantReadError):
-            while incoming.pending:
-                count += self._object.read(_RECORD, buffer)
-        return count
-
-    def encrypt(self, data: bytes) -> bytes:
-        """Encrypt."""
-        self._object.write(data)
-        return self.outgoing.read()
-
-    @property
-    def session(self) -> ssl.SSLSession | None:
-        """The session that later handshakes may resume.
-
-        All handshakes resume the same session, because Python serializes and
-        parses a session, with its certificate, at each access to this attribute.
-        """
-        return self._object.session
 
 
 def _has_more(received: bytes) -> bool:
@@ -151,7 +107,7 @@ class Client:
         self.group = group
         self.started = started
         self.sock = sock = socket.SocketType(_INET, _STREAM)
-        self.tls: Tls | None = None
+        self.tls: Any = None
         self._next = 0
         self._received = b""
         sock.connect(group.address)
@@ -180,7 +136,7 @@ class Client:
         tls = self.tls
         if tls is None:
             return data
-        tls.incoming.write(data)
+        tls.feed(data)
         if not tls.is_secure:
             if not tls.handshake():
                 return b""
@@ -210,7 +166,8 @@ class Client:
     def _start_tls(self) -> None:
         # two flights in a row after STARTTLS must not wait for an acknowledgement (Nagle)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.tls = Tls(self.sock, self.group)
+        group = self.group
+        self.tls = LightTls(self.sock) if group.is_light else Tls(self.sock, group.context, group.session)
         self.tls.handshake()
 
     def leave(self) -> None:
@@ -237,6 +194,7 @@ class ClientGroup:
         self.tally = LoginStats()
         self.session: ssl.SSLSession | None = None
         self.keeps = False
+        self.is_light = False
         self._on_login: Any = None
         if scene.tls != "none":
             self.context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -256,7 +214,7 @@ class ClientGroup:
         else:
             client.leave()
         if self._on_login is not None:
-            self._on_login()
+            self._on_login(client)
 
     def _poll_once(self, timeout: float) -> None:
         clients = self.clients
@@ -264,52 +222,93 @@ class ClientGroup:
             # a client has one event per iteration and closes in its own, so the descriptor identifies it
             clients[fd].on_event()
 
-    def _new(self) -> None:
+    def _poll_until(self, moment: float) -> None:
+        """Handle events, or wait until a moment, to 0.1 ms; ``epoll`` alone rounds up to milliseconds."""
+        timeout = moment - time.monotonic()
+        if timeout > 0:
+            select.select([_EPOLL], [], [], min(timeout, 0.1))
+        self._poll_once(0)
+
+    def _new(self, _left: Client | None = None) -> None:
         Client(self, time.monotonic())
+
+    def _begin(self) -> None:
+        """Start to count; handshakes that need nothing of OpenSSL's are light ones."""
+        scene = self.scene
+        is_full = scene.tls != "none" and scene.version == "TLSv1.3" and not scene.resume
+        self.is_light = is_full and LightTls is not None
+        os.dup2(self.epoll.fileno(), _EPOLL)
+        self._fresh()
 
     # -- commands
 
     def saturate(self, conns: int, seconds: float) -> dict[str, float]:
         """Log in repeatedly, with ``conns`` clients at a time."""
+        self._begin()
         self._on_login = self._new
         for _ in range(conns):
             self._new()
-        self._fresh()
         started = time.monotonic()
         while time.monotonic() < started + seconds:
             self._poll_once(0.1)
-        took = time.monotonic() - started
-        report = self.tally.report(took)
-        self._on_login = None
-        self._drain()
-        return report
+        return self._end(started)
 
-    def pace(self, rate: float, seconds: float) -> dict[str, float]:
-        """Log in at a fixed rate per second."""
+    def cycle(self, conns: int, rate: float, seconds: float) -> dict[str, float]:
+        """Log in with ``conns`` clients, each every ``conns / rate`` seconds, or as soon as it is free."""
+        self._begin()
+        gap, started = conns / rate, time.monotonic()
+        due = [started + number / rate for number in range(conns)]
+        self._on_login = lambda client: heapq.heappush(due, max(client.started + gap, time.monotonic()))
+        while (now := time.monotonic()) < started + seconds:
+            while due and due[0] <= now:
+                heapq.heappop(due)
+                self._new()
+            self._poll_until(due[0] if due else now + 0.1)
+        return self._end(started)
+
+    def pace(
+        self, rate: float, seconds: float, seed: int | None = None, grace: float = 20.0
+    ) -> dict[str, float]:
+        """Log in at the times of a schedule; a latency is counted from the scheduled time.
+
+        So a client that is late because the proxy (or the load) is late counts as
+        a slow login.  A login that is not complete ``grace`` seconds after the
+        end of the schedule is counted in ``unfinished``, with its time so far.
+        """
+        self._begin()
         self._on_login = None
-        self._fresh()
-        started = time.monotonic()
-        begun, total = 0, int(rate * seconds)
-        while self.tally.done < total:
-            now = time.monotonic()
-            while begun < total and started + begun / rate <= now:
-                Client(self, started + begun / rate)
+        times = arrivals(rate, seconds, seed)
+        begun, total, started = 0, len(times), time.monotonic()
+        while self.tally.done < total and (now := time.monotonic()) < started + seconds + grace:
+            while begun < total and started + times[begun] <= now:
+                Client(self, started + times[begun])
                 begun += 1
-            if now > started + seconds + 20:
-                raise SystemExit(f"{self.tally.done} of {total} logins")
-            self._poll_once(started + begun / rate - time.monotonic() if begun < total else 0.5)
-        return self.tally.report(time.monotonic() - started)
+            self._poll_until(started + times[begun] if begun < total else now + 0.1)
+        now = time.monotonic()
+        late = list(self.clients.values())
+        self.tally.latencies += [now - client.started for client in late]
+        self.tally.latencies += [now - started - moment for moment in times[begun:]]
+        report = self.tally.report(now - started)
+        for client in late:
+            client.leave()
+        return {**report, "unfinished": len(late) + total - begun}
+
+    def _end(self, started: float) -> dict[str, float]:
+        report = self.tally.report(time.monotonic() - started)
+        self._on_login = None
+        self._drain()  # the CPU of these logins is measured too
+        return {**report, "done": self.tally.done}
 
     def hold(self, count: int, at_once: int = 64) -> dict[str, float]:
         """Log in ``count`` clients, which stay idle."""
-        self.keeps = True
+        self.keeps, self.is_light = True, False
         self._fresh()
         before = len(self.idle)
         wanted = count - before
         begun = min(at_once, wanted)
         started = time.monotonic()
 
-        def another() -> None:
+        def another(_left: Client) -> None:
             nonlocal begun
             if begun < wanted:
                 begun += 1
@@ -331,20 +330,31 @@ class ClientGroup:
         self.idle.clear()
         return {}
 
-    def exchange(self, conns: int, seconds: float) -> dict[str, float]:
-        """Send NOOP and wait for the reply, repeatedly, with ``conns`` clients."""
+    def exchange(self, conns: int, seconds: float, rate: float = 0.0) -> dict[str, float]:
+        """Send NOOP and wait for the reply with ``conns`` clients: repeatedly, or ``rate`` times per second.
+
+        With a rate, each command has its time in a schedule, and is sent by the
+        next client that waits for no reply.
+        """
         self.hold(conns)
-        noop, done = b"x NOOP\r\n", 0
         epoll, clients = self._epoll_of_clients(select.EPOLLIN)
-        for client in clients.values():
-            client.send(noop)
+        os.dup2(epoll.fileno(), _EPOLL)
+        free, sent, done = deque(clients.values()), 0, 0
         started = time.monotonic()
-        while time.monotonic() < started + seconds:
-            for fd, _ in epoll.poll(0.1):
+        while (now := time.monotonic()) < started + seconds:
+            while free and (not rate or started + sent / rate <= now):
+                free.popleft().send(_NOOP)
+                sent += 1
+            timeout = max(started + sent / rate - time.monotonic(), 0) if rate and free else 0.1
+            select.select([_EPOLL], [], [], timeout)
+            for fd, _ in epoll.poll(0):
                 client = clients[fd]
                 if client.receive().endswith(b"\n"):
                     done += 1
-                    client.send(noop)
+                    if rate:
+                        free.append(client)
+                    else:
+                        client.send(_NOOP)
         took = time.monotonic() - started
         epoll.close()
         self.leave()
@@ -356,7 +366,7 @@ class ClientGroup:
         epoll, clients = self._epoll_of_clients(select.EPOLLIN)
         for client in clients.values():
             client.send(b"x GIVE\r\n")
-        moved, buffer, record = 0, bytearray(1 << 18), bytearray(_RECORD)
+        moved, buffer, record = 0, bytearray(1 << 18), bytearray(RECORD)
         view = memoryview(buffer)
         started = time.monotonic()
         while time.monotonic() < started + seconds:
@@ -407,6 +417,25 @@ class ClientGroup:
             if number % 64 == 0:
                 time.sleep(0.005)
         return {"done": count}
+
+    def ask_and_ignore(self) -> dict[str, float]:
+        """Request bulk data with all clients, and do not read it."""
+        for client in self.idle:
+            client.send(b"x GIVE\r\n")
+        return {"done": len(self.idle)}
+
+    def drip(self, count: int, rate: float, seconds: float) -> dict[str, float]:
+        """Send an incomplete command with ``count`` clients in turn: ``rate`` times per second, one byte."""
+        if not self.idle:
+            self.stall(count, "a LOGIN {1000+}\r\n")
+        started, sent = time.monotonic(), 0
+        while (now := time.monotonic()) < started + seconds:
+            while sent < (now - started) * rate:
+                with suppress(OSError):  # the proxy has closed it
+                    self.idle[sent % count].sock.send(b"x")
+                sent += 1
+            time.sleep(0.005)
+        return {"done": sent}
 
     def _epoll_of_clients(self, events: int) -> tuple[select.epoll, dict[int, Client]]:
         """Return the logged-in clients by descriptor, and an epoll of them."""

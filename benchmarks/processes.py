@@ -7,18 +7,21 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import dovecot, haproxy
 from benchmarks.clients import Scene
+from benchmarks.procfs import children, command, cpu_of, descendants, pss_of
 
 PROXY_CPU: Final = "0"
 LOAD_CPU: Final = "1"
@@ -29,8 +32,18 @@ LISTENERS: Final = ("imap", "pop3", "smtp", "imaps", "pop3s", "smtps", "rsa")
 PEERS: Final = ("auth", "imap", "bare", "pop3", "smtp")
 
 
+PACKAGES: Final = {
+    "nginx": "nginx-core libnginx-mod-mail",
+    "dovecot": dovecot.PACKAGES,
+    "haproxy": haproxy.PACKAGES,
+}
+"""The Debian packages of each program that is compared with."""
+ALL: Final = (*PACKAGES, "mailproxy")
+"""All proxies, in the order they are measured in."""
+
+
 class MissingProgram(Exception):
-    """A required program is not installed."""
+    """A program is not installed, does not start, or has no port; the text has what to do."""
 
 
 @dataclass
@@ -45,7 +58,12 @@ class Ports:
 
     def proxy(self, proxy: str, name: str) -> int:
         """A proxy's port."""
-        return self.base + {"nginx": 20, "mailproxy": 40}[proxy] + LISTENERS.index(name)
+        first = {"nginx": 20, "mailproxy": 40, "dovecot": 120, "haproxy": 140}[proxy]
+        return self.base + first + LISTENERS.index(name)
+
+    def proxies(self, proxy: str, names: Sequence[str]) -> dict[str, int]:
+        """The ports of a proxy, by the name of the listener."""
+        return {name: self.proxy(proxy, name) for name in names}
 
 
 PORTS: Final = Ports()
@@ -57,9 +75,9 @@ def pinned(cpu: str, *command: str, **options: Any) -> subprocess.Popen[str]:  #
     return subprocess.Popen([*pin, *command], text=True, cwd=_ROOT, **options)
 
 
-def stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str], signum: int = signal.SIGTERM) -> None:
     """Terminate a process that was started here, and wait for it."""
-    process.terminate()
+    process.send_signal(signum)
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -80,47 +98,37 @@ def raise_open_files_limit() -> int:
 
 @dataclass
 class Proxy:
-    """A proxy under measurement: the processes whose figures count are its workers."""
+    """A proxy under measurement.
+
+    Attributes:
+        workers: The processes whose figures count; if there are none given, all
+            processes of the program count (Dovecot, whose login, authentication
+            and anvil processes all take part in a login).
+    """
 
     name: str
     process: subprocess.Popen[str]
     workers: tuple[int, ...] = ()
 
+    def counted(self) -> tuple[int, ...]:
+        """The processes whose figures count."""
+        return self.workers or descendants(self.process.pid)
+
     def cpu(self) -> float:
-        """Seconds of processor time that its workers have used, from the scheduler."""
-        return sum(map(cpu_of, self.workers))
+        """Seconds of processor time that these have used, from the scheduler."""
+        return sum(map(cpu_of, self.counted()))
 
     def supervisor_cpu(self) -> float:
         """The same of the process that started the workers."""
         return cpu_of(self.process.pid)
 
     def rss(self) -> int:
-        """Bytes of memory of its workers (``Pss``: a shared page counts in part)."""
-        return sum(map(pss_of, self.workers))
+        """Bytes of memory of these (``Pss``: a shared page counts in part)."""
+        return sum(map(pss_of, self.counted()))
 
     def stop(self) -> None:
-        """Terminate it."""
-        stop(self.process)
-
-
-def cpu_of(pid: int) -> float:
-    """Seconds of processor time a process has used, threads included."""
-    total = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        total += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
-    return total / 1e9
-
-
-def pss_of(pid: int) -> int:
-    """Bytes of a process's memory, each shared page divided by its owners."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no Pss of {pid}")
-
-
-def _children(pid: int) -> tuple[int, ...]:
-    return tuple(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+        """Terminate it; ``SIGINT`` leaves out the proxy's ``drain.delay``."""
+        stop(self.process, signal.SIGINT if self.name == "mailproxy" else signal.SIGTERM)
 
 
 class LoadProcess:
@@ -133,15 +141,24 @@ class LoadProcess:
 
     def do(self, what: str, scene: Scene, *, keep: bool = False, **how: object) -> dict[str, float]:
         """Run a command of a client group; ``keep`` keeps the group for the next command."""
+        self.begin(what, scene, keep=keep, **how)
+        return self.end()
+
+    def begin(self, what: str, scene: Scene, *, keep: bool = False, **how: object) -> None:
+        """Start a command."""
         order = {"do": what, "scene": asdict(scene), "keep": keep, "with": how}
-        stdin, stdout = self.process.stdin, self.process.stdout
+        stdin = self.process.stdin
         assert stdin is not None
-        assert stdout is not None
         stdin.write(json.dumps(order) + "\n")
         stdin.flush()
+
+    def end(self) -> dict[str, float]:
+        """Wait for the report of the command that was started."""
+        stdout = self.process.stdout
+        assert stdout is not None
         line = stdout.readline()
         if not line:
-            raise RuntimeError(f"the clients ended with {self.process.wait()} at {order}")
+            raise RuntimeError(f"the clients ended with {self.process.wait()}")
         answer: dict[str, float] = json.loads(line)
         return answer
 
@@ -156,7 +173,8 @@ class Bench:
 
     Attributes:
         peers: The process identifier of the upstreams and the authentication service.
-        proxies: ``nginx`` and ``mailproxy``, by name, in the order they are measured in.
+        proxies: Those that run, by name.
+        missing: What is to install, for each program that does not run.
     """
 
     folder: Path
@@ -164,15 +182,34 @@ class Bench:
     load: LoadProcess
     stub_servers: int
     proxies: dict[str, Proxy] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def start(self, names: Sequence[str], *, workers: int = 1) -> list[str]:
+        """Start or restart proxies; returns the names of those that run, and stops all others.
+
+        What a program that does not run needs is in ``missing`` and on standard
+        error; only ``mailproxy`` must start.
+        """
+        for name in [name for name in self.proxies if name not in names]:
+            self.proxies.pop(name).stop()
+        for name in names:
+            if name in self.missing:
+                continue
+            try:
+                self.restart(name, workers=workers)
+            except MissingProgram as missing:
+                self.missing[name] = str(missing)
+                print(f"{name}: {missing}", file=sys.stderr)
+        return [name for name in ALL if name in self.proxies]
 
     def restart(self, name: str, *, workers: int = 1, options: tuple[str, ...] = (), path: str = "") -> Proxy:
         """Start or restart a proxy; ``path`` is a directory of modules for mailproxy."""
         if name in self.proxies:
-            self.proxies[name].stop()
-        if name == "nginx":
-            proxy = start_nginx(self.folder, workers)
-        else:
+            self.proxies.pop(name).stop()
+        if name == "mailproxy":
             proxy = start_mailproxy(self.folder, self.python, workers, options, path)
+        else:
+            proxy = start_peer(name, self.folder, workers)
         self.proxies[name] = proxy
         return proxy
 
@@ -190,13 +227,19 @@ class Bench:
 @contextmanager
 def bench(python: str) -> Iterator[Bench]:
     """Start stub servers and clients; measurements start the proxies."""
-    if shutil.which("nginx") is None:
-        raise MissingProgram("nginx, with its mail module (Debian: nginx-core libnginx-mod-mail)")
+    for program, package in (("openssl", "openssl"), ("taskset", "util-linux")):
+        if shutil.which(program) is None:
+            raise MissingProgram(f"not installed: {program} (Debian: {package})")
+    try:
+        socket.create_server(("127.0.0.1", PORTS.base)).close()
+    except OSError as error:
+        raise MissingProgram(f"another benchmark runs, or uses port {PORTS.base}: {error}") from error
     raise_open_files_limit()
+    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))  # so that nothing is left
     with tempfile.TemporaryDirectory(prefix="mailproxy-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        _certificates(folder)
+        make_certificates(folder)
         stub_servers = pinned(
             LOAD_CPU, python, "-m", "benchmarks.stub_servers", *(str(PORTS.peer(peer)) for peer in PEERS)
         )
@@ -212,14 +255,72 @@ def bench(python: str) -> Iterator[Bench]:
             stop(stub_servers)
 
 
+def start_peer(name: str, folder: Path, workers: int) -> Proxy:
+    """Start one of the programs that are compared with.
+
+    Raises:
+        MissingProgram: It is not installed, or does not start.
+    """
+    start = {"nginx": start_nginx, "dovecot": start_dovecot, "haproxy": start_haproxy}[name]
+    if shutil.which(name) is None:
+        raise MissingProgram(f"not installed (Debian: {PACKAGES[name]})")
+    try:
+        return start(folder, workers)
+    except RuntimeError as error:
+        raise MissingProgram(f"does not start (Debian: {PACKAGES[name]}): {error}") from error
+
+
 def start_nginx(folder: Path, workers: int) -> Proxy:
     """Start nginx."""
     (folder / "nginx.conf").write_text(nginx_conf(folder, "nginx", workers))
-    process = pinned(
-        PROXY_CPU if workers == 1 else "", "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")
+    process = _start_with_log(
+        folder, "nginx", workers, "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")
     )
-    wait_for(PORTS.proxy("nginx", "smtps"), process, folder / "nginx.error")
+    _wait_or_stop(PORTS.proxy("nginx", "smtps"), process, folder / "nginx.log")
     return Proxy("nginx", process, _workers(process.pid, "worker process", workers))
+
+
+def start_dovecot(folder: Path, workers: int) -> Proxy:
+    """Start Dovecot; all its processes count."""
+    upstreams = {name: PORTS.peer(name) for name in ("imap", "pop3", "smtp")}
+    listeners = PORTS.proxies("dovecot", dovecot.LISTENERS)
+    conf = dovecot.configuration(
+        folder, listeners, upstreams, workers=workers, connections=raise_open_files_limit() // 2 - 500
+    )
+    (folder / "dovecot.conf").write_text(conf)
+    process = _start_with_log(
+        folder, "dovecot", workers, dovecot.PROGRAM, "-F", "-c", str(folder / "dovecot.conf")
+    )
+    _wait_or_stop(listeners["smtps"], process, folder / "dovecot.log")
+    time.sleep(0.5)  # until the login processes and the authentication process have found one another
+    return Proxy("dovecot", process)
+
+
+def start_haproxy(folder: Path, workers: int) -> Proxy:
+    """Start HAProxy, with a master process, which ``SIGUSR2`` makes load its configuration again."""
+    listeners = PORTS.proxies("haproxy", haproxy.LISTENERS)
+    conf = haproxy.configuration(
+        folder, listeners, PORTS.peer("imap"), threads=workers, open_files=raise_open_files_limit()
+    )
+    (folder / "haproxy.cfg").write_text(conf)
+    process = _start_with_log(
+        folder, "haproxy", workers, haproxy.PROGRAM, "-W", "-q", "-f", str(folder / "haproxy.cfg")
+    )
+    _wait_or_stop(listeners["imaps"], process, folder / "haproxy.log")
+    return Proxy("haproxy", process, _workers(process.pid, "haproxy", 1))
+
+
+def _start_with_log(folder: Path, name: str, workers: int, *words: str) -> subprocess.Popen[str]:
+    with open(folder / f"{name}.log", "w", encoding="utf-8") as log:
+        return pinned(PROXY_CPU if workers == 1 else "", *words, stdout=log, stderr=log)
+
+
+def _wait_or_stop(port: int, process: subprocess.Popen[str], log: Path) -> None:
+    try:
+        wait_for(port, process, log)
+    except RuntimeError:
+        stop(process)
+        raise
 
 
 def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str, ...], path: str) -> Proxy:
@@ -255,17 +356,12 @@ def start_with_conf(
 
 
 def _workers(parent: int, word: str, count: int) -> tuple[int, ...]:
-    for _ in range(200):
-        found = tuple(pid for pid in _children(parent) if word in _command(pid))
+    for _ in range(600):
+        found = tuple(pid for pid in children(parent) if word in command(pid))
         if len(found) == count:
             return found
         time.sleep(0.05)
     raise RuntimeError(f"{parent} has not started {count} workers")
-
-
-def _command(pid: int) -> str:
-    name = Path(f"/proc/{pid}/comm").read_text().strip()
-    return name + " " + Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
 def nginx_conf(folder: Path, proxy: str, workers: int) -> str:
@@ -291,7 +387,8 @@ def nginx_conf(folder: Path, proxy: str, workers: int) -> str:
     )
 
 
-def _certificates(folder: Path) -> None:
+def make_certificates(folder: Path) -> None:
+    """Make a certificate and a key of each kind."""
     for kind, key in (("ecdsa", ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")), ("rsa", ("rsa:2048",))):
         command = ["openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=mail.example.com"]
         files = ["-newkey", *key, "-keyout", str(folder / f"{kind}.key"), "-out", str(folder / f"{kind}.crt")]
@@ -299,9 +396,11 @@ def _certificates(folder: Path) -> None:
         (folder / f"{kind}.key").chmod(0o644)
 
 
-def wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None) -> None:
+def wait_for(
+    port: int, process: subprocess.Popen[Any], log: Path | None = None, seconds: float = 30.0
+) -> None:
     """Wait until a process listens; raises with the end of its log where it does not."""
-    for _ in range(200):
+    for _ in range(int(seconds / 0.05)):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except OSError:

@@ -20,6 +20,7 @@ from mailproxy.dns import Resolver
 from mailproxy.dns.upstream_names import UpstreamNames, is_name
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
+from mailproxy.net.open_files import most_clients, open_files_limit
 from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.policy.password_fingerprint import PasswordFingerprints
 from mailproxy.protocols.real_ip import TrustedPeers
@@ -28,6 +29,7 @@ from mailproxy.protocols.types import Secret
 from mailproxy.routing.route_authenticator import group_choices
 from mailproxy.routing.router import Table
 from mailproxy.session.accept import Listener
+from mailproxy.session.gradual_close import GradualClose
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy.session.refusal_times import RefusalTimes
 from mailproxy.session.shared_listener import check_choices, listen_target
@@ -146,9 +148,10 @@ class App:
                 sock.close()
             raise
         await self._close_retired()
-        await self.authenticators.start(config.worker_connections)
-        self.context.limit = config.worker_connections
-        self.context.metrics.connections_limit.value = config.worker_connections
+        limit = most_clients(open_files_limit(), sum(map(len, sockets.values())))
+        self.context.limit = limit = min(config.worker_connections, limit)
+        await self.authenticators.start(limit)
+        self.context.metrics.connections_limit.value = limit
         self.context.metrics.keep_servers(server.name for server in config.servers)
         groups = (group for server in config.servers for group in server.upstream_groups)
         self.context.metrics.keep_groups(service_groups(groups))
@@ -383,7 +386,7 @@ class App:
     # -- draining
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - not of this call: the time that relays get
-        """Stop accepting, end sessions without a login, give relays ``timeout`` seconds, then abort them.
+        """Stop accepting, end sessions without a login, give relays ``timeout`` seconds (``GradualClose``).
 
         Connections in their lingering close are waited for, too.
         """
@@ -394,8 +397,9 @@ class App:
             listener.close()
         self.listeners.clear()
         self._each(context.live, lambda session: session.drain())
-        ends_at = time.monotonic() + timeout
-        while (context.live or context.lingering) and time.monotonic() < ends_at:  # noqa: ASYNC110 - the end of a session sets no event
+        ends_at, closing = time.monotonic() + timeout, GradualClose(context.live, timeout)
+        while (context.live or context.lingering) and (left := ends_at - time.monotonic()) > 0.0:
+            self._each(closing.due(left), lambda relay: relay.abort())
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
         self.stop()
         await self.close()

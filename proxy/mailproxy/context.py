@@ -71,7 +71,7 @@ class WorkerContext:
         buffer: For bulk transfers of all relays.
         clients: Number of open client connections.
         draining: Whether the worker drains.
-        limit: The most client connections (``worker_connections``).
+        limit: The most client connections: ``worker_connections``, or what the limit of open files allows.
         lingering: Connections in their lingering close.
         live: Every session and relay; a drain waits for them.
         members: The members of groups of upstreams that are Services, by the name of the group.

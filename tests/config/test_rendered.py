@@ -106,7 +106,7 @@ def test_document_must_be_an_object() -> None:
         ('{"a": 1, "a": 2}', "f.json: not valid JSON: 'a' is duplicate in one object"),
         ('{"a": NaN}', "f.json: not valid JSON: NaN is not a number"),
         ('{"a": ' + "9" * 5000 + "}", "f.json: not valid JSON: Exceeds the limit"),
-        ('{"a": ' * 20_000, "f.json: is nested too deeply"),
+        ('{"a": ' * 20_000 + "1" + "}" * 20_000, "f.json: is nested too deeply"),
         ('{"a": ' * 100_000, "f.json: is too large: it has more than 50000 values"),
         ('{"a": ' * 100 + "1" + "}" * 100, "f.json: is nested too deeply"),
     ],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,6 +227,25 @@ def test_client_above_worker_connections_is_refused(
     assert scene.context.clients == 0
     scene.log.flush()
     assert (tmp_path / "log").read_text().count("worker_connections_not_enough") == 1
+
+
+def test_lack_of_descriptors_is_logged_once_with_the_limit(scene: Scene, tmp_path: Path) -> None:
+    listener = scene.listen(listening_socket(), scene.target(Protocol.POP3))
+    scene.clients.append(socket.create_connection(listener.sock.getsockname(), timeout=5))
+    scene.context.epoll.ready_count = 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        for _ in range(3):
+            listener.on_event(READ)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    scene.log.flush()
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert f"cannot_accept listener=key limit={lowest_free} " in line
+    assert "raise the limit of open files" in line
 
 
 def test_closed_listener_leaves_its_socket_to_other_processes(scene: Scene) -> None:

@@ -122,6 +122,31 @@ def test_counts_are_exact_while_processes_count_at_the_same_time(
     assert opened(table).count(table.hash_key(BOB)) == 0
 
 
+def test_limit_is_reached_and_not_exceeded_while_processes_count_at_the_same_time(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far below the limit no lock is taken, near to it a lock decides."""
+    monkeypatch.setattr(mutex, "MAX_WAIT_SECONDS", 30.0)
+    children = [Child(descriptor, acquire(900, 2000)) for _ in range(3)]
+    assert sum(child.result() for child in children) == 2000
+    table = begun(SharedMemory(descriptor))
+    assert opened(table).count(table.hash_key(BOB)) == 2000
+    for child in children:
+        child.end()
+
+
+def test_sessions_of_a_process_that_came_later_are_counted(descriptor: int) -> None:
+    table = begun(SharedMemory(descriptor))
+    zone, key = opened(table), table.hash_key(BOB)
+    assert [zone.acquire(key, 20)[1] for _ in range(5)] == [False] * 5
+    child = Child(descriptor, acquire(12, 20))
+    assert child.result() == 12
+    assert [zone.acquire(key, 20)[1] for _ in range(4)] == [False] * 3 + [True]
+    child.end(signal.SIGKILL)
+    assert table.reclaim() == 1
+    assert [zone.acquire(key, 20)[1] for _ in range(13)] == [False] * 12 + [True]
+
+
 def test_counts_of_a_killed_process_are_given_back_by_the_supervisor(descriptor: int) -> None:
     survivor, victim = Child(descriptor, acquire(3, 20)), Child(descriptor, acquire(7, 20))
     supervisor = LimitTable(SharedMemory(descriptor))
@@ -144,7 +169,7 @@ def test_next_process_gives_back_the_counts_of_a_killed_one(descriptor: int) -> 
 def test_process_that_is_killed_with_a_lock_does_not_keep_it(descriptor: int) -> None:
     def lock_and_stay(table: LimitTable, zone: ConnZone) -> int:
         zone.acquire(table.hash_key(BOB), 20)
-        lock(zone._mutexes + (table.hash_key(BOB)[0] % zone._shards % 64) * 64)
+        lock(zone.mutex_of(table.hash_key(BOB)[0] % zone._shards))
         return 1
 
     victim = Child(descriptor, lock_and_stay)

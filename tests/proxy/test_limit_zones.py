@@ -115,7 +115,7 @@ def test_zone_has_place_for_as_many_keys_as_it_states(table: LimitTable) -> None
 
 def test_lock_of_a_process_that_does_not_run_lets_in(table: LimitTable) -> None:
     zone, key = conn_zone(table), table.hash_key(b"bob")
-    mutex = zone._mutexes + (key[0] % zone._shards % 64) * 64
+    mutex = zone.mutex_of(key[0] % zone._shards)
     lock(mutex)
     try:
         with pytest.raises(Busy):
@@ -123,6 +123,34 @@ def test_lock_of_a_process_that_does_not_run_lets_in(table: LimitTable) -> None:
     finally:
         unlock(mutex)
     assert zone.acquire(key, 1)[1] is False
+
+
+def test_session_of_a_known_key_well_below_the_limit_needs_no_lock(table: LimitTable) -> None:
+    zone, key = conn_zone(table), table.hash_key(b"bob")
+    slot, _ = zone.acquire(key, 3)
+    mutex = zone.mutex_of(key[0] % zone._shards)
+    lock(mutex)
+    try:
+        assert zone.acquire_known(key, 3) == slot
+        assert zone.acquire_known(key, 3) == -1, "one process runs: the last place is given with the lock"
+    finally:
+        unlock(mutex)
+    assert zone.count(key) == 2
+    assert zone.acquire(key, 3) == (slot, False)
+    assert zone.acquire(key, 3) == (-1, True)
+
+
+def test_places_without_sessions_are_kept_for_a_limited_number_of_keys(table: LimitTable) -> None:
+    zone = conn_zone(table)
+    keys = [table.hash_key(b"%d" % number) for number in range(300)]
+    for key in keys:
+        zone.release(zone.acquire(key, 3)[0])
+    [(used, _)] = table.entries().values()
+    assert used == len(zone._idle) == zone._most_idle < len(keys)
+    assert zone.acquire_known(keys[-1], 3) >= 0
+    assert zone.acquire_known(keys[0], 3) == -1
+    assert zone.acquire(keys[0], 3)[1] is False
+    assert (zone.count(keys[0]), zone.count(keys[-1])) == (1, 1)
 
 
 def test_burst_above_the_rate_is_refused_until_the_rate_allows_it(table: LimitTable, clock: Clock) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,24 @@ def test_dropped_lines_are_counted_and_reported() -> None:
     dropped = [(event["level"], event["count"]) for event in events if event["event"] == "log_lines_dropped"]
     assert dropped == [("error", total - len(ticks))]
     assert ticks == sorted(ticks)
+
+
+def test_lines_dropped_before_the_exit_are_reported_by_close() -> None:
+    out, into = os.pipe()
+    with os.fdopen(out, "rb") as reads, os.fdopen(into, "wb") as writes:
+        log = Log(writes.fileno(), level=LogLevel.INFO)
+        total = 2 * (CAPACITY + (1 << 16)) // 50
+        for number in range(total):
+            log.event(LogLevel.INFO, "tick", number=number)
+        received: list[bytes] = []
+        reader = threading.Thread(target=lambda: received.extend(reads))
+        reader.start()  # the reader is late: it begins when the process exits
+        log.close(60.0)
+        writes.close()
+        reader.join()
+    events = [json.loads(line) for line in received]
+    ticks = sum(event["event"] == "tick" for event in events)
+    assert [event["count"] for event in events if event["event"] == "log_lines_dropped"] == [total - ticks]
 
 
 def test_close_writes_queued_lines(page: Page) -> None:

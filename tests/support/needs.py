@@ -27,6 +27,7 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
         "fail2ban-client": "fail2ban",
         "fail2ban-regex": "fail2ban",
         "fetchmail": "fetchmail",
+        "haproxy": "haproxy",
         "htpasswd": "apache2-utils",
         "ip": "iproute2",
         "lua5.1": "lua5.1",

@@ -148,12 +148,12 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
 
 def parse(
     head: bytes,
-    *,
     protocol: Protocol,
     method: Method,
     user: bytes,
     password: Secret | None,
     accepts_names: bool = False,
+    *,
     use_cache: bool = True,
 ) -> AuthResponse:
     """Parse the head of a response.

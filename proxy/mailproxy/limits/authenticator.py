@@ -48,6 +48,8 @@ _LOWER: Final = {
 }
 _STAGE: Final = "limit"
 _REFUSED: Final = -1.0
+_OVER: Final = -2
+"""Instead of a slot: the session is above the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class LimitedAuthenticator:
         self._hash_key = table.hash_key
         self._conns = conns
         self._reqs = reqs
+        self._decides_after = bool(conns or server.limit_preauth)
         self._log = log
         self._metrics: ServerMetrics = context.metrics.server(server.name, server.protocol)
         self.timers: dict[PendingRequest, asyncio.Handle] = {}
@@ -149,20 +152,30 @@ class LimitedAuthenticator:
         callback = pending.callback
         if callback is None:
             return
-        pending.callback = login = LimitedLogin(self, pending, callback)
         if self._reqs:
-            counted = session_limits(pending.record)
-            if counted.attempt != pending.auth_request.attempt:  # else the service has deferred it
-                counted.attempt = pending.auth_request.attempt
+            counted = pending.record.held
+            if not isinstance(counted, SessionLimits):
+                counted = session_limits(pending.record)
+            attempt = pending.auth_request.attempt
+            if counted.attempt != attempt:  # else the service has deferred it
+                counted.attempt = attempt
                 seconds = self._delay(pending)
-                if seconds == _REFUSED:
-                    denied = self._refusals[LoginResult.LIMIT_REQ]
-                    self.timers[pending] = self._context.loop.call_soon(login.refuse, denied)
+                if seconds:
+                    self._hold(pending, callback, seconds)
                     return
-                if seconds > 0.0:
-                    self.timers[pending] = self._context.loop.call_later(seconds, login.go_on)
-                    return
+        if self._decides_after:
+            pending.callback = LimitedLogin(self, pending, callback)
         self._inner.send(pending)
+
+    def _hold(self, pending: PendingRequest, callback: AuthCallback, seconds: float) -> None:
+        """Refuse a login in the next event loop iteration, or let it wait."""
+        pending.callback = login = LimitedLogin(self, pending, callback)
+        loop = self._context.loop
+        if seconds == _REFUSED:
+            denied = self._refusals[LoginResult.LIMIT_REQ]
+            self.timers[pending] = loop.call_soon(login.refuse, denied)
+        else:
+            self.timers[pending] = loop.call_later(seconds, login.go_on)
 
     def send_on(self, pending: PendingRequest) -> None:
         """Send a request whose delay is over."""
@@ -184,16 +197,16 @@ class LimitedAuthenticator:
     def on_allowed(self, pending: PendingRequest, grant: AuthAllowed) -> Decision:
         """Count the session of a login that was allowed; returns a refusal where it is above a limit."""
         try:
-            counted = session_limits(pending.record)
-            over = self._acquire(pending, grant, counted) if self._conns else None
-            if over is None:
-                if counted.preauth is not None and not self._upstream_decides:
-                    counted.release_preauth()
-                return grant
+            counted = pending.record.held
+            if not isinstance(counted, SessionLimits):
+                counted = session_limits(pending.record)
+            if self._conns and (over := self._acquire(pending, grant, counted)) is not None:
+                return self._refuse(pending, over.name, LoginResult.LIMIT_CONN, Limit.LIMIT_CONN)
+            if counted.preauth is not None and not self._upstream_decides:
+                counted.release_preauth()
         except Exception as error:  # a fault here refuses nobody
             self._context.log_limit_fault(error)
-            return grant
-        return self._refuse(pending, over.name, LoginResult.LIMIT_CONN, Limit.LIMIT_CONN)
+        return grant
 
     def _acquire(
         self, pending: PendingRequest, grant: AuthAllowed, counted: SessionLimits
@@ -201,31 +214,40 @@ class LimitedAuthenticator:
         """Count a session in all zones; returns the limit that it is above, after which it is in none."""
         if counted.sessions:  # of an earlier login, after which the session went on
             counted.release_sessions()
-        client, head, dry_run = pending.auth_request.client, pending.head, self._server.limit_conn_dry_run
+        client, head = pending.auth_request.client, pending.head
         for limit in self._conns:
             try:
-                key = check_length(limit.key(client, grant.user, head))
-                if not key:
+                text, zone = limit.key(client, grant.user, head), limit.zone
+                if not text:
                     continue
-                slot, is_over = limit.zone.acquire(self._hash_key(key), limit.connections, dry_run=dry_run)
+                key = self._hash_key(text if len(text) <= MAX_KEY else check_length(text))
+                slot = zone.acquire_known(key, limit.connections)
+                if slot < 0 and (slot := self._acquire_unknown(pending, limit, key)) == _OVER:
+                    counted.release_sessions()
+                    return limit
             except Exception as error:
                 self._skip(pending, limit, error)
                 continue
-            if is_over:
-                self._report(pending, limit, "limit_conn", self._server.limit_conn_log_level, dry_run=dry_run)
-                if not dry_run:
-                    counted.release_sessions()
-                    return limit
             if slot >= 0:
-                counted.sessions += ((limit.zone, slot),)
+                counted.sessions += ((zone, slot),)
         return None
+
+    def _acquire_unknown(self, pending: PendingRequest, limit: ConnLimit, key: Key) -> int:
+        """Count a session whose key is near the limit, or new; returns its slot, or ``_OVER``."""
+        dry_run = self._server.limit_conn_dry_run
+        slot, is_over = limit.zone.acquire(key, limit.connections, dry_run=dry_run)
+        if is_over:
+            self._report(pending, limit, "limit_conn", self._server.limit_conn_log_level, dry_run=dry_run)
+            if not dry_run:
+                return _OVER
+        return slot
 
     # -- limit_req
 
     def _delay(self, pending: PendingRequest) -> float:
         """Count a login; returns the seconds that it must wait, ``_REFUSED`` where it is above a limit."""
         charged: list[tuple[ReqLimit, Key]] = []
-        longest, slowest, dry_run = 0.0, None, self._server.limit_req_dry_run
+        longest, slowest = 0.0, None
         for limit in self._reqs:
             try:
                 seconds = self._charge(pending, limit, charged)
@@ -233,6 +255,7 @@ class LimitedAuthenticator:
                 self._skip(pending, limit, error)
                 continue
             if seconds == _REFUSED:
+                dry_run = self._server.limit_req_dry_run
                 self._report(pending, limit, "limit_req", self._server.limit_req_log_level, dry_run=dry_run)
                 self._give_back(charged)
                 if not dry_run:

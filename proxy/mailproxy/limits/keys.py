@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Final
 
 from mailproxy.protocols.types import Client
@@ -15,6 +15,7 @@ from mailproxy_config.limits import DOMAIN, HEADER_PREFIX, REMOTE_ADDR, REMOTE_U
 MAX_KEY: Final = 255
 """Bytes of the longest key that is counted, as in freenginx."""
 
+_ADDRESSES_KEPT: Final = 4096
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 KeyFunction = Callable[[Client, bytes, bytes], bytes]
@@ -36,7 +37,24 @@ def key_function(key: str, ipv6_prefix: int) -> KeyFunction:
     return parts[0] if len(parts) == 1 else partial(_joined, parts)
 
 
-@lru_cache(4096)
+class AddressKeys(dict[str, bytes]):
+    """The keys of addresses; those that come often are kept.
+
+    Args:
+        ipv6_prefix: As in ``address_key``.
+    """
+
+    def __init__(self, ipv6_prefix: int) -> None:
+        super().__init__()
+        self._prefix = ipv6_prefix
+
+    def __missing__(self, address: str) -> bytes:
+        if len(self) >= _ADDRESSES_KEPT:
+            self.clear()
+        key = self[address] = address_key(address, self._prefix)
+        return key
+
+
 def address_key(address: str, ipv6_prefix: int) -> bytes:
     """Return the key of an address: IPv4 as text, IPv6 as its network, ``unix:``.
 
@@ -69,7 +87,8 @@ def check_length(key: bytes) -> bytes:
 
 def _variable(name: str, ipv6_prefix: int) -> KeyFunction:
     if name == REMOTE_ADDR:
-        return lambda client, _, __: address_key(client.address, ipv6_prefix)
+        addresses = AddressKeys(ipv6_prefix)
+        return lambda client, _, __: addresses[client.address]
     if name == REMOTE_USER:
         return lambda _, user, __: user
     if name == DOMAIN:

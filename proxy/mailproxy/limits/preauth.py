@@ -7,7 +7,7 @@ from typing import Final
 
 from mailproxy.context import WorkerContext
 from mailproxy.enums import Limit
-from mailproxy.limits.keys import address_key
+from mailproxy.limits.keys import AddressKeys
 from mailproxy.limits.session_limits import SessionLimits
 from mailproxy.limits.table import LimitTable
 from mailproxy.limits.zones import ConnZone
@@ -32,15 +32,15 @@ class PreauthLimit:
         log: The log of the server's sessions.
     """
 
-    __slots__ = ("_context", "_limit", "_log", "_logged_at", "_prefix", "_refused", "_table", "_zone")
+    __slots__ = ("_context", "_hash_key", "_keys", "_limit", "_log", "_logged_at", "_refused", "_zone")
 
     def __init__(
         self, context: WorkerContext, config: ServerConfig, table: LimitTable, zone: ConnZone, log: LogWriter
     ) -> None:
         self._context = context
         self._limit = config.limit_preauth
-        self._prefix = config.limit_conn_ipv6_prefix
-        self._table = table
+        self._keys = AddressKeys(config.limit_conn_ipv6_prefix)
+        self._hash_key = table.hash_key
         self._zone = zone
         self._log = log
         self._logged_at = -LOG_INTERVAL
@@ -56,11 +56,15 @@ class PreauthLimit:
         Returns:
             What is counted of it, ``None`` where it must be closed.
         """
-        if address.startswith("unix:"):
-            return SessionLimits()
+        zone = self._zone
         try:
-            key = self._table.hash_key(address_key(address, self._prefix))
-            slot, is_over = self._zone.acquire(key, self._limit)
+            key = self._hash_key(self._keys[address])
+            slot = zone.acquire_known(key, self._limit)
+            if slot >= 0:
+                return SessionLimits((zone, slot))
+            if address.startswith("unix:"):
+                return SessionLimits()
+            slot, is_over = zone.acquire(key, self._limit)
         except Exception as error:  # a fault of the table refuses nobody
             self._zone.results.skipped.value += 1
             self._context.log_limit_fault(error)
@@ -68,7 +72,7 @@ class PreauthLimit:
         if is_over:
             self._refuse(address, metrics)
             return None
-        return SessionLimits((self._zone, slot) if slot >= 0 else None)
+        return SessionLimits((zone, slot) if slot >= 0 else None)
 
     def _refuse(self, address: str, metrics: ServerMetrics) -> None:
         self._zone.results.rejected.value += 1

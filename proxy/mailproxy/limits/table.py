@@ -17,12 +17,11 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
 from mailproxy.limits.mutex import address_of
-from mailproxy.limits.zones import CONN, ConnZone, Place, ReqZone, entries_of, make_zone
+from mailproxy.limits.zones import CONN, PROCESSES, ConnZone, Place, ReqZone, entries_of, make_zone
 from mailproxy.net.shared_memory import Area, SharedMemory
 from mailproxy.telemetry.metrics import LimitZoneMetrics
 
@@ -59,6 +58,26 @@ class Part:
         self.name: str = name.decode("utf-8", "replace")
 
 
+class _Hashes(dict[bytes, Key]):
+    """Keyed hashes; those of addresses and users that come often are kept.
+
+    Args:
+        secret: The key.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        super().__init__()
+        self._secret = secret
+
+    def __missing__(self, data: bytes) -> Key:
+        digest = blake2b(data, digest_size=8, key=self._secret).digest()
+        key = (int.from_bytes(digest, "little"), digest) if any(digest) else _INSTEAD_OF_ZERO
+        if len(self) >= HASHES_KEPT:
+            self.clear()
+        self[data] = key
+        return key
+
+
 class LimitTable:
     """The zones, as one process has them.
 
@@ -91,13 +110,7 @@ class LimitTable:
             if not any(self._memory[_KEY]):
                 self._memory[_KEY] = os.urandom(15) + b"\1"
             secret = bytes(self._memory[_KEY])
-
-        @lru_cache(HASHES_KEPT)
-        def hash_key(data: bytes) -> Key:
-            digest = blake2b(data, digest_size=8, key=secret).digest()
-            return (int.from_bytes(digest, "little"), digest) if any(digest) else _INSTEAD_OF_ZERO
-
-        self.hash_key = hash_key
+        self.hash_key = _Hashes(secret).__getitem__
 
     def open_conn(self, name: str, definition: str, size: int, results: LimitZoneMetrics) -> ConnZone | None:
         """Return a zone that counts sessions; see ``open_req``."""
@@ -233,6 +246,8 @@ class LimitTable:
             if self._lock_number(number):
                 self._remove(number)
                 self.number = number
+                processes = self._memory[PROCESSES].cast("H")
+                processes[0] = max(processes[0], number)
                 return
         raise OSError("there are too many processes")
 

@@ -3,6 +3,7 @@
 
 A zone has shards of 32 slots.  The hash of a key selects its shard, and ``mmap.find`` finds its slots
 there.  A lock protects each shard; nothing else is ever locked, and nothing takes longer than one shard.
+A session of a key that is well below its limit is counted without a lock (``ConnZone.acquire_known``).
 
 A process may be killed between any two of its writes.  So each one leaves the table valid: the hash is
 written last, and a slot without a hash is free.
@@ -10,12 +11,23 @@ written last, and a slot without a hash is free.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import time
+from collections import OrderedDict
 from functools import cached_property
 from typing import Final
 
-from mailproxy.limits.mutex import MUTEX_BYTES, lock_patiently, make_mutex, trylock, unlock, wait
+from mailproxy.limits.mutex import (
+    MUTEX_BYTES,
+    Mutex,
+    lock_patiently,
+    make_mutex,
+    mutex_at,
+    trylock,
+    unlock,
+    wait,
+)
 from mailproxy.telemetry.metrics import Counter, LimitZoneMetrics
 
 SLOTS: Final = 32
@@ -26,12 +38,19 @@ KNOWN: Final = 2048
 """Keys of a zone whose slots a process remembers, so that it does not search for those that come often."""
 CONN: Final = 1
 """The kind of zones that count sessions."""
+PROCESSES: Final = slice(16, 18)
+"""Where the area has the highest number that a process had: no more of them run at the same time."""
+MOST_IDLE: Final = 1024
+"""Slots of a process without sessions that it keeps for the next session of their keys; in a small zone,
+fewer."""
 
 _MUTEXES: Final = 64
 _SWEEP: Final = 16
 """So many new keys of a shard later, slots that are not needed any more are made free."""
 _BYTES: Final = {CONN: 8 + 4 + 2, 0: 8 + 8}
 """Bytes of a slot: hash, number of sessions, process; or hash, time."""
+_VERSION_BYTES: Final = 4
+_IDLE_PART: Final = 64
 _FREE: Final = bytes(8)
 _ROUNDING: Final = 1e-6
 
@@ -55,10 +74,12 @@ class Place:
     def __init__(self, memory: memoryview, address: int, offset: int, size: int, kind: int) -> None:
         self.memory = memory
         self.offset = offset
-        self.shards = max((size - MUTEX_BYTES * _MUTEXES - 8) // (SLOTS * _BYTES[kind] + 2), 1)
+        shard_bytes = SLOTS * _BYTES[kind] + 2 + _VERSION_BYTES
+        self.shards = max((size - MUTEX_BYTES * _MUTEXES - 16) // shard_bytes, 1)
         self.slots = self.shards * SLOTS
         self.mutexes = address + offset
-        self._used_at = offset + MUTEX_BYTES * _MUTEXES
+        self._versions_at = offset + MUTEX_BYTES * _MUTEXES
+        self._used_at = self._versions_at + (self.shards * _VERSION_BYTES + 7) // 8 * 8
         self.hashes_at = self._used_at + (self.shards * 2 + 7) // 8 * 8
         self._values_at = self.hashes_at + 8 * self.slots
 
@@ -66,6 +87,16 @@ class Place:
     def used(self) -> memoryview:
         """The number of slots in use, by shard."""
         return self.memory[self._used_at : self._used_at + 2 * self.shards].cast("H")
+
+    @cached_property
+    def versions(self) -> memoryview:
+        """How often hashes of a shard were written or removed."""
+        return self.memory[self._versions_at : self._versions_at + _VERSION_BYTES * self.shards].cast("I")
+
+    @cached_property
+    def processes(self) -> memoryview:
+        """The highest number that a process had."""
+        return self.memory[PROCESSES].cast("H")
 
     @cached_property
     def hashes(self) -> memoryview:
@@ -102,41 +133,37 @@ def entries_of(place: Place) -> tuple[int, int]:
 
 class _Zone:
     __slots__ = (
-        *("_file", "_find", "_first", "_hashes", "_known", "_mutexes", "_shards", "_used"),
+        *("_file", "_find", "_first", "_hashes", "_mutexes", "_shards", "_used"),
         *("offset", "results"),
     )
 
     def __init__(self, place: Place, results: LimitZoneMetrics | None) -> None:
         self._file: mmap.mmap = place.memory.obj  # type: ignore[assignment]
         self._find = self._file.find
-        self._known: dict[bytes, list[int]] = {}
         self._first = place.hashes_at
         self._hashes = place.hashes
-        self._mutexes = place.mutexes
+        self._mutexes = [mutex_at(place.mutexes + number * MUTEX_BYTES) for number in range(_MUTEXES)]
         self._shards = place.shards
         self._used = place.used
         self.offset = place.offset
         self.results = no_results() if results is None else results
 
-    def _locate(self, key: tuple[int, bytes]) -> list[int]:
-        """Return shard, offset and end of its hashes, lock, and the last known slot of a key, -1 for none."""
-        number, pattern = key
-        if len(self._known) >= KNOWN:
-            self._known.clear()
-        shard = number % self._shards
-        start = self._first + shard * SLOTS * 8
-        mutex = self._mutexes + (shard % _MUTEXES) * MUTEX_BYTES
-        found = self._known[pattern] = [shard, start, start + SLOTS * 8, mutex, -1]
-        return found
+    def mutex_of(self, shard: int) -> Mutex:
+        """Return the lock of a shard."""
+        return self._mutexes[shard % _MUTEXES]
 
     def _free_slot(self, shard: int) -> int:
         """Return a free slot of a shard, -1 for none."""
+        return self._search(_FREE, shard)
+
+    def _search(self, pattern: bytes, shard: int) -> int:
+        """Return the first slot of a shard with this hash, -1 for none."""
         first = self._first
         start = first + shard * SLOTS * 8
         end = start + SLOTS * 8
-        at: int = self._find(_FREE, start, end)
+        at: int = self._find(pattern, start, end)
         while at >= 0 and (at - first) & 7:  # it begins inside of a hash
-            at = self._find(_FREE, at + 1, end)
+            at = self._find(pattern, at + 1, end)
         return -1 if at < 0 else (at - first) >> 3
 
     def _set_used(self, shard: int) -> None:
@@ -148,7 +175,8 @@ class ConnZone(_Zone):
     """Counts sessions by key.
 
     A process has slots of its own, with the number of its sessions of a key; the sum of all slots of the
-    key is compared with the limit.  So what a killed process has counted can be found and removed.
+    key is compared with the limit.  So what a killed process has counted can be found and removed.  Only
+    the process itself writes to its slots, and makes them free.
 
     Args:
         place: Where it is.
@@ -159,14 +187,61 @@ class ConnZone(_Zone):
         held: The sessions that this process has counted.
     """
 
-    __slots__ = ("_counts", "_number", "_owners", "held")
+    __slots__ = (
+        *(
+            "_counts",
+            "_idle",
+            "_known",
+            "_most_idle",
+            "_number",
+            "_owners",
+            "_processes",
+            "_versions",
+            "held",
+        ),
+    )
 
     def __init__(self, place: Place, number: int, results: LimitZoneMetrics | None = None) -> None:
         super().__init__(place, results)
         self._counts = place.counts
         self._owners = place.owners
+        self._versions = place.versions
+        self._processes = place.processes
         self._number = number
+        self._known: dict[bytes, tuple[int, int, int, tuple[int, ...]]] = {}
+        """By hash: the slot of this process, the shard, its version, and the slots of other processes."""
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._most_idle = min(MOST_IDLE, place.slots // _IDLE_PART)
         self.held = 0
+
+    def acquire_known(self, key: tuple[int, bytes], limit: int) -> int:
+        """Count a session without a lock, if its key is known and well below the limit.
+
+        Every process first counts, and then compares the sum.  The sum may lack the last session of each
+        other process, which runs at the same time: so it is compared with the limit less their number, and
+        the limit is never exceeded.
+
+        Args:
+            key: The hash of its key.
+            limit: How many sessions there may be.
+
+        Returns:
+            The slot to release; -1 where the session was not counted: ``acquire`` decides.
+        """
+        known = self._known.get(key[1])
+        if known is None:
+            return -1
+        slot, shard, version, others = known
+        counts = self._counts
+        counts[slot] = total = own = counts[slot] + 1
+        if self._versions[shard] == version:  # no other process has a new slot
+            if others:
+                total += sum([counts[other] for other in others])
+            if total <= limit - self._processes[0]:
+                self.held += 1
+                return slot
+        counts[slot] = own - 1
+        return -1
 
     def acquire(self, key: tuple[int, bytes], limit: int, *, dry_run: bool = False) -> tuple[int, bool]:
         """Count a session, unless that is above the limit.
@@ -182,22 +257,16 @@ class ConnZone(_Zone):
         Raises:
             Busy: A lock is held by a process that does not run.
         """
+        own = self.acquire_known(key, limit)
+        if own >= 0:
+            return own, False
         number, pattern = key
-        where = self._known.get(pattern) or self._locate(key)
-        shard, start, end, mutex, own = where
-        counts = self._counts
+        shard = number % self._shards
+        mutex = self._mutexes[shard % _MUTEXES]
         if code := trylock(mutex):
             wait(mutex, code)
         try:
-            if (
-                own >= 0
-                and self._file[start:end].count(pattern) == 1
-                and self._hashes[own] == number
-                and self._owners[own] == self._number
-            ):
-                total = counts[own]
-            else:
-                total, own = self._sum(pattern, start, end)
+            total, own, others = self._sum(pattern, shard)
             is_over = total >= limit
             if is_over and not dry_run:
                 return -1, True
@@ -206,16 +275,23 @@ class ConnZone(_Zone):
                 if own < 0:
                     self.results.full.value += 1
                     return -1, is_over
-            where[4] = own
-            counts[own] += 1
+            self._remember(pattern, own, shard, others)
+            self._counts[own] += 1
         finally:
             unlock(mutex)
         self.held += 1
         return own, is_over
 
-    def _sum(self, pattern: bytes, start: int, end: int) -> tuple[int, int]:
-        """Return the sessions of a key, of all processes, and this process's slot, -1 for none."""
-        total, own = 0, -1
+    def _remember(self, pattern: bytes, own: int, shard: int, others: tuple[int, ...]) -> None:
+        if len(self._known) >= KNOWN:
+            self._known.clear()
+        self._known[pattern] = own, shard, self._versions[shard], others
+
+    def _sum(self, pattern: bytes, shard: int) -> tuple[int, int, tuple[int, ...]]:
+        """Return all sessions of a key, this process's slot, -1 for none, and those of other processes."""
+        total, own, others = 0, -1, []
+        start = self._first + shard * SLOTS * 8
+        end = start + SLOTS * 8
         at = self._find(pattern, start, end)
         while at >= 0:
             if not (at - start) & 7:
@@ -223,14 +299,23 @@ class ConnZone(_Zone):
                 total += self._counts[slot]
                 if self._owners[slot] == self._number:
                     own = slot
+                else:
+                    others.append(slot)
             at = self._find(pattern, at + 1, end)
-        return total, own
+        return total, own, tuple(others)
 
     def release(self, slot: int) -> None:
         """A session that was counted is over.  Without a lock: nobody else writes to a slot that is used."""
         self.held -= 1
-        if self._counts[slot]:
-            self._counts[slot] -= 1
+        left = self._counts[slot]
+        if left > 1:
+            self._counts[slot] = left - 1
+        elif left:
+            self._counts[slot] = 0
+            if slot not in self._idle:
+                self._idle[slot] = None
+                if len(self._idle) > self._most_idle:
+                    self._free_oldest()
 
     def count(self, key: tuple[int, bytes]) -> int:
         """Return the number of sessions of a key."""
@@ -244,12 +329,13 @@ class ConnZone(_Zone):
         for shard in range(self._shards):
             if not self._used[shard]:
                 continue
-            mutex = self._mutexes + (shard % _MUTEXES) * MUTEX_BYTES
+            mutex = self.mutex_of(shard)
             lock_patiently(mutex)
             try:
                 for slot in range(shard * SLOTS, (shard + 1) * SLOTS):
                     if self._owners[slot] == self._number:
                         self._counts[slot] = 0
+                self._sweep(shard)
             finally:
                 unlock(mutex)
 
@@ -264,16 +350,43 @@ class ConnZone(_Zone):
                 return -1
         self._counts[slot] = 0
         self._owners[slot] = self._number
+        self._change_version(shard)
         self._hashes[slot] = number
         self._used[shard] += 1
         return slot
 
     def _sweep(self, shard: int) -> None:
-        """Make slots without sessions free."""
+        """Make slots of this process free that have no sessions; with the lock of the shard."""
         for slot in range(shard * SLOTS, (shard + 1) * SLOTS):
-            if not self._counts[slot]:
-                self._hashes[slot] = 0
+            if self._hashes[slot] and self._owners[slot] == self._number and not self._counts[slot]:
+                self._free(slot)
         self._set_used(shard)
+        self._change_version(shard)
+
+    def _free_oldest(self) -> None:
+        """Make the slot free that has had no session for the longest time, if that needs no waiting."""
+        slot, _ = self._idle.popitem(last=False)
+        if self._counts[slot] or self._owners[slot] != self._number or not self._hashes[slot]:
+            return
+        shard = slot // SLOTS
+        mutex = self.mutex_of(shard)
+        if code := trylock(mutex):
+            if code == errno.EBUSY:
+                return  # it stays until the next sweep of the shard
+            wait(mutex, code)
+        try:
+            self._free(slot)
+            self._used[shard] -= 1
+            self._change_version(shard)
+        finally:
+            unlock(mutex)
+
+    def _free(self, slot: int) -> None:
+        self._known.pop(self._hashes[slot].to_bytes(8, "little"), None)
+        self._hashes[slot] = 0
+
+    def _change_version(self, shard: int) -> None:
+        self._versions[shard] = (self._versions[shard] + 1) & 0xFFFFFFFF
 
 
 class ReqZone(_Zone):
@@ -283,11 +396,13 @@ class ReqZone(_Zone):
     time that is past is the same as none.
     """
 
-    __slots__ = ("_times",)
+    __slots__ = ("_known", "_times")
 
     def __init__(self, place: Place, results: LimitZoneMetrics | None = None) -> None:
         super().__init__(place, results)
         self._times = place.times
+        self._known: dict[bytes, tuple[int, Mutex]] = {}
+        """By hash: the slot and the lock."""
 
     def charge(self, key: tuple[int, bytes], interval: float, burst: int) -> float:
         """Count a login, unless that is above the burst.
@@ -304,28 +419,53 @@ class ReqZone(_Zone):
             Busy: A lock is held by a process that does not run.
         """
         number, pattern = key
-        where = self._known.get(pattern) or self._locate(key)
-        mutex, slot = where[3], where[4]
+        known = self._known.get(pattern)
+        if known is None:
+            return self._charge_unknown(key, interval, burst)
+        slot, mutex = known
+        times = self._times
+        if code := trylock(mutex):
+            wait(mutex, code)
+        try:
+            if self._hashes[slot] == number:
+                now = time.monotonic()
+                free_at = times[slot]
+                if free_at <= now:
+                    times[slot] = now + interval
+                    return 0.0
+                excess = (free_at - now) / interval
+                if excess > burst + _ROUNDING:
+                    return -1.0
+                times[slot] = free_at + interval
+                return excess
+        finally:
+            unlock(mutex)
+        return self._charge_unknown(key, interval, burst)
+
+    def _charge_unknown(self, key: tuple[int, bytes], interval: float, burst: int) -> float:
+        """Count a login whose slot is not known; as ``charge``."""
+        number, pattern = key
+        shard = number % self._shards
+        mutex = self._mutexes[shard % _MUTEXES]
         if code := trylock(mutex):
             wait(mutex, code)
         try:
             now = time.monotonic()
-            if slot < 0 or self._hashes[slot] != number:
-                slot = where[4] = self._slot(pattern, where[0])
-            free_at = self._times[slot] if slot >= 0 else now
-            if free_at <= now:
-                free_at, excess = now, 0.0
-            else:
-                excess = (free_at - now) / interval
-                if excess > burst + _ROUNDING:
-                    return -1.0
+            slot = self._search(pattern, shard)
+            free_at = max(self._times[slot], now) if slot >= 0 else now
+            excess = (free_at - now) / interval
+            if excess > burst + _ROUNDING:
+                return -1.0
             if slot < 0:
-                where[4] = self._insert(number, where[0], now, free_at + interval)
+                slot = self._insert(number, shard, now, free_at + interval)
             else:
                 self._times[slot] = free_at + interval
-            return excess
         finally:
             unlock(mutex)
+        if len(self._known) >= KNOWN:
+            self._known.clear()
+        self._known[pattern] = slot, mutex
+        return excess
 
     def give_back(self, key: tuple[int, bytes], interval: float) -> None:
         """Undo ``charge``: another limit refused the login.
@@ -335,23 +475,15 @@ class ReqZone(_Zone):
         """
         number, pattern = key
         shard = number % self._shards
-        mutex = self._mutexes + (shard % _MUTEXES) * MUTEX_BYTES
+        mutex = self.mutex_of(shard)
         if code := trylock(mutex):
             wait(mutex, code)
         try:
-            slot = self._slot(pattern, shard)
+            slot = self._search(pattern, shard)
             if slot >= 0:
                 self._times[slot] -= interval
         finally:
             unlock(mutex)
-
-    def _slot(self, pattern: bytes, shard: int) -> int:
-        first = self._first
-        start = first + shard * SLOTS * 8
-        at: int = self._find(pattern, start, start + SLOTS * 8)
-        while at >= 0 and (at - first) & 7:
-            at = self._find(pattern, at + 1, start + SLOTS * 8)
-        return -1 if at < 0 else (at - first) >> 3
 
     def _insert(self, number: int, shard: int, now: float, free_at: float) -> int:
         """Add a key, and return its slot; in a full shard, in place of the one whose time is over first."""

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mailproxy.penalty.addresses import block_network, packed
 from mailproxy.penalty.pod_state import PodState
 from mailproxy.protocols.real_ip import TrustedPeers
+
+_ADDRESSES_KEPT: Final = 4096
 
 
 class Exemptions:
@@ -26,6 +30,26 @@ class Exemptions:
     def has(self, address: str) -> bool:
         """Whether failed logins from an address are not counted."""
         return self._exempt.trusts(address) or self._trusted.trusts(address)
+
+
+class CountedAddresses(dict[str, bytes | None]):
+    """Addresses as ``addresses.packed`` returns them, ``None`` for one whose failed logins are not counted.
+
+    Those that come often are kept.
+
+    Args:
+        exemptions: Addresses whose failed logins are not counted.
+    """
+
+    def __init__(self, exemptions: Exemptions) -> None:
+        super().__init__()
+        self._exemptions = exemptions
+
+    def __missing__(self, address: str) -> bytes | None:
+        if len(self) >= _ADDRESSES_KEPT:
+            self.clear()
+        found = self[address] = None if self._exemptions.has(address) else packed(address)
+        return found
 
 
 class BlockCheck:

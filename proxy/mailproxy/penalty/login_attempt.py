@@ -41,30 +41,20 @@ class LoginAttempt:
         turn: What ``PodState.take_turn`` returned; ``None`` if it does not have its turn.
     """
 
-    __slots__ = (
-        "_authenticator",
-        "account",
-        "address",
-        "arrived",
-        "client",
-        "credentials",
-        "has_waited",
-        "is_delayed",
-        "is_forwarded",
-        "is_over",
-        "is_queued",
-        "is_waiting",
-        "known_since",
-        "owner",
-        "pair",
-        "penalty",
-        "pending",
-        "timer",
-        "turn",
-    )
-
-    account: int
-    pair: int
+    # Defaults are of the class, not written for each login: nearly all logins are of users who are known.
+    account: int = 0
+    address: int = 0
+    has_waited: bool = False
+    is_delayed: bool = False
+    is_forwarded: bool = False
+    is_over: bool = False
+    is_queued: bool = False
+    is_waiting: bool = False
+    known_since: float = 0.0
+    pair: int = 0
+    penalty: int = 0
+    timer: asyncio.TimerHandle | None = None
+    turn: float | None = None
 
     def __init__(
         self, authenticator: PenaltyAuthenticator, pending: PendingRequest, client: bytes, arrived: float
@@ -73,15 +63,8 @@ class LoginAttempt:
         self.pending = pending
         self.client = client
         self.credentials = pending.auth_request.credentials
-        self.address = 0
-        self.known_since = 0.0
         self.owner: AuthCallback | None = pending.callback
         self.arrived = arrived
-        self.penalty = 0
-        self.has_waited = self.is_delayed = self.is_forwarded = self.is_over = False
-        self.is_queued = self.is_waiting = False
-        self.timer: asyncio.TimerHandle | None = None
-        self.turn: float | None = None
 
     def __del__(self) -> None:
         # A login that was allowed and that no session has sent to a mail server, such as one above a limit.
@@ -107,9 +90,7 @@ class LoginAttempt:
     def deliver(self, result: Decision | AuthUnavailable) -> None:
         """Pass a result to the session."""
         self.timer = None
-        # The session refers to an allowed login until the mail server decides: no cycle of both.
-        callback, self.owner = self.owner, None
-        self._authenticator.deliver(self.pending, callback, result)
+        self._authenticator.deliver(self, result)
 
     # -- after the authentication service has allowed it
 

@@ -19,12 +19,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
-from mailproxy.auth_http.pending_request import AuthCallback, Authenticator, PendingRequest
+from mailproxy.auth_http.pending_request import Authenticator, PendingRequest
 from mailproxy.context import WorkerContext
 from mailproxy.enums import FailedCredentials, Method, PenaltyAction
 from mailproxy.errors import AuthUnavailable
-from mailproxy.penalty.addresses import block_network, packed, penalty_network, user_network
-from mailproxy.penalty.block_check import Exemptions
+from mailproxy.penalty.addresses import block_network, penalty_network, user_network
+from mailproxy.penalty.block_check import CountedAddresses, Exemptions
 from mailproxy.penalty.login_attempt import LoginAttempt
 from mailproxy.penalty.pod_state import PodState
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
@@ -69,13 +69,14 @@ class PenaltyAuthenticator:
     """
 
     __slots__ = (
+        "_addresses",
         "_attempts",
         "_block",
         "_context",
         "_deferred",
         "_delays",
-        "_exemptions",
         "_following",
+        "_known",
         "_log",
         "_max_waiting",
         "_queues",
@@ -100,7 +101,8 @@ class PenaltyAuthenticator:
         self._context = context
         self._following = following
         self._state = state
-        self._exemptions = exemptions
+        self._addresses = CountedAddresses(exemptions)
+        self._known = context.metrics.penalties[PenaltyAction.KNOWN]
         self._log = log
         self._delays = server.auth_penalty
         self._block = server.auth_block
@@ -119,11 +121,11 @@ class PenaltyAuthenticator:
     def send(self, pending: PendingRequest) -> None:
         """Pass a login on, now or after its delay; its callback is never called from here."""
         request = pending.auth_request
-        address = packed(request.client.address)
         if request.credentials.method is Method.NONE:
             self._following.send(pending)
             return
-        if address is None or self._exemptions.has(request.client.address):
+        address = self._addresses[request.client.address]
+        if address is None:
             self._context.metrics.penalties[PenaltyAction.EXEMPT].value += 1
             self._following.send(pending)
             return
@@ -131,9 +133,9 @@ class PenaltyAuthenticator:
         self._identify(attempt)
         if self._block is not None and self._state.blocked_for(self._block_key(attempt)):
             self._refuse(attempt)
-        elif self._delays:
+        elif self._delays and not (attempt.known_since and self._take_turn(attempt)):
             self.advance(attempt)
-        else:
+        else:  # as ``advance`` does in the end; nothing delays most logins
             self._forward(attempt)
 
     def cancel(self, pending: PendingRequest) -> None:
@@ -208,7 +210,8 @@ class PenaltyAuthenticator:
         self._log_penalty(attempt, PenaltyAction.DELAYED, seconds)
 
     def _stop_waiting(self, attempt: LoginAttempt) -> None:
-        self._leave_queue(attempt)
+        if attempt.is_queued:
+            self._leave_queue(attempt)
         if attempt.is_waiting:
             attempt.is_waiting = False
             self._state.workers.add(-1)
@@ -222,12 +225,14 @@ class PenaltyAuthenticator:
         Users who are known take turns in this worker only, which takes no time; there are few guesses at
         their accounts.
         """
-        if not attempt.is_known:
+        if not attempt.known_since:
             attempt.turn = self._state.take_turn(attempt.account)
-        elif attempt.account not in self._running:
-            self._running.add(attempt.account)
-            attempt.turn = attempt.arrived
-        return attempt.turn is not None
+            return attempt.turn is not None
+        if attempt.account in self._running:
+            return False
+        self._running.add(attempt.account)
+        attempt.turn = attempt.arrived
+        return True
 
     def _wait_for_turn(self, attempt: LoginAttempt) -> None:
         if not attempt.is_queued:
@@ -271,16 +276,18 @@ class PenaltyAuthenticator:
         turn, attempt.turn = attempt.turn, None
         if turn is None:
             return
-        if attempt.is_known:
+        if attempt.known_since:
             self._running.discard(attempt.account)
         else:
             self._state.end_turn(attempt.account, turn, failed_by)
-        self._wake_first(attempt.account)
+        if self._queues:
+            self._wake_first(attempt.account)
 
     # -- results
 
     def _forward(self, attempt: LoginAttempt) -> None:
-        self._stop_waiting(attempt)
+        if attempt.is_queued or attempt.is_waiting:
+            self._stop_waiting(attempt)
         pending = attempt.pending
         pending.callback = attempt.on_result
         pending.started = self._context.epoll.now
@@ -289,10 +296,12 @@ class PenaltyAuthenticator:
 
     def on_result(self, attempt: LoginAttempt, result: Decision | AuthUnavailable) -> None:
         """Record how a login ended, and pass that to its session."""
-        delay = 0.0
         if isinstance(result, AuthAllowed):
             result.attempt = attempt
-        elif isinstance(result, AuthDenied) and is_refused(attempt.pending.auth_request, result):
+            self.deliver(attempt, result)
+            return
+        delay = 0.0
+        if isinstance(result, AuthDenied) and is_refused(attempt.pending.auth_request, result):
             self.record_failure(attempt)
             delay = self.failure_delay - result.wait
         else:
@@ -304,11 +313,11 @@ class PenaltyAuthenticator:
         else:
             attempt.deliver(result)
 
-    def deliver(
-        self, pending: PendingRequest, callback: AuthCallback | None, result: Decision | AuthUnavailable
-    ) -> None:
+    def deliver(self, attempt: LoginAttempt, result: Decision | AuthUnavailable) -> None:
         """Pass a result to a session; what that raises ends the session only."""
-        self._attempts.pop(pending, None)
+        self._attempts.pop(attempt.pending, None)
+        # The session refers to an allowed login until the mail server decides: no cycle of both.
+        callback, attempt.owner = attempt.owner, None
         if callback is None:
             return
         try:
@@ -388,16 +397,15 @@ class PenaltyAuthenticator:
         state, request = self._state, attempt.pending.auth_request
         user = request.credentials.user.lower()
         if self._delays:
-            attempt.pair = state.key_of(b"pair", user_network(attempt.client), user)
-            attempt.known_since = state.last_login(attempt.pair)
-        if attempt.is_known:
-            attempt.account = attempt.pair
-            self._context.metrics.penalties[PenaltyAction.KNOWN].value += 1
-        elif self._delays:
-            attempt.account = state.key_of(b"account", b"", user)
-            attempt.address = self._address_key(attempt)
-        deferred = (request.client.session_id, request.attempt)
-        if deferred in self._deferred:
+            pair = attempt.pair = state.pair_key(user_network(attempt.client), user)
+            known_since = state.last_login(pair)
+            if known_since:
+                attempt.known_since, attempt.account = known_since, pair
+                self._known.value += 1
+            else:
+                attempt.account = state.key_of(b"account", b"", user)
+                attempt.address = self._address_key(attempt)
+        if self._deferred and (deferred := (request.client.session_id, request.attempt)) in self._deferred:
             del self._deferred[deferred]
             attempt.has_waited = True
 

@@ -34,6 +34,10 @@ from mailproxy_config.failed_logins import AuthBlock
 
 MAX_WORKERS: Final = 512
 """Workers with a number of their own; those of an old and a new configuration at the same time."""
+KEYS_KEPT: Final = 4096
+"""Keys of users and networks that a worker keeps, so that those that come often are not made again."""
+MAX_KEPT: Final = 255
+"""Bytes of the longest user name whose key is kept."""
 
 _KEY_BYTES: Final = 32
 _KEY_IS_MADE: Final = _KEY_BYTES
@@ -124,7 +128,17 @@ class PodState:
         workers: The workers, and the logins that wait.
     """
 
-    __slots__ = ("_blocks", "_key", "_pairs", "_penalties", "_turns", "clock", "rules", "workers")
+    __slots__ = (
+        "_blocks",
+        "_key",
+        "_pair_keys",
+        "_pairs",
+        "_penalties",
+        "_turns",
+        "clock",
+        "rules",
+        "workers",
+    )
 
     def __init__(
         self,
@@ -137,6 +151,7 @@ class PodState:
         view = memory.view(Area.PENALTY)
         locks = ByteLocks(memory.descriptor, memory.offset(Area.PENALTY))
         self._key = _shared_key(view, locks)
+        self._pair_keys: dict[tuple[bytes, bytes], int] = {}
         workers_end = _WORKERS_AT + MAX_WORKERS * _WORKER.size
         self.workers = WaitingWorkers(view[_WORKERS_AT:workers_end], locks)
         tables, start = [], _HEADER_BYTES
@@ -163,6 +178,18 @@ class PodState:
         """
         text = b"%b %d %b%b" % (kind, len(network), network, user)
         return int.from_bytes(blake2b(text, digest_size=8, key=self._key).digest(), "little") or 1
+
+    def pair_key(self, network: bytes, user: bytes) -> int:
+        """Return the key of a user and the network of an address; those that come often are kept."""
+        pair = network, user
+        key = self._pair_keys.get(pair)
+        if key is None:
+            if len(user) > MAX_KEPT:
+                return self.key_of(b"pair", network, user)
+            if len(self._pair_keys) >= KEYS_KEPT:
+                self._pair_keys.clear()
+            key = self._pair_keys[pair] = self.key_of(b"pair", network, user)
+        return key
 
     def credential(self, user: bytes, secret: bytes) -> int:
         """Return the keyed hash of a user and a password: 32 bits."""
@@ -242,9 +269,10 @@ class PodState:
         fields = self._pairs.get(pair)
         if fields is None:
             return 0.0
-        when, failures = float(fields[0]), int(fields[1])
-        is_recent = self.clock() - when < self.rules.recent_login
-        return when if is_recent and failures < self.rules.pair_failures else 0.0
+        when: float = fields[0]
+        if fields[1] >= self.rules.pair_failures or self.clock() - when >= self.rules.recent_login:
+            return 0.0
+        return when
 
     def pair_failed(self, pair: int) -> None:
         """Record new wrong credentials of a user in a network."""

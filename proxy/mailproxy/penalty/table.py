@@ -19,6 +19,8 @@ from struct import Struct
 from typing import Any, Final
 
 WAYS: Final = 64
+KNOWN: Final = 4096
+"""Keys whose slots a process remembers, so that it does not search for those that come often."""
 _KEY: Final = 8
 _SET_BYTES: Final = WAYS * _KEY
 
@@ -76,7 +78,7 @@ class Table:
         first_lock: The number of the lock of the first set.
     """
 
-    __slots__ = ("_bodies", "_first_lock", "_keys", "_layout", "_locks", "_numbers", "sets")
+    __slots__ = ("_bodies", "_first_lock", "_keys", "_known", "_layout", "_locks", "_numbers", "sets")
 
     def __init__(self, memory: memoryview, layout: Struct, locks: ByteLocks, first_lock: int) -> None:
         self.sets = len(memory) // (WAYS * (_KEY + layout.size))
@@ -87,6 +89,8 @@ class Table:
         self._layout = layout
         self._locks = locks
         self._first_lock = first_lock
+        self._known: dict[int, int] = {}
+        """The slots in which records were found before, by key."""
 
     @property
     def slots(self) -> int:
@@ -99,7 +103,9 @@ class Table:
 
     def get(self, key: int) -> tuple[Any, ...] | None:
         """Return the fields of a record."""
-        slot = self._find(key)
+        slot = self._known.get(key, -1)
+        if slot < 0 or self._numbers[slot] != key:
+            slot = self._find(key)
         return None if slot < 0 else self._layout.unpack_from(self._bodies, slot * self._layout.size)
 
     def put(self, key: int, *fields: Any) -> None:  # noqa: ANN401 - as the layout has them
@@ -120,7 +126,12 @@ class Table:
             self._numbers[slot] = 0
 
     def _find(self, key: int) -> int:
-        return self._search(key % self.sets, key)
+        slot = self._search(key % self.sets, key)
+        if slot >= 0:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[key] = slot
+        return slot
 
     def _search(self, number: int, key: int) -> int:
         """Return the slot of a set that has this key, -1 for none; the key of a free slot is 0."""

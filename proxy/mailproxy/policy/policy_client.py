@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -326,6 +326,7 @@ class PolicyClient:
                     server_hostname=self._host if self._tls is not None else None,
                 )
             is_connected = True
+            connection.leave_asyncio(self._context.epoll)
         except TimeoutError:
             pass  # the request has the same timeout
         except OSError as error:
@@ -476,6 +477,7 @@ def command_url(url: str, command: PolicyCommand) -> str:
     return f"{url}{'&' if '?' in url else '?'}command={command}"
 
 
+@lru_cache(16)
 def parse_answer(body: bytes) -> PolicyAnswer:
     """Read the answer to ``command=allow``.
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from mailproxy.auth_http.response_body import BodyFraming, framing_of
+from mailproxy.loop.epoll import Epoll
+from mailproxy.policy.policy_transport import EpollTransport
 
 if TYPE_CHECKING:
     from mailproxy.policy.policy_client import PolicyClient, PolicyRequest
@@ -54,7 +57,7 @@ class PolicyConnection(asyncio.Protocol):
         self.was_used = False
         self.idle_since = 0.0
         self._client = client
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | EpollTransport | None = None
         self._received = b""
         self._head: tuple[BodyFraming, bool] | None = None
 
@@ -87,6 +90,19 @@ class PolicyConnection(asyncio.Protocol):
         self._client.on_closed(self)
 
     # -- by the client
+
+    def leave_asyncio(self, epoll: Epoll) -> None:
+        """Go on with the worker's epoll instead of asyncio, before a request; nothing happens with TLS."""
+        transport = self._transport
+        if not isinstance(transport, asyncio.Transport) or transport.is_closing():
+            return
+        if transport.get_extra_info("ssl_object") is not None:
+            return
+        sock = transport.get_extra_info("socket").dup()
+        sock.setblocking(False)
+        transport.set_protocol(asyncio.Protocol())  # it does not get the end of the first descriptor
+        transport.abort()
+        self._transport = EpollTransport(epoll, sock, self)
 
     def send(self, request: PolicyRequest) -> None:
         """Send a request."""
@@ -158,23 +174,32 @@ class PolicyConnection(asyncio.Protocol):
             if len(self._received) > MAX_HEAD:
                 raise InvalidResponse(f"a head of more than {MAX_HEAD} bytes")
             return False
-        status_line, *lines = head.split(b"\r\n")
-        found = _STATUS_LINE.fullmatch(status_line)
-        if found is None:
-            raise InvalidResponse("it has no status line")
-        status = int(found[2])
-        if status >= 500:
-            raise ServerError(f"HTTP status {status}")
-        if status >= 400:
-            raise RequestRefused(f"HTTP status {status}")
-        if not 200 <= status < 300:
-            raise InvalidResponse(f"HTTP status {status}")
-        framing, keeps_alive = framing_of(found[1], status, _headers(lines))
-        if status == 204:
-            framing = BodyFraming(length=0)
-        self._head = framing, keeps_alive
+        self._head = _parse_head(head)
         self._received = rest
         return True
+
+
+@lru_cache(16)
+def _parse_head(head: bytes) -> tuple[BodyFraming, bool]:
+    """Return how the body ends, and whether the connection can be used again; most heads are the same.
+
+    Raises:
+        InvalidResponse: It is not valid, or its status is not 200 to 299.
+        ServerError: Its status is 500 or more.
+    """
+    status_line, *lines = head.split(b"\r\n")
+    found = _STATUS_LINE.fullmatch(status_line)
+    if found is None:
+        raise InvalidResponse("it has no status line")
+    status = int(found[2])
+    if status >= 500:
+        raise ServerError(f"HTTP status {status}")
+    if status >= 400:
+        raise RequestRefused(f"HTTP status {status}")
+    if not 200 <= status < 300:
+        raise InvalidResponse(f"HTTP status {status}")
+    framing, keeps_alive = framing_of(found[1], status, _headers(lines))
+    return BodyFraming(length=0) if status == 204 else framing, keeps_alive
 
 
 def _headers(lines: list[bytes]) -> dict[bytes, bytes]:

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason, Limit
 from mailproxy.loop.epoll import NO_EVENTS, READ
+from mailproxy.net.open_files import HINTS, open_files_limit
 from mailproxy.protocols.types import Client
 from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer
@@ -26,13 +25,12 @@ from mailproxy_config.model import ListenConfig, LogLevel, SendProxyProtocol
 if TYPE_CHECKING:
     from mailproxy.limits.session_limits import SessionLimits
 
-_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 MAX_ACCEPTS_PER_EVENT: Final = 16
 """Clients accepted at one event, so that a burst of them does not delay the others."""
 PAUSE_SECONDS: Final = 0.5
 """How long nothing is accepted when the process is out of descriptors."""
 _LOG_INTERVAL: Final = 10.0
-"""Seconds between two logs of ``worker_connections_not_enough``."""
+"""Seconds between two logs of ``worker_connections_not_enough``, and of ``cannot_accept``."""
 _STREAM, _UNIX = int(socket.SOCK_STREAM), int(socket.AF_UNIX)
 """As plain numbers: ``accept()`` looks up members of three enums per client."""
 
@@ -59,6 +57,7 @@ class Listener:
         "_logged_at",
         "_needs_local_addr",
         "_pause",
+        "_shortage_logged_at",
         "_targets",
         "context",
         "default",
@@ -94,6 +93,7 @@ class Listener:
         self._is_tls = first.ssl and not first.proxy_protocol and not targets
         self._pause: asyncio.TimerHandle | None = None
         self._logged_at = 0.0
+        self._shortage_logged_at = -_LOG_INTERVAL
 
     def open(self) -> None:
         """Begin to accept."""
@@ -129,10 +129,9 @@ class Listener:
         except BlockingIOError:
             return False  # none is left, or another worker accepted it
         except OSError as error:
-            if error.errno in _OUT_OF_DESCRIPTORS:
+            if error.errno in HINTS:
                 self._pause_accepting()
-                reason = error.strerror or ""
-                self.context.log.event(LogLevel.CRIT, "cannot_accept", listener=self.key, reason=reason)
+                self._log_shortage(error.strerror or "", HINTS[error.errno])
             return False
         sock: socket.SocketType | None = None
         try:
@@ -189,7 +188,7 @@ class Listener:
             config.protocol,
             client.address,
             client.port,
-            time.monotonic(),
+            context.epoll.now,
         )
         record.held = held
         client.session_id = record.session
@@ -229,7 +228,26 @@ class Listener:
         now = self.context.epoll.now
         if now - self._logged_at > _LOG_INTERVAL:
             self._logged_at = now
-            self.context.log.event(LogLevel.ALERT, "worker_connections_not_enough", limit=self.context.limit)
+            self.context.log.event(
+                LogLevel.ALERT,
+                "worker_connections_not_enough",
+                limit=self.context.limit,
+                hint="raise workerConnections, or add workers or replicas",
+            )
+
+    def _log_shortage(self, reason: str, hint: str) -> None:
+        """Log why no client can be accepted: not at every try, of which there are two in a second."""
+        now = self.context.epoll.now
+        if now - self._shortage_logged_at >= _LOG_INTERVAL:
+            self._shortage_logged_at = now
+            self.context.log.event(
+                LogLevel.CRIT,
+                "cannot_accept",
+                listener=self.key,
+                limit=open_files_limit(),
+                reason=reason,
+                hint=hint,
+            )
 
     def _pause_accepting(self) -> None:
         self.context.epoll.modify(self.fd, NO_EVENTS)

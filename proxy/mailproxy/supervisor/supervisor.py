@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import resource
@@ -20,7 +21,7 @@ from typing import Final
 
 from mailproxy.file_watcher import FileWatcher
 from mailproxy.limits.table import LimitTable
-from mailproxy.net import shared_memory
+from mailproxy.net import open_files, shared_memory
 from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.net.upstream_health import UpstreamHealth
@@ -45,7 +46,6 @@ WATCH_SECONDS: Final = 1.0
 
 _CHANGING_SECONDS: Final = 0.2
 _MAX_DESCRIPTORS: Final = 1024 * 1024
-_SPARE_DESCRIPTORS: Final = 64
 _MAX_PROBLEM_LINES: Final = 100
 """Log lines about the problems of one configuration, and about its notices."""
 _SWITCH_INTERVAL_SECONDS: Final = 0.001
@@ -359,13 +359,24 @@ class Supervisor:
             self._log_event(LogLevel.ERROR, "route_table_kept", **_fields(problem))
         for problem in revision.refused_users[:_MAX_PROBLEM_LINES]:
             self._log_event(LogLevel.ERROR, "user_file_kept", **_fields(problem))
-        needed = 2 * revision.config.worker_connections + _SPARE_DESCRIPTORS
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if limit != resource.RLIM_INFINITY and limit < needed:
-            self._log_event(LogLevel.WARN, "open_files_limit_is_low", limit=limit, needed=needed)
+        self._log_low_limit(revision.config.worker_connections, len(revision.sockets.by_key))
         for key, clamp in revision.sockets.clamped_options():
             fields = {"option": clamp.option, "wanted": clamp.wanted, "got": clamp.got}
             self._log_event(LogLevel.WARN, "socket_option_clamped", listener=key, **fields)
+
+    def _log_low_limit(self, wanted: int, listeners: int) -> None:
+        """Log that ``worker_connections`` clients need more descriptors than a worker may have."""
+        limit = open_files.open_files_limit()
+        clients = open_files.most_clients(limit, listeners)
+        if clients < wanted:
+            self._log_event(
+                LogLevel.WARN,
+                "open_files_limit_is_low",
+                limit=limit,
+                needed=open_files.needed_files(wanted, listeners),
+                clients=clients,
+                hint=open_files.HINTS[errno.EMFILE],
+            )
 
     def _log_listening(self, revision: ConfigRevision, endpoint: admin_endpoint.AdminEndpoint) -> None:
         self._log_event(

@@ -17,6 +17,8 @@ from mailproxy.telemetry.log_sinks import LogSink
 from mailproxy.telemetry.log_writer import SEVERITY_RANKS, Destinations, LogFormat, LogWriter, Output
 from mailproxy_config.model import ErrorLog, LogLevel, ProxyConfig, ServerConfig
 
+_WRITE_POLL_SECONDS: Final = 0.05
+
 
 class Log(LogWriter):
     """The log of a process, on standard error until a configuration names others.
@@ -132,10 +134,18 @@ class Log(LogWriter):
                 self.event(LogLevel.ERROR, "log_not_reopened", path=path, reason=failure)
 
     def close(self, seconds: float = 1.0) -> None:
-        """Write the queued lines before the process exits, for at most ``seconds``."""
+        """Write the queued lines before the process exits, for at most ``seconds``.
+
+        Lines that were dropped are reported behind those that were queued.
+        """
+        deadline = time.monotonic() + seconds
         self.flush()
+        stream = self._destinations.standard_error
+        while stream.size and time.monotonic() < deadline:
+            stream.wait(_WRITE_POLL_SECONDS)
+            self.flush()
         for sink in self._destinations.sinks():
-            sink.close(seconds)
+            sink.close(max(deadline - time.monotonic(), 0.0))
 
 
 def _configured_logs(config: ProxyConfig | ServerConfig) -> tuple[ErrorLog, ...]:

@@ -166,11 +166,15 @@ class StreamSink:
     def close(self, seconds: float) -> None:
         """Write queued lines for at most ``seconds``; nothing is written after that."""
         deadline = time.monotonic() + seconds
+        while not self.flush() and self.size and (left := deadline - time.monotonic()) > 0:
+            self.wait(min(left, 0.05))
+        self._end()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the reader takes more, for at most ``seconds``."""
         room = select.poll()
         room.register(self._fd, select.POLLOUT)
-        while not self.flush() and self.size and (left := deadline - time.monotonic()) > 0:
-            room.poll(min(left, 0.05) * 1000)
-        self._end()
+        room.poll(seconds * 1000)
 
     def reopen(self) -> None:
         """Do nothing: an inherited descriptor cannot be reopened."""

@@ -28,7 +28,7 @@ from support.helm import Object
 
 CLIENT: Final = "client"
 SERVERS: Final = "mail-servers"
-IMAGE: Final = "docker.io/library/python:3.13-slim-trixie"
+IMAGE: Final = "docker.io/library/python:3.14-slim-trixie"
 USER: Final = {"user": "alice", "password": "wonderland"}
 """The user of ``deploy/examples/auth-service/secret.yaml``."""
 _PROGRAMS: Final = ROOT / "tests/e2e/pods"

@@ -8,8 +8,9 @@ passed on as without these directives.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
@@ -26,6 +27,8 @@ from mailproxy.protocols.smtp.upstream import (
 from mailproxy.protocols.types import Client, LoginSecrets, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import read_reply, upstream_disconnected
 from mailproxy.protocols.upstream_sasl import (
+    CHALLENGE,
+    OK,
     Fault,
     Mechanism,
     Reply,
@@ -112,11 +115,14 @@ class SmtpAuthUpstream(SmtpUpstream):
 
     def _read(self, _before: bytes) -> ProtocolGenerator[Reply]:
         """Read the reply to the last command."""
-        received = yield from read_reply((yield self.receive), COMPLETE, self.limit, _LOGIN)
+        received: bytes = yield self.receive
+        if COMPLETE.match(received) is None:
+            received = yield from read_reply(received, COMPLETE, self.limit, _LOGIN)
         return Reply(_verdict(received), received)
 
 
-def mechanisms_in(hello: bytes) -> set[bytes]:
+@lru_cache(64)
+def mechanisms_in(hello: bytes) -> Set[bytes]:
     """Return the mechanisms that a reply to EHLO lists, in upper case."""
     return {name for listed in _AUTH.finditer(hello) for name in listed[1].upper().split()}
 
@@ -130,9 +136,9 @@ def _native(mechanism: Mechanism) -> Mechanism:
 
 def _verdict(reply: bytes) -> Verdict:
     if reply.startswith(b"235"):
-        return Verdict.OK
+        return OK
     if reply.startswith(b"334"):
-        return Verdict.CHALLENGE
+        return CHALLENGE
     if reply.startswith(b"421"):
         return Verdict.GOODBYE
     if reply.startswith(b"4"):

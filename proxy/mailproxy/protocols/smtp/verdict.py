@@ -18,7 +18,7 @@ from mailproxy.protocols.smtp.frontend import SmtpFrontendConfig
 from mailproxy.protocols.smtp.tempfail import SmtpTempfailFrontend
 from mailproxy.protocols.smtp.upstream_auth import MAX_RESPONSE, SmtpAuthUpstream, mechanisms_in
 from mailproxy.protocols.types import Client, LoginSecrets, UpstreamLogin, UpstreamLoginResult
-from mailproxy.protocols.upstream_sasl import Fault, Mechanism, Verdict, choose, respond
+from mailproxy.protocols.upstream_sasl import CHALLENGE, Fault, Mechanism, Verdict, choose, respond
 from mailproxy.protocols.verdict import VerdictFrontend
 from mailproxy_config.model import ServerConfig
 from mailproxy_config.upstream_login import ProxyAuth
@@ -27,6 +27,7 @@ MAX_MESSAGE: Final = (MAX_RESPONSE - 2) // 4 * 3
 """Bytes of a message whose base64 fits into a response."""
 _PASSWORDS: Final = {ProxyAuth.NATIVE: (ProxyAuth.PLAIN, ProxyAuth.LOGIN)}
 """The mechanisms instead of nginx's AUTH PLAIN."""
+_AUTH: Final = {kind: Send(f"AUTH {kind.upper()}\r\n".encode()) for kind in ProxyAuth}
 
 
 class SmtpVerdictFrontend(VerdictFrontend[SmtpFrontendConfig], SmtpTempfailFrontend):
@@ -70,9 +71,9 @@ class SmtpVerdictUpstream(SmtpAuthUpstream):
         if any(len(response) > MAX_MESSAGE for response in mechanism.responses):
             # a refusal: whether a login is possible must not depend on the length of the password
             raise UpstreamRefused(b"", stage=UpstreamStage.LOGIN, is_denial=True)
-        yield Send(b"AUTH " + mechanism.name + b"\r\n")
+        yield _AUTH[mechanism.kind]
         reply = yield from self._read(b"")
-        if reply.verdict is not Verdict.CHALLENGE and reply.verdict is not Verdict.GOODBYE:
+        if reply.verdict is not CHALLENGE and reply.verdict is not Verdict.GOODBYE:
             raise Fault("upstream did not continue AUTH: its reply is not 334", reply.received)
         yield from respond(mechanism, list(mechanism.responses), reply, self._read)
 
