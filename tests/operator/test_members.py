@@ -66,6 +66,24 @@ def test_no_identifier_is_an_address_of_a_pod() -> None:
     assert [each.id for each in found] == ["192.0.2.11", "uid-0"]
 
 
+@pytest.mark.parametrize("uid", ["a/b", "x" * 300, "a b", "\n", "-a", "é"])
+def test_uid_that_is_no_identifier_is_replaced_by_the_address(uid: str) -> None:
+    # An EndpointSlice that was written by hand may have any uid, and the proxy refuses the whole document.
+    found = computed(state(slice_of(endpoint(0, hostname=None, uid=uid), endpoint(1))))
+    assert list(shown(found)) == ["192.0.2.10", "dovecot-1"]
+    assert computed(state(slice_of(endpoint(0, hostname=None, uid=uid), endpoint(1))), found.text) == found
+
+
+def test_addresses_with_a_zone_are_left_out() -> None:
+    assert endpoints([slice_of(endpoint(0, address="fe80::1%eth0"), family="IPv6")]) == ()
+
+
+def test_families_of_an_endpoint_without_pod_are_one_member_by_its_host_name() -> None:
+    six = slice_of(endpoint(0, address="2001:db8::10", uid=None), family="IPv6")
+    four = slice_of(endpoint(0, uid=None))
+    assert shown(computed(state(six, four)))["dovecot-0"][1:] == ("192.0.2.10", "2001:db8::10")
+
+
 def test_addresses_of_both_families_are_one_member_in_the_order_of_the_service() -> None:
     six = slice_of(endpoint(0, address="2001:DB8::10"), family="IPv6")
     four = slice_of(endpoint(0))
@@ -160,6 +178,22 @@ def test_vanished_member_is_removed_after_member_grace() -> None:
         assert shown(computed(left, last.text, now=NOW + 61)) == shown(last)
 
 
+def test_member_is_kept_no_longer_than_member_grace_from_now() -> None:
+    text = computed(state(slice_of(endpoint(0), endpoint(1)))).text
+    alone = state(slice_of(endpoint(0)))
+    # The clock was an hour fast, or memberGrace was longer.
+    for fast in (computed(alone, text, now=NOW + 3600), computed(alone, text, of=group(grace=7200.0))):
+        assert computed(alone, fast.text).changes_at == NOW + 60
+
+
+def test_unread_service_does_not_ask_for_a_time_that_has_passed() -> None:
+    text = computed(state(slice_of(endpoint(0), endpoint(1)))).text
+    gone = computed(state(slice_of(endpoint(0))), text).text
+    failure = ConditionCause(Reason.ENDPOINTS_FORBIDDEN, "no")
+    found = computed(ServiceState(failure=failure), gone, now=NOW + 61)
+    assert (found.text, found.changes_at) == (gone, None)
+
+
 def test_member_grace_of_zero_removes_a_vanished_member_at_once() -> None:
     text = computed(state(slice_of(endpoint(0), endpoint(1)))).text
     found = computed(state(slice_of(endpoint(0))), text, of=group(grace=0.0))
@@ -238,6 +272,10 @@ def test_document_that_does_not_fit_into_a_config_map_is_not_written() -> None:
     found = members(groups, {KEY: state(slices)}, "before", NOW)
     assert found.text == "before"
     assert {each.cause.reason for each in found.groups if each.cause} == {Reason.TOO_MANY_MEMBERS}
+    # NetworkPolicies still permit the members that stay in use.
+    before = members(groups[:1], {KEY: state(slice_of(endpoint(0)))}, "", NOW)
+    found = members(groups, {KEY: state(slices)}, before.text, NOW)
+    assert (found.text, found.ports) == (before.text, {10143})
 
 
 def test_groups_of_a_resource_have_the_ports_of_their_protocols() -> None:
