@@ -64,7 +64,8 @@ class Outcome:
         is_gone: The resource was deleted or is being deleted.
         refused: Why the resource cannot be applied.
         failed: The transient error after which the reconcile is retried.
-        again_after: Seconds until the next requeue, if any.
+        again_after: Seconds until the next requeue, if any; the delay grows with each one.
+        changes_after: Seconds until time alone changes the result, if it does; this delay does not grow.
         status: The computed status; it is written only if it differs from the previous one.
         drifted: The kinds with drift: an apply changed the object although the rendering had not changed.
         pruned: The kinds of the objects that were deleted because they are no longer rendered.
@@ -75,6 +76,7 @@ class Outcome:
     refused: ConditionCause | None = None
     failed: TransientError | None = None
     again_after: float | None = None
+    changes_after: float | None = None
     status: Manifest = field(default_factory=dict)
     drifted: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
@@ -345,7 +347,8 @@ class Reconciler:
         return Outcome(
             refused=run.refused,
             failed=run.failed,
-            again_after=_soonest(_again_after(run, written), run.members, now.timestamp()),
+            again_after=_again_after(run, written),
+            changes_after=_changes_after(run.members, now.timestamp()),
             status=written,
             drifted=run.drifted,
             pruned=run.pruned,
@@ -398,12 +401,9 @@ def _again_after(run: _Run, written: Manifest) -> float | None:
     return RELIST_SECONDS if run.plan is not None and run.plan.selection else None
 
 
-def _soonest(again_after: float | None, found: Members, now: float) -> float | None:
-    """Return the delay of the next requeue; members that are kept are removed at their time."""
-    if found.changes_at is None:
-        return again_after
-    until = max(found.changes_at - now, 0.0)
-    return until if again_after is None else min(until, again_after)
+def _changes_after(found: Members, now: float) -> float | None:
+    """Return the delay until the first member that is kept is removed."""
+    return None if found.changes_at is None else max(found.changes_at - now, 0.0)
 
 
 def _refusal(error: ConfigError) -> ConditionCause:
