@@ -219,7 +219,7 @@ _SERVICE: Final = Object(
             max_length=15,
             min_length=1,
             pattern="^([0-9][-0-9]*)?[a-z]([-a-z0-9]*[a-z0-9])?$",
-            hint="a number, or the name of a port: lower-case letters, digits and hyphens, at least one letter",
+            hint="a number, or the name of a port: lower-case letters, digits, hyphens, at least one letter",
         ),
     },
     required=("name",),
