@@ -42,7 +42,7 @@ stale:
 
 setup: $(STAMP)  ## Create a virtual environment with all dependencies
 
-demo: $(DEMO_STAMP)  ## Run a proxy, an authentication service and mail servers on loopback, and log in with each protocol
+demo: $(DEMO_STAMP)  ## Run a proxy and mail servers on loopback, and log in with each protocol
 	$(BIN)/mailproxy-operator local -f deploy/examples/demo.yaml --demo $(ARGS)
 
 # Without positions in bytecode, tracebacks are formatted without ast.parse, which Python 3.11 can enter twice when garbage

@@ -32,7 +32,7 @@ def crowd(run: Bench, pace: Pace) -> Iterator[Row]:
 
 def _many() -> int:
     """Ten thousand sessions, or as many as there are descriptors for: each takes two of a worker."""
-    return min(10_000, (raise_open_files_limit() - 400) // 200 * 100)
+    return min(10_000, (raise_open_files_limit() // 2 - 600) // 100 * 100)
 
 
 def _crowd_of(run: Bench, proxy: Proxy, scene: str, pace: Pace, many: int) -> dict[str, list[float]]:

@@ -235,6 +235,7 @@ def bench(python: str) -> Iterator[Bench]:
     except OSError as error:
         raise MissingProgram(f"another benchmark runs, or uses port {PORTS.base}: {error}") from error
     raise_open_files_limit()
+    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))  # so that nothing is left
     with tempfile.TemporaryDirectory(prefix="mailproxy-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapts a manifest to this machine: ports that are free, the demo's authentication service, certificates."""
+"""Adapts a manifest to this machine: ports that are free, the demo's mail servers, certificates."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cryptography.x509.oid import NameOID
 from mailproxy_config.compile import collect_references
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.secret_refs import ReferenceKind
+from mailproxy_demo.upstreams import use_mail_servers
 from mailproxy_operator.api.kinds import Manifest
 
 _PAIR = ("tls.crt", "tls.key")
@@ -38,17 +39,19 @@ _USAGE = x509.KeyUsage(
 
 
 class ManifestAdapter:
-    """Replaces ports that cannot be opened, and sets ``authHttp`` to the demo's service.
+    """Replaces ports that cannot be opened, and what is behind the proxy by what the demo runs.
 
     A port gets the same replacement each time the file is read.
 
     Args:
-        auth_url: The URL of the demo's authentication service.
+        auth_url: The URL of the demo's authentication service; empty when it runs none.
+        mail_ports: The port of each mail server of the demo, by protocol.
         report: Receives a line for each replacement.
     """
 
-    def __init__(self, auth_url: str, report: Callable[[str], None]) -> None:
+    def __init__(self, auth_url: str, mail_ports: Mapping[str, int], report: Callable[[str], None]) -> None:
         self._auth_url = auth_url
+        self._mail_ports = mail_ports
         self._report = report
         self._replaced: dict[tuple[str, int], int] = {}
 
@@ -58,15 +61,19 @@ class ManifestAdapter:
         spec = manifest.get("spec")
         if not isinstance(spec, dict):
             return manifest
+        use_mail_servers(manifest, self._mail_ports)
+        if self._auth_url:
+            self._set_auth_service(spec)
+        for server in _servers(spec):
+            self._adapt_listeners(server.get("listen"))
+        return manifest
+
+    def _set_auth_service(self, spec: Manifest) -> None:
         mail = spec.setdefault("mail", {})
         if isinstance(mail, dict):
             mail["authHttp"] = self._auth_url
-        servers = spec.get("servers")
-        for server in servers if isinstance(servers, list) else []:
-            if isinstance(server, dict):
-                server.pop("authHttp", None)
-                self._adapt_listeners(server.get("listen"))
-        return manifest
+        for server in _servers(spec):
+            server.pop("authHttp", None)
 
     def _adapt_listeners(self, listen: object) -> None:
         for one in listen if isinstance(listen, list) else []:
@@ -79,6 +86,11 @@ class ManifestAdapter:
                 if error:
                     self._report(f"port {port} {error}; using {self._replaced[address, port]} instead")
             one["port"] = self._replaced[address, port]
+
+
+def _servers(spec: Manifest) -> list[Manifest]:
+    servers = spec.get("servers")
+    return [one for one in servers if isinstance(one, dict)] if isinstance(servers, list) else []
 
 
 def bind_error(address: str, port: int) -> str:
@@ -108,7 +120,12 @@ def auth_port(manifest: Mapping[str, Any]) -> int:
         port = getattr(url, "port", 0)
     except Exception:
         return 0
-    return 0 if bind_error("127.0.0.1", port) else int(port)
+    return usable(int(port))
+
+
+def usable(port: int) -> int:
+    """Return the port, or 0 when it cannot be opened."""
+    return 0 if bind_error("127.0.0.1", port) else port
 
 
 def create_certificates(manifest: Mapping[str, Any], directory: Path) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import StartTls
-from mailproxy_demo.adapter import ManifestAdapter, auth_port, create_certificates
+from mailproxy_demo.adapter import ManifestAdapter, auth_port, create_certificates, usable
 from mailproxy_demo.addresses import TLS, Address, find_addresses, format_addresses
 from mailproxy_demo.auth_http_service import Account
 from mailproxy_demo.local import LocalOptions, run_local
@@ -19,6 +19,7 @@ from mailproxy_demo.local_cluster import LocalCluster
 from mailproxy_demo.login_check import Endpoint, LoginCheck, Step
 from mailproxy_demo.manifest_file import ManifestFile
 from mailproxy_demo.reactor import install_reactor
+from mailproxy_demo.upstreams import needs_auth_service, wanted_ports
 from mailproxy_operator.api.kinds import Manifest
 
 DEFAULT_MANIFEST = Path(__file__).parents[2] / "deploy/examples/demo.yaml"
@@ -43,13 +44,16 @@ async def run_demo(
     """
     path = file or DEFAULT_MANIFEST
     manifest = ManifestFile(path).read() or {}
-    report(headline(path))
+    has_service = needs_auth_service(manifest)
+    report(headline(path, has_service=has_service))
     quiet = QuietLog(log)
     reactor = install_reactor(report)
     from mailproxy_demo.mail_servers import MailServers  # noqa: PLC0415  needs the reactor
 
-    async with MailServers(reactor, auth_port(manifest)) as servers:
-        adapt = ManifestAdapter(servers.auth_url, report)
+    service_port = auth_port(manifest) if has_service else None
+    wanted = {name: usable(port) for name, port in wanted_ports(manifest).items()}
+    async with MailServers(reactor, service_port, wanted) as servers:
+        adapt = ManifestAdapter(servers.auth_url, servers.ports, report)
         with tempfile.TemporaryDirectory(prefix="mailproxy-demo-") as secrets:
             certificate = create_certificates(adapt(manifest), Path(secrets))
             endpoints = find_endpoints(adapt(manifest))
@@ -102,12 +106,22 @@ def format_steps(steps: Sequence[Step]) -> str:
     )
 
 
-def headline(path: Path) -> str:
-    """Return what the demo starts."""
+def headline(path: Path, *, has_service: bool = False) -> str:
+    """Return what the demo starts.
+
+    Args:
+        path: The manifest.
+        has_service: Whether the manifest needs an authentication service.
+    """
+    behind = (
+        ("behind it an authentication service", "and mail servers")
+        if has_service
+        else ("behind it mail servers,", "which check the passwords")
+    )
     return "\n".join(
         [
-            "MailProxy demo: starts a proxy for IMAP, POP3 and SMTP, and behind it an authentication service",
-            f"and mail servers, all on loopback. The proxy runs {path}, rendered as in a cluster.",
+            f"MailProxy demo: starts a proxy for IMAP, POP3 and SMTP, and {behind[0]}",
+            f"{behind[1]}, all on loopback. The proxy runs {path}, rendered as in a cluster.",
             "",
         ]
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import IO, Any, Self, cast
 
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
@@ -230,32 +231,40 @@ class PortalFactory(ServerFactory):
 
 
 class MailServers:
-    """The three servers on free ports of 127.0.0.1, and the authentication service that names these ports.
+    """The three servers on 127.0.0.1, and an authentication service that names their ports.
 
     An asynchronous context manager: the servers run until it ends.
 
     Args:
         reactor: What ``install_reactor`` returned.
-        auth_port: The port of the authentication service; 0 for a free one.
+        auth_port: The port of the authentication service; 0 for a free one, ``None`` for no such service.
+        wanted: The port of a server, by protocol; without it, or with 0, a free one.
 
     Attributes:
         account: The one user.
         ports: The port of each server, by protocol.
     """
 
-    def __init__(self, reactor: AsyncioSelectorReactor, auth_port: int = 0) -> None:
+    def __init__(
+        self,
+        reactor: AsyncioSelectorReactor,
+        auth_port: int | None = 0,
+        wanted: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.account = Account()
         self.ports: dict[str, int] = {}
         self._reactor = reactor
-        self._auth = AuthHttpService(self.account, self.ports, auth_port)
+        self._wanted = wanted
+        self._auth = None if auth_port is None else AuthHttpService(self.account, self.ports, auth_port)
 
     @property
     def auth_url(self) -> str:
-        """The URL of the authentication service: a value for ``authHttp``."""
-        return f"http://127.0.0.1:{self._auth.port}/auth"
+        """The URL of the authentication service, a value for ``authHttp``; empty without one."""
+        return "" if self._auth is None else f"http://127.0.0.1:{self._auth.port}/auth"
 
     async def __aenter__(self) -> Self:
-        await self._auth.__aenter__()
+        if self._auth is not None:
+            await self._auth.__aenter__()
         mailbox = Mailbox()
         delivery = Delivery(mailbox)
         checker = InMemoryUsernamePasswordDatabaseDontUse()
@@ -268,7 +277,7 @@ class MailServers:
         }
         for name, protocol in protocols.items():
             factory = PortalFactory(protocol, portal)
-            port = self._reactor.listenTCP(0, factory, interface="127.0.0.1")
+            port = self._reactor.listenTCP(self._wanted.get(name, 0), factory, interface="127.0.0.1")
             # Each connection inherits it: the end of a response is not delayed by Nagle's algorithm.
             port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.ports[name] = port.getHost().port
@@ -276,4 +285,5 @@ class MailServers:
 
     async def __aexit__(self, *_: object) -> None:
         self._reactor.disconnectAll()
-        await self._auth.__aexit__()
+        if self._auth is not None:
+            await self._auth.__aexit__()

@@ -17,13 +17,20 @@ class Problem:
 
     ``path`` is the location: ``spec.servers[1].listen[0].port`` in a manifest,
     ``nginx.conf:12`` in an nginx configuration, empty for the whole file.
-    ``reason`` never contains a secret.
+    ``reason`` never contains a secret.  ``line`` is the quoted line of a table that is not in a Secret: it
+    has names of users, so it is for the log and the terminal only.
     """
 
     path: str
     reason: str
+    line: str = field(default="", compare=False)
 
     def __str__(self) -> str:
+        return ": ".join(part for part in (self.path, self.line, self.reason) if part)
+
+    @property
+    def without_line(self) -> str:
+        """The text without names of users."""
         return f"{self.path}: {self.reason}" if self.path else self.reason
 
 

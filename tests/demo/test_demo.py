@@ -8,15 +8,19 @@ import os
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_demo.adapter import ManifestAdapter, auth_port, create_certificates, self_signed
 from mailproxy_demo.auth_http_service import Account
-from mailproxy_demo.demo import find_endpoints, format_steps
+from mailproxy_demo.demo import DEFAULT_MANIFEST, find_endpoints, format_steps
 from mailproxy_demo.login_check import Endpoint, LoginCheck, Step, successful_logins
+from mailproxy_demo.upstreams import needs_auth_service, wanted_ports
 from support.operator_bodies import body, server
 
 ENDPOINTS = {
@@ -26,16 +30,38 @@ ENDPOINTS = {
 }
 
 
-async def test_demo_logs_in_with_every_protocol(tmp_path: Path) -> None:
+def with_service(tmp_path: Path) -> tuple[str, ...]:
+    """The demo's manifest with an authentication service in place of the upstreams."""
+    manifest = yaml.safe_load(DEFAULT_MANIFEST.read_text())
+    del manifest["spec"]["upstreams"], manifest["spec"]["mail"]["authMode"]
+    manifest["spec"]["mail"]["authHttp"] = "http://127.0.0.1:1180/auth"
+    for one in manifest["spec"]["servers"]:
+        del one["routes"]
+    file = tmp_path / "edge.yaml"
+    file.write_text(yaml.safe_dump(manifest))
+    return ("-f", str(file))
+
+
+@pytest.mark.parametrize(
+    ("options", "behind"),
+    [
+        (lambda _: (), "mail servers,\nwhich check the passwords"),
+        (with_service, "an authentication service\nand mail servers"),
+    ],
+)
+async def test_demo_logs_in_with_every_protocol(
+    tmp_path: Path, options: Callable[[Path], tuple[str, ...]], behind: str
+) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mailproxy_operator", "local", "--demo", "--once",
+        sys.executable, "-m", "mailproxy_operator", "local", "--demo", "--once", *options(tmp_path),
         env=environment, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     async with asyncio.timeout(60):
         output, _ = await process.communicate()
     text = output.decode()
     assert process.returncode == 0, text
+    assert f"behind it {behind}" in text
     assert [line.split()[:2] for line in text.splitlines() if line.startswith("  ok ")] == [
         ["ok", "SMTP"],
         ["ok", "IMAP"],
@@ -52,7 +78,7 @@ def test_taken_port_is_replaced_and_reported_once() -> None:
         port = taken.getsockname()[1]
         listen = [{"address": "127.0.0.1", "port": port}]
         resource = body(servers=[{"name": "imap", "protocol": "imap", "listen": listen, "authHttp": "x"}])
-        adapt = ManifestAdapter("http://127.0.0.1:7/auth", reported.append)
+        adapt = ManifestAdapter("http://127.0.0.1:7/auth", {}, reported.append)
         first, second = adapt(resource), adapt(resource)
     assert first == second
     chosen = first["spec"]["servers"][0]["listen"][0]["port"]
@@ -67,8 +93,41 @@ def test_taken_port_is_replaced_and_reported_once() -> None:
     "spec", [None, "text", {"servers": "none", "mail": 3}, {"servers": [1, {"listen": 2}]}]
 )
 def test_manifest_with_wrong_types_is_left_unchanged(spec: object) -> None:
-    adapted = ManifestAdapter("http://x/", lambda _: None)({"kind": "MailProxy", "spec": spec})
+    adapted = ManifestAdapter("http://x/", {"imap": 1}, lambda _: None)({"kind": "MailProxy", "spec": spec})
     assert adapted["kind"] == "MailProxy"
+
+
+def routed(*routes: str) -> dict[str, Any]:
+    """A manifest with a server of IMAP and one of POP3, each with a route to its upstream."""
+    protocols = ("imap", "pop3")
+    return body(
+        mail={"authMode": "Upstream"},
+        upstreams=[{"name": name, "servers": [{"address": "mail:2143"}]} for name in dict.fromkeys(routes)],
+        servers=[
+            server(protocol, protocol, 143 + number, routes=[{"domains": ["*"], "upstream": routes[number]}])
+            for number, protocol in enumerate(protocols)
+        ],
+    )
+
+
+def test_upstreams_become_the_mail_servers_of_their_protocols() -> None:
+    adapt = ManifestAdapter("", {"imap": 1001, "pop3": 1002}, lambda _: None)
+    found = adapt(routed("a", "b"))["spec"]
+    assert [one["servers"] for one in found["upstreams"]] == [
+        [{"address": "127.0.0.1:1001"}],
+        [{"address": "127.0.0.1:1002"}],
+    ]
+    assert "authHttp" not in found["mail"]
+    both = routed("a", "a")
+    assert adapt(both)["spec"]["upstreams"] == both["spec"]["upstreams"]
+
+
+def test_authentication_service_and_ports_are_those_that_the_manifest_needs() -> None:
+    assert not needs_auth_service(routed("a", "b"))
+    assert needs_auth_service(body(mail={"authHttp": "http://x/"}))
+    assert wanted_ports(routed("a", "b")) == {"imap": 2143, "pop3": 2143}
+    assert wanted_ports(body(mail={"authHttp": "http://x/"})) == {}
+    assert wanted_ports({"spec": "text"}) == {}
 
 
 def test_port_of_auth_http_is_used_when_it_is_free() -> None:

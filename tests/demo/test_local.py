@@ -18,10 +18,12 @@ import yaml
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_demo import local
+from mailproxy_demo.container_process import proxy_command
 from mailproxy_demo.local import LocalOptions, run_local
 from mailproxy_demo.manifest_file import ManifestFile
 from support import operator_proxy
 from support.operator_bodies import body, server
+from support.proxy_process import free_port
 
 
 def fake_proxy(words: Sequence[str]) -> list[str]:
@@ -183,3 +185,45 @@ async def test_invalid_manifest_is_refused_at_start(tmp_path: Path) -> None:
     run.write(servers=[])
     with pytest.raises(ConfigError, match=r"spec\.servers"):
         await run.run()
+
+
+async def test_refused_table_of_a_real_proxy_is_in_the_status(tmp_path: Path) -> None:
+    """Proxy and operator together: the line is named, and no user."""
+    table = tmp_path / "refs" / "moves" / "users"
+    table.parent.mkdir(parents=True)
+    table.write_text("bob@example.org new\n")
+    spec: dict[str, Any] = {
+        "mail": {
+            "authMode": "Upstream",
+            "routes": [{"table": {"configMapKeyRef": {"name": "moves", "key": "users"}}}],
+        },
+        "upstreams": [{"name": "new", "servers": [{"address": "127.0.0.1:1"}]}],
+        "servers": [
+            {"name": "imap", "protocol": "imap", "listen": [{"address": "127.0.0.1", "port": free_port()}]}
+        ],
+    }
+    run = Run(tmp_path / "edge.yaml", secrets=tmp_path / "refs", launch=proxy_command, events=True)
+    run.write(**spec)
+
+    def condition() -> dict[str, Any]:
+        found = run.statuses()[-1]["conditions"] if run.out.getvalue() else []
+        return next((one for one in found if one["type"] == "RoutesReady"), {})
+
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run.run())
+        await run.until(lambda: condition().get("status") == "True")
+        table.with_suffix(".new").write_text("bob@example.org new\nzoe@example.org nowhere\n")
+        table.with_suffix(".new").replace(table)
+        await run.until(lambda: any("route_table_kept" in line for line in run.logged))
+        spec["mail"]["timeout"] = "7s"
+        run.write(**spec)  # the operator looks at the pods again
+        await run.until(lambda: condition().get("reason") == "RouteTableRefused")
+        message = condition()["message"]
+        os.kill(os.getpid(), signal.SIGINT)
+        assert await running == 0
+    assert "ConfigMap moves, key users, line 2: the upstream is not in spec.upstreams (new)" in message
+    assert "correct it (spec.mail.routes[0].table.configMapKeyRef)" in message
+    assert "zoe" not in run.out.getvalue()
+    [event] = [line for line in run.reported if line.startswith("Warning RouteTableRefused: ")]
+    assert "line 2" in event
+    assert "zoe" not in event

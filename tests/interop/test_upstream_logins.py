@@ -363,3 +363,57 @@ def test_client_gets_the_error_of_dovecot_for_its_token(
         assert challenge.startswith(prefix)
         assert b'"status"' in b64decode(challenge.removeprefix(prefix))
         assert client.exchange(answer).startswith(refused)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("mechanism", ["XOAUTH2", "OAUTHBEARER"])
+def test_dovecot_decides_about_the_token_of_a_client(
+    world: World,
+    new_proxy: Callable[..., Proxy],
+    ports: Ports,
+    tls: Certificates,
+    protocol: str,
+    mechanism: str,
+) -> None:
+    """With ``authMode: Upstream``: a refused token leaves the connection open, a valid one logs in."""
+    ours = "smtp" if protocol == "submission" else protocol
+    port, token = ports.take(), f"token-of-a-client-{mechanism}-{protocol}"
+    group = {
+        "name": "dovecot",
+        "servers": [{"address": f"127.0.0.1:{world.dovecot.ports[protocol]}"}],
+        "proxySsl": "Starttls",
+        "proxySslName": "localhost",
+        "proxySslTrustedCertificate": {"file": tls.authority},
+        "proxySslSessionReuse": False,
+        "proxyAuth": ["Xoauth2", "Oauthbearer"],
+    }
+    server = {
+        "name": protocol,
+        "protocol": ours,
+        "listen": [{"address": "127.0.0.1", "port": port}],
+        "routes": [{"domains": ["*"], "upstream": "dovecot"}],
+        f"{ours}Auth": ["plain", "xoauth2", "oauthbearer"],
+    }
+    mail = {"authMode": "Upstream", "authFailureDelay": "100ms", "proxySmtpGuard": False}
+    proxy = new_proxy(manifest([server], mail, upstreams=[group]))
+    world.oauth.valid.add(token)
+
+    def command(token: str) -> bytes:
+        fields = {
+            "XOAUTH2": f"user=carol\1auth=Bearer {token}\1\1",
+            "OAUTHBEARER": f"n,a=carol,\1auth=Bearer {token}\1\1",
+        }
+        verb = {"imap": b"a AUTHENTICATE "}.get(protocol, b"AUTH ")
+        return verb + mechanism.encode() + b" " + b64encode(fields[mechanism].encode())
+
+    refused, accepted = {
+        "imap": (b"a NO [AUTHENTICATIONFAILED] ", b"a OK "),
+        "pop3": (b"-ERR [AUTH] ", b"+OK "),
+        "submission": (b"535 5.7.8 ", b"235 "),
+    }[protocol]
+    with RawClient(port) as client:
+        client.read_line()
+        assert client.exchange(command("expired-token")).startswith(refused)
+        assert client.exchange(command(token)).startswith(accepted)
+    logged(world, protocol, "user=<carol>", f"method={mechanism}")
+    assert token not in proxy.running.output_text()

@@ -29,7 +29,7 @@ CRDS: Final = os.environ.get("GUIDE_CRDS", "")
 
 def _objects(*, known: bool) -> list[Any]:
     found = []
-    for name in GUIDES:
+    for name in (*GUIDES, "routes.md"):
         for block in Page(name).blocks:
             if block.language == "yaml":
                 for body in yaml.safe_load_all(block.text):

@@ -152,11 +152,13 @@ def _pod_labels(resource: Any, objects: Any) -> dict[str, str]:
 
 
 LATE = {
+    "mailproxy_group_members",
+    "mailproxy_group_logins_total",
     "mailproxy_policy_request_duration_seconds",
     "mailproxy_token_request_duration_seconds",
     "mailproxy_token_expiry_timestamp_seconds",
 }
-"""Metrics without a series until there was an access token or a policy server; the busy proxy has neither."""
+"""Metrics without a series until there was an access token, a policy server or a Service as upstream."""
 
 
 @pytest.mark.interop

@@ -46,7 +46,7 @@ def test_render_reads_standard_input(
     [
         ("kind: Service\n", "holds no resource of kind MailProxy"),
         (
-            DEMO.read_text().replace("authHttpTimeout: 5s", "authHttpTimeout: soon"),
+            DEMO.read_text().replace("serverName: localhost", "authHttpTimeout: soon"),
             "spec.mail.authHttpTimeout",
         ),
         ("kind: [", ":"),

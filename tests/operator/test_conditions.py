@@ -229,3 +229,15 @@ def test_unschedulable_pod_is_reported_during_rollout() -> None:
     assert found["Available"].status == "True"
     assert found["Reconciling"].reason == "RollingOut"
     assert "pod b: 0/3 nodes are available: 3 Insufficient cpu; change" in found["Reconciling"].message
+
+
+def test_pod_that_does_not_start_has_what_the_proxy_left() -> None:
+    waiting = ReportedCause("CrashLoopBackOff", "back-off 10s restarting failed container")
+    ended = pod(
+        is_ready=False, running=None, waiting=waiting, exit_message="/refs/moves:2: a name is too long"
+    )
+    found = evaluate_conditions(facts(STARTING, ended))["Available"]
+    assert found.message == (
+        "pod a: CrashLoopBackOff back-off 10s restarting failed container; "
+        "the proxy ended: /refs/moves:2: a name is too long"
+    )

@@ -17,6 +17,7 @@ from mailproxy_operator.api.kinds import (
     BACKEND_TLS_POLICY,
     DAEMON_SET,
     DEPLOYMENT,
+    ENDPOINT_SLICE,
     LEASE,
     MAIL_PROXY,
     OWNED,
@@ -129,7 +130,8 @@ async def _exercise_all_permissions(kube: FakeKube) -> None:
     }
     kube.put(policy())
     mail = {"authHttp": "http://auth/", "proxySsl": "Enabled", "proxySslService": {"name": "dovecot"}}
-    kube.put(body(**everything, mail=mail))
+    upstreams = [{"name": "dovecot", "service": {"name": "dovecot"}}]
+    kube.put(body(**everything, mail=mail, upstreams=upstreams))
     await until(lambda: "status" in kube.found(BACKEND_TLS_POLICY, "dovecot"))
     await until(lambda: kube.find(DEPLOYMENT, "edge") and len(kube.names(OWNED[-1])) == 1)
     template = kube.found(DEPLOYMENT, "edge")["spec"]["template"]["metadata"]
@@ -183,5 +185,5 @@ def _permissions(verb: str, kind_name: str, sub: str) -> set[Permission]:
     resource = f"{kind.plural}/{sub}" if sub else kind.plural
     # An apply may create, except for a subresource; the right to create is then required as well.
     verbs = ("patch",) if sub else _VERBS.get(verb, (verb,))
-    assert kind in {*OWNED, MAIL_PROXY, POD, LEASE, BACKEND_TLS_POLICY}
+    assert kind in {*OWNED, MAIL_PROXY, POD, LEASE, BACKEND_TLS_POLICY, ENDPOINT_SLICE}
     return {(group, resource, one) for one in verbs}

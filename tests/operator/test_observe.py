@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mailproxy_operator.api.cluster import Key, RunningConfig
-from mailproxy_operator.controller.observe import observe
+from mailproxy_operator.controller.observe import exit_message, observe
 from mailproxy_operator.controller.observed import Pod, Workload
 from mailproxy_operator.errors import ReportedCause
 from support.operator_cluster import MemoryCluster
@@ -196,3 +196,23 @@ async def test_addresses_of_service(
 ) -> None:
     observed, _ = await observe(MemoryCluster(), EDGE, None, service)
     assert observed.addresses == addresses
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "message"),
+    [
+        (
+            {"waiting": {"reason": "CrashLoopBackOff"}},
+            {"terminated": {"message": "table:2: no"}},
+            "table:2: no",
+        ),
+        ({"terminated": {"message": "table:2: no"}}, {}, "table:2: no"),
+        ({"running": {}}, {"terminated": {"message": "table:2: no"}}, ""),
+        ({"waiting": {"reason": "CrashLoopBackOff"}}, {"terminated": {}}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_exit_message_is_that_of_a_container_that_does_not_run(
+    state: dict[str, Any], last: dict[str, Any], message: str
+) -> None:
+    assert exit_message({"state": state, "lastState": last}) == message

@@ -22,6 +22,7 @@ from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.conditions import Facts, conditions, evaluate_conditions
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
 from mailproxy_operator.controller.reconciler import Reconciler
+from mailproxy_operator.controller.routes_ready import RouteFiles
 from mailproxy_operator.controller.service_watch import ServiceWatch
 from mailproxy_operator.errors import ConditionCause, ReportedCause, TransientError
 from mailproxy_operator.members.endpoints import endpoints
@@ -32,6 +33,7 @@ from mailproxy_operator.reasons import (
     InjectionReason,
     PolicyReason,
     Reason,
+    RouteEventReason,
     SysctlReason,
     UpstreamEventReason,
 )
@@ -39,6 +41,7 @@ from mailproxy_operator.reasons.other_tables import (
     CERTIFICATE_EVENTS,
     INJECTION,
     POLICIES,
+    ROUTE_EVENTS,
     SIDECAR_EVENTS,
     SYSCTLS,
     UPSTREAM_EVENTS,
@@ -108,6 +111,25 @@ def upstream(port: int = 993, failure: str = "", message: str = "", **more: Any)
 
 def not_accepted(failure: str, reason: str) -> Conditions:
     return upstream(failure=failure, message=f"certificate not accepted: {reason}")
+
+
+REFS: Final = "/etc/mailproxy-refs"
+ROUTE_FILES: Final = RouteFiles(
+    frozenset({f"{REFS}/configmaps/moves/users"}), frozenset({f"{REFS}/secrets/users/htpasswd"})
+)
+ROUTE_FIELDS: Final = {
+    ("ConfigMap", "moves"): ("spec.mail.routes[0].table.configMapKeyRef",),
+    ("Secret", "users"): ("spec.mail.authUserFile.secretKeyRef",),
+}
+
+
+def routed(*pods: Pod, missing: str = "", **reported: tuple[str, ...]) -> Conditions:
+    """A pod reports these lines of files, or does not start."""
+    one = starting_pod() if missing else pod(running=RunningConfig(DIGEST, **reported))
+    mounts = {one.name: f'MountVolume.SetUp failed for volume "refs" : {missing}'} if missing else {}
+    return evaluated(
+        SERVING, *(pods or (one,)), mounts=mounts, route_files=ROUTE_FILES, reference_paths=ROUTE_FIELDS
+    )
 
 
 def with_service(*given: Any, port: int = 143, total: int = 0) -> Conditions:
@@ -325,6 +347,26 @@ SITUATIONS: Final[dict[Reason, Callable[[], Awaitable[Conditions]]]] = {
         lambda: upstream(993, "refused", "TLS handshake failed: tlsv13 alert certificate required")
     ),
     Reason.UPSTREAM_TLS_TIMEOUT: at_once(lambda: upstream(993, "timeout", "TLS handshake timed out")),
+    Reason.ROUTES_LOADED: at_once(routed),
+    Reason.ROUTES_NOT_REPORTED: at_once(lambda: routed(starting_pod())),
+    Reason.ROUTE_OBJECT_NOT_FOUND: at_once(lambda: routed(missing='configmap "moves" not found')),
+    Reason.ROUTE_KEY_NOT_FOUND: at_once(
+        lambda: routed(missing="configmap references non-existent config key: users")
+    ),
+    Reason.ROUTE_TABLE_REFUSED: at_once(
+        lambda: routed(
+            route_tables=(
+                f"{REFS}/configmaps/moves/users:3: the upstream is not in spec.upstreams (new, old)",
+            )
+        )
+    ),
+    Reason.USER_LIST_REFUSED: at_once(
+        lambda: routed(
+            user_files=(
+                f"{REFS}/secrets/users/htpasswd:2: the user is already in line 1: remove one of the two",
+            )
+        )
+    ),
     Reason.MEMBERS_READY: at_once(
         lambda: with_service(*map(endpoint, range(5)), endpoint(5, ready=False, serving=False))
     ),
@@ -374,6 +416,7 @@ def test_every_reason_has_a_row_and_a_situation() -> None:
     assert [row.reason for row in (*CERTIFICATE_EVENTS, *SIDECAR_EVENTS)] == list(EventReason)
     assert [row.reason for row in INJECTION] == list(InjectionReason)
     assert [row.reason for row in POLICIES] == list(PolicyReason)
+    assert [row.reason for row in ROUTE_EVENTS] == list(RouteEventReason)
     assert [row.reason for row in UPSTREAM_EVENTS] == list(UpstreamEventReason)
 
 

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from mailproxy_operator.api.cluster import Key, RunningConfig, UpstreamConfigError, UpstreamState
+from mailproxy_operator.controller.hourly_events import MAX_EVENTS, REPEAT
 from mailproxy_operator.controller.observed import Observed, Pod
 from mailproxy_operator.controller.reconciler import Reconciler
-from mailproxy_operator.controller.upstream_events import MAX_EVENTS, REPEAT, UpstreamEvents
+from mailproxy_operator.controller.upstream_events import UpstreamEvents
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster

@@ -253,6 +253,15 @@ async def relay_ends(stage: Stage) -> None:
     assert await read_until_closed(upstream) == b""
 
 
+async def client_awaits_the_response(stage: Stage) -> None:
+    client, upstream = await open_relay(stage.w)
+    await client.send(b"x")
+    assert await upstream.read_bytes(1) == b"x"
+    stage.inject()
+    client.writer.write_eof()
+    await asyncio.gather(read_until_closed(client), read_until_closed(upstream))
+
+
 async def relay_is_idle(stage: Stage) -> None:
     client, upstream = await open_relay(stage.w)
     stage.inject()
@@ -356,7 +365,8 @@ CASES = [
     case("relay: TLS", (RelayEnd, "_copy_through_buffer"), relays(3_000_000, tls=True), **STLS),
     case("relay: to TLS", (RelayEnd, "write_from"), relays(3_000_000, tls=True, from_client=False), **STLS),
     case("relay: from TLS", (TlsConnection, "fill"), relays(3_000_000, tls=True), **STLS),
-    case("relay: settling", (RelayEnd, "_update"), relay_ends),
+    case("relay: settling", (RelayEnd, "_update"), client_awaits_the_response),
+    case("relay: the end of one side", (RelayEnd, "_on_eof"), relay_ends),
     case("relay: the end", (Relay, "close"), relay_ends),
     case("relay: its metrics", (VirtualServer, "record_end"), relay_ends),
     case("relay: time", (Relay, "on_timeout"), relay_is_idle, proxy_timeout=Seconds(0.3)),

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from mailproxy.routing import table_files
+from mailproxy.routing.route_table import RouteTable
+from mailproxy.routing.router import RouteMatch
 from mailproxy.routing.table_files import load_tables
 from mailproxy_config.model import AuthMode, Protocol, ProxyConfig
 from mailproxy_config.upstream_groups import GroupServer, Route, UpstreamGroup
@@ -38,8 +40,9 @@ def test_invalid_table_is_an_error_at_first_and_keeps_its_version_later(tmp_path
     file.write_text("bob a\nann x\n")
     found = load_tables(config(file, "a"), {})
     assert [str(problem) for problem in found.errors] == [
-        f"{file}:2: 'ann x': 'x' is not in spec.upstreams (a)"
+        f"{file}:2: 'ann x': the upstream is not in spec.upstreams (a)"
     ]
+    assert found.errors[0].without_line == f"{file}:2: the upstream is not in spec.upstreams (a)"
     assert found.kept == ()
     good = load_tables(config(file, "a", "x"), {}).files
     file.write_text("bob a\nann y\n")
@@ -48,6 +51,28 @@ def test_invalid_table_is_an_error_at_first_and_keeps_its_version_later(tmp_path
     assert [problem.path for problem in found.kept] == [f"{file}:2"]
     # A version that may name a group that is gone cannot be kept.
     assert load_tables(config(file, "a"), good).errors != ()
+
+
+def test_lines_of_a_secret_are_in_no_problem(tmp_path: Path) -> None:
+    file = tmp_path / "secrets" / "moves" / "users"
+    file.parent.mkdir(parents=True)
+    file.write_text("bob a\na ann\n")
+    [problem] = load_tables(config(file, "a"), {}).errors
+    assert str(problem) == f"{file}:2: the upstream is not in spec.upstreams (a)"
+
+
+def test_table_of_a_million_lines_is_loaded_once(tmp_path: Path) -> None:
+    count = 1_000_000
+    file = tmp_path / "moves"
+    file.write_bytes(b"".join(b"u%d@example.org a\n" % number for number in range(count)))
+    first = load_tables(config(file, "a"), {})
+    assert first.errors == ()
+    table = RouteTable(first.files[str(file)].fileno())
+    for name in (b"u0@example.org", b"u999999@example.org"):
+        assert table.find(name) == RouteMatch("a")
+    assert table.find(b"u1000000@example.org") is None
+    assert load_tables(config(file, "a"), first.files).files == first.files
+    assert os.fstat(first.files[str(file)].fileno()).st_size < 48 * 2**20
 
 
 def test_missing_file_pipe_and_changing_file_are_refused(
@@ -96,7 +121,10 @@ def test_table_is_replaced_under_load_and_an_invalid_one_is_not_used(tmp_path: P
                 replace(table, "@example.org two\nbob@example.org three\n")
                 kept = proxy.wait_for_event("route_table_kept")
                 assert kept["path"] == f"{table}:2"
-                assert kept["reason"].startswith("'bob@example.org three': 'three' is not in spec.upstreams")
+                assert kept["line"] == "'bob@example.org three'"
+                assert kept["reason"] == "the upstream is not in spec.upstreams (one, two)"
+                [report] = proxy.config()["route_tables"]
+                assert report == f"{table}:2: {kept['reason']}"
                 proxy.wait_for_event("configuration_loaded", 3)
                 assert proxy.metric("mailproxy_route_tables_refused") == 1
                 assert log_in(port) == "a OK logged in"

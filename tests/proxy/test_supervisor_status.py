@@ -81,6 +81,8 @@ def test_status_has_the_hash_that_all_workers_run(status: Status) -> None:
         "loaded_at": None,
         "last_error": None,
         "certificates": [],
+        "route_tables": [],
+        "user_files": [],
         "upstreams": {},
     }
     assert status.config() == nothing
@@ -97,6 +99,8 @@ def test_status_has_the_hash_that_all_workers_run(status: Status) -> None:
         "loaded_at": "1970-01-01T00:20:34.500000+00:00",
         "last_error": None,
         "certificates": [],
+        "route_tables": [],
+        "user_files": [],
         "upstreams": {},
     }
 

@@ -16,6 +16,7 @@ from mailproxy_config.model import Protocol
 FREE_LABELS = {
     "server",
     "zone",
+    "group",
     "certificate",
     "hash",
     "version",

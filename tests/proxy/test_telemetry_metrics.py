@@ -59,6 +59,11 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         ("s", "conn_total", "enforce"),
     ),
     (lambda m: bump(m.limit_zone("user").full), "limit_zone_events_total", ("user", "zone_full")),
+    (
+        lambda m: bump(m.group_logins("dovecot")[enums.GroupLogin.OWNER]),
+        "group_logins_total",
+        ("dovecot", "owner"),
+    ),
     (lambda m: bump(m.connections_limit), "connections_limit", ()),
     (
         lambda m: bump(m.protocol(Protocol.POP3).states[enums.SessionState.RELAY]),
@@ -231,6 +236,7 @@ def busy() -> WorkerMetrics:
     metrics.server("s", Protocol.IMAP)
     metrics.set_certificates("s", [0, 0])
     metrics.limit_zone("user")
+    metrics.group_logins("dovecot")
     return metrics
 
 

@@ -37,6 +37,7 @@ def full_page(servers: int = 1) -> MetricsPage:
         numbers.upstream_connect[True].observe(0.002)
         numbers.upstream_tls_seconds[True].observe(0.003)
     metrics.limit_zone("user").full.value += 1
+    metrics.group_logins("dovecot")[enums.GroupLogin.OWNER].value += 1
     metrics.upstream_certificate_seen("server0", 1.9e9)
     metrics.token_received("server0", 1.9e9)
     metrics.token_seconds.observe(0.1)
@@ -57,6 +58,7 @@ def full_page(servers: int = 1) -> MetricsPage:
             started=1.7e9,
             process=process_stats(),
             limit_zones={"user": (3, 1000)},
+            members={("dovecot", "Ready"): 3},
         )
     )
 

@@ -19,6 +19,7 @@ from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.tls.upstream_context import Peer as UpstreamPeer
 from mailproxy_config.capability_choice import CapabilitiesFrom
 from mailproxy_config.model import LogLevel, Protocol, ProxySsl, SendProxyProtocol
+from mailproxy_config.upstream_groups import GroupServer, UpstreamGroup, UpstreamSettings
 from support.configs import server
 from support.loopback_worker import (
     GRANT,
@@ -129,6 +130,35 @@ def test_probe_sends_proxy_header_without_addresses(version: SendProxyProtocol, 
         await until(w, "IMAP4rev1 AUTH=PLAIN")
 
     with_worker(test, proxy(proxy_protocol=version))
+
+
+def test_upstream_of_a_group_is_asked_with_the_directives_of_the_group() -> None:
+    settings = UpstreamSettings(proxy_protocol=SendProxyProtocol.V2)
+    address = GroupServer(address="127.0.0.1", host="127.0.0.1")
+    group = UpstreamGroup(name="new", servers=(address,), settings=settings)
+    grant = "Auth-Status: OK\r\nAuth-Server-Group: new\r\nAuth-Port: {port}\r\n"
+
+    async def test(w: LoopbackWorker) -> None:
+        client = await w.client()
+        await client.read_line()
+        await client.send(b"a LOGIN u p\r\n")
+        upstream = await w.upstream.accept()
+        await upstream.read_bytes(28)  # a header of version 2 with two IPv4 addresses
+        await upstream.send(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] ready\r\n")
+        await upstream.read_lines(3)
+        await upstream.send(b"a OK in\r\n")
+        await answer_probe(w, b"IMAP4rev1 IDLE", LOCAL_V2)
+        await until(w, "IMAP4rev1 IDLE AUTH=PLAIN")
+        sock = listening_socket()
+        w.port = sock.getsockname()[1]
+        key = plan_sockets(w.config, {})[0].key
+        await w.app.apply(w.config, {key: [sock]}, names={}, ticket_keys={})
+        assert await offered(w) == "IMAP4rev1 IDLE AUTH=PLAIN"
+        await answer_probe(w, b"IMAP4rev1", LOCAL_V2)
+        await until(w, "IMAP4rev1 AUTH=PLAIN")
+
+    capabilities = ("IMAP4rev1", "IDLE", "LITERAL+")
+    with_worker(test, proxy(imap_capabilities=capabilities, upstream_groups=(group,)), grant)
 
 
 def test_smtp_probe_reads_extensions() -> None:
@@ -272,10 +302,10 @@ def test_ninth_upstream_takes_the_place_of_an_unused_one() -> None:
         source = capabilities_of(w)
         peers = [UpstreamPeer(f"127.0.0.{number}", 1) for number in range(1, MAX_UPSTREAMS + 3)]
         for peer in peers[:-1]:
-            source._learn(peer)
+            source._learn(peer, "")
         assert list(source._known) == peers[:-2], "eight are in use: the ninth is not asked"
         source._known[peers[0]].used -= upstream_capabilities.REFRESH_SECONDS
-        source._learn(peers[-1])
+        source._learn(peers[-1], "")
         assert list(source._known) == [*peers[1:-2], peers[-1]]
 
     with_worker(test, proxy())

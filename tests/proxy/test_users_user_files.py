@@ -76,6 +76,8 @@ def test_list_is_replaced_under_load_and_an_invalid_one_is_not_used(tmp_path: Pa
                 assert kept["path"] == f"{users}:2"
                 assert kept["reason"].startswith("the hash is neither bcrypt nor")
                 proxy.wait_for_event("configuration_loaded", 3)
+                [report] = proxy.config()["user_files"]
+                assert report == f"{users}:2: {kept['reason']}"
                 assert proxy.metric("mailproxy_user_files_refused") == 1
                 assert log_in(port, "ann@example.org") == "a OK logged in"
                 replace(users, f"bob@example.org:{SECRET}\n")

@@ -196,7 +196,13 @@ def test_empty_password_is_refused_before_the_upstream(protocol: Protocol) -> No
 
 @every_protocol
 @pytest.mark.parametrize(
-    "user", [b"bob@example.org@example.org", b"@@example.org", b"x" * 250 + b"@example.org"]
+    "user",
+    [
+        b"bob@example.org@example.org",
+        b"@@example.org",
+        b"x" * 250 + b"@example.org",
+        "bob@exämple.org".encode(),  # A-labels are compared
+    ],
 )
 def test_name_that_can_be_no_login_is_refused_before_the_upstream(protocol: Protocol, user: bytes) -> None:
     async def play() -> None:
@@ -210,18 +216,21 @@ def test_name_that_can_be_no_login_is_refused_before_the_upstream(protocol: Prot
 
 
 @every_protocol
-def test_domain_is_compared_without_case_and_the_upstream_gets_the_name_as_sent(protocol: Protocol) -> None:
+@pytest.mark.parametrize("user", [b"Bob@EXAMPLE.Org", "jörg@Example.org".encode()])
+def test_domain_is_compared_without_case_and_the_upstream_gets_the_name_as_sent(
+    protocol: Protocol, user: bytes
+) -> None:
     async def play() -> None:
         async with proxy(protocol) as w:
             client = await connect(w)
-            await send_login(client, protocol, user=b"Bob@EXAMPLE.Org")
+            await send_login(client, protocol, user=user)
             peer = await w.upstream.accept()
             sent = b""
             for reply in REPLIES[protocol][:-1]:
                 await peer.send(reply)
                 sent = await peer.read_line()
             lines = [sent, *(await peer.read_lines(2) if protocol is IMAP else ())]
-            name = {IMAP: b"Bob@EXAMPLE.Org", POP3: b"secret", SMTP: b"\0Bob@EXAMPLE.Org\0secret"}[protocol]
+            name = {IMAP: user, POP3: b"secret", SMTP: b"\0%b\0secret" % user}[protocol]
             assert (b64encode(name) if protocol is SMTP else name) in b"".join(lines)
 
     run(play)

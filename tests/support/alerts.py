@@ -65,6 +65,8 @@ SERIES: Final[dict[str, list[tuple[str, str]]]] = {
         (f'mailproxy_tls_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
     ],
     "MailProxyReloadFailed": [(f'mailproxy_config_last_reload_successful{{{JOB}, pod="a"}}', "0x90")],
+    "MailProxyRouteTableRefused": [(f'mailproxy_route_tables_refused{{{JOB}, pod="a"}}', "1x90")],
+    "MailProxyUserListRefused": [(f'mailproxy_user_files_refused{{{JOB}, pod="a"}}', "1x90")],
     "MailProxyConfigSkew": [
         (f'mailproxy_config_info{{{JOB}, hash="a"}}', "1x90"),
         (f'mailproxy_config_info{{{JOB}, hash="b"}}', "1x90"),

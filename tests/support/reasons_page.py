@@ -55,7 +55,7 @@ def check_event(event: Mapping[str, Any]) -> None:
     if event["action"] == "LoadCertificate":
         assert event["reason"] in documented_words(), event["reason"]
         return
-    if event["action"] == "LogIn":
+    if event["action"] in {"LogIn", "LoadRoutes"}:
         assert event["reason"] in documented_words(), event["reason"]
         assert event["type"] == "Warning"
         return

@@ -148,7 +148,7 @@ UPSTREAMS: Final = Row(
                 (f"max (mailproxy_member_lists_refused{{{JOB}}})", "lists of members"),
             ),
             description="Addresses that failed three times in a row: tried last. Files that are invalid.",
-            alerts=("MailProxyUpstreamFailsOver",),
+            alerts=("MailProxyUpstreamFailsOver", "MailProxyRouteTableRefused"),
         ),
         Panel(
             title="Relayed bytes",
@@ -291,6 +291,7 @@ PASSWORDS: Final = Row(
                 (f"max (mailproxy_user_files_refused{{{JOB}}})", "files of users"),
             ),
             description="Passwords that wait or are verified. Files of users with invalid lines.",
+            alerts=("MailProxyUserListRefused",),
         ),
     ),
 )

@@ -78,12 +78,16 @@ class RunningConfig:
         last_error: Why it rejected the newest configuration; empty if it did not.
         upstreams: What it reports about mail servers, by server; servers without logins are left out.
         certificates: Certificates that clients choose by name and that the pod does not use, with the reason.
+        route_tables: Lines of tables of routes whose earlier versions it uses: ``PATH:LINE: reason``.
+        user_files: The same of lists of users.
     """
 
     hash: str
     last_error: str = ""
     upstreams: tuple[UpstreamState, ...] = ()
     certificates: tuple[str, ...] = ()
+    route_tables: tuple[str, ...] = ()
+    user_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

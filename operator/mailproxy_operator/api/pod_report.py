@@ -10,7 +10,8 @@ from mailproxy_operator.api.cluster import RunningConfig, UpstreamConfigError, U
 
 MAX_SERVERS = 32
 MAX_ERRORS = 4
-MAX_CERTIFICATES = 20
+MAX_TEXTS = 20
+"""Certificates, lines of tables of routes, and lines of lists of users."""
 _MAX_HASH, _MAX_ERROR, _MAX_NAME, _MAX_MESSAGE = 64, 1000, 64, 500
 
 
@@ -24,12 +25,14 @@ def read_config(body: object) -> RunningConfig | None:
         hash=_text(body.get("hash"), _MAX_HASH),
         last_error=_text(body.get("last_error"), _MAX_ERROR),
         upstreams=tuple(_upstream(name, report) for name, report in servers if isinstance(report, Mapping)),
-        certificates=_certificates(body.get("certificates")),
+        certificates=_texts(body.get("certificates")),
+        route_tables=_texts(body.get("route_tables")),
+        user_files=_texts(body.get("user_files")),
     )
 
 
-def _certificates(found: object) -> tuple[str, ...]:
-    listed = found[:MAX_CERTIFICATES] if isinstance(found, list) else []
+def _texts(found: object) -> tuple[str, ...]:
+    listed = found[:MAX_TEXTS] if isinstance(found, list) else []
     return tuple(_text(one, _MAX_ERROR) for one in listed if isinstance(one, str))
 
 

@@ -12,6 +12,8 @@ from mailproxy_operator.api import names
 from mailproxy_operator.controller.groups_ready import CONDITION as GROUPS_READY
 from mailproxy_operator.controller.groups_ready import groups_ready
 from mailproxy_operator.controller.observed import Observed, Pod
+from mailproxy_operator.controller.routes_ready import CONDITION as ROUTES
+from mailproxy_operator.controller.routes_ready import RouteFiles, routes_ready
 from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.controller.upstream_tls import upstream_tls
 from mailproxy_operator.errors import ConditionCause, ReportedCause
@@ -48,6 +50,7 @@ class Facts:
         notices: Notices about an accepted resource.
         unresolved: Why a BackendTLSPolicy cannot be used.
         tls_servers: The servers that use TLS with mail servers.
+        route_files: The tables of routes and lists of users; ``None`` for an invalid resource that had some.
         groups: What came of the groups of upstreams that are Services.
         now: The time, for certificates that expire.
         has_references: Whether Secrets or ConfigMaps are mounted besides the configuration.
@@ -68,6 +71,7 @@ class Facts:
     notices: tuple[str, ...] = ()
     unresolved: ConditionCause | None = None
     tls_servers: frozenset[str] = frozenset()
+    route_files: RouteFiles | None = field(default_factory=RouteFiles)
     groups: tuple[GroupState, ...] = ()
     now: datetime | None = None
 
@@ -108,6 +112,9 @@ def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
     tls = upstream_tls(facts.observed, facts.tls_servers, facts.now)
     if tls is not None:
         found[UPSTREAM_TLS] = ConditionState(*tls)
+    routes = routes_ready(facts.observed, facts.route_files, facts.reference_paths)
+    if routes is not None:
+        found[ROUTES] = ConditionState(*routes)
     ready = groups_ready(facts.groups)
     if ready is not None:
         found[GROUPS_READY] = ConditionState(*ready)
@@ -150,6 +157,7 @@ _ORDER = (
     "Available",
     "ConfigSynced",
     UPSTREAM_TLS,
+    ROUTES,
     GROUPS_READY,
     "Reconciling",
     "Stalled",
@@ -356,9 +364,9 @@ def _pod_start_failure(pod: Pod) -> ConditionCause | None:
             Reason.IMAGE_PULL_FAILED,
             f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}; {advice}",
         )
-    return ConditionCause(
-        Reason.PODS_NOT_READY, f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
-    )
+    waits = f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
+    ended = f"; the proxy ended: {pod.exit_message}" if pod.exit_message else ""
+    return ConditionCause(Reason.PODS_NOT_READY, f"{waits}{ended}")
 
 
 def _config_synced(facts: Facts) -> ConditionState:

@@ -9,7 +9,7 @@ from typing import Any
 from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.api.kinds import POD, Manifest
-from mailproxy_operator.controller.observe import addresses, running_configs, unscheduled
+from mailproxy_operator.controller.observe import addresses, exit_message, running_configs, unscheduled
 from mailproxy_operator.controller.observed import Observed, Pod
 from mailproxy_operator.errors import ReportedCause
 from mailproxy_operator.render import Plan
@@ -71,6 +71,7 @@ def _pod(pod: Mapping[str, Any], wanted: str, running: RunningConfig | None) -> 
         is_terminating="deletionTimestamp" in metadata,
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
         waiting=ReportedCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        exit_message=exit_message(container),
         unscheduled=unscheduled(status),
         running=running,
     )

@@ -15,6 +15,7 @@ from mailproxy_operator.errors import ReportedCause
 
 MAX_CONCURRENT_REQUESTS = 10
 MAX_ADDRESSES = 16
+_MAX_EXIT_MESSAGE = 1000
 
 
 async def observe(
@@ -153,6 +154,15 @@ def _failures(status: Mapping[str, Any]) -> dict[str, ReportedCause]:
     return found
 
 
+def exit_message(container: Mapping[str, Any]) -> str:
+    """Return what the proxy left when it ended; empty while it runs."""
+    state = container.get("state") or {}
+    if "running" in state:
+        return ""
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    return str(ended.get("message") or "")[:_MAX_EXIT_MESSAGE]
+
+
 def _pod(pod: Mapping[str, Any], wanted_template: str, running: RunningConfig | None) -> Pod:
     status = pod.get("status") or {}
     container: Mapping[str, Any] = next(
@@ -170,6 +180,7 @@ def _pod(pod: Mapping[str, Any], wanted_template: str, running: RunningConfig | 
         is_terminating="deletionTimestamp" in pod["metadata"],
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
         waiting=ReportedCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        exit_message=exit_message(container),
         unscheduled=unscheduled(status),
         failed=ReportedCause(status.get("reason", ""), status.get("message", "")) if failed else None,
         running=running,

@@ -55,6 +55,7 @@ class Pod:
         is_of_template: It was created from the newest template.
         has_started: Its container runs or ran, so all volumes were mounted.
         waiting: Why its container does not start.
+        exit_message: Why the proxy in it has not started: what it has left in the status of the container.
         unscheduled: Why the scheduler has found no node.
         failed: Why the pod has failed as a whole (``SysctlForbidden``).
         running: Its running configuration; ``None`` when it did not respond.
@@ -66,6 +67,7 @@ class Pod:
     is_terminating: bool = False
     has_started: bool = False
     waiting: ReportedCause | None = None
+    exit_message: str = ""
     unscheduled: ReportedCause | None = None
     failed: ReportedCause | None = None
     running: RunningConfig | None = None
@@ -86,3 +88,8 @@ class Observed:
     addresses: tuple[tuple[str, str], ...] = ()
     mount_failures: Mapping[str, str] = field(default_factory=dict)
     without_sidecar: tuple[str, ...] = ()
+
+    @property
+    def reporting_pods(self) -> tuple[Pod, ...]:
+        """The pods that report their configuration and stay."""
+        return tuple(pod for pod in self.pods if pod.running is not None and not pod.is_terminating)

@@ -34,6 +34,7 @@ from mailproxy_operator.controller.injected_pods import observe_injected_pods
 from mailproxy_operator.controller.observe import belongs_to_workload, is_reachable, observe
 from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.controller.policy_status import PolicyStatus
+from mailproxy_operator.controller.routes_ready import RouteEvents
 from mailproxy_operator.controller.selected_secrets import RELIST_SECONDS, select_secrets
 from mailproxy_operator.controller.upstream_events import UpstreamEvents
 from mailproxy_operator.crd.resource import Resource
@@ -125,7 +126,7 @@ class Reconciler:
         self._now = now
         self._applied = AppliedCache()
         self._unused: dict[Key, frozenset[str]] = {}
-        self._upstream_events = UpstreamEvents()
+        self._pod_events = (UpstreamEvents(), RouteEvents())
         self._policy_status = PolicyStatus(cluster)
 
     def unchanged_since_apply(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
@@ -138,7 +139,8 @@ class Reconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._applied.forget(key)
             self._unused.pop(key, None)
-            self._upstream_events.forget(key)
+            for events in self._pod_events:
+                events.forget(key)
             await self._policy_status.remove(key)
             if self._services is not None:
                 await self._services.read(key, frozenset())
@@ -342,8 +344,9 @@ class Reconciler:
             if event:
                 await self._cluster.create_event(event)
         await self._report_certificates(run, observed, now)
-        for event in self._upstream_events.due(run.key, run.body, observed, now):
-            await self._cluster.create_event(event)
+        for events in self._pod_events:
+            for event in events.due(run.key, run.body, observed, now):
+                await self._cluster.create_event(event)
         return Outcome(
             refused=run.refused,
             failed=run.failed,

@@ -14,6 +14,8 @@ from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.conditions import Facts, conditions, count_synced, evaluate_conditions
 from mailproxy_operator.controller.observed import Observed
+from mailproxy_operator.controller.routes_ready import CONDITION as ROUTES
+from mailproxy_operator.controller.routes_ready import RouteFiles
 from mailproxy_operator.controller.upstream_tls import CONDITION as UPSTREAM_TLS
 from mailproxy_operator.crd.reference_paths import reference_paths
 from mailproxy_operator.errors import ConditionCause, OperatorError
@@ -73,6 +75,7 @@ def facts(
         retrying=ConditionCause(Reason.RETRYING, str(failed)) if failed else None,
         sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
         tls_servers=_tls_servers(plan, observed, previous),
+        route_files=_route_files(plan, previous),
     )
 
 
@@ -94,6 +97,20 @@ def _tls_servers(plan: Plan | None, observed: Observed, previous: Mapping[str, A
         return frozenset()
     running = (pod.running for pod in observed.pods if pod.running is not None)
     return frozenset(state.server for config in running for state in config.upstreams)
+
+
+def _route_files(plan: Plan | None, previous: Mapping[str, Any]) -> RouteFiles | None:
+    """Return the tables of routes and lists of users; ``None`` for an invalid resource that had some."""
+    if plan is not None:
+        servers = plan.config.servers
+        tables = (route.table for server in servers for route in server.route)
+        users = (server.used_user_file for server in servers)
+        return RouteFiles(
+            frozenset(path for path in tables if path is not None),
+            frozenset(path for path in users if path is not None),
+        )
+    had = any(one.get("type") == ROUTES for one in previous.get("conditions") or [])
+    return None if had else RouteFiles()
 
 
 def status(inputs: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now: str) -> Manifest:

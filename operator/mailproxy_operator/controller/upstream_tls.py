@@ -58,9 +58,8 @@ def upstream_tls(observed: Observed, servers: Collection[str], now: datetime | N
 
 
 def _reports(observed: Observed) -> Iterator[tuple[Pod, UpstreamState]]:
-    for pod in observed.pods:
-        if pod.running is not None and not pod.is_terminating:
-            yield from ((pod, state) for state in pod.running.upstreams)
+    for pod in observed.reporting_pods:
+        yield from ((pod, state) for state in (pod.running.upstreams if pod.running else ()))
 
 
 def _failure(failing: list[tuple[Pod, UpstreamState]]) -> Found:

@@ -219,7 +219,8 @@ def _conditions() -> Manifest:
             ),
             "message": _text(32768, "The cause, and how to fix it."),
         },
-        "Accepted ResolvedRefs Available ConfigSynced UpstreamTLSReady GroupsReady Ready: True is good. "
+        "Accepted ResolvedRefs Available ConfigSynced UpstreamTLSReady RoutesReady GroupsReady Ready: "
+        "True is good. "
         "Reconciling Stalled: False is.",
         required=["type", "status", "lastTransitionTime", "reason", "message"],
         **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},

@@ -59,6 +59,13 @@ class Reason(StrEnum):
     UPSTREAM_TLS_INCOMPATIBLE = "UpstreamTLSIncompatible"
     UPSTREAM_TLS_REFUSED = "UpstreamTLSRefused"
     UPSTREAM_TLS_TIMEOUT = "UpstreamTLSTimeout"
+    # RoutesReady
+    ROUTES_LOADED = "RoutesLoaded"
+    ROUTES_NOT_REPORTED = "RoutesNotReported"
+    ROUTE_OBJECT_NOT_FOUND = "RouteObjectNotFound"
+    ROUTE_KEY_NOT_FOUND = "RouteKeyNotFound"
+    ROUTE_TABLE_REFUSED = "RouteTableRefused"
+    USER_LIST_REFUSED = "UserListRefused"
     # GroupsReady
     MEMBERS_READY = "MembersReady"
     NO_READY_MEMBERS = "NoReadyMembers"
@@ -106,6 +113,13 @@ class UpstreamEventReason(StrEnum):
     """Reasons of the events about mail servers."""
 
     UPSTREAM_MISCONFIGURED = "UpstreamMisconfigured"
+
+
+class RouteEventReason(StrEnum):
+    """Reasons of the events about tables of routes and lists of users."""
+
+    ROUTE_TABLE_REFUSED = "RouteTableRefused"
+    USER_LIST_REFUSED = "UserListRefused"
 
 
 class PolicyReason(StrEnum):

@@ -9,6 +9,7 @@ from mailproxy_operator.reasons import (
     EventReason,
     InjectionReason,
     PolicyReason,
+    RouteEventReason,
     SysctlReason,
     UpstreamEventReason,
 )
@@ -18,7 +19,9 @@ from mailproxy_operator.reasons import (
 class OtherRow:
     """One reason that is not one of a condition."""
 
-    reason: SysctlReason | EventReason | InjectionReason | UpstreamEventReason | PolicyReason
+    reason: (
+        SysctlReason | EventReason | InjectionReason | UpstreamEventReason | PolicyReason | RouteEventReason
+    )
     meaning: str
     action: str = ""
     example: str = ""
@@ -179,6 +182,23 @@ UPSTREAM_EVENTS: tuple[OtherRow, ...] = (
     ),
 )
 """Every reason of an event about mail servers; the type is Warning."""
+
+ROUTE_EVENTS: tuple[OtherRow, ...] = (
+    OtherRow(
+        reason=RouteEventReason.ROUTE_TABLE_REFUSED,
+        meaning=(
+            "A table of routes is not valid, so pods use its last valid version. The note has the object, "
+            "the key, the number of the line and what is wrong with it, and nothing of the line."
+        ),
+        action="Correct the line: [routes.md](../routes.md#tables). Pods load the table without a restart.",
+    ),
+    OtherRow(
+        reason=RouteEventReason.USER_LIST_REFUSED,
+        meaning="The same of a list of users (`authUserFile`).",
+        action="Correct the line: [static-users.md](../static-users.md).",
+    ),
+)
+"""Every reason of an event about tables of routes and lists of users; the type is Warning."""
 
 INJECTION: tuple[OtherRow, ...] = (
     OtherRow(

@@ -13,6 +13,7 @@ from mailproxy_operator.reasons.other_tables import (
     CERTIFICATE_EVENTS,
     INJECTION,
     POLICIES,
+    ROUTE_EVENTS,
     SIDECAR_EVENTS,
     SYSCTLS,
     UPSTREAM_EVENTS,
@@ -50,8 +51,9 @@ _READY = """
 `Ready` has the reason and the message of the first of these conditions that is not healthy: `Accepted`,
 `Stalled`, `ResolvedRefs`, `Available`, `ConfigSynced`. `UpstreamTLSReady` and `GroupsReady` do not count:
 other pods would not help, and only a MailProxy with `proxySsl`, or with a `service` in `spec.upstreams`, has
-them. When the status or the reason of `Ready` changes, the operator creates an event for the MailProxy with
-this reason and message.
+them. `RoutesReady` does not count: pods go on with the last valid version, and only a MailProxy with tables
+of routes or a list of users has it. When the status or the reason of `Ready` changes, the operator creates an
+event for the MailProxy with this reason and message.
 
 ## Reasons of conditions
 
@@ -76,7 +78,14 @@ _UPSTREAMS = """
 ## Events about mail servers
 
 The operator creates these events from what pods report. Their type is Warning. An error that lasts gets one
-event an hour, and a MailProxy at most ten. All other events of the operator are those of `Ready`.
+event an hour, and a MailProxy at most ten.
+
+"""
+_ROUTES = """
+## Events about tables of routes and lists of users
+
+The operator creates these events from what pods report, one an hour while a file is refused. Their type is
+Warning.
 
 """
 _POLICIES = """
@@ -114,6 +123,8 @@ def reference() -> str:
             _table(INJECTION, "Message"),
             _UPSTREAMS,
             _table(UPSTREAM_EVENTS, ""),
+            _ROUTES,
+            _table(ROUTE_EVENTS, ""),
             _POLICIES,
             _table(POLICIES, "Message"),
         ]

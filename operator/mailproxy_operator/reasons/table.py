@@ -10,7 +10,7 @@ from __future__ import annotations
 from mailproxy_operator.reasons import Reason
 from mailproxy_operator.reasons.group_rows import GROUPS
 from mailproxy_operator.reasons.rows import ConditionType, ReasonRow, State
-from mailproxy_operator.reasons.upstream_rows import UPSTREAM_TLS
+from mailproxy_operator.reasons.upstream_rows import ROUTES, UPSTREAM_TLS
 
 CONDITIONS = (
     ConditionType("Ready", "True", "clients are served with the newest configuration; sums up the others"),
@@ -24,6 +24,11 @@ CONDITIONS = (
         "UpstreamTLSReady",
         "True",
         "TLS with mail servers works; only with `proxySsl`, and not part of `Ready`",
+    ),
+    ConditionType(
+        "RoutesReady",
+        "True",
+        "tables of routes and lists of users are loaded; only where there are some, and not part of `Ready`",
     ),
     ConditionType(
         "GroupsReady",
@@ -421,6 +426,7 @@ REASONS = (
         ),
     ),
     *UPSTREAM_TLS,
+    *ROUTES,
     *GROUPS,
     # -- Reconciling -----------------------------------------------------------
     ReasonRow(

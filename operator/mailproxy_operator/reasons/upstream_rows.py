@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reasons of the condition ``UpstreamTLSReady``."""
+"""The reasons of the conditions ``UpstreamTLSReady`` and ``RoutesReady``."""
 
 from __future__ import annotations
 
@@ -114,3 +114,65 @@ UPSTREAM_TLS = (
     ),
 )
 """The rows in the order of the page."""
+
+_NO_ROUTES: tuple[State, ...] = (("RoutesReady", "False"),)
+
+ROUTES = (
+    ReasonRow(
+        reason=Reason.ROUTES_LOADED,
+        states=(("RoutesReady", "True"),),
+        meaning="Every pod uses the newest version of each table of routes and list of users that it has.",
+        example="pods use the newest tables of routes and lists of users",
+    ),
+    ReasonRow(
+        reason=Reason.ROUTES_NOT_REPORTED,
+        states=(("RoutesReady", "Unknown"),),
+        meaning="No pod runs, or the operator does not reach their admin endpoints.",
+        action="See `Available` and `ConfigSynced`.",
+        example="no pod has reported its configuration yet",
+        is_transient=True,
+    ),
+    ReasonRow(
+        reason=Reason.ROUTE_OBJECT_NOT_FOUND,
+        states=_NO_ROUTES,
+        meaning="The ConfigMap or Secret of a table or list does not exist, so a pod does not start.",
+        action="Create it, or correct the field.",
+        example=(
+            "pod edge-6d9c7-x2x: no ConfigMap moves; create it in the MailProxy's namespace, or correct "
+            "spec.mail.routes[0].table.configMapKeyRef"
+        ),
+    ),
+    ReasonRow(
+        reason=Reason.ROUTE_KEY_NOT_FOUND,
+        states=_NO_ROUTES,
+        meaning="The ConfigMap or Secret of a table or list does not have the key.",
+        action="Add the key, or correct the field.",
+        example=(
+            "pod edge-6d9c7-x2x: ConfigMap moves has no key users; add it, or correct "
+            "spec.mail.routes[0].table.configMapKeyRef"
+        ),
+    ),
+    ReasonRow(
+        reason=Reason.ROUTE_TABLE_REFUSED,
+        states=_NO_ROUTES,
+        meaning="A table of routes has an invalid line, so pods use its last valid version.",
+        action="Correct the line that the message names: [routes.md](../routes.md#tables).",
+        example=(
+            "pod edge-6d9c7-x2x: ConfigMap moves, key users, line 3: the upstream is not in spec.upstreams "
+            "(new, old); correct it (spec.mail.routes[0].table.configMapKeyRef); pods use its last valid "
+            "version until then, and load a corrected one without a restart"
+        ),
+    ),
+    ReasonRow(
+        reason=Reason.USER_LIST_REFUSED,
+        states=_NO_ROUTES,
+        meaning="A list of users has an invalid line, so pods use its last valid version.",
+        action="Correct the line that the message names: [static-users.md](../static-users.md).",
+        example=(
+            "pod edge-6d9c7-x2x: Secret users, key htpasswd, line 2: the user is already in line 1: remove "
+            "one of the two; correct it (spec.mail.authUserFile.secretKeyRef); pods use its last valid "
+            "version until then, and load a corrected one without a restart"
+        ),
+    ),
+)
+"""The rows of ``RoutesReady``."""

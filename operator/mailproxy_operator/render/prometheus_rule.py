@@ -235,6 +235,24 @@ ALERTS = (
         " the condition ConfigSynced.",
     ),
     Alert(
+        "MailProxyRouteTableRefused",
+        "max by (PROXY, pod, instance) (mailproxy_route_tables_refused{JOB}) > 0",
+        "5m",
+        "warning",
+        f"WHO: {_WHERE} keeps an older version of a table of routes",
+        "The newest version has an invalid line, so its changes are not in effect, and a pod that starts now"
+        " does not start with it. The condition RoutesReady has the line.",
+    ),
+    Alert(
+        "MailProxyUserListRefused",
+        "max by (PROXY, pod, instance) (mailproxy_user_files_refused{JOB}) > 0",
+        "5m",
+        "warning",
+        f"WHO: {_WHERE} keeps an older version of a list of users",
+        "The newest version has an invalid line: new users cannot log in, removed ones still can, and a pod"
+        " that starts now does not start with it. The condition RoutesReady has the line.",
+    ),
+    Alert(
         "MailProxyConfigSkew",
         "count by (PROXY) (count by (PROXY, hash) (mailproxy_config_info{JOB}"
         " unless on (PROXY, pod, instance) mailproxy_draining{JOB} == 1)) > 1",

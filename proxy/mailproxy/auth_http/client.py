@@ -15,7 +15,6 @@ from typing import Final
 
 from mailproxy.auth_http.connection import AuthConnection
 from mailproxy.auth_http.pending_request import AuthCallback, PendingRequest
-from mailproxy.auth_http.response import AuthResponse
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
@@ -285,9 +284,9 @@ class AuthHttpClient:
 
     # -- results
 
-    def on_response(self, request: PendingRequest, response: AuthResponse) -> None:
+    def on_response(self, request: PendingRequest, decision: Decision) -> None:
         """Count a response."""
-        self._finish(request, _OUTCOMES[response.decision.__class__])
+        self._finish(request, _OUTCOMES[decision.__class__])
 
     def on_failure(self, request: PendingRequest, error: AuthUnavailable) -> None:
         """Count a failure."""
@@ -311,7 +310,7 @@ class AuthHttpClient:
         del self.requests[request]
         self._in_flight.value -= 1
         if outcome is not None:
-            request.durations[outcome].observe(time.monotonic() - request.started)
+            request.durations[outcome].observe(self.context.epoll.now - request.started)
         if self.waiting.holders and self.waiting.release(request):
             self._serve_waiting()
 

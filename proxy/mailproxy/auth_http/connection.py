@@ -28,6 +28,7 @@ from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthRespon
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import WOULD_BLOCK
+from mailproxy.protocols.types import AuthAllowed
 from mailproxy.tls.client import describe_tls_error
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ _IN_PROGRESS: Final = frozenset({0, errno.EINPROGRESS})
 _READ: Final = 16 * 1024
 _NONE_UNREAD: Final = bytes(4)
 """The result of ``FIONREAD`` where no byte is unread."""
+_UNREAD: Final = bytearray(4)
+"""Gets the result; with ``bytes`` ``ioctl`` takes four times as many instructions."""
 _REQUEST_TIMEOUT: Final = 408
 
 
@@ -213,9 +216,11 @@ class AuthConnection:
         request = self.request
         if request is None:
             return  # the request is over
-        if self._was_used and fcntl.ioctl(self.fd, termios.FIONREAD, _NONE_UNREAD) != _NONE_UNREAD:
-            self._on_lost()  # what has arrived before the request is not its response
-            return
+        if self._was_used:
+            fcntl.ioctl(self.fd, termios.FIONREAD, _UNREAD)
+            if _UNREAD != _NONE_UNREAD:
+                self._on_lost()  # what has arrived before the request is not its response
+                return
         self._is_sent = True
         try:
             sent = self.sock.send(request.data)
@@ -289,19 +294,23 @@ class AuthConnection:
         request = self.request
         assert request is not None  # noqa: S101 - checked before
         request.head = complete = head[:end]
+        server = request.server
         try:
             credentials = request.auth_request.credentials
+            password = credentials.password
             response = parse(
                 complete,
-                protocol=request.server.protocol,
-                method=credentials.method,
-                user=credentials.user,
-                password=credentials.password,
-                accepts_names=self.http_client.accepts_names,
+                server.protocol,
+                credentials.method,
+                credentials.user,
+                password,
+                self.http_client.accepts_names,
             )
-            check_group(response.decision, request.server, credentials.password)
-            if request.server.auth_http_overrides:
-                set_overrides(response, complete, request.server, credentials.password)
+            decision = response.decision
+            if isinstance(decision, AuthAllowed) and decision.upstream_group:
+                check_group(decision, server, password)
+            if server.auth_http_overrides:
+                set_overrides(response, complete, server, password)
         except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):
                 raise
@@ -317,7 +326,7 @@ class AuthConnection:
         self.request = None
         self._head = b""
         try:
-            self.http_client.on_response(request, response)
+            self.http_client.on_response(request, response.decision)
             self._reuse(response, rest)
         except Exception as error:  # an entry point: this is no longer known to carry a request
             self.http_client.context.handle_error(callback, error)

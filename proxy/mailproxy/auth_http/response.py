@@ -16,7 +16,13 @@ from functools import lru_cache
 from typing import Final
 
 from mailproxy.auth_http.response_body import MAX_DIGITS, BodyFraming, framing_of
-from mailproxy.auth_http.upstream_servers import has_controls, is_name, upstream_address, upstream_servers
+from mailproxy.auth_http.upstream_servers import (
+    has_controls,
+    is_name,
+    parse_port,
+    upstream_address,
+    upstream_servers,
+)
 from mailproxy.enums import AuthErrorReason, Method
 from mailproxy.errors import InvalidAuthResponse
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision, Secret
@@ -48,6 +54,8 @@ _PASSWORD_LINE: Final = re.compile(rb"\nauth-pass:([^\x00-\x1f]*)\r?\n", re.IGNO
 _STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _SASL_ERROR: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==|[A-Za-z0-9+/]=))?")
+_MAX_HASH_KEY: Final = 255
+"""Bytes of ``Auth-Server-Hash``: as many as a login name has."""
 _MAX_SASL_ERROR: Final = 4096
 
 _SMTP: Final = Protocol.SMTP
@@ -66,6 +74,7 @@ _MEANINGFUL: Final = frozenset(
         b"auth-server",
         b"auth-port",
         b"auth-server-group",
+        b"auth-server-hash",
         b"auth-user",
         b"auth-pass",
         b"auth-error-code",
@@ -139,12 +148,12 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
 
 def parse(
     head: bytes,
-    *,
     protocol: Protocol,
     method: Method,
     user: bytes,
     password: Secret | None,
     accepts_names: bool = False,
+    *,
     use_cache: bool = True,
 ) -> AuthResponse:
     """Parse the head of a response.
@@ -332,7 +341,10 @@ def _decision(
     if b"auth-server-group" in headers and b"auth-server" not in headers:
         upstream_password = _upstream_password(protocol, method, password, new_password)
         group = headers[b"auth-server-group"].decode("ascii", "backslashreplace")
-        return AuthAllowed("", 0, user, upstream_password, upstream_group=group, smtp_auth=smtp_auth)
+        port, key = _group_port(headers), _hash_key(headers)
+        return AuthAllowed(
+            "", port, user, upstream_password, upstream_group=group, hash_key=key, smtp_auth=smtp_auth
+        )
     if not accepts_names:
         address, port = upstream_address(headers)
         upstream_password = _upstream_password(protocol, method, password, new_password)
@@ -342,6 +354,19 @@ def _decision(
     upstream_password = _upstream_password(protocol, method, password, new_password)
     several = servers if len(servers) > 1 or is_name(first.host) else ()
     return AuthAllowed(first.host, first.port, user, upstream_password, several, smtp_auth=smtp_auth)
+
+
+def _group_port(headers: Mapping[bytes, bytes]) -> int:
+    """Return the port of servers of a group that have none, or 0."""
+    return parse_port(headers[b"auth-port"]) if b"auth-port" in headers else 0
+
+
+def _hash_key(headers: Mapping[bytes, bytes]) -> bytes:
+    """Parse ``Auth-Server-Hash``; empty without it."""
+    key = _checked("Auth-Server-Hash", headers.get(b"auth-server-hash", b""))
+    if len(key) > _MAX_HASH_KEY:
+        raise InvalidAuthResponse(f"Auth-Server-Hash of {len(key)} bytes, at most {_MAX_HASH_KEY} accepted")
+    return key
 
 
 def _uses_smtp_auth(value: bytes) -> bool:

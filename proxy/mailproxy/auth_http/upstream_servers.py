@@ -83,7 +83,7 @@ def has_controls(value: bytes) -> bool:
 @lru_cache(maxsize=1024)
 def _endpoint(server: bytes, port: bytes) -> tuple[str, int]:
     """Parse an upstream's address; cached, as there are few of them."""
-    return _address(server), _port(port)
+    return _address(server), parse_port(port)
 
 
 @lru_cache(maxsize=1024)
@@ -113,7 +113,7 @@ def _server(item: bytes, value: bytes, auth_port: bytes | None) -> UpstreamServe
     if not auth_port:
         why = "has no port: the service must send it after a colon, or in Auth-Port"
         raise _invalid("Auth-Server", item, why, AuthErrorReason.NO_SERVER)
-    return UpstreamServer(name, _port(auth_port))
+    return UpstreamServer(name, parse_port(auth_port))
 
 
 def _split(item: bytes) -> tuple[bytes, bytes, bytes]:
@@ -177,7 +177,12 @@ def _address(text: bytes) -> str:
     raise _invalid("Auth-Server", text, why)
 
 
-def _port(text: bytes) -> int:
+def parse_port(text: bytes) -> int:
+    """Parse ``Auth-Port``.
+
+    Raises:
+        InvalidAuthResponse: It is no port.
+    """
     if _is_port(text):
         return int(text)
     raise _invalid("Auth-Port", text, "is not a port: the service must send a number from 1 to 65535")

@@ -89,9 +89,10 @@ class WorkerSelector(selectors.BaseSelector):
         left = None if timeout is None else max(timeout, 0.0)  # a negative timeout means none
         while True:
             events = epoll.run_iteration(left)
-            ready = self._ready(events) if events else []
-            if ready or self.asyncio_has_work or epoll.now >= ends_at:
+            if events and (ready := self._ready(events)):
                 return ready
+            if self.asyncio_has_work or epoll.now >= ends_at:
+                return []
             if left is not None:
                 left = ends_at - epoll.now
 

@@ -309,7 +309,8 @@ class UpstreamVerdict(Protocol):
 class AuthAllowed:
     """The client may log in at this upstream.
 
-    ``address`` is an IP address without brackets, or ``unix:`` and a path, with port 0.
+    ``address`` is an IP address without brackets, or ``unix:`` and a path, with port 0.  It is empty where
+    the service has named a group; then ``port`` is the one of servers without their own, or 0.
     ``user`` and ``password`` are the credentials for the upstream: those from the
     service where it sent some.  ``servers`` has all items of a response with names or several
     addresses; it is empty for one address, and ``address`` and ``port`` are those of the first item.
@@ -324,6 +325,8 @@ class AuthAllowed:
     overrides: Overrides = ()
     upstream_group: str = ""
     """The group of upstreams that ``servers`` are of; its directives apply to the login."""
+    hash_key: bytes = b""
+    """``Auth-Server-Hash``: what ``hash`` of the group uses instead of ``user``."""
     smtp_auth: bool = True
     """Whether ``proxy_smtp_auth`` applies; false for ``Auth-SMTP: no``."""
     attempt: UpstreamVerdict | None = field(default=None, repr=False, compare=False)

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from hashlib import blake2b
 from struct import Struct
+from types import MappingProxyType
 from typing import Final
 
 from mailproxy.routing.login_name import MAX_NAME, normalised
@@ -46,12 +47,17 @@ class TableRefused(Exception):
     """A table has invalid lines.
 
     Attributes:
-        problems: Numbers of lines (from 1; 0 for the whole file), and what is wrong with each.
+        problems: Numbers of lines (from 1; 0 for the whole file), and what is wrong with each: without
+            any part of the line.
+        lines: The beginning of such lines in quotes, by their numbers.
     """
 
-    def __init__(self, problems: Collection[tuple[int, str]]) -> None:
+    def __init__(
+        self, problems: Collection[tuple[int, str]], lines: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
         super().__init__("; ".join(reason for _, reason in problems))
         self.problems = tuple(problems)
+        self.lines = lines
 
 
 def slot_of(key: bytes, mask: int) -> int:
@@ -94,6 +100,7 @@ class _Compiler:
         self._entries = bytearray(heading)
         self._header = HEADER.pack(MAGIC, self._mask + 1, self._start, self._start + len(heading))
         self._problems: list[tuple[int, str]] = []
+        self._lines: dict[int, str] = {}
 
     def run(self) -> bytearray:
         number, counted = 1, 0
@@ -104,11 +111,12 @@ class _Compiler:
             try:
                 self._add(*self._fields(stripped))
             except ValueError as error:
-                self._problems.append((number, f"{_quote(stripped)}: {error}"))
+                self._problems.append((number, str(error)))
+                self._lines[number] = _quote(stripped)
                 if len(self._problems) >= MAX_REPORTED:
                     break
         if self._problems:
-            raise TableRefused(self._problems)
+            raise TableRefused(self._problems, self._lines)
         table = bytearray(self._header)
         table += memoryview(self._slots).cast("B")
         table += self._entries
@@ -118,7 +126,7 @@ class _Compiler:
         """Return key, index of the group, and login of a line.
 
         Raises:
-            ValueError: The line is invalid.
+            ValueError: The line is invalid.  The message has no part of it.
         """
         if _CONTROLS.search(line):
             raise ValueError("there is a control character: remove it")
@@ -132,7 +140,7 @@ class _Compiler:
         group = self._groups.get(fields[1])
         if group is None:
             known = b", ".join(self._groups).decode()
-            raise ValueError(f"{_quote(fields[1])} is not in spec.upstreams ({known})")
+            raise ValueError(f"the upstream is not in spec.upstreams ({known})")
         return _key(fields[0]), group, _login(fields[2]) if len(fields) == 3 else b""
 
     def _add(self, key: bytes, group: int, login: bytes) -> None:

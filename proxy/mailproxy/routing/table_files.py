@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Final
 
 from mailproxy.routing.table_compiler import MAX_TABLE_BYTES, TableRefused, compile_table
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import ProxyConfig
+
+_IN_SECRET: Final = re.compile("/secrets/[^/]+/[^/]+")
+"""The path of a key of a Secret: see ``mailproxy_config.secret_refs.Mounts``."""
 
 
 class TableFile:
@@ -72,15 +77,22 @@ def load_tables(config: ProxyConfig, previous: Mapping[str, TableFile]) -> Loade
         try:
             files[path] = _load(path, groups, last)
         except TableRefused as refused:
-            problems = [
-                Problem(f"{path}:{line}" if line else path, reason) for line, reason in refused.problems
-            ]
+            problems = refused_lines(path, refused)
             if last is None or not last.groups <= groups:
                 errors += problems
             else:
                 files[path] = last
                 kept += problems
     return LoadedTables(files, tuple(errors), tuple(kept))
+
+
+def refused_lines(path: str, refused: TableRefused) -> list[Problem]:
+    """Return what is wrong with a file, with its lines, unless it is in a Secret."""
+    lines = {} if _IN_SECRET.search(path) else refused.lines
+    return [
+        Problem(f"{path}:{number}" if number else path, reason, lines.get(number, ""))
+        for number, reason in refused.problems
+    ]
 
 
 def _tables(config: ProxyConfig) -> dict[str, frozenset[str]]:

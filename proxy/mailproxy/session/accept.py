@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -189,7 +188,7 @@ class Listener:
             config.protocol,
             client.address,
             client.port,
-            time.monotonic(),
+            context.epoll.now,
         )
         record.held = held
         client.session_id = record.session

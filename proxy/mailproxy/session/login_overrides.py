@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.context import WorkerContext
-from mailproxy.protocols.types import Overrides, UpstreamLogin
+from mailproxy.protocols.types import AuthAllowed, Overrides, UpstreamLogin, UpstreamServer
 from mailproxy.routing.login_name import normalised
 
 if TYPE_CHECKING:
@@ -40,13 +40,32 @@ def connect_for_login(
     group = login.grant.upstream_group
     if group and not login.grant.servers:  # the authentication service has named it
         choice = base.group_choices[group]
-        login.grant.servers = choice.servers(normalised(login.grant.user))
+        login.grant.servers = choice.servers(normalised(login.grant.hash_key or login.grant.user))
         if not login.grant.servers:
             raise choice.no_server()
+        if login.grant.port:
+            login.grant.servers = _with_port(base, login.grant)
+        first = login.grant.servers[0]
+        login.grant.address, login.grant.port = first.host, first.port
+        session.record.upstream, session.record.upstream_port = first.host, first.port
     base = base.groups.get(group, base)
     overrides = login.grant.overrides
     session.server = variant_of(base, session.context, overrides) if overrides else base
     return connect(session, login)
+
+
+def _with_port(server: VirtualServer, grant: AuthAllowed) -> tuple[UpstreamServer, ...]:
+    """Return the servers of a login with ``Auth-Port`` for those that have no port in the configuration."""
+    group = next(each for each in server.config.upstream_groups if each.name == grant.upstream_group)
+    if group.members is not None:  # the endpoints of a Service have ports
+        return grant.servers
+    own = {(each.host, each.port) for each in group.servers if each.port}
+    return tuple(
+        each
+        if (each.host, each.port) in own or each.host.startswith("unix:")
+        else UpstreamServer(each.host, grant.port)
+        for each in grant.servers
+    )
 
 
 def variant_of(server: VirtualServer, context: WorkerContext, overrides: Overrides) -> VirtualServer:

@@ -126,7 +126,9 @@ class RelayEnd:
             relay.on_broken(self)
             return
         relay.last_activity = relay.context.epoll.now
-        if mask & BROKEN or self.is_eof or self.has_unsent or other.has_unsent or self.events != other.events:
+        if not relay.is_closed and (
+            mask & BROKEN or self.is_eof or self.has_unsent or other.has_unsent or self.events != other.events
+        ):
             self._update(is_broken=bool(mask & BROKEN))
 
     def _update(self, *, is_broken: bool) -> None:
@@ -240,11 +242,13 @@ class RelayEnd:
         self.is_eof = True
         relay, other = self.relay, self.other
         is_first = relay.on_eof(self)
-        if not relay.is_complete():
-            if is_first:
-                relay.limit_idle_time()
-            if not other.has_unsent:
-                other.end_writing()
+        if relay.is_complete():
+            relay.close()
+            return
+        if is_first:
+            relay.limit_idle_time()
+        if not other.has_unsent:
+            other.end_writing()
 
     def end_writing(self) -> None:
         """Shut down writing: everything of the other end is written; done to an upstream only."""

@@ -20,7 +20,7 @@ from mailproxy.protocols.sansio import Effect, ProtocolGenerator
 from mailproxy.protocols.types import UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import reason_of
 from mailproxy.protocols.upstream_tls import injected
-from mailproxy.session.driver import PENDING, DriverState, ProtocolDriver
+from mailproxy.session.driver import PENDING, READING, DriverState, ProtocolDriver
 from mailproxy.tls.connection import HandshakeStep
 from mailproxy.tls.upstream_connection import UpstreamTlsConnection
 from mailproxy.tls.upstream_context import Peer
@@ -67,7 +67,7 @@ class UpstreamConnection(ProtocolDriver):
     ) -> None:
         context, server = session.context, session.server
         seconds = server.upstream.server.timeout
-        super().__init__(context, sock, sock.fileno(), seconds)
+        ProtocolDriver.__init__(self, context, sock, sock.fileno(), seconds)
         self.owner = session
         self._session: Session | None = session
         self._generator = generator
@@ -144,7 +144,7 @@ class UpstreamConnection(ProtocolDriver):
             return
         self._on_connected(session, self._connect_seconds())
         self.set_events(READ)
-        if self.state is DriverState.READING:
+        if self.state is READING:
             self.on_event(mask)
 
     def _on_connected(self, session: Session, seconds: float) -> None:

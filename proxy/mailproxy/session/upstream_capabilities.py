@@ -4,7 +4,7 @@
 The configuration has no addresses of upstreams.  They are learnt from logins that succeeded, and asked
 on connections of their own (``CapabilityProbe``).  Clients get what all of the last upstreams have; until
 the first response, what is configured.  The next list is made before it is needed: no client waits for
-a probe.
+a probe.  An upstream is asked with the directives of the group that the login went to.
 
 A server without the directive has none of this.
 """
@@ -15,6 +15,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from mailproxy.context import WorkerContext
@@ -75,6 +76,8 @@ class _Known:
     """One upstream.  Times are monotonic seconds."""
 
     offer: Offer | None = None
+    group: str = ""
+    """The group with directives of its own to which the last login there went; empty for none."""
     used: float = 0.0
     """When a client logged in there."""
     asked: float = 0.0
@@ -115,6 +118,8 @@ class UpstreamCapabilities:
         self._make_frontend, self._make_end = server.frontend, server.upstream_end
         self._announced: tuple[str, ...] | None = None
         server.frontend, server.upstream_end = self.frontend, self.upstream_end
+        for name, group in server.groups.items():
+            group.upstream_end = partial(self._end_in_group, name, group.upstream_end)
         if previous is not None:  # what is known is used until upstreams are asked with the new configuration
             last = previous._known  # noqa: SLF001 - of this class
             self._known.update((peer, replace(known, due=0.0)) for peer, known in last.items())
@@ -138,10 +143,22 @@ class UpstreamCapabilities:
         tls: TlsConnection | None = None,
     ) -> RelayEnd:
         """Make the upstream's end of a relay; remember the upstream."""
+        return self._end_in_group("", self._make_end, sock, fd, events, counter, tls)
+
+    def _end_in_group(
+        self,
+        group: str,
+        make_end: Callable[..., RelayEnd],
+        sock: socket.SocketType,
+        fd: int,
+        events: int,
+        counter: Counter,
+        tls: TlsConnection | None = None,
+    ) -> RelayEnd:
         peer = tls.peer if isinstance(tls, UpstreamTlsConnection) else _peer_of(sock)
         if peer is not None:
-            self._learn(peer)
-        return self._make_end(sock, fd, events, counter, tls)
+            self._learn(peer, group)
+        return make_end(sock, fd, events, counter, tls)
 
     def close(self) -> None:
         """Stop all probes."""
@@ -151,7 +168,7 @@ class UpstreamCapabilities:
 
     # -- upstreams
 
-    def _learn(self, peer: Peer) -> None:
+    def _learn(self, peer: Peer, group: str) -> None:
         now = self._context.epoll.now
         known = self._known.get(peer)
         if known is None:
@@ -159,7 +176,7 @@ class UpstreamCapabilities:
                 return
             known = self._known[peer] = _Known()
         self._known.move_to_end(peer)
-        known.used = now
+        known.used, known.group = now, group
         if now >= known.due:
             self._ask(peer, known)
 
@@ -184,7 +201,7 @@ class UpstreamCapabilities:
 
     def _ask(self, peer: Peer, known: _Known) -> None:
         known.asked, known.due = self._context.epoll.now, _NEVER
-        probe = _Probe(self, peer)
+        probe = _Probe(self, peer, self.server.groups.get(known.group, self.server))
         self._probes.add(probe)
         try:
             probe.connect()
@@ -259,7 +276,7 @@ class _Probe:
         peer: The upstream.
         protocol_metrics: The metrics of the protocol, which count this connection as any other.
         record: What the report about upstreams takes the address from; it is not logged.
-        server: The server, with the probe in place of the login.
+        server: The server or its group, with the probe in place of the login.
     """
 
     __slots__ = (
@@ -274,7 +291,7 @@ class _Probe:
         "server",
     )
 
-    def __init__(self, source: UpstreamCapabilities, peer: Peer) -> None:
+    def __init__(self, source: UpstreamCapabilities, peer: Peer, base: VirtualServer) -> None:
         self._source = source
         self._connection: UpstreamConnection | None = None
         self.peer = peer
@@ -282,7 +299,6 @@ class _Probe:
         self.client = Client("")
         self.name = format_host_port(peer.address, peer.port)
         self.record = SessionRecord(upstream=peer.address, upstream_port=peer.port)
-        base = source.server
         self.protocol_metrics = base.protocol_metrics
         self.server = replace(base, login_timeouts=context.timers.queue(PROBE_SECONDS), base=base)
         self.server.upstream = _PROBES[base.config.protocol](_config_of_probes(base.config))

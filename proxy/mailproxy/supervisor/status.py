@@ -31,6 +31,8 @@ SNAPSHOT_SECONDS: Final = 1.0
 _MAX_ERROR_LENGTH: Final = 4096
 _MAX_CERTIFICATES: Final = 20
 """Maximum number of reported certificates that are not used."""
+_MAX_LINES: Final = 20
+"""Maximum number of reported lines of tables, and of lists of users."""
 
 
 class Status:
@@ -66,6 +68,8 @@ class Status:
         self._certificates: tuple[Problem, ...] = ()
         self._kept_tables = 0
         self._kept_user_files = 0
+        self._refused_lines: tuple[str, ...] = ()
+        self._refused_users: tuple[str, ...] = ()
         self._shown: ConfigRevision | None = None
         self._report_number = 0
 
@@ -88,6 +92,8 @@ class Status:
         self._certificates = revision.certificates[:_MAX_CERTIFICATES]
         self._kept_tables = revision.kept_tables
         self._kept_user_files = revision.kept_user_files
+        self._refused_lines = tuple(one.without_line for one in revision.refused_lines[:_MAX_LINES])
+        self._refused_users = tuple(one.without_line for one in revision.refused_users[:_MAX_LINES])
         servers = revision.config.servers
         zones = {name for server in servers for name in server.limit_zones}
         groups = service_groups(group for server in servers for group in server.upstream_groups)
@@ -96,7 +102,7 @@ class Status:
     def refused(self, problems: tuple[Problem, ...]) -> None:
         """Record that a configuration was rejected; the previous one stays in use."""
         self._reloads[ReloadResult.FAILURE] += 1
-        self._last_error = "; ".join(map(str, problems))[:_MAX_ERROR_LENGTH]
+        self._last_error = "; ".join(problem.without_line for problem in problems)[:_MAX_ERROR_LENGTH]
 
     # -- requests of the admin endpoint
 
@@ -143,7 +149,8 @@ class Status:
         """Return hash, generation and load time of the configuration in all workers, and what is wrong.
 
         ``certificates`` are those that clients choose by name and that are not used, or not for all names.
-        ``upstreams`` has what logins at upstreams have shown, by server.
+        ``route_tables`` and ``user_files`` are lines of files whose earlier versions are used, without any
+        part of the line.  ``upstreams`` has what logins at upstreams have shown, by server.
         """
         if self.pool is not None and self.is_started and self.pool.is_settled:
             self._shown = self.pool.wanted
@@ -154,6 +161,8 @@ class Status:
             "loaded_at": datetime.fromtimestamp(shown.loaded_at, UTC).isoformat() if shown else None,
             "last_error": self._last_error,
             "certificates": [str(problem) for problem in self._certificates],
+            "route_tables": list(self._refused_lines),
+            "user_files": list(self._refused_users),
             "upstreams": self._aggregator.upstreams(time.time()),
         }
 

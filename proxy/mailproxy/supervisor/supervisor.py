@@ -33,6 +33,7 @@ from mailproxy.supervisor.launcher import WorkerLauncher
 from mailproxy.supervisor.member_lists import MemberLists, MembersRead
 from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
+from mailproxy.supervisor.termination_log import write_termination_log
 from mailproxy.supervisor.worker_pool import StartupError, WorkerPool
 from mailproxy.telemetry.log import LibraryLogHandler, Log
 from mailproxy_config.addresses import format_host_port
@@ -284,7 +285,7 @@ class Supervisor:
         """Log why a configuration was rejected at a reload, and which one stays in use."""
         self._status.refused(tuple(problems))
         for problem in problems[:_MAX_PROBLEM_LINES]:
-            self._log_event(LogLevel.ERROR, "configuration_refused", path=problem.path, reason=problem.reason)
+            self._log_event(LogLevel.ERROR, "configuration_refused", **_fields(problem))
         kept = self._pool.wanted if self._pool is not None else None
         self._log_event(
             LogLevel.ERROR,
@@ -353,11 +354,11 @@ class Supervisor:
         for notice in revision.notices[:_MAX_PROBLEM_LINES]:
             self._log_event(LogLevel.NOTICE, "configuration_notice", path=notice.path, reason=notice.reason)
         for problem in revision.certificates[:_MAX_PROBLEM_LINES]:
-            self._log_event(LogLevel.ERROR, "certificate_not_used", path=problem.path, reason=problem.reason)
+            self._log_event(LogLevel.ERROR, "certificate_not_used", **_fields(problem))
         for problem in revision.refused_lines[:_MAX_PROBLEM_LINES]:
-            self._log_event(LogLevel.ERROR, "route_table_kept", path=problem.path, reason=problem.reason)
+            self._log_event(LogLevel.ERROR, "route_table_kept", **_fields(problem))
         for problem in revision.refused_users[:_MAX_PROBLEM_LINES]:
-            self._log_event(LogLevel.ERROR, "user_file_kept", path=problem.path, reason=problem.reason)
+            self._log_event(LogLevel.ERROR, "user_file_kept", **_fields(problem))
         self._log_low_limit(revision.config.worker_connections, len(revision.sockets.by_key))
         for key, clamp in revision.sockets.clamped_options():
             fields = {"option": clamp.option, "wanted": clamp.wanted, "got": clamp.got}
@@ -393,6 +394,8 @@ class Supervisor:
 
     def _fail(self, code: ExitCode, problems: Iterable[Problem]) -> int:
         """Print why the proxy does not start."""
+        problems = tuple(problems)
+        write_termination_log(problems)
         for problem in problems:
             sys.stderr.write(f"mailproxy: {format_problem(problem)}\n")
         return code
@@ -401,6 +404,11 @@ class Supervisor:
         options = self._options
         level = ("--log-level", options.log_level) if options.log_level else ()
         return ("--log-format", options.log_format, *level)
+
+
+def _fields(problem: Problem) -> dict[str, object]:
+    """Return the fields of an event of the log about a problem."""
+    return {"path": problem.path, "line": problem.line or None, "reason": problem.reason}
 
 
 def raise_descriptor_limit() -> None:

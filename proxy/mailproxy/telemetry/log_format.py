@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from json import encoder
 from typing import Final, Protocol
 
@@ -47,6 +48,9 @@ def is_unquoted(text: str) -> bool:
     return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
 
 
+_MILLISECONDS: Final = tuple(f"{number:03d}Z" for number in range(1000))
+
+
 class TimestampFormatter:
     """Formats times as in RFC 3339, in UTC with milliseconds; each second is formatted once."""
 
@@ -62,7 +66,7 @@ class TimestampFormatter:
         if second != self._second:
             self._second = second
             self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        return f"{self._prefix}{int((now - second) * 1000):03d}Z"
+        return self._prefix + _MILLISECONDS[int((now - second) * 1000)]
 
 
 class Held(Protocol):
@@ -168,12 +172,17 @@ _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{wor
 
 
 _DURATIONS: Final = '"auth_seconds":%.4f,"upstream_seconds":%.4f,"login_seconds":%.4f,"duration_seconds":%.3f'
+_NO_FAULTS: Final = '"password_failures":0,"errors":0,"error":null'
+
+
+@lru_cache(maxsize=256)
+def _place(server: str, protocol: str) -> str:
+    """Return what is the same for all sessions of a server."""
+    return f'"server":{_json_string(server)},"protocol":"{protocol}"'
 
 
 def _durations(r: SessionRecord) -> str:
     auth, upstream, login = r.auth_seconds, r.upstream_seconds, r.login_seconds
-    if auth is not None and upstream is not None and login is not None:
-        return _DURATIONS % (auth, upstream, login, r.duration)
     return (
         f'"auth_seconds":{_seconds(auth)},"upstream_seconds":{_seconds(upstream)},'
         f'"login_seconds":{_seconds(login)},"duration_seconds":{r.duration:.3f}'
@@ -184,6 +193,11 @@ def _seconds(span: float | None) -> str:
     return "null" if span is None else f"{span:.4f}"
 
 
+def _faults(r: SessionRecord) -> str:
+    pwfp = f'"pwfp":"{r.pwfp}",' if r.pwfp else ""
+    return f'"password_failures":{r.password_failures},{pwfp}"errors":{r.errors},"error":{_ERRORS[r.error]}'
+
+
 def _json_string(text: str) -> str:
     return quote_limited(text, _TEXT_LIMIT)
 
@@ -191,27 +205,30 @@ def _json_string(text: str) -> str:
 def json_session(record: SessionRecord, stamp: str) -> str:
     """Format a session's line as JSON; every field is present, ``null`` where there is no value."""
     r = record
-    server, client, upstream = r.server, r.client, r.upstream
-    if (
-        len(server) + len(client) + len(upstream) <= _TEXT_LIMIT
-    ):  # one comparison instead of three, nearly always
-        server, client, upstream = quote(server), quote(client), quote(upstream)
+    client, upstream = r.client, r.upstream
+    if len(client) + len(upstream) <= _TEXT_LIMIT:  # one comparison instead of two, nearly always
+        client, upstream = quote(client), quote(upstream)
     else:
-        server, client, upstream = _json_string(server), _json_string(client), _json_string(upstream)
+        client, upstream = _json_string(client), _json_string(upstream)
+    auth, at_upstream, login = r.auth_seconds, r.upstream_seconds, r.login_seconds
+    if auth is not None and at_upstream is not None and login is not None:
+        durations = _DURATIONS % (auth, at_upstream, login, r.duration)
+    else:
+        durations = _durations(r)
+    has_faults = r.errors or r.password_failures or r.error is not None
     tls = f'{_json_string(r.tls)},"cipher":{_json_string(r.cipher)}{_server_name(r)}' if r.tls else _NO_TLS
     level = "debug" if r.is_silent else "info"
     return (
-        f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}","server":{server},'
-        f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
+        f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}",'
+        f'{_place(r.server, r.protocol)},"client":{client},"client_port":{r.client_port},'
         f'"proxied":{_proxied(r) if r.proxied else "false"},'
         f'"tls":{tls},'
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},{_CACHE[r.cache]}'
-        f'"password_failures":{r.password_failures},{_pwfp(r) if r.pwfp else ""}'
-        f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
+        f"{_faults(r) if has_faults else _NO_FAULTS},"
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
         f"{_NO_FAILURE if r.stage is None else _failure(r)},"
-        f'{_durations(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
+        f'{durations},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
         f'"reason":{_REASONS[r.reason]}}}\n'
     )
 
@@ -227,10 +244,6 @@ def _proxied(r: SessionRecord) -> str:
         return "true"
     session = quote(r.received_session) if r.received_session else "null"
     return f'true,"named_by":{_json_string(r.named_by)},"received_session":{session}'
-
-
-def _pwfp(r: SessionRecord) -> str:
-    return f'"pwfp":"{r.pwfp}",'
 
 
 def _failure(r: SessionRecord) -> str:

@@ -147,7 +147,8 @@ class Registry:
     def flush(self) -> None:
         """Flush all histograms."""
         for histogram in self._histograms:
-            histogram.flush()
+            if histogram.pending:
+                histogram.flush()
 
     def drop(self, family: c.MetricDefinition, *labels: str) -> None:
         """Delete the series of a metric whose first label values are these."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from mailproxy.routing.table_compiler import TableRefused
-from mailproxy.routing.table_files import TableFile, read_table
+from mailproxy.routing.table_files import TableFile, read_table, refused_lines
 from mailproxy.users.user_list import MAX_LIST_BYTES, compile_users
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import ProxyConfig
@@ -48,9 +48,7 @@ def load_users(config: ProxyConfig, previous: Mapping[str, TableFile]) -> Loaded
         try:
             files[path] = _load(path, last)
         except TableRefused as refused:
-            problems = [
-                Problem(f"{path}:{line}" if line else path, reason) for line, reason in refused.problems
-            ]
+            problems = refused_lines(path, refused)
             if last is None:
                 errors += problems
             else:

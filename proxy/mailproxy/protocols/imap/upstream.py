@@ -10,6 +10,7 @@ only ``proxy_buffer`` limits them.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
@@ -66,7 +67,7 @@ def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
     user = grant.user
     password = b"" if grant.password is None else grant.password.reveal()
     done = tag + b" OK"
-    if _HAS_LITERAL_PLUS.match(greeting):
+    if _has_literal_plus(greeting):
         command = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
         return ((command, done),)
     return (
@@ -74,6 +75,12 @@ def login_steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
         (b"%b {%d}\r\n" % (user, len(password)), _CONTINUE),
         (password + b"\r\n", done),
     )
+
+
+@lru_cache(maxsize=64)
+def _has_literal_plus(greeting: bytes) -> bool:
+    """Whether the upstream accepts literals at once; cached, as a server's greetings are mostly the same."""
+    return _HAS_LITERAL_PLUS.match(greeting) is not None
 
 
 class ImapUpstream(UpstreamLoginBase):

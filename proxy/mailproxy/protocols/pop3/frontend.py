@@ -56,7 +56,7 @@ class Pop3Frontend(Frontend[Pop3FrontendConfig]):
     __slots__ = ("user",)
 
     def __init__(self, config: Pop3FrontendConfig, client: Client) -> None:
-        super().__init__(config, client)
+        Frontend.__init__(self, config, client)
         self.user: bytes | None = None
 
     def send_greeting(self) -> ProtocolGenerator[SessionEnd | None]:

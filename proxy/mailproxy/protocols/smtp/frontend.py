@@ -59,7 +59,7 @@ class SmtpFrontend(Frontend[SmtpFrontendConfig]):
     __slots__ = ("esmtp", "helo", "mail")
 
     def __init__(self, config: SmtpFrontendConfig, client: Client) -> None:
-        super().__init__(config, client)
+        Frontend.__init__(self, config, client)
         self.helo: bytes | None = None
         self.mail: bytes | None = None
         self.esmtp = False

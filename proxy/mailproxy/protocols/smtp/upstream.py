@@ -61,10 +61,11 @@ Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 class SmtpUpstream(UpstreamLoginBase):
     """The login at one server's SMTP upstreams."""
 
-    __slots__ = ("_ehlo", "_helo", "_last_reply", "_sends_auth")
+    __slots__ = ("_ehlo", "_helo", "_last_reply", "_negotiates_xclient", "_sends_auth")
 
     def __init__(self, server: ServerConfig, *, sends_auth: bool = False) -> None:
         super().__init__(server)
+        self._negotiates_xclient = server.negotiates_xclient
         self._sends_auth = sends_auth = sends_auth or server.proxy_smtp_auth
         guarded = _GUARDED_REPLY_250_BEFORE_AUTH if sends_auth else _GUARDED_REPLY_250
         self._last_reply = guarded if server.proxy_smtp_guard else _REPLY_250
@@ -188,10 +189,10 @@ class SmtpUpstream(UpstreamLoginBase):
             UpstreamError: There is no password, or the credentials contain CR, LF or NUL.
         """
         server = self.server
-        if not server.negotiates_xclient:
+        if not self._negotiates_xclient:
             yield self._ehlo if login.esmtp or server.xclient else self._helo
         login.is_committed = True
-        if server.xclient and not server.negotiates_xclient:
+        if server.xclient and not self._negotiates_xclient:
             yield Send(self._xclient(client, login.grant)), _XCLIENT, REPLY_220_OR_250
             if login.helo is not None:
                 word = b"EHLO " if login.esmtp else b"HELO "
