@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ KEY = Key("mail", "dovecot")
 
 
 def group(*ports: str, grace: float = 60.0, name: str = "dovecot") -> ServiceGroup:
-    return ServiceGroup(name=name, service=KEY, ports=frozenset(ports or ("143",)), grace=grace)
+    used = frozenset(ports or ("143",))
+    return ServiceGroup(name=name, service=KEY, ports=used, needed=used, grace=grace)
 
 
 def state(*slices: Any, of: Any = None) -> ServiceState:
@@ -128,6 +130,19 @@ def test_names_and_numbers_of_ports_are_those_of_the_service() -> None:
     )
 
 
+def test_port_that_no_route_leads_to_is_missing_only_if_there_is_no_other() -> None:
+    """An authentication service or a table may name any group, at a server of any protocol."""
+    found = state(slice_of(endpoint(0)))
+    named = replace(group("143", "587"), needed=frozenset())
+    assert computed(found, of=named).groups[0].cause is None
+    cause = computed(found, of=replace(named, ports=frozenset({"110", "587"}))).groups[0].cause
+    assert cause is not None
+    assert cause.message.startswith("upstream dovecot: Service mail/dovecot has no TCP port 110, 587 (it has")
+    cause = computed(found, of=replace(named, needed=frozenset({"587"}))).groups[0].cause
+    assert cause is not None
+    assert "has no TCP port 587 (" in cause.message
+
+
 def test_slices_of_one_service_may_have_different_ports() -> None:
     found = computed(state(slice_of(endpoint(0)), slice_of(endpoint(1), ports={"imap": 20143})))
     listed = parse_members(found.text.encode()).upstreams["dovecot"].members
@@ -222,7 +237,7 @@ def test_invalid_document_before_is_replaced(previous: str) -> None:
 
 def test_list_of_another_service_has_no_effect() -> None:
     text = computed(state(slice_of(endpoint(0), endpoint(1)))).text
-    other = ServiceGroup(name="dovecot", service=Key("mail", "new"), ports=frozenset({"143"}), grace=60)
+    other = replace(group(), service=Key("mail", "new"))
     found = members([other], {other.service: state(slice_of(endpoint(2)))}, text, NOW)
     assert shown(found) == {"dovecot-2": ("Ready", "192.0.2.12")}
 
@@ -299,5 +314,28 @@ def test_groups_of_a_resource_have_the_ports_of_their_protocols() -> None:
         ("b", "other/dovecot", ["imap"], 60.0),
         ("c", "mail/tls", ["993", "995"], 60.0),
     ]
+    assert [each.needed for each in found] == [each.ports for each in found]
     assert plan.has_members
     assert members((), {}, "x", NOW) is NO_MEMBERS
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        {"authHttp": "http://auth.mail.svc:9000/auth"},
+        {
+            "authMode": "Upstream",
+            "routes": [
+                {"table": {"configMapKeyRef": {"name": "moves", "key": "users"}}},
+                {"domains": ["*"], "upstream": "a"},
+            ],
+        },
+    ],
+)
+def test_group_is_needed_at_the_servers_whose_routes_name_it(mail: Any) -> None:
+    upstreams = [{"name": name, "service": {"name": name}} for name in "ab"]
+    spec = {"mail": mail, "upstreams": upstreams, "servers": [server("imap", "imap", 143)]}
+    plan = planned(Resource.read(body(**spec)), Platform())
+    found = service_groups(plan.config, plan.resource.manifest.upstreams)
+    assert [each.ports for each in found] == [{"143"}, {"143"}]
+    assert [each.needed for each in found] == [{"143"} if "routes" in mail else frozenset(), frozenset()]

@@ -180,10 +180,12 @@ def _cause(
     name = f"upstream {group.name}: Service {group.service}"
     if state.service is None and not state.endpoints:
         return ConditionCause(Reason.SERVICE_NOT_FOUND, f"{name} does not exist")
-    if ports.missing and state.service is not None:
+    has_port = len(ports.missing) < len(group.ports)
+    missing = [port for port in ports.missing if port in group.needed or not has_port]
+    if missing and state.service is not None:
         return ConditionCause(
             Reason.PORT_NOT_FOUND,
-            f"{name} has no TCP port {', '.join(ports.missing)} (it has {ports.existing}): set "
+            f"{name} has no TCP port {', '.join(missing)} (it has {ports.existing}): set "
             "service.port, or add the port",
         )
     if total > MAX_MEMBERS:
