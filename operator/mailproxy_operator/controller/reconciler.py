@@ -151,7 +151,7 @@ class Reconciler:
         await self._add_members(run, children)
         await self._try_with_one_pod(run, children)
         await self._apply(run, children)
-        await self._hand_out_members(run)
+        await self._hand_out_members(run, children)
         observed, pods = await self._observe(run, children)
         await self._handle_forbidden_sysctls(run, children, observed, pods)
         await self._prune_and_annotate(run, children, observed, pods)
@@ -188,15 +188,13 @@ class Reconciler:
         plan = run.plan
         groups = service_groups(plan.config, plan.resource.manifest.upstreams)
         states = await self._services.read(run.key, frozenset(group.service for group in groups))
-        live = children.config_map(names.members_name(run.key.name)) or {}
-        previous = str((live.get("data") or {}).get(MEMBERS_KEY, ""))
-        run.members = members(groups, states, previous, self._now().timestamp())
+        run.members = members(groups, states, _members_text(run, children), self._now().timestamp())
         run.plan = replace(plan, members=run.members)
 
-    async def _hand_out_members(self, run: _Run) -> None:
+    async def _hand_out_members(self, run: _Run, children: Children) -> None:
         """Annotate the pods with the hash of the members, before anything that takes time."""
-        if run.plan is None or run.refused or run.failed or not run.members.text:
-            return
+        if run.plan is None or not run.members.text or run.members.text != _members_text(run, children):
+            return  # not applied; failures of other objects do not matter
         digest = hashlib.sha256(run.members.text.encode()).hexdigest()[:16]
         with _recording_failure(run):
             for pod in await self._cluster.list_labelled(POD, run.key.namespace, run.plan.pod_labels):
@@ -402,6 +400,12 @@ def _again_after(run: _Run, written: Manifest) -> float | None:
     if status.is_in_progress(written):
         return ROLLOUT_REQUEUE_SECONDS
     return RELIST_SECONDS if run.plan is not None and run.plan.selection else None
+
+
+def _members_text(run: _Run, children: Children) -> str:
+    """Return the document in the ConfigMap of the members; empty without one."""
+    live = children.config_map(names.members_name(run.key.name)) or {}
+    return str((live.get("data") or {}).get(MEMBERS_KEY, ""))
 
 
 def _changes_after(found: Members, now: float) -> float | None:
