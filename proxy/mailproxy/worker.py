@@ -223,11 +223,8 @@ class WorkerService:
             case ipc_messages.Configure(sockets=keys):
                 sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[: len(keys)]]
                 self._commands.put_nowait((order, sockets, descriptors[len(keys) :]))
-            case ipc_messages.Members(lists) if self._is_last_command:
-                self._app.set_members(lists)
             case ipc_messages.Drain() | ipc_messages.TicketKeys() | ipc_messages.Members():
-                # in order: a configuration has keys too
-                self._commands.put_nowait(order)
+                self._enqueue(order)
             case ipc_messages.RequestSnapshot(number):
                 self._report(number)
             case ipc_messages.ReopenLogs():
@@ -235,6 +232,13 @@ class WorkerService:
             case ipc_messages.Stop():
                 self._app.stop()
                 self._command_task.cancel()
+
+    def _enqueue(self, order: ipc_messages.Drain | ipc_messages.TicketKeys | ipc_messages.Members) -> None:
+        """Execute an order after those before it: a configuration has keys, too."""
+        if self._is_last_command and isinstance(order, ipc_messages.Members):
+            self._app.set_members(order.lists)
+        else:
+            self._commands.put_nowait(order)
 
     def _closed(self, error: ChannelError | None) -> None:
         """Drain, since the supervisor has exited."""
