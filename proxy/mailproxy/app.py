@@ -20,7 +20,7 @@ from mailproxy.dns import Resolver
 from mailproxy.dns.upstream_names import UpstreamNames, is_name
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net.listen_plan import listening_addresses, plan_sockets, shared_lines
-from mailproxy.net.open_files import most_clients, open_files_limit
+from mailproxy.net.open_files import fit, open_files_limit
 from mailproxy.net.shared_memory import SharedMemory
 from mailproxy.policy.password_fingerprint import PasswordFingerprints
 from mailproxy.protocols.real_ip import TrustedPeers
@@ -148,10 +148,10 @@ class App:
                 sock.close()
             raise
         await self._close_retired()
-        limit = most_clients(open_files_limit(), sum(map(len, sockets.values())))
-        self.context.limit = limit = min(config.worker_connections, limit)
+        listeners = sum(map(len, sockets.values()))
+        limit, self.context.pipes.maximum = fit(open_files_limit(), config.worker_connections, listeners)
         await self.authenticators.start(limit)
-        self.context.metrics.connections_limit.value = limit
+        self.context.limit = self.context.metrics.connections_limit.value = limit
         self.context.metrics.keep_servers(server.name for server in config.servers)
         groups = (group for server in config.servers for group in server.upstream_groups)
         self.context.metrics.keep_groups(service_groups(groups))

@@ -13,7 +13,7 @@ import pytest
 from mailproxy.limits import mutex
 from mailproxy.limits.mutex import lock
 from mailproxy.limits.table import LimitTable
-from mailproxy.limits.zones import ConnZone, no_results
+from mailproxy.limits.zones import PROCESSES, ConnZone, no_results
 from mailproxy.net import shared_memory
 from mailproxy.net.shared_memory import Area, SharedMemory
 
@@ -40,6 +40,13 @@ def opened(
     zone = table.open_conn(name, key, size, no_results())
     assert zone is not None
     return zone
+
+
+def begun_as(descriptor: int, number: int) -> LimitTable:
+    """Return the table as another process has it; the locks of numbers are those of the test's process."""
+    table = begun(SharedMemory(descriptor))
+    table.number = number
+    return table
 
 
 class Child:
@@ -218,3 +225,43 @@ def test_zone_takes_memory_only_for_what_it_holds(descriptor: int) -> None:
     zone = opened(table, size=16 * 1024 * 1024)
     zone.acquire(table.hash_key(BOB), 1)
     assert os.fstat(descriptor).st_blocks * 512 < 100 * 1024
+
+
+def test_closed_zone_keeps_no_slots(descriptor: int) -> None:
+    table, other = begun(SharedMemory(descriptor)), opened(begun_as(descriptor, 2))
+    zone = opened(table)
+    keys = [table.hash_key(b"%d" % number) for number in range(8)]
+    slots = [zone.acquire(key, 20)[0] for key in keys]
+    assert other.acquire(keys[0], 20)[0] >= 0
+    for slot in slots:
+        zone.release(slot)
+    assert table.entries()["sessions"][0] == 9
+    table.close(zone)
+    assert table.entries()["sessions"][0] == 1
+    assert other.count(keys[0]) == 1
+
+
+def test_closed_zone_counts_nothing_more(descriptor: int) -> None:
+    table = begun(SharedMemory(descriptor))
+    key = table.hash_key(BOB)
+    zone, rates = opened(table), table.open_req("logins", "$remote_user", SIZE, no_results())
+    assert rates is not None
+    zone.release(zone.acquire(key, 1)[0])
+    rates.charge(key, 60.0, 0)
+    for each in (zone, rates):
+        table.close(each)
+    assert zone.acquire(key, 0) == (-1, False)
+    assert rates.charge(key, 60.0, 0) == 0.0
+    assert (zone.count(key), zone.held) == (0, 0)
+
+
+def test_idle_slots_of_many_processes_leave_most_of_a_zone_free(descriptor: int) -> None:
+    table = begun(SharedMemory(descriptor))
+    opened(table)
+    slots = 3 * table.entries()["sessions"][1]
+    table._memory[PROCESSES].cast("H")[0] = 64
+    for number in range(1, 65):
+        zone = opened(begun_as(descriptor, number))
+        for key in range(slots // 32):
+            zone.release(zone.acquire(table.hash_key(b"%d %d" % (number, key)), 1000)[0])
+    assert table.entries()["sessions"][0] <= slots // 8

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net.open_files import most_clients, needed_files
+from mailproxy import app
+from mailproxy.net.open_files import fit, most_clients, needed_files
+from mailproxy.net.pipes import MAX_PIPES
+from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
+from support.configs import server
+from support.loopback_worker import loopback_worker, run
 from support.manifests import Manifest
 from support.proxy_process import COMMAND, Client, ProxyProcess, wait_until
 
@@ -19,6 +24,35 @@ def test_limit_that_is_needed_for_clients_has_room_for_them(clients: int, listen
     needed = needed_files(clients, listeners)
     assert most_clients(needed, listeners) == clients
     assert most_clients(needed - 1, listeners) == max(clients - 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "fitting"),
+    [
+        (resource.RLIM_INFINITY, (500, MAX_PIPES)),
+        (needed_files(500, 3) + 2 * MAX_PIPES, (500, MAX_PIPES)),
+        (needed_files(500, 3) + 7, (500, 3)),
+        (needed_files(500, 3), (500, 0)),
+        (needed_files(400, 3), (400, 0)),
+        (10, (1, 0)),
+    ],
+)
+def test_pipes_take_no_files_from_clients(limit: int, fitting: tuple[int, int]) -> None:
+    assert fit(limit, 500, 3) == fitting
+
+
+def test_worker_without_files_to_spare_uses_no_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "open_files_limit", lambda: needed_files(20, 1))
+
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return server(Protocol.IMAP, auth_http=auth, listen=(listen,))
+
+    async def play() -> None:
+        async with loopback_worker(build) as w:
+            assert w.app.context.limit == 20
+            assert w.app.context.pipes.take() is None
+
+    run(play)
 
 
 def test_one_client_is_accepted_however_low_the_limit_is() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.enums import Method, PolicyResult
 from mailproxy.policy import policy_authenticator, policy_client
@@ -488,3 +489,24 @@ def test_changed_nonce_is_used_after_a_reload_and_the_old_client_is_closed(
         assert policy.bodies("allow")[-1]["pwhash"] == expected
 
     play(test, answer(-1), report=False)
+
+
+def test_request_after_an_answer_starts_at_the_time_of_the_poll(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float] = []
+    send = AuthHttpClient.send
+
+    def recorded(self: AuthHttpClient, request: PendingRequest) -> None:
+        seconds.append(self.context.epoll.now - request.started)  # what a failure at once would record
+        send(self, request)
+
+    monkeypatch.setattr(AuthHttpClient, "send", recorded)
+
+    async def test(w: LoopbackWorker, _: PolicyServer) -> None:
+        await login(w)
+        await upstream_accepts(w)
+
+    play(test)
+    assert len(seconds) == 1
+    assert seconds[0] >= 0.0

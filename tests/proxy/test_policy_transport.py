@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from mailproxy.loop.epoll import Epoll
+from mailproxy.policy.policy_connection import PolicyConnection
 from mailproxy.policy.policy_transport import EpollTransport
 
 
@@ -109,3 +111,26 @@ def test_internal_error_ends_the_connection(world: World) -> None:
     world.transport.force_close()
     world.epoll.run_deferred()
     assert world.peer.recv(1) == b""
+
+
+def test_connection_stays_usable_when_epoll_does_not_take_it() -> None:
+    async def play() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            loop = asyncio.get_running_loop()
+            address = listener.getsockname()
+            epoll = Epoll()
+            closed: list[PolicyConnection] = []
+            client = SimpleNamespace(on_closed=closed.append)
+            connection = PolicyConnection(client)  # type: ignore[arg-type]
+            transport, _ = await loop.create_connection(lambda: connection, *address)
+            epoll.kernel.close()  # registering fails
+            with pytest.raises(ValueError, match="closed epoll"):
+                connection.leave_asyncio(epoll)
+            assert not transport.is_closing()
+            assert not epoll.handlers
+            connection.close()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert closed == [connection]
+
+    asyncio.run(play())

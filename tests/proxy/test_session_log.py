@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mailproxy.session.session import Session
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,
@@ -434,3 +435,22 @@ def test_unknown_name_of_authentication_service_is_logged() -> None:
             assert "name_lookup_failed purpose=auth name=no.such.invalid" in log
 
     run(play)
+
+
+def test_duration_without_the_delay_of_its_reply_is_not_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds: list[float | None] = []
+    on_upstream_error = Session.on_upstream_error
+
+    def delayed(self: Session, error: Exception, delay: float = 0.0) -> None:
+        # A delay may end, by its timer, later than by the time of the latest poll.
+        on_upstream_error(self, error, delay + 5.0)
+        seconds.append(self.record.upstream_seconds)
+
+    monkeypatch.setattr(Session, "on_upstream_error", delayed)
+
+    async def play() -> None:
+        async with loopback_worker(imap, GRANTED) as w:
+            await refused_by_upstream(w, LOGINS[imap], b"* NO not now\r\n")
+
+    run(play)
+    assert seconds == [0.0]

@@ -133,7 +133,8 @@ class LimitTable:
         return None if place is None else ReqZone(place, results)
 
     def close(self, zone: ConnZone | ReqZone) -> None:
-        """This process does not use a zone any more."""
+        """This process does not use a zone any more; it has counted no sessions there."""
+        zone.close()
         with self._directory():
             for part in self._parts():
                 if part.offset == zone.offset:

@@ -15,11 +15,13 @@ import errno
 import mmap
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from functools import cached_property
 from typing import Final
 
 from mailproxy.limits.mutex import (
     MUTEX_BYTES,
+    Busy,
     Mutex,
     lock_patiently,
     make_mutex,
@@ -42,7 +44,7 @@ PROCESSES: Final = slice(16, 18)
 """Where the area has the highest number that a process had: no more of them run at the same time."""
 MOST_IDLE: Final = 1024
 """Slots of a process without sessions that it keeps for the next session of their keys; in a small zone,
-fewer."""
+or with many processes, fewer."""
 
 _MUTEXES: Final = 64
 _SWEEP: Final = 16
@@ -50,7 +52,8 @@ _SWEEP: Final = 16
 _BYTES: Final = {CONN: 8 + 4 + 2, 0: 8 + 8}
 """Bytes of a slot: hash, number of sessions, process; or hash, time."""
 _VERSION_BYTES: Final = 4
-_IDLE_PART: Final = 64
+_IDLE_PART: Final = 16
+"""All processes together keep one slot of so many without a session: others must find free ones."""
 _FREE: Final = bytes(8)
 _ROUNDING: Final = 1e-6
 
@@ -134,7 +137,7 @@ def entries_of(place: Place) -> tuple[int, int]:
 class _Zone:
     __slots__ = (
         *("_file", "_find", "_first", "_hashes", "_mutexes", "_shards", "_used"),
-        *("offset", "results"),
+        *("is_closed", "offset", "results"),
     )
 
     def __init__(self, place: Place, results: LimitZoneMetrics | None) -> None:
@@ -145,8 +148,13 @@ class _Zone:
         self._mutexes = [mutex_at(place.mutexes + number * MUTEX_BYTES) for number in range(_MUTEXES)]
         self._shards = place.shards
         self._used = place.used
+        self.is_closed = False
         self.offset = place.offset
         self.results = no_results() if results is None else results
+
+    def close(self) -> None:
+        """Count nothing any more: sessions of an earlier configuration may still have the zone."""
+        self.is_closed = True
 
     def mutex_of(self, shard: int) -> Mutex:
         """Return the lock of a shard."""
@@ -188,17 +196,8 @@ class ConnZone(_Zone):
     """
 
     __slots__ = (
-        *(
-            "_counts",
-            "_idle",
-            "_known",
-            "_most_idle",
-            "_number",
-            "_owners",
-            "_processes",
-            "_versions",
-            "held",
-        ),
+        *("_counts", "_idle", "_known", "_most_idle", "_number", "_owners", "_processes", "_versions"),
+        "held",
     )
 
     def __init__(self, place: Place, number: int, results: LimitZoneMetrics | None = None) -> None:
@@ -211,7 +210,7 @@ class ConnZone(_Zone):
         self._known: dict[bytes, tuple[int, int, int, tuple[int, ...]]] = {}
         """By hash: the slot of this process, the shard, its version, and the slots of other processes."""
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._most_idle = min(MOST_IDLE, place.slots // _IDLE_PART)
+        self._most_idle = min(MOST_IDLE, place.slots // (_IDLE_PART * max(place.processes[0], 1)))
         self.held = 0
 
     def acquire_known(self, key: tuple[int, bytes], limit: int) -> int:
@@ -260,6 +259,8 @@ class ConnZone(_Zone):
         own = self.acquire_known(key, limit)
         if own >= 0:
             return own, False
+        if self.is_closed:
+            return -1, False
         number, pattern = key
         shard = number % self._shards
         mutex = self._mutexes[shard % _MUTEXES]
@@ -314,8 +315,8 @@ class ConnZone(_Zone):
             self._counts[slot] = 0
             if slot not in self._idle:
                 self._idle[slot] = None
-                if len(self._idle) > self._most_idle:
-                    self._free_oldest()
+                while len(self._idle) > self._most_idle and self._free_oldest():
+                    pass
 
     def count(self, key: tuple[int, bytes]) -> int:
         """Return the number of sessions of a key."""
@@ -351,8 +352,8 @@ class ConnZone(_Zone):
         self._counts[slot] = 0
         self._owners[slot] = self._number
         self._change_version(shard)
+        self._used[shard] += 1  # first: a shard of which it is 0 has no hash, whenever the process is killed
         self._hashes[slot] = number
-        self._used[shard] += 1
         return slot
 
     def _sweep(self, shard: int) -> None:
@@ -363,21 +364,38 @@ class ConnZone(_Zone):
         self._set_used(shard)
         self._change_version(shard)
 
-    def _free_oldest(self) -> None:
+    def close(self) -> None:
+        """Make the slots free that have no sessions; nothing is counted any more."""
+        super().close()
+        self._known.clear()
+        with suppress(Busy):
+            while self._idle:
+                slot, _ = self._idle.popitem()
+                self._free_idle(slot, trylock(self.mutex_of(slot // SLOTS)))
+
+    def _free_oldest(self) -> bool:
         """Make the slot free that has had no session for the longest time, if that needs no waiting."""
         slot, _ = self._idle.popitem(last=False)
-        if self._counts[slot] or self._owners[slot] != self._number or not self._hashes[slot]:
-            return
+        if self._counts[slot]:
+            return True
+        code = trylock(self.mutex_of(slot // SLOTS))
+        if code == errno.EBUSY:
+            self._idle[slot] = None
+            return False
+        self._free_idle(slot, code)
+        return True
+
+    def _free_idle(self, slot: int, code: int) -> None:
+        """Make a slot free that has no sessions; ``code`` is the result of ``trylock``."""
         shard = slot // SLOTS
         mutex = self.mutex_of(shard)
-        if code := trylock(mutex):
-            if code == errno.EBUSY:
-                return  # it stays until the next sweep of the shard
+        if code:
             wait(mutex, code)
-        try:
-            self._free(slot)
-            self._used[shard] -= 1
-            self._change_version(shard)
+        try:  # with the lock: without it, another process may take the slot between two of these reads
+            if self._hashes[slot] and self._owners[slot] == self._number and not self._counts[slot]:
+                self._free(slot)
+                self._used[shard] -= 1
+                self._change_version(shard)
         finally:
             unlock(mutex)
 
@@ -403,6 +421,11 @@ class ReqZone(_Zone):
         self._times = place.times
         self._known: dict[bytes, tuple[int, Mutex]] = {}
         """By hash: the slot and the lock."""
+
+    def close(self) -> None:
+        """Count nothing any more."""
+        super().close()
+        self._known.clear()
 
     def charge(self, key: tuple[int, bytes], interval: float, burst: int) -> float:
         """Count a login, unless that is above the burst.
@@ -444,6 +467,8 @@ class ReqZone(_Zone):
 
     def _charge_unknown(self, key: tuple[int, bytes], interval: float, burst: int) -> float:
         """Count a login whose slot is not known; as ``charge``."""
+        if self.is_closed:
+            return 0.0
         number, pattern = key
         shard = number % self._shards
         mutex = self._mutexes[shard % _MUTEXES]
@@ -473,6 +498,8 @@ class ReqZone(_Zone):
         Raises:
             Busy: As ``charge``.
         """
+        if self.is_closed:
+            return
         number, pattern = key
         shard = number % self._shards
         mutex = self.mutex_of(shard)

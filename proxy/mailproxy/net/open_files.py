@@ -13,9 +13,12 @@ import errno
 import resource
 from typing import Final
 
+from mailproxy.net.pipes import MAX_PIPES
+
 PER_CLIENT: Final = 2
 PER_LISTENER: Final = 2
 """A listening socket, and the descriptor that is reserved for it at a reload."""
+PER_PIPE: Final = 2
 OTHERS: Final = 64
 """Idle connections to the authentication service, logs, files that a reload opens, the event loop."""
 
@@ -53,3 +56,18 @@ def most_clients(limit: int, listeners: int) -> int:
     if limit == resource.RLIM_INFINITY:
         return 2**31
     return max((limit - PER_LISTENER * listeners - OTHERS) // PER_CLIENT, 1)
+
+
+def fit(limit: int, clients: int, listeners: int) -> tuple[int, int]:
+    """Return how many clients and pipes a limit has room for: clients first, pipes only make copying faster.
+
+    Args:
+        limit: As ``open_files_limit`` returns it.
+        clients: How many clients there shall be: ``worker_connections``.
+        listeners: The number of listening sockets.
+    """
+    clients = min(clients, most_clients(limit, listeners))
+    if limit == resource.RLIM_INFINITY:
+        return clients, MAX_PIPES
+    spare = limit - needed_files(clients, listeners)
+    return clients, min(max(spare // PER_PIPE, 0), MAX_PIPES)

@@ -38,17 +38,19 @@ class Pipes:
     Attributes:
         count: Number of pipes, in use or kept.
         kept: The pipes that are not in use.
+        maximum: How many there may be: fewer than ``MAX_PIPES`` where files are few.
     """
 
     def __init__(self) -> None:
+        self.maximum = MAX_PIPES
         self.kept: list[Pipe] = []
         self.count = 0
 
     def take(self) -> Pipe | None:
-        """Return an empty pipe, or ``None`` when ``MAX_PIPES`` are in use."""
+        """Return an empty pipe, or ``None`` when as many as possible are in use."""
         if self.kept:
             return self.kept.pop()
-        if self.count >= MAX_PIPES:
+        if self.count >= min(self.maximum, MAX_PIPES):
             return None
         try:
             pipe = Pipe()

@@ -7,7 +7,6 @@ of an outage (``reject_on_fail``).
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import Final
 
@@ -146,7 +145,7 @@ class PolicyAuthenticator:
             self._context.handle_error(callback, error)
 
     def _forward_now(self, pending: PendingRequest) -> None:
-        pending.started = time.monotonic()  # the time of the policy server is not that of the service
+        pending.started = self._context.epoll.now  # the time of the policy server is not that of the service
         self._forward(pending)
 
     def _forward(self, pending: PendingRequest) -> None:

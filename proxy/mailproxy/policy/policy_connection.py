@@ -92,17 +92,26 @@ class PolicyConnection(asyncio.Protocol):
     # -- by the client
 
     def leave_asyncio(self, epoll: Epoll) -> None:
-        """Go on with the worker's epoll instead of asyncio, before a request; nothing happens with TLS."""
+        """Go on with the worker's epoll instead of asyncio, before a request; nothing happens with TLS.
+
+        Raises:
+            OSError: There is no descriptor, or epoll takes no more; asyncio still serves the connection.
+        """
         transport = self._transport
         if not isinstance(transport, asyncio.Transport) or transport.is_closing():
             return
         if transport.get_extra_info("ssl_object") is not None:
             return
         sock = transport.get_extra_info("socket").dup()
-        sock.setblocking(False)
+        try:
+            sock.setblocking(False)
+            self._transport = EpollTransport(epoll, sock, self)
+        except BaseException:
+            epoll.discard(sock.fileno())
+            sock.close()
+            raise
         transport.set_protocol(asyncio.Protocol())  # it does not get the end of the first descriptor
         transport.abort()
-        self._transport = EpollTransport(epoll, sock, self)
 
     def send(self, request: PolicyRequest) -> None:
         """Send a request."""

@@ -310,7 +310,7 @@ class Session(ProtocolDriver):
         self._upstream = None if attempt is None else attempt.failed(self, error)
         if self._upstream is not None:
             return
-        self._step_started += delay
+        self._step_started = min(self._step_started + delay, self.context.epoll.now)
         self.record.upstream_seconds = self._end_step()
         if not isinstance(error, UpstreamError):
             self.context.log_internal_error(self, error, "UpstreamConnection")
