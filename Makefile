@@ -61,7 +61,7 @@ lint: setup  ## Check style and formatting
 
 types: setup  ## Check types
 	$(BIN)/mypy
-	$(BIN)/mypy tests/support
+	$(BIN)/mypy tests/support benchmarks
 
 imports: setup  ## Check the import contracts
 	$(BIN)/lint-imports

@@ -56,7 +56,7 @@ class Tls:
         count, incoming = 0, self.incoming
         with suppress(ssl.SSLWantReadError):
             while incoming.pending:
-                count += self._object.read(RECORD, buffer)
+                count += self._object.read(RECORD, buffer)  # type: ignore[operator]
         return count
 
     def encrypt(self, data: bytes) -> bytes:

@@ -142,7 +142,8 @@ class Client:
                 return b""
             if self.group.scene.tls == "starttls":
                 self._on_reply(b"")
-        return tls.read()
+        read: bytes = tls.read()
+        return read
 
     def send(self, data: bytes) -> None:
         """Send."""

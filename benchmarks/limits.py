@@ -166,6 +166,9 @@ def measure_zones() -> None:
     slots: list[int] = []
     gc.collect()
     gc.disable()
+    what: str
+    work: Callable[[Any], object]
+    items: Sequence[Any]
     for what, work, items in (
         ("count a session of a new key", lambda key: slots.append(conn.acquire(key, 20)[0]), keys),
         ("count a login of a new key", lambda key: req.charge(key, 1e-3, 20), keys),

@@ -11,40 +11,34 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import re
-import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from benchmarks import procfs
+from benchmarks.callgrind import (
+    BATCH,
+    ROOT,
+    START_SECONDS,
+    CountedWorker,
+    end_proxy,
+    print_functions,
+    start_proxy,
+    total,
+)
 from benchmarks.processes import MissingProgram, wait_for
 
-_ROOT: Final = Path(__file__).resolve().parent.parent
 _BASE: Final = 24500
 _AUTH, _IMAP, _SMTP, _POLICY, _ADMIN = range(_BASE, _BASE + 5)
-_START_SECONDS: Final = 300
 _GROUPS: Final = 3
 """Groups of logins that are counted for a row."""
-_GROUP: Final = 64
-"""Logins of a group: the worker formats the log lines of so many sessions together."""
-_WITHOUT_TIMERS: Final = """
-import mailproxy.app, mailproxy.worker
-from mailproxy.supervisor import child_process
-mailproxy.app._LAG_INTERVAL = mailproxy.app._IDLE_LAG_INTERVAL = mailproxy.worker.REPORT_SECONDS = 3600.0
-child_process.LATE_SECONDS = child_process.HUNG_SECONDS = child_process.HUNG_CPU_SECONDS = 3600.0
-child_process.HUNG_LIMIT_SECONDS = 3600.0
-"""
-"""What the worker does by time is not counted: callgrind makes everything else slow."""
 _MANY: Final = 100
 """Users, each with an address of its own, that log in one after the other."""
 _LIMITS: Final = (
@@ -52,7 +46,6 @@ _LIMITS: Final = (
     "limit_req zone=rate burst=60000 nodelay;",
     "limit_preauth 60000;",
 )
-_SUMMARY: Final = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
 _ZONES: Final = """
 limit_conn_zone $remote_user zone=user:1m; limit_conn_zone $remote_addr zone=one:32k;
 limit_req_zone $remote_addr zone=rate:1m rate=100000r/s; limit_req_zone $remote_user zone=slow:1m rate=1r/m;
@@ -202,7 +195,7 @@ def _serve(loop: asyncio.AbstractEventLoop, is_ready: threading.Event) -> None:
 
 def log_in(variant: Variant, number: int = 0) -> socket.socket | None:
     """Connect and log in once; returns the connection, or ``None`` where it was refused."""
-    sock = socket.create_connection(("127.0.0.1", port_of(variant)), _START_SECONDS)
+    sock = socket.create_connection(("127.0.0.1", port_of(variant)), START_SECONDS)
     replies = sock.makefile("rb")
     if variant.is_proxied:
         sock.sendall(b"PROXY TCP4 198.51.100.%d 192.0.2.1 40000 143\r\n" % (number % _MANY))
@@ -245,38 +238,6 @@ def log_in_repeatedly(variant: Variant, logins: int, first: int = 0) -> int:
 # -- callgrind
 
 
-class CountedWorker:
-    """The worker under callgrind.
-
-    Args:
-        pid: Its process.
-        folder: Where callgrind writes its files.
-    """
-
-    def __init__(self, pid: int, folder: Path) -> None:
-        self._pid = pid
-        self._folder = folder
-        self._dumps = 0
-
-    def control(self, option: str) -> None:
-        """Run ``callgrind_control``."""
-        subprocess.run(["callgrind_control", option, str(self._pid)], check=True, capture_output=True)
-
-    def dump(self) -> str:
-        """Return what was counted since the last dump, in callgrind's format."""
-        self._dumps += 1
-        name = f"number-{self._dumps}-of-{self._pid}"
-        self.control(f"--dump={name}")
-        for _ in range(_START_SECONDS * 20):
-            for path in self._folder.glob(f"callgrind.{self._pid}.*"):
-                text = path.read_text(encoding="utf-8", errors="replace")
-                if name in text.partition("\npositions:")[0] and _SUMMARY.search(text):
-                    path.unlink()
-                    return text
-            time.sleep(0.05)
-        raise RuntimeError("callgrind has written no dump")
-
-
 def instructions(worker: CountedWorker, variant: Variant) -> tuple[int, int, str]:
     """Count the logins of a listener; returns instructions per login, accepted ones, and the last dump.
 
@@ -291,34 +252,13 @@ def instructions(worker: CountedWorker, variant: Variant) -> tuple[int, int, str
     worker.dump()
     counts, accepted, text = [], 0, ""
     for number in range(_GROUPS):
-        accepted += log_in_repeatedly(variant, _GROUP, number * _GROUP)
+        accepted += log_in_repeatedly(variant, BATCH, number * BATCH)
         time.sleep(0.05)  # the end of the last session, and its report
         text = worker.dump()
-        found = _SUMMARY.search(text)
-        assert found is not None
-        counts.append(int(found[1]) // _GROUP)
+        counts.append(total(text) // BATCH)
     if held is not None:
         held.close()
     return sorted(counts)[_GROUPS // 2], accepted, text
-
-
-def by_function(text: str) -> Counter[str]:
-    """Return the instructions of each C function itself, without those that it calls."""
-    names: dict[str, str] = {}
-    costs: Counter[str] = Counter()
-    current, is_call = "", False
-    for line in text.splitlines():
-        if line.startswith(("fn=", "cfn=")):
-            number, _, name = line.partition("=")[2].partition(" ")
-            name = names.setdefault(number, name) if name else names[number]
-            current = name if line.startswith("fn=") else current
-        elif line.startswith("calls="):
-            is_call = True
-        elif line[:1].isdigit() or (line[:1] and line[0] in "+-*"):
-            if not is_call:
-                costs[current] += int(line.split()[1])
-            is_call = False
-    return costs
 
 
 @contextmanager
@@ -328,51 +268,27 @@ def counted_worker(source: Path, variants: Sequence[Variant]) -> Iterator[Counte
     Raises:
         MissingProgram: valgrind is not installed.
     """
-    if shutil.which("valgrind") is None or shutil.which("callgrind_control") is None:
-        raise MissingProgram("valgrind (Debian: valgrind)")
     is_ready = threading.Event()
     threading.Thread(target=_serve, args=(asyncio.new_event_loop(), is_ready), daemon=True).start()
     is_ready.wait()
     with tempfile.TemporaryDirectory(prefix="mailproxy-costs-") as name:
         folder = Path(name)
         (folder / "mailproxy.conf").write_text(configuration(folder, variants))
-        environment = {key: value for key, value in os.environ.items() if key != "DEBUGINFOD_URLS"}
-        (folder / "sitecustomize.py").write_text(_WITHOUT_TIMERS)
-        environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(source / "proxy"), *sys.path[1:]])
-        environment["PYTHONHASHSEED"] = "0"
         with open(folder / "log", "w", encoding="utf-8") as log:
-            proxy = subprocess.Popen(
-                [
-                    "valgrind", "--tool=callgrind", "--trace-children=yes", "--instr-atstart=no",
-                    f"--callgrind-out-file={folder}/callgrind.%p",
-                    sys.executable, "-m", "mailproxy", "run", "-f", str(folder / "mailproxy.conf"),
-                    "--workers", "1", "--admin", f"127.0.0.1:{_ADMIN}",
-                ],
-                env=environment, stderr=log, text=True,
-            )  # fmt: skip
+            proxy = start_proxy(folder, log, _ADMIN, source)
         try:
-            for _ in range(_START_SECONDS // 10):
+            for _ in range(START_SECONDS // 10):
                 with suppress(RuntimeError):
                     wait_for(port_of(variants[-1]), proxy)
                     break
                 if proxy.poll() is not None:
                     raise RuntimeError((folder / "log").read_text()[-2000:])
             log_in_repeatedly(variants[0], 1)  # when it succeeds, the worker runs
-            worker = CountedWorker(_children(proxy.pid)[-1], folder)
-            worker.control("--instr=on")
+            worker = CountedWorker(procfs.children(proxy.pid)[-1], folder)
+            worker.count()
             yield worker
         finally:
-            started = [proxy.pid, *_children(proxy.pid)]
-            for pid in started:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, 9)
-            proxy.wait()
-
-
-def _children(pid: int) -> list[int]:
-    with suppress(OSError):
-        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    return []
+            end_proxy(proxy)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -381,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="rows with this text, and those without limits"
     )
-    parser.add_argument("--source", type=Path, default=_ROOT, help="another checkout to count")
+    parser.add_argument("--source", type=Path, default=ROOT, help="another checkout to count")
     parser.add_argument(
         "--functions", type=int, default=0, metavar="N", help="show the N dearest C functions"
     )
@@ -398,8 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 base = counts.get(variant.base, count)
                 ratio = f"{count - base:+9,}  x {count / base:.3f}" if variant.base else ""
                 print(f"{variant.name:34} {count:9,} {ratio:20} accepted {accepted}", flush=True)
-                for name, cost in by_function(text).most_common(options.functions):
-                    print(f"  {cost / _GROUP:10,.0f}  {name}")
+                print_functions(text, options.functions)
     except MissingProgram as missing:
         print(f"not installed: {missing}", file=sys.stderr)
         return 2

@@ -47,7 +47,7 @@ def log_in(
 
     def measure(proxy: Proxy) -> Figures:
         where = run.scene(proxy, scene, **(options or {}))
-        return measured(run, proxy, lambda: run.load.do(command, where, **how))
+        return measured(run, proxy, lambda: run.load.do(command, where, keep=False, **how))
 
     return measure
 

@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -77,7 +78,7 @@ class Variant:
 
     def scene(self) -> Scene:
         """Clients of this listener."""
-        return Scene("imap", self.port, **({"tls": "implicit"} if self.is_tls else {}))
+        return Scene("imap", self.port, tls="implicit") if self.is_tls else Scene("imap", self.port)
 
     def server(self, folder: Path) -> str:
         """Return the ``server`` block."""
@@ -210,9 +211,7 @@ def bulk(run: Run) -> Iterator[Row]:
         "plain, to clients (splice)": ("fetch", PLAIN),
         "plain, to mail servers (splice)": ("store", PLAIN),
     }
-    found = run.in_turns(
-        {name: lambda what=what, name=name: cpu(*what, name) for name, what in works.items()}  # type: ignore[misc]
-    )
+    found = run.in_turns({name: partial(cpu, what, variant, name) for name, (what, variant) in works.items()})
     for name, values in found.items():
         yield Row(f"CPU per GiB {name}", "s", values)
         yield Row(f"relayed {name}", "GiB/s", rates[name][1:])

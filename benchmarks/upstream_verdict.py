@@ -41,6 +41,7 @@ from benchmarks.processes import (
 from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthRequest, Client, Credentials, Secret
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy_config.model import AuthHttp, Protocol, ServerConfig
 from support import configs
 from support.loopback_worker import loopback_worker, run
@@ -107,7 +108,8 @@ async def send_requests(protocol: Protocol, seconds: float, concurrency: int) ->
             request = AuthRequest(credentials, 1, Client("127.0.0.1", 1, "127.0.0.1", 143))
             now = w.app.context.epoll.now
             data = server.template.render(request)
-            server.auth.send(PendingRequest(send, data, request, server.config, seconds_of, now))
+            pending = PendingRequest(send, data, request, server.config, seconds_of, now, SessionRecord())
+            server.auth.send(pending)
 
         started = time.process_time()
         for _ in range(concurrency):

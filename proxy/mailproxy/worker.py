@@ -108,6 +108,7 @@ class WorkerService:
         self._reserve = DescriptorReserve()
         self._is_frozen = False
         self._is_draining = False
+        self._is_last_command = False
 
     async def run(self, control: socket.socket) -> None:
         """Handle messages until the supervisor stops this worker, or has exited.
@@ -138,6 +139,7 @@ class WorkerService:
         while True:
             match await self._commands.get():
                 case ipc_messages.Drain(delay, timeout):
+                    self._use_queued_members()
                     await asyncio.sleep(delay)
                     self._log.event(LogLevel.INFO, "worker_draining", sessions=self._app.sessions)
                     await self._app.drain(timeout)
@@ -149,6 +151,15 @@ class WorkerService:
                     self._app.set_members(lists)
                 case order, sockets, descriptors:
                     await self._configure(order, sockets, descriptors)
+
+    def _use_queued_members(self) -> None:
+        """Use lists of members that came after the last command, and those that come during the drain."""
+        self._is_last_command = True
+        for command in [self._commands.get_nowait() for _ in range(self._commands.qsize())]:
+            if isinstance(command, ipc_messages.Members):
+                self._app.set_members(command.lists)
+            else:
+                self._commands.put_nowait(command)  # keeps its sockets open
 
     async def _configure(
         self, order: ipc_messages.Configure, sockets: list[socket.socket], descriptors: list[int]
@@ -213,8 +224,7 @@ class WorkerService:
                 sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[: len(keys)]]
                 self._commands.put_nowait((order, sockets, descriptors[len(keys) :]))
             case ipc_messages.Drain() | ipc_messages.TicketKeys() | ipc_messages.Members():
-                # in order: a configuration has keys too
-                self._commands.put_nowait(order)
+                self._enqueue(order)
             case ipc_messages.RequestSnapshot(number):
                 self._report(number)
             case ipc_messages.ReopenLogs():
@@ -222,6 +232,13 @@ class WorkerService:
             case ipc_messages.Stop():
                 self._app.stop()
                 self._command_task.cancel()
+
+    def _enqueue(self, order: ipc_messages.Drain | ipc_messages.TicketKeys | ipc_messages.Members) -> None:
+        """Execute an order after those before it: a configuration has keys, too."""
+        if self._is_last_command and isinstance(order, ipc_messages.Members):
+            self._app.set_members(order.lists)
+        else:
+            self._commands.put_nowait(order)
 
     def _closed(self, error: ChannelError | None) -> None:
         """Drain, since the supervisor has exited."""

@@ -87,6 +87,11 @@ class InvalidMembers(ValueError):
     """The document is not valid; the message has the path of the error."""
 
 
+def is_identifier(text: str) -> bool:
+    """Return whether a member may have this identifier."""
+    return _ID.fullmatch(text) is not None
+
+
 def dump_members(document: MemberDocument) -> str:
     """Return the text of a document; equal documents have equal texts."""
     return json.dumps(

@@ -89,6 +89,8 @@ def test_settings_replace_directives_of_the_server() -> None:
         ),
         ({"name": "a", "service": {"name": "b"}, "memberGrace": "x"}, ".memberGrace: "),
         ({"name": "a", "service": {"name": "b", "port": "IMAP"}}, ".service.port: 'IMAP' is not valid"),
+        ({"name": "a", "service": {"name": "b", "port": "143"}}, ".service.port: '143' is not valid"),
+        ({"name": "a", "service": {"name": "b", "port": "1-4"}}, ".service.port: '1-4' is not valid"),
         ({"name": "a", "service": {"name": "b"}, "fallback": "User"}, ".fallback: "),
         ({"name": "a", "servers": [{"address": "b"}], "timeout": "5s"}, ".timeout: unknown field"),
         ({"name": "a", "servers": [{"address": "b"}], "proxySsl": "on"}, ".proxySsl: 'on' is not one of"),

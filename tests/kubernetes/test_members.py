@@ -39,7 +39,8 @@ def test_members_follow_the_endpoint_slices_of_a_service(world: World) -> None:
     _ = world.api.apply(made).checked_body
     write_slice(world, endpoint(0), endpoint(1))
     world.until(lambda: states(world) == {"dovecot-0": "Ready", "dovecot-1": "Ready"}, "both members")
-    assert world.status()["upstreams"] == [{"name": "dovecot", "ready": 2, "total": 2}]
+    counts = [{"name": "dovecot", "ready": 2, "total": 2}]
+    world.until(lambda: world.status()["upstreams"] == counts, "the status, which is written last")
     assert world.condition("GroupsReady") == ("True", "MembersReady")
     world.settle()
     [pod] = world.pods()[:1]

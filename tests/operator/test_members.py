@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ KEY = Key("mail", "dovecot")
 
 
 def group(*ports: str, grace: float = 60.0, name: str = "dovecot") -> ServiceGroup:
-    return ServiceGroup(name=name, service=KEY, ports=frozenset(ports or ("143",)), grace=grace)
+    used = frozenset(ports or ("143",))
+    return ServiceGroup(name=name, service=KEY, ports=used, needed=used, grace=grace)
 
 
 def state(*slices: Any, of: Any = None) -> ServiceState:
@@ -64,6 +66,24 @@ def test_no_identifier_is_an_address_of_a_pod() -> None:
     found = endpoints([slice_of(endpoint(0, hostname=None), endpoint(1, hostname=None, uid=None))])
     # An endpoint without pod was written by hand.
     assert [each.id for each in found] == ["192.0.2.11", "uid-0"]
+
+
+@pytest.mark.parametrize("uid", ["a/b", "x" * 300, "a b", "\n", "-a", "é"])
+def test_uid_that_is_no_identifier_is_replaced_by_the_address(uid: str) -> None:
+    # An EndpointSlice that was written by hand may have any uid, and the proxy refuses the whole document.
+    found = computed(state(slice_of(endpoint(0, hostname=None, uid=uid), endpoint(1))))
+    assert list(shown(found)) == ["192.0.2.10", "dovecot-1"]
+    assert computed(state(slice_of(endpoint(0, hostname=None, uid=uid), endpoint(1))), found.text) == found
+
+
+def test_addresses_with_a_zone_are_left_out() -> None:
+    assert endpoints([slice_of(endpoint(0, address="fe80::1%eth0"), family="IPv6")]) == ()
+
+
+def test_families_of_an_endpoint_without_pod_are_one_member_by_its_host_name() -> None:
+    six = slice_of(endpoint(0, address="2001:db8::10", uid=None), family="IPv6")
+    four = slice_of(endpoint(0, uid=None))
+    assert shown(computed(state(six, four)))["dovecot-0"][1:] == ("192.0.2.10", "2001:db8::10")
 
 
 def test_addresses_of_both_families_are_one_member_in_the_order_of_the_service() -> None:
@@ -108,6 +128,19 @@ def test_names_and_numbers_of_ports_are_those_of_the_service() -> None:
         "upstream dovecot: Service mail/dovecot has no TCP port 53 (it has 143 imap, 993 imaps): set "
         "service.port, or add the port",
     )
+
+
+def test_port_that_no_route_leads_to_is_missing_only_if_there_is_no_other() -> None:
+    """An authentication service or a table may name any group, at a server of any protocol."""
+    found = state(slice_of(endpoint(0)))
+    named = replace(group("143", "587"), needed=frozenset())
+    assert computed(found, of=named).groups[0].cause is None
+    cause = computed(found, of=replace(named, ports=frozenset({"110", "587"}))).groups[0].cause
+    assert cause is not None
+    assert cause.message.startswith("upstream dovecot: Service mail/dovecot has no TCP port 110, 587 (it has")
+    cause = computed(found, of=replace(named, needed=frozenset({"587"}))).groups[0].cause
+    assert cause is not None
+    assert "has no TCP port 587 (" in cause.message
 
 
 def test_slices_of_one_service_may_have_different_ports() -> None:
@@ -160,6 +193,22 @@ def test_vanished_member_is_removed_after_member_grace() -> None:
         assert shown(computed(left, last.text, now=NOW + 61)) == shown(last)
 
 
+def test_member_is_kept_no_longer_than_member_grace_from_now() -> None:
+    text = computed(state(slice_of(endpoint(0), endpoint(1)))).text
+    alone = state(slice_of(endpoint(0)))
+    # The clock was an hour fast, or memberGrace was longer.
+    for fast in (computed(alone, text, now=NOW + 3600), computed(alone, text, of=group(grace=7200.0))):
+        assert computed(alone, fast.text).changes_at == NOW + 60
+
+
+def test_unread_service_does_not_ask_for_a_time_that_has_passed() -> None:
+    text = computed(state(slice_of(endpoint(0), endpoint(1)))).text
+    gone = computed(state(slice_of(endpoint(0))), text).text
+    failure = ConditionCause(Reason.ENDPOINTS_FORBIDDEN, "no")
+    found = computed(ServiceState(failure=failure), gone, now=NOW + 61)
+    assert (found.text, found.changes_at) == (gone, None)
+
+
 def test_member_grace_of_zero_removes_a_vanished_member_at_once() -> None:
     text = computed(state(slice_of(endpoint(0), endpoint(1)))).text
     found = computed(state(slice_of(endpoint(0))), text, of=group(grace=0.0))
@@ -188,7 +237,7 @@ def test_invalid_document_before_is_replaced(previous: str) -> None:
 
 def test_list_of_another_service_has_no_effect() -> None:
     text = computed(state(slice_of(endpoint(0), endpoint(1)))).text
-    other = ServiceGroup(name="dovecot", service=Key("mail", "new"), ports=frozenset({"143"}), grace=60)
+    other = replace(group(), service=Key("mail", "new"))
     found = members([other], {other.service: state(slice_of(endpoint(2)))}, text, NOW)
     assert shown(found) == {"dovecot-2": ("Ready", "192.0.2.12")}
 
@@ -238,6 +287,10 @@ def test_document_that_does_not_fit_into_a_config_map_is_not_written() -> None:
     found = members(groups, {KEY: state(slices)}, "before", NOW)
     assert found.text == "before"
     assert {each.cause.reason for each in found.groups if each.cause} == {Reason.TOO_MANY_MEMBERS}
+    # NetworkPolicies still permit the members that stay in use.
+    before = members(groups[:1], {KEY: state(slice_of(endpoint(0)))}, "", NOW)
+    found = members(groups, {KEY: state(slices)}, before.text, NOW)
+    assert (found.text, found.ports) == (before.text, {10143})
 
 
 def test_groups_of_a_resource_have_the_ports_of_their_protocols() -> None:
@@ -261,5 +314,28 @@ def test_groups_of_a_resource_have_the_ports_of_their_protocols() -> None:
         ("b", "other/dovecot", ["imap"], 60.0),
         ("c", "mail/tls", ["993", "995"], 60.0),
     ]
+    assert [each.needed for each in found] == [each.ports for each in found]
     assert plan.has_members
     assert members((), {}, "x", NOW) is NO_MEMBERS
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        {"authHttp": "http://auth.mail.svc:9000/auth"},
+        {
+            "authMode": "Upstream",
+            "routes": [
+                {"table": {"configMapKeyRef": {"name": "moves", "key": "users"}}},
+                {"domains": ["*"], "upstream": "a"},
+            ],
+        },
+    ],
+)
+def test_group_is_needed_at_the_servers_whose_routes_name_it(mail: Any) -> None:
+    upstreams = [{"name": name, "service": {"name": name}} for name in "ab"]
+    spec = {"mail": mail, "upstreams": upstreams, "servers": [server("imap", "imap", 143)]}
+    plan = planned(Resource.read(body(**spec)), Platform())
+    found = service_groups(plan.config, plan.resource.manifest.upstreams)
+    assert [each.ports for each in found] == [{"143"}, {"143"}]
+    assert [each.needed for each in found] == [{"143"} if "routes" in mail else frozenset(), frozenset()]

@@ -141,7 +141,9 @@ def with_service(*given: Any, port: int = 143, total: int = 0) -> Conditions:
 
 def with_state(state: ServiceState, namespace: str = "mail") -> Conditions:
     key = Key(namespace, "dovecot")
-    group = ServiceGroup(name="dovecot", service=key, ports=frozenset({"143"}), grace=60.0)
+    group = ServiceGroup(
+        name="dovecot", service=key, ports=frozenset({"143"}), needed=frozenset({"143"}), grace=60.0
+    )
     return evaluated(groups=members([group], {key: state}, "", NOW.timestamp()).groups)
 
 

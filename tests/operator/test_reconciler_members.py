@@ -16,7 +16,7 @@ from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.kinds import CONFIG_MAP, DEPLOYMENT, MAIL_PROXY, NETWORK_POLICY, POD
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.controller.reconciler import Outcome, Reconciler
-from mailproxy_operator.errors import ConditionCause
+from mailproxy_operator.errors import ConditionCause, TerminalError, TransientError
 from mailproxy_operator.members.endpoints import endpoints
 from mailproxy_operator.members.groups import ServiceState
 from mailproxy_operator.reasons import Reason
@@ -120,6 +120,26 @@ async def test_unchanged_members_write_nothing(world: World) -> None:
     assert world.cluster.calls == []
 
 
+@pytest.mark.parametrize(
+    "failure", [TransientError("no response"), TerminalError("forbidden", Reason.FORBIDDEN)]
+)
+async def test_pods_are_annotated_though_another_object_cannot_be_applied(
+    world: World, failure: Exception
+) -> None:
+    await world.reconcile()
+    world.cluster.roll_out("edge")
+    await world.reconcile()
+    [first] = set(world.annotations())
+    world.services.have(endpoint(0))
+    world.cluster.failures = {"ConfigMap": failure}
+    world.put(**SPEC, replicas=3)
+    await world.reconcile()
+    assert set(world.annotations()) == {first}  # the kubelet would read the old members
+    world.cluster.failures = {"Deployment": failure}
+    await world.reconcile()
+    assert set(world.annotations()).isdisjoint({first, ""})
+
+
 async def test_pods_mount_the_members_as_an_optional_directory(world: World) -> None:
     await world.reconcile()
     spec = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]["spec"]
@@ -134,8 +154,7 @@ async def test_vanished_member_is_requeued_and_removed_after_its_grace(world: Wo
     world.services.have(endpoint(0))
     outcome = await world.reconcile()
     assert world.states() == {"dovecot-0": "Ready", "dovecot-1": "Gone"}
-    assert outcome.again_after is not None
-    assert outcome.again_after <= 60.0
+    assert outcome.changes_after == 60.0
     # Another process continues where this one ended: the state is in the ConfigMap.
     world.time += timedelta(seconds=61)
     other = Reconciler(

@@ -105,6 +105,7 @@ def test_status_has_all_fields() -> None:
         "addresses",
         "listeners",
         "sysctls",
+        "upstreams",
         "conditions",
     }
 

@@ -115,7 +115,10 @@ async def test_services_are_watched_once_and_only_while_a_resource_needs_them(wo
     assert len(world.watch) == 0
 
 
-async def test_watch_that_ends_is_begun_again_with_a_list(world: World) -> None:
+async def test_watch_that_ends_is_begun_again_with_a_list(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_watch, "STEADY_SECONDS", 0.0)
     await world.ids()
     await settle()
     world.reader.listed = [slice_of(endpoint(2), name="a")]
@@ -124,6 +127,30 @@ async def test_watch_that_ends_is_begun_again_with_a_list(world: World) -> None:
     assert world.reader.lists == 2
     assert world.changed == [EDGE]
     assert await world.ids() == ["dovecot-2"]
+
+
+async def test_watch_that_ends_soon_is_begun_again_after_a_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_watch, "BACK_OFFS", (0.0, 0.0, 3600.0))
+    await world.ids()
+    for lists in (1, 2, 3, 3):
+        await settle()
+        assert world.reader.lists == lists
+        await world.reader.events[DOVECOT].put(_END)
+
+
+async def test_failure_after_a_long_watch_has_the_shortest_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_watch, "BACK_OFFS", (0.0, 3600.0))
+    monkeypatch.setattr(service_watch, "STEADY_SECONDS", 0.0)
+    await world.ids()
+    for lists in (1, 3, 5):
+        await settle()
+        assert world.reader.lists == lists
+        world.reader.failures = [TransientError("reset")]
+        await world.reader.events[DOVECOT].put(_END)
 
 
 async def test_service_is_read_again_when_the_ports_of_slices_change(world: World) -> None:

@@ -158,6 +158,16 @@ async def test_requeue_delay_grows_until_resource_changes(monkeypatch: pytest.Mo
         assert queue.requeues(A) == 0
 
 
+async def test_change_by_time_is_not_delayed_by_requeues_before() -> None:
+    work = Work()
+    work.results[A] = [Outcome(again_after=3600.0), Outcome(again_after=3600.0, changes_after=0.01)]
+    async with running(work) as queue:
+        queue.enqueue(A)
+        await until(lambda: len(work.done) == 1)
+        queue.enqueue(A)
+        await until(lambda: len(work.done) == 3)
+
+
 async def test_number_of_concurrent_reconciles_is_limited() -> None:
     work = Work()
     gate = asyncio.Event()

@@ -184,13 +184,21 @@ def test_member_without_the_port_gets_no_login() -> None:
 
 
 def test_loopback_and_link_local_members_get_logins_only_where_permitted() -> None:
-    bad = [
-        member(number, addresses=(address,))
-        for number, address in enumerate(("127.0.0.1", "169.254.169.254", "::1", "0.0.0.0", "224.0.0.1"))
-    ]
+    addresses = (
+        "127.0.0.1",
+        "169.254.169.254",
+        "::1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "::ffff:0.0.0.0",
+        "::ffff:224.0.0.1",
+    )
+    bad = [member(number, addresses=(address,)) for number, address in enumerate(addresses)]
     assert Chosen(*bad).hosts() == []
     found = Chosen(*bad, networks=["127.0.0.0/8"])
-    assert {found.hosts()[0] for _ in range(5)} == {"127.0.0.1"}
+    assert {found.hosts()[0] for _ in range(5)} == {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
 def test_login_results_are_counted_once() -> None:

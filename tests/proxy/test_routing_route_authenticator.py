@@ -189,7 +189,7 @@ def _check_next_login(w: LoopbackWorker) -> None:
     [listener] = w.app.listeners
     server = listener.default.server
     secure = server.groups["secure"]
-    one: Any = SimpleNamespace(server=secure, context=w.app.context)
+    one: Any = SimpleNamespace(record=SimpleNamespace(), server=secure, context=w.app.context)
     for name, expected in (("dovecot", server), ("secure", secure)):
         grant = AuthAllowed("127.0.0.1", 1, b"bob", upstream_group=name)
         connect_for_login(one.server, lambda *_: None, one, UpstreamLogin(grant, Method.PLAIN))

@@ -140,6 +140,7 @@ class MailServers:
         group = {"name": "dovecot", "service": {"name": "dovecot", "namespace": "mail"}, **upstream}
         spec = {
             "workers": 2,
+            "drain": {"delay": "60s"},
             "mail": {
                 "authMode": "Upstream",
                 "authHttpServerNetworks": ["127.0.0.0/8"],
@@ -275,6 +276,24 @@ def test_broken_file_changes_nothing_and_a_new_worker_gets_the_last_members(tmp_
         assert servers.owners() == owners
         servers.write(proxy)
         assert proxy.metric("mailproxy_member_lists_refused") == 0
+
+
+def test_members_change_while_the_proxy_drains(tmp_path: Path) -> None:
+    """Mail servers and proxies are replaced together when a node is drained."""
+    with contextlib.ExitStack() as stack:
+        servers = MailServers(tmp_path, stack, 2, hash="User")
+        proxy = stack.enter_context(ProxyProcess(servers.config, command=COMMAND))
+        proxy.wait_for_event("listening")
+        owners = servers.owners()
+        proxy.signal(signal.SIGTERM)
+        wait_until(lambda: proxy.get("/readyz")[0] == 503, "the drain")
+        servers.start(0)
+        servers.write(proxy)
+        wait_until(lambda: servers.owners() == owners, "the new address of dovecot-0")
+        servers.states[1] = DRAINING
+        servers.write(proxy)
+        away = {user for user, owner in owners.items() if owner == "a OK dovecot-1"}
+        wait_until(lambda: temporary(servers.owners()) == away, "the state of dovecot-1")
 
 
 def test_members_come_and_go_under_load_without_hash(tmp_path: Path) -> None:

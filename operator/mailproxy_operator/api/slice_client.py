@@ -48,7 +48,11 @@ class SliceClient:
         return await self._cluster.get(SERVICE, key)
 
     async def slices(self, key: Key) -> tuple[list[Manifest], str]:
-        """Return all EndpointSlices of a Service, and the version that a watch begins with."""
+        """Return all EndpointSlices of a Service, and the version that a watch begins with.
+
+        Raises:
+            OperatorError: They could not be read.
+        """
         path = ENDPOINT_SLICE.path(key.namespace)
         try:
             async with asyncio.timeout(LIST_SECONDS):
@@ -58,7 +62,10 @@ class SliceClient:
             raise TransientError(f"GET {path}: {describe_error(error)}") from error
         if response.status != 200:
             raise error_from(ApiResponse(response.status, body), ENDPOINT_SLICE, _WHAT)
-        return list(body.get("items") or ()), str((body.get("metadata") or {}).get("resourceVersion", ""))
+        version = (body.get("metadata") or {}).get("resourceVersion")
+        if not version or "items" not in body:
+            raise TransientError(f"{_WHAT}: the response is no list")  # no reason to remove all members
+        return list(body["items"] or ()), str(version)
 
     async def watch(self, key: Key, version: str) -> AsyncIterator[tuple[str, Manifest]]:
         """Yield changes of EndpointSlices, as type and object, until the watch ends.

@@ -65,7 +65,8 @@ class Outcome:
         is_gone: The resource was deleted or is being deleted.
         refused: Why the resource cannot be applied.
         failed: The transient error after which the reconcile is retried.
-        again_after: Seconds until the next requeue, if any.
+        again_after: Seconds until the next requeue, if any; the delay grows with each one.
+        changes_after: Seconds until time alone changes the result, if it does; this delay does not grow.
         status: The computed status; it is written only if it differs from the previous one.
         drifted: The kinds with drift: an apply changed the object although the rendering had not changed.
         pruned: The kinds of the objects that were deleted because they are no longer rendered.
@@ -76,6 +77,7 @@ class Outcome:
     refused: ConditionCause | None = None
     failed: TransientError | None = None
     again_after: float | None = None
+    changes_after: float | None = None
     status: Manifest = field(default_factory=dict)
     drifted: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
@@ -149,7 +151,7 @@ class Reconciler:
         await self._add_members(run, children)
         await self._try_with_one_pod(run, children)
         await self._apply(run, children)
-        await self._hand_out_members(run)
+        await self._hand_out_members(run, children)
         observed, pods = await self._observe(run, children)
         await self._handle_forbidden_sysctls(run, children, observed, pods)
         await self._prune_and_annotate(run, children, observed, pods)
@@ -186,15 +188,13 @@ class Reconciler:
         plan = run.plan
         groups = service_groups(plan.config, plan.resource.manifest.upstreams)
         states = await self._services.read(run.key, frozenset(group.service for group in groups))
-        live = children.config_map(names.members_name(run.key.name)) or {}
-        previous = str((live.get("data") or {}).get(MEMBERS_KEY, ""))
-        run.members = members(groups, states, previous, self._now().timestamp())
+        run.members = members(groups, states, _members_text(run, children), self._now().timestamp())
         run.plan = replace(plan, members=run.members)
 
-    async def _hand_out_members(self, run: _Run) -> None:
+    async def _hand_out_members(self, run: _Run, children: Children) -> None:
         """Annotate the pods with the hash of the members, before anything that takes time."""
-        if run.plan is None or run.refused or run.failed or not run.members.text:
-            return
+        if run.plan is None or not run.members.text or run.members.text != _members_text(run, children):
+            return  # not applied; failures of other objects do not matter
         digest = hashlib.sha256(run.members.text.encode()).hexdigest()[:16]
         with _recording_failure(run):
             for pod in await self._cluster.list_labelled(POD, run.key.namespace, run.plan.pod_labels):
@@ -348,7 +348,8 @@ class Reconciler:
         return Outcome(
             refused=run.refused,
             failed=run.failed,
-            again_after=_soonest(_again_after(run, written), run.members, now.timestamp()),
+            again_after=_again_after(run, written),
+            changes_after=_changes_after(run.members, now.timestamp()),
             status=written,
             drifted=run.drifted,
             pruned=run.pruned,
@@ -401,12 +402,15 @@ def _again_after(run: _Run, written: Manifest) -> float | None:
     return RELIST_SECONDS if run.plan is not None and run.plan.selection else None
 
 
-def _soonest(again_after: float | None, found: Members, now: float) -> float | None:
-    """Return the delay of the next requeue; members that are kept are removed at their time."""
-    if found.changes_at is None:
-        return again_after
-    until = max(found.changes_at - now, 0.0)
-    return until if again_after is None else min(until, again_after)
+def _members_text(run: _Run, children: Children) -> str:
+    """Return the document in the ConfigMap of the members; empty without one."""
+    live = children.config_map(names.members_name(run.key.name)) or {}
+    return str((live.get("data") or {}).get(MEMBERS_KEY, ""))
+
+
+def _changes_after(found: Members, now: float) -> float | None:
+    """Return the delay until the first member that is kept is removed."""
+    return None if found.changes_at is None else max(found.changes_at - now, 0.0)
 
 
 def _refusal(error: ConfigError) -> ConditionCause:

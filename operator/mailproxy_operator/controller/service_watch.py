@@ -21,7 +21,9 @@ from mailproxy_operator.members.groups import ServiceState
 from mailproxy_operator.reasons import Reason
 
 BACK_OFFS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Seconds after failures in a row; the last one repeats."""
+"""Seconds after failures in a row, and after watches that ended soon; the last one repeats."""
+STEADY_SECONDS: Final = 30.0
+"""A watch that was open for longer has worked: when it ends, nothing is wrong."""
 FORBIDDEN_SECONDS: Final = 60.0
 """Seconds after ``Forbidden``: no watch reports a change of RBAC."""
 
@@ -108,24 +110,33 @@ class ServiceWatch:
                 watched.task.cancel()
 
     async def _run(self, key: Key, watched: _Watched) -> None:
+        clock = asyncio.get_running_loop().time
         failures = 0
         while True:
-            try:
-                await self._follow(key, watched)
+            started_at = clock()
+            failure = await self._try(key, watched)
+            if is_steady := clock() - started_at >= STEADY_SECONDS:
                 failures = 0
+            if failure is None and is_steady:
                 continue
-            except TerminalError as error:
-                pause, reason = FORBIDDEN_SECONDS, Reason.ENDPOINTS_FORBIDDEN
-                advice = "give the operator this permission in the namespace of the Service"
-                message = f"Service {key}: {error}; {advice}"
-            except OperatorError as error:
-                pause, reason = BACK_OFFS[min(failures, len(BACK_OFFS) - 1)], Reason.ENDPOINTS_UNKNOWN
-                message = f"Service {key}: {error}"
-                failures += 1
-            _log.warning("members are not read: %s", message)
-            if reason is Reason.ENDPOINTS_FORBIDDEN or watched.state is None:
-                self._set(watched, ServiceState(failure=ConditionCause(reason, message)))
-            await asyncio.sleep(pause)
+            if failure is not None and failure.reason is Reason.ENDPOINTS_FORBIDDEN:
+                await asyncio.sleep(FORBIDDEN_SECONDS)
+                continue
+            # An API server may also end each watch at once, as with 410 Gone.
+            await asyncio.sleep(BACK_OFFS[min(failures, len(BACK_OFFS) - 1)])
+            failures += 1
+
+    async def _try(self, key: Key, watched: _Watched) -> ConditionCause | None:
+        """Follow a Service until the watch ends; return why it has failed."""
+        try:
+            await self._follow(key, watched)
+        except OperatorError as error:
+            failure = _failure(key, error)
+            _log.warning("members are not read: %s", failure.message)
+            if failure.reason is Reason.ENDPOINTS_FORBIDDEN or watched.state is None:
+                self._set(watched, ServiceState(failure=failure))
+            return failure
+        return None
 
     async def _follow(self, key: Key, watched: _Watched) -> None:
         """Read a Service and its slices, and follow their changes until the watch ends."""
@@ -152,6 +163,14 @@ class ServiceWatch:
         elif is_changed:
             for owner in watched.owners:
                 self._changed(owner)
+
+
+def _failure(key: Key, error: OperatorError) -> ConditionCause:
+    message = f"Service {key}: {error}"
+    if not isinstance(error, TerminalError):
+        return ConditionCause(Reason.ENDPOINTS_UNKNOWN, message)
+    advice = "give the operator this permission in the namespace of the Service"
+    return ConditionCause(Reason.ENDPOINTS_FORBIDDEN, f"{message}; {advice}")
 
 
 def _state(service: Manifest | None, slices: Mapping[str, Manifest]) -> ServiceState:

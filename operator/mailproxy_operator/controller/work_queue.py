@@ -179,6 +179,8 @@ class WorkQueue:
         if outcome.again_after is not None:
             self.enqueue(key, min(outcome.again_after * 2**entry.requeues, MAX_REQUEUE_SECONDS))
             entry.requeues = min(entry.requeues + 1, 16)
+        if outcome.changes_after is not None:
+            self.enqueue(key, outcome.changes_after)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
 
+from mailproxy_config.upstream_members import is_identifier
 from mailproxy_operator.api.kinds import Manifest
 
 _FAMILIES = ("IPv4", "IPv6")
@@ -19,8 +20,8 @@ class Endpoint:
 
     Attributes:
         id: Its host name (the name of the pod of a StatefulSet), or the uid of its pod.  An endpoint that
-            has neither was written by hand: its address, which only a person changes.
-        uid: The uid of its pod; its address without one.
+            has neither, or no valid one, was written by hand: its address, which only a person changes.
+        uid: The uid of its pod; empty without one.
         addresses: One address of each family, the first family of the Service first.
         ports: The numbers of its TCP ports by their names in the Service.
         is_ready: Whether it gets logins.
@@ -79,19 +80,20 @@ def _of_slice(one: Manifest) -> Iterator[Endpoint]:
 
 def _address(text: object) -> str:
     try:
-        return str(ip_address(str(text)))
+        return "" if "%" in str(text) else str(ip_address(str(text)))  # a zone is of one node
     except ValueError:
         return ""
 
 
 def _endpoint(each: Mapping[str, Any], address: str, ports: Mapping[str, int]) -> Endpoint:
     conditions = each.get("conditions") or {}
-    uid = str((each.get("targetRef") or {}).get("uid") or address)
+    uid = str((each.get("targetRef") or {}).get("uid") or "")
+    names = (str(each.get("hostname") or ""), uid)
     is_terminating = conditions.get("terminating") is True
     # With publishNotReadyAddresses, every endpoint is "ready", and "serving" has the state of the pod.
     is_ready = conditions.get("ready") is not False and conditions.get("serving") is not False
     return Endpoint(
-        id=str(each.get("hostname") or uid),
+        id=next(filter(is_identifier, names), address),
         uid=uid,
         addresses=(address,),
         ports=ports,

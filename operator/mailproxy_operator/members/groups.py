@@ -21,13 +21,16 @@ class ServiceGroup:
     """A group that is a Service.
 
     Attributes:
-        ports: The ports of the Service that logins go to: numbers or names.
+        ports: The ports of the Service that logins may go to: numbers or names.
+        needed: Those of servers with a route that names the group.  An authentication service or a table
+            may name any group; those at servers of other protocols need not have the port.
         grace: Seconds for which a member that has vanished is kept.
     """
 
     name: str
     service: Key
     ports: frozenset[str]
+    needed: frozenset[str]
     grace: float
 
 
@@ -85,20 +88,24 @@ def service_groups(config: ProxyConfig, upstreams: Iterable[UpstreamGroupRef]) -
     """
     found: dict[str, GroupMembers] = {}
     ports: dict[str, set[str]] = {}
+    needed: dict[str, set[str]] = {}
     for server in config.servers:
         configs = server.group_configs
+        named = {route.upstream for route in server.route} if server.auth_mode.needs_routes else set()
         for group in server.upstream_groups:
             if group.members is not None:
                 proxy_ssl = configs.get(group.name, server).proxy_ssl
                 port = group.members.port_key(default_port(server.protocol, proxy_ssl))
                 found[group.name] = group.members
                 ports.setdefault(group.name, set()).add(port)
+                needed.setdefault(group.name, set()).update([port] if group.name in named else ())
     graces = {one.name: one.member_grace for one in upstreams}
     return tuple(
         ServiceGroup(
             name=name,
             service=Key(*members.service.split("/", 1)),
             ports=frozenset(ports[name]),
+            needed=frozenset(needed[name]),
             grace=graces.get(name, MEMBER_GRACE),
         )
         for name, members in sorted(found.items())

@@ -68,6 +68,7 @@ def members(
     before = _parsed(previous)
     lists: dict[str, MemberList] = {}
     found: list[GroupState] = []
+    changes: list[float] = []
     for group in groups:
         last = before.upstreams.get(group.name)
         if last is not None and last.service != str(group.service):
@@ -76,19 +77,20 @@ def members(
         found.append(state)
         if made is not None:
             lists[group.name] = made
+            if not state.is_unknown:  # otherwise the members stay, whatever the time is
+                changes += [float(member.until) for member in made.members if member.until]
     document = before
     if not previous or lists != before.upstreams:
         document = MemberDocument(before.generation + 1, lists)
     text = dump_members(document)
     if len(text) > MAX_DOCUMENT_BYTES:
-        return _too_large(text, previous, found)
-    everybody = [member for made in lists.values() for member in made.members]
-    return Members(
-        text,
-        tuple(found),
-        frozenset(port for member in everybody for port in member.ports.values()),
-        min((float(member.until) for member in everybody if member.until), default=None),
-    )
+        return _too_large(text, previous, before, found)
+    return Members(text, tuple(found), _ports(lists), min(changes, default=None))
+
+
+def _ports(lists: Mapping[str, MemberList]) -> frozenset[int]:
+    members = (member for made in lists.values() for member in made.members)
+    return frozenset(port for member in members for port in member.ports.values())
 
 
 def _parsed(text: str) -> MemberDocument:
@@ -98,14 +100,15 @@ def _parsed(text: str) -> MemberDocument:
         return MemberDocument()
 
 
-def _too_large(text: str, previous: str, groups: Iterable[GroupState]) -> Members:
+def _too_large(text: str, previous: str, before: MemberDocument, groups: Iterable[GroupState]) -> Members:
     """Keep the document before: a ConfigMap cannot hold the new one."""
     cause = ConditionCause(
         Reason.TOO_MANY_MEMBERS,
         f"the members of all groups need {len(text)} bytes, and a ConfigMap has room for "
         f"{MAX_DOCUMENT_BYTES}; the members before stay in use: divide the groups among several resources",
     )
-    return Members(previous, tuple(replace(group, cause=cause) for group in groups))
+    states = tuple(replace(group, cause=cause) for group in groups)
+    return Members(previous, states, _ports(before.upstreams))
 
 
 def _group(
@@ -163,7 +166,9 @@ def _members(
 
 def _kept(member: Member, before: Member | None, grace: float, now: float) -> Iterator[Member]:
     """Yield a member that is not ready until its time is over."""
-    until = before.until if before is not None and before.until else math.ceil(now + grace)
+    until = math.ceil(now + grace)
+    if before is not None and before.until:
+        until = min(before.until, until)  # later ones are of a clock that was fast, or of a longer grace
     if now < until and grace > 0:
         yield replace(member, state=MemberState.GONE, until=until)
 
@@ -175,10 +180,12 @@ def _cause(
     name = f"upstream {group.name}: Service {group.service}"
     if state.service is None and not state.endpoints:
         return ConditionCause(Reason.SERVICE_NOT_FOUND, f"{name} does not exist")
-    if ports.missing and state.service is not None:
+    has_port = len(ports.missing) < len(group.ports)
+    missing = [port for port in ports.missing if port in group.needed or not has_port]
+    if missing and state.service is not None:
         return ConditionCause(
             Reason.PORT_NOT_FOUND,
-            f"{name} has no TCP port {', '.join(ports.missing)} (it has {ports.existing}): set "
+            f"{name} has no TCP port {', '.join(missing)} (it has {ports.existing}): set "
             "service.port, or add the port",
         )
     if total > MAX_MEMBERS:

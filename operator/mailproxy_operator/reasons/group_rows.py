@@ -36,7 +36,10 @@ GROUPS = (
     ReasonRow(
         reason=Reason.PORT_NOT_FOUND,
         states=_FALSE,
-        meaning="A Service does not have the port that logins go to.",
+        meaning=(
+            "A Service does not have the port that logins of a route go to, or none of the ports of the "
+            "servers whose authentication service or table may name it."
+        ),
         action="Set `service.port` to a port of the Service, by number or name.",
         example=(
             "upstream dovecot: Service mail/dovecot has no TCP port 143 (it has 1143 imap): set "

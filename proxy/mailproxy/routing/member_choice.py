@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 
 from mailproxy.dns.upstream_names import refusal
@@ -35,7 +35,13 @@ def _by_id(candidate: _Candidate) -> bytes:
 @lru_cache(maxsize=2 * MAX_MEMBERS)
 def _refusal(address: str) -> str:
     """Return ``refusal`` of an address; lists that follow each other have most addresses in common."""
-    return refusal(ip_address(address))
+    return refusal(_plain(address))
+
+
+def _plain(address: str) -> IPv4Address | IPv6Address:
+    """Return an address; an IPv4-mapped one is its IPv4 address."""
+    found = ip_address(address)
+    return found if isinstance(found, IPv4Address) else found.ipv4_mapped or found
 
 
 class MemberChoice(GroupChoice):
@@ -130,7 +136,7 @@ class MemberChoice(GroupChoice):
 
     def _is_allowed(self, address: str) -> bool:
         """Whether the address may be connected to: an EndpointSlice may have been written by anybody."""
-        return not _refusal(address) or any(ip_address(address) in network for network in self._networks)
+        return not _refusal(address) or any(_plain(address) in network for network in self._networks)
 
     def _next_ready(self) -> tuple[UpstreamServer, ...]:
         """Return the ready members, another one first each time, and their second addresses last."""

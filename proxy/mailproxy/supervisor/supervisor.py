@@ -189,7 +189,9 @@ class Supervisor:
         await self._shutdown_requested.wait()
         for task in waiting:
             task.cancel()
+        watching = tasks.create_task(self._watch_members(pool))
         await self._drain(pool)
+        watching.cancel()
         return 0
 
     def _report_failed_start(self, error: ConfigError | StartupError, revision: ConfigRevision) -> int:
@@ -223,6 +225,12 @@ class Supervisor:
             for path in self._file_watcher.changed():
                 self._log_event(LogLevel.NOTICE, "file_changed", path=path)
                 self._reload_requested.set()
+
+    async def _watch_members(self, pool: WorkerPool) -> None:
+        """Watch the members of Services during a drain: clients that are connected may still log in."""
+        while True:
+            await asyncio.sleep(_CHANGING_SECONDS if self._members.is_changing else WATCH_SECONDS)
+            self._use_members(pool, self._members.poll())
 
     def _use_members(self, pool: WorkerPool, read: MembersRead) -> None:
         """Send changed members of Services to the workers."""
