@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import select
 import socket
 import ssl
 import struct
@@ -20,6 +22,7 @@ from mailproxy.enums import TlsFailure
 from mailproxy.errors import TlsFailed
 from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy.tls.context import ServerTls
+from mailproxy.tls.openssl import OpenSsl, load_openssl
 from mailproxy_config.capability_choice import AlpnStrict
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support.fuzz import examples
@@ -150,7 +153,8 @@ def test_clear_text_before_handshake_fails_it(tls: ServerTls, authority: Authori
     with pytest.raises(TlsHandshakeFailed) as caught:
         server_certificate.handshake()
     assert caught.value.failure is TlsFailure.NOT_TLS
-    assert server_certificate.recv(4096) == b""
+    with suppress(ssl.SSLError):  # of OpenSSL 3.2 and later; earlier ones end the stream
+        assert server_certificate.recv(4096) == b""
     client.close()
     server_certificate.close()
 
@@ -299,7 +303,7 @@ def test_read_ahead_bytes_are_pending(tls: ServerTls, authority: Authority) -> N
     pair.close()
 
 
-def test_bytes_with_end_of_handshake_are_pending(tls: ServerTls, authority: Authority) -> None:
+def test_bytes_with_end_of_handshake_are_pending_or_readable(tls: ServerTls, authority: Authority) -> None:
     pair = TlsPair(tls, client_context(authority))
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.do_handshake()
@@ -307,8 +311,31 @@ def test_bytes_with_end_of_handshake_are_pending(tls: ServerTls, authority: Auth
     pair.client.do_handshake()
     pair.client.send(b"a1 CAPABILITY\r\n")  # in one flight with the client's Finished
     assert pair.server.handshake() is HandshakeStep.DONE
-    assert pair.server.pending()
+    # OpenSSL reads ahead in the handshake, too, but not since 3.2: then they are still in the socket
+    assert pair.server.pending() or select.select([pair.server], [], [], 0)[0]
     assert pair.server.recv(4096) == b"a1 CAPABILITY\r\n"
+    pair.close()
+
+
+@pytest.mark.parametrize("wants_answer", [False, True])
+def test_read_ahead_bytes_after_key_update_are_pending(
+    tls: ServerTls, authority: Authority, wants_answer: bool
+) -> None:
+    pair = TlsPair(tls, client_context(authority))
+    pair.handshake()
+    pair.client.send(b"old keys")
+    native = load_openssl()
+    assert isinstance(native, OpenSsl)
+    update = native.lib.SSL_key_update
+    update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    assert update(native.connection(pair.client._sslobj), int(wants_answer)) == 1  # type: ignore[attr-defined]
+    for record in (b"new keys", b"and more"):
+        pair.client.send(record)
+    received = [pair.server.recv(4096)]
+    while pair.server.pending():
+        received.append(pair.server.recv(4096))
+    assert received == [b"old keys", b"new keys", b"and more"]
+    assert pair.send_to_client(b"answer") == b"answer"
     pair.close()
 
 

@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 
 from mailproxy.tls.context import ServerTls
+from mailproxy.tls.openssl import OpenSsl, load_openssl
 from mailproxy_config.errors import ConfigError
 from support.tls_authority import Authority, Issued
 from support.tls_peers import TlsPair, client_context, connect_once, serve_tls, server_tls
 
+SET_GROUPS_LIST, GET_NEGOTIATED_GROUP = 92, 134
+"""``SSL_CTRL_SET_GROUPS_LIST`` and ``SSL_CTRL_GET_NEGOTIATED_GROUP``."""
+NIDS = {"prime256v1": 415, "secp384r1": 715, "X25519": 1034}
+"""OpenSSL's numbers of groups."""
 TLS12: dict[str, Any] = {"ssl_protocols": frozenset({"TLSv1.2"})}
 
 
@@ -105,16 +110,22 @@ def test_ssl_prefer_server_ciphers_sets_order(server_certificate: Issued, prefer
     ("groups", "offered", "chosen"),
     [
         ("auto", "X25519", "X25519"),
-        ("auto", "P-256", "ECDH, prime256v1"),
-        ("secp384r1", "P-256:P-384", "ECDH, secp384r1"),
-        ("X25519:prime256v1", "P-384:P-256", "ECDH, prime256v1"),
+        ("auto", "P-256", "prime256v1"),
+        ("secp384r1", "P-256:P-384", "secp384r1"),
+        ("X25519:prime256v1", "P-384:P-256", "prime256v1"),
     ],
 )
 def test_ssl_ecdh_curve_selects_groups(
     server_certificate: Issued, groups: str, offered: str, chosen: str
 ) -> None:
-    output = s_client_output(server_tls(server_certificate, ssl_ecdh_curve=groups), "-groups", offered)
-    assert f"Server Temp Key: {chosen}" in output
+    pair = TlsPair(server_tls(server_certificate, ssl_ecdh_curve=groups), client_context())
+    native = load_openssl()
+    assert isinstance(native, OpenSsl)
+    client = native.connection(pair.client._sslobj)  # type: ignore[attr-defined]
+    assert native.lib.SSL_ctrl(client, SET_GROUPS_LIST, 0, offered.encode()) == 1
+    pair.handshake()
+    assert native.lib.SSL_ctrl(client, GET_NEGOTIATED_GROUP, 0, None) == NIDS[chosen]
+    pair.close()
 
 
 def test_unknown_groups_are_a_problem(server_certificate: Issued) -> None:

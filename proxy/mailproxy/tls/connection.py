@@ -138,9 +138,10 @@ class TlsConnection(ssl.SSLSocket):
     ``ssl.SSLWantWriteError`` instead of waiting, and ``OSError`` when the
     connection is broken.
 
-    OpenSSL reads ahead: after a handshake and after every read there may be
-    bytes in its buffer, for which the socket does not become readable.  Call
-    ``pending`` before waiting for the socket.
+    OpenSSL reads ahead: after every read there may be bytes in its buffer,
+    for which the socket does not become readable.  Before OpenSSL 3.2, which
+    reads ahead only what application keys protect, the same holds after a
+    handshake.  Call ``pending`` before waiting for the socket.
     """
 
     __slots__ = ("_params", "_pointer", "_sslobj")
