@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mailproxy.limits import zones
+from mailproxy.limits import request_zone, zones
 from mailproxy.limits.mutex import Busy, lock, unlock
+from mailproxy.limits.request_zone import ReqZone
 from mailproxy.limits.table import LimitTable
-from mailproxy.limits.zones import ConnZone, ReqZone, no_results
+from mailproxy.limits.zones import ConnZone, no_results
 from mailproxy.net.shared_memory import SharedMemory
 from support.fuzz import examples
 
@@ -36,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(zones, "time", found)
+    monkeypatch.setattr(request_zone, "time", found)
     return found
 
 
@@ -228,7 +229,7 @@ def test_rate_is_that_of_a_leaky_bucket(rate: int, burst: int, steps: list[tuple
     buckets = [Bucket(Fraction(rate, 60)) for _ in range(3)]
     now = Fraction(1000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zones, "time", clock)
+        patch.setattr(request_zone, "time", clock)
         for key, milliseconds in steps:
             now += Fraction(milliseconds, 1000)
             clock.now = float(now)

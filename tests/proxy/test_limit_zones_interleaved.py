@@ -77,7 +77,7 @@ class Pod:
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_counts_are_exact_in_any_order_of_steps(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zones, "SLOTS", SLOTS)
-    monkeypatch.setattr(zones, "_SWEEP", 1)
+    monkeypatch.setattr(zones, "SWEEP", 1)
     choose = random.Random(seed)
     kill_at = choose.randrange(1, 3000) if seed % 2 else 0
     run = Interleaving(zones, seed, switches=choose.choice((0.02, 0.1, 0.5)), kill_at=kill_at)

@@ -13,7 +13,8 @@ import pytest
 
 from mailproxy.limits import zones
 from mailproxy.limits.mutex import Busy
-from mailproxy.limits.zones import ConnZone, ReqZone
+from mailproxy.limits.request_zone import ReqZone
+from mailproxy.limits.zones import ConnZone
 from mailproxy.net.listen_plan import plan_sockets
 from mailproxy_config.auth_cache import AuthCacheConfig
 from mailproxy_config.limits import (

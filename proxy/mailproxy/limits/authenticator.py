@@ -16,9 +16,10 @@ from mailproxy.context import WorkerContext
 from mailproxy.enums import Limit, LoginResult
 from mailproxy.errors import AuthUnavailable
 from mailproxy.limits.keys import MAX_KEY, KeyFunction, KeyTooLong, check_length
+from mailproxy.limits.request_zone import ReqZone
 from mailproxy.limits.session_limits import SessionLimits, session_limits
 from mailproxy.limits.table import Key, LimitTable
-from mailproxy.limits.zones import ConnZone, ReqZone
+from mailproxy.limits.zones import ConnZone
 from mailproxy.protocols.types import AuthAllowed, AuthDenied, Decision
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import ServerMetrics

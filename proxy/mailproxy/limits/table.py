@@ -21,7 +21,8 @@ from hashlib import blake2b
 from typing import Final
 
 from mailproxy.limits.mutex import address_of
-from mailproxy.limits.zones import CONN, PROCESSES, ConnZone, Place, ReqZone, entries_of, make_zone
+from mailproxy.limits.request_zone import ReqZone
+from mailproxy.limits.zones import CONN, PROCESSES, ConnZone, Place, entries_of, make_zone
 from mailproxy.net.shared_memory import Area, SharedMemory
 from mailproxy.telemetry.metrics import LimitZoneMetrics
 

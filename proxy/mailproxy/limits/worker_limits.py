@@ -10,8 +10,9 @@ from mailproxy.context import WorkerContext
 from mailproxy.limits.authenticator import ConnLimit, LimitedAuthenticator, ReqLimit
 from mailproxy.limits.keys import key_function
 from mailproxy.limits.preauth import ZONE_BYTES, PreauthLimit
+from mailproxy.limits.request_zone import ReqZone
 from mailproxy.limits.table import LimitTable
-from mailproxy.limits.zones import ConnZone, ReqZone
+from mailproxy.limits.zones import ConnZone
 from mailproxy_config.limit_directives import PREAUTH_ZONE
 from mailproxy_config.limits import LimitConnZone, LimitReqZone
 from mailproxy_config.model import LogLevel, ServerConfig

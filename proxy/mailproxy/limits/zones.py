@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables in shared memory: sessions by key, and rates of logins by key.
+"""Tables in shared memory, and the one of sessions by key.
 
 A zone has shards of 32 slots.  The hash of a key selects its shard, and ``mmap.find`` finds its slots
 there.  A lock protects each shard; nothing else is ever locked, and nothing takes longer than one shard.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import time
 from collections import OrderedDict
 from contextlib import suppress
 from functools import cached_property
@@ -46,8 +45,8 @@ MOST_IDLE: Final = 1024
 """Slots of a process without sessions that it keeps for the next session of their keys; in a small zone,
 or with many processes, fewer."""
 
-_MUTEXES: Final = 64
-_SWEEP: Final = 16
+MUTEXES: Final = 64
+SWEEP: Final = 16
 """So many new keys of a shard later, slots that are not needed any more are made free."""
 _BYTES: Final = {CONN: 8 + 4 + 2, 0: 8 + 8}
 """Bytes of a slot: hash, number of sessions, process; or hash, time."""
@@ -55,7 +54,6 @@ _VERSION_BYTES: Final = 4
 _IDLE_PART: Final = 16
 """All processes together keep one slot of so many without a session: others must find free ones."""
 _FREE: Final = bytes(8)
-_ROUNDING: Final = 1e-6
 
 
 def no_results() -> LimitZoneMetrics:
@@ -78,10 +76,10 @@ class Place:
         self.memory = memory
         self.offset = offset
         shard_bytes = SLOTS * _BYTES[kind] + 2 + _VERSION_BYTES
-        self.shards = max((size - MUTEX_BYTES * _MUTEXES - 16) // shard_bytes, 1)
+        self.shards = max((size - MUTEX_BYTES * MUTEXES - 16) // shard_bytes, 1)
         self.slots = self.shards * SLOTS
         self.mutexes = address + offset
-        self._versions_at = offset + MUTEX_BYTES * _MUTEXES
+        self._versions_at = offset + MUTEX_BYTES * MUTEXES
         self._used_at = self._versions_at + (self.shards * _VERSION_BYTES + 7) // 8 * 8
         self.hashes_at = self._used_at + (self.shards * 2 + 7) // 8 * 8
         self._values_at = self.hashes_at + 8 * self.slots
@@ -125,7 +123,7 @@ class Place:
 
 def make_zone(place: Place) -> None:
     """Prepare a zone in memory that is all zero."""
-    for number in range(_MUTEXES):
+    for number in range(MUTEXES):
         make_mutex(place.mutexes + number * MUTEX_BYTES)
 
 
@@ -134,7 +132,9 @@ def entries_of(place: Place) -> tuple[int, int]:
     return sum(place.used), place.slots // FILL
 
 
-class _Zone:
+class Zone:
+    """What all kinds of zones have: shards with locks, slots found by hash, and the number of used ones."""
+
     __slots__ = (
         *("_file", "_find", "_first", "_hashes", "_mutexes", "_shards", "_used"),
         *("is_closed", "offset", "results"),
@@ -145,7 +145,7 @@ class _Zone:
         self._find = self._file.find
         self._first = place.hashes_at
         self._hashes = place.hashes
-        self._mutexes = [mutex_at(place.mutexes + number * MUTEX_BYTES) for number in range(_MUTEXES)]
+        self._mutexes = [mutex_at(place.mutexes + number * MUTEX_BYTES) for number in range(MUTEXES)]
         self._shards = place.shards
         self._used = place.used
         self.is_closed = False
@@ -158,7 +158,7 @@ class _Zone:
 
     def mutex_of(self, shard: int) -> Mutex:
         """Return the lock of a shard."""
-        return self._mutexes[shard % _MUTEXES]
+        return self._mutexes[shard % MUTEXES]
 
     def _free_slot(self, shard: int) -> int:
         """Return a free slot of a shard, -1 for none."""
@@ -179,7 +179,7 @@ class _Zone:
         self._used[shard] = SLOTS - slots.tolist().count(0)
 
 
-class ConnZone(_Zone):
+class ConnZone(Zone):
     """Counts sessions by key.
 
     A process has slots of its own, with the number of its sessions of a key; the sum of all slots of the
@@ -263,7 +263,7 @@ class ConnZone(_Zone):
             return -1, False
         number, pattern = key
         shard = number % self._shards
-        mutex = self._mutexes[shard % _MUTEXES]
+        mutex = self._mutexes[shard % MUTEXES]
         if code := trylock(mutex):
             wait(mutex, code)
         try:
@@ -341,7 +341,7 @@ class ConnZone(_Zone):
                 unlock(mutex)
 
     def _insert(self, number: int, shard: int) -> int:
-        if self._used[shard] and self._used[shard] % _SWEEP == 0:
+        if self._used[shard] and self._used[shard] % SWEEP == 0:
             self._sweep(shard)
         slot = self._free_slot(shard)
         if slot < 0:
@@ -405,134 +405,3 @@ class ConnZone(_Zone):
 
     def _change_version(self, shard: int) -> None:
         self._versions[shard] = (self._versions[shard] + 1) & 0xFFFFFFFF
-
-
-class ReqZone(_Zone):
-    """Rates of logins by key: a leaky bucket, as in ``ngx_http_limit_req_module``.
-
-    Of each key, one time is kept: when the logins so far would be over, had they come at the rate.  A
-    time that is past is the same as none.
-    """
-
-    __slots__ = ("_known", "_times")
-
-    def __init__(self, place: Place, results: LimitZoneMetrics | None = None) -> None:
-        super().__init__(place, results)
-        self._times = place.times
-        self._known: dict[bytes, tuple[int, Mutex]] = {}
-        """By hash: the slot and the lock."""
-
-    def close(self) -> None:
-        """Count nothing any more."""
-        super().close()
-        self._known.clear()
-
-    def charge(self, key: tuple[int, bytes], interval: float, burst: int) -> float:
-        """Count a login, unless that is above the burst.
-
-        Args:
-            key: The hash of its key.
-            interval: Seconds between two logins at the rate.
-            burst: How many logins may be above the rate.
-
-        Returns:
-            The number of logins above the rate, with this one; -1 where it was not counted.
-
-        Raises:
-            Busy: A lock is held by a process that does not run.
-        """
-        number, pattern = key
-        known = self._known.get(pattern)
-        if known is None:
-            return self._charge_unknown(key, interval, burst)
-        slot, mutex = known
-        times = self._times
-        if code := trylock(mutex):
-            wait(mutex, code)
-        try:
-            if self._hashes[slot] == number:
-                now = time.monotonic()
-                free_at = times[slot]
-                if free_at <= now:
-                    times[slot] = now + interval
-                    return 0.0
-                excess = (free_at - now) / interval
-                if excess > burst + _ROUNDING:
-                    return -1.0
-                times[slot] = free_at + interval
-                return excess
-        finally:
-            unlock(mutex)
-        return self._charge_unknown(key, interval, burst)
-
-    def _charge_unknown(self, key: tuple[int, bytes], interval: float, burst: int) -> float:
-        """Count a login whose slot is not known; as ``charge``."""
-        if self.is_closed:
-            return 0.0
-        number, pattern = key
-        shard = number % self._shards
-        mutex = self._mutexes[shard % _MUTEXES]
-        if code := trylock(mutex):
-            wait(mutex, code)
-        try:
-            now = time.monotonic()
-            slot = self._search(pattern, shard)
-            free_at = max(self._times[slot], now) if slot >= 0 else now
-            excess = (free_at - now) / interval
-            if excess > burst + _ROUNDING:
-                return -1.0
-            if slot < 0:
-                slot = self._insert(number, shard, now, free_at + interval)
-            else:
-                self._times[slot] = free_at + interval
-        finally:
-            unlock(mutex)
-        if len(self._known) >= KNOWN:
-            self._known.clear()
-        self._known[pattern] = slot, mutex
-        return excess
-
-    def give_back(self, key: tuple[int, bytes], interval: float) -> None:
-        """Undo ``charge``: another limit refused the login.
-
-        Raises:
-            Busy: As ``charge``.
-        """
-        if self.is_closed:
-            return
-        number, pattern = key
-        shard = number % self._shards
-        mutex = self.mutex_of(shard)
-        if code := trylock(mutex):
-            wait(mutex, code)
-        try:
-            slot = self._search(pattern, shard)
-            if slot >= 0:
-                self._times[slot] -= interval
-        finally:
-            unlock(mutex)
-
-    def _insert(self, number: int, shard: int, now: float, free_at: float) -> int:
-        """Add a key, and return its slot; in a full shard, in place of the one whose time is over first."""
-        if self._used[shard] and self._used[shard] % _SWEEP == 0:
-            self._sweep(shard, now)
-        slot = self._free_slot(shard)
-        if slot < 0:
-            self._sweep(shard, now)
-            slot = self._free_slot(shard)
-        if slot < 0:
-            self.results.full.value += 1
-            slot = min(range(shard * SLOTS, (shard + 1) * SLOTS), key=self._times.__getitem__)
-            self._hashes[slot] = 0
-            self._set_used(shard)
-        self._times[slot] = free_at
-        self._hashes[slot] = number
-        self._used[shard] += 1
-        return slot
-
-    def _sweep(self, shard: int, now: float) -> None:
-        """Make slots free whose time is over."""
-        for slot in range(shard * SLOTS, (shard + 1) * SLOTS):
-            if self._times[slot] <= now:
-                self._hashes[slot] = 0
-        self._set_used(shard)
