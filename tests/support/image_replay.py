@@ -161,7 +161,7 @@ class Replay:
             steps.append("ip link set lo up")
         become: list[str] = []
         if read_only:
-            steps.append("mount -o remount,ro root && mount -t tmpfs -o mode=1777 tmpfs root/tmp")
+            steps.append("mount -o remount,bind,ro root && mount -t tmpfs -o mode=1777 tmpfs root/tmp")
             become = list(_BECOME_NOBODY)
         steps.append('exec chroot root "$@"')
         net = ["--net"] if without_network else []

@@ -184,6 +184,19 @@ class LoopbackWorker:
         return 0
 
 
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Wait until an aborted connection is closed.
+
+    After a failed TLS handshake the transport does not report its end to the stream, whose
+    ``wait_closed`` would not return on Python 3.14.
+    """
+    if isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol):
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    else:
+        await asyncio.sleep(0)
+
+
 def listening_socket(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
     """Return a listening socket as the supervisor makes it."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -273,7 +286,6 @@ async def loopback_worker(
             auth_or_upstream.close()
         for writer in (*w.writers, *upstream.writers, *auth.writers):
             abort(writer)
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            await _closed(writer)
         os.close(write)
         os.close(read)
