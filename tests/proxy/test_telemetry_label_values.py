@@ -20,7 +20,7 @@ from mailproxy import enums
 from mailproxy.enums import TlsVersion
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.telemetry.definitions import ALL_METRICS, LIMIT_MODE
-from mailproxy_config import model
+from mailproxy_config import model, upstream_members
 from mailproxy_config.model import Protocol
 from support.tls_authority import Authority
 from support.tls_peers import client_context, connect_once, server_tls
@@ -30,6 +30,7 @@ DEFINITIONS = {"enums.py"}
 FROM_ELSEWHERE: dict[type[Enum], str] = {
     Protocol: "the configuration",
     TlsVersion: "OpenSSL",
+    upstream_members.MemberState: "the document of the operator",
 }
 """Enumerations whose members are not named in the code; other tests cover them."""
 
@@ -40,7 +41,7 @@ def enumerations() -> list[type[Enum]]:
     sets.remove((LIMIT_MODE,))
     known = [
         enumeration_class
-        for module in (enums, model)
+        for module in (enums, model, upstream_members)
         for enumeration_class in vars(module).values()
         if isinstance(enumeration_class, type)
         and issubclass(enumeration_class, Enum)

@@ -14,6 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from mailproxy_config.model import Protocol, ProxySsl
+from mailproxy_config.upstream_members import (
+    MEMBERS_KEY,
+    Member,
+    MemberDocument,
+    MemberList,
+    dump_members,
+)
 from support.demo_servers import ACCOUNT, DemoServers, demo_servers
 from support.dns_server import DnsServer, address_record, dns_server, ptr_record, reply_with
 from support.servers import proxy as proxies
@@ -26,6 +33,7 @@ from support.upstream_tls import mail_server, session
 
 _CLIENT: Final = "1.0.0.127.in-addr.arpa"
 _PATIENCE: Final = 60.0
+_GROUP: Final = "dovecot"
 
 
 @dataclass
@@ -65,10 +73,14 @@ def places(folder: Path, pods: int = 1) -> Iterator[Places]:
         context.load_cert_chain(found.tls.proxy.certificate, found.tls.proxy.key)
         secured = stack.enter_context(mail_server(session(Protocol.IMAP, ProxySsl.ENABLED), context))
         service.rules["/secured"] = AuthRule(secured.port)
+        (folder / MEMBERS_KEY).write_text(_members(mail.ports["imap"]))
         for number in range(pods):
             ports, body = _planned(found, taken, f"127.0.0.1:{silent.getsockname()[1]}")
             found.ports.append(ports)
-            found.proxies.append(proxies.start(folder / f"edge-{number}", body, "--workers", "2"))
+            options = ("--workers", "2")
+            found.proxies.append(
+                proxies.start(folder / f"edge-{number}", body, *options, members=folder / MEMBERS_KEY)
+            )
             stack.callback(found.proxies[-1].stop)
         yield found
 
@@ -78,7 +90,7 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
     servers: list[dict[str, Any]] = []
     ports: dict[str, int] = {}
 
-    def serve(name: str, protocol: str, auth: str, *, tls: bool = False, **directives: Any) -> None:
+    def serve(name: str, protocol: str, auth: str = "", *, tls: bool = False, **directives: Any) -> None:
         ports[name] = taken.take()
         listen: list[dict[str, Any]] = [{"address": "127.0.0.1", "port": ports[name]}]
         if directives.pop("behind", False):
@@ -87,7 +99,8 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
             ports[f"{name}s"] = taken.take()
             listen.append({"address": "127.0.0.1", "port": ports[f"{name}s"], "ssl": True})
             directives["starttls"] = "Enabled"
-        servers.append({"name": name, "protocol": protocol, "listen": listen, "authHttp": auth, **directives})
+        service = {"authHttp": auth} if auth else {}
+        servers.append({"name": name, "protocol": protocol, "listen": listen, **service, **directives})
 
     good = found.mail.auth_url
     named = {"addresses": [found.dns.address], "valid": "1s"}
@@ -104,6 +117,9 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
     serve("lost", "pop3", f"http://127.0.0.1:{taken.take()}/")
     silenced = {"addresses": [silent]}
     serve("nameless", "smtp", good, resolver=silenced, resolverTimeout="300ms")
+    route = {"domains": ["*"], "upstream": _GROUP}
+    loopback: dict[str, Any] = {"authHttpServerNetworks": ["127.0.0.0/8"]}
+    serve("members", "imap", authMode="Upstream", routes=[route], **loopback)
     mail = {
         "serverName": "mail.example.com",
         "xclient": False,
@@ -112,7 +128,14 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
         "limitConn": [{"zone": "user", "connections": 1000}],
         "limitReqZone": [{"zone": "rate", "key": "$remote_user", "size": "32k", "rate": "1r/m"}],
     }
-    return ports, manifest(servers, mail, workerConnections=60)
+    group = {"name": _GROUP, "service": {"name": _GROUP, "namespace": "mail"}, "hash": "User"}
+    return ports, manifest(servers, mail, workerConnections=60, upstreams=[group])
+
+
+def _members(port: int) -> str:
+    """Return a document with one ready member on loopback."""
+    member = Member(id="dovecot-0", addresses=("127.0.0.1",), ports={"143": port})
+    return dump_members(MemberDocument(1, {_GROUP: MemberList(service=f"mail/{_GROUP}", members=(member,))}))
 
 
 @contextmanager

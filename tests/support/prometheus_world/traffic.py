@@ -160,6 +160,14 @@ def use_tls_to_the_mail_server(places: Places, ports: Ports) -> None:
             raw.exchange(b"a LOGIN alice " + ACCOUNT.password.encode())
 
 
+def log_in_at_a_member(places: Places, ports: Ports) -> None:
+    """Log in at the mail server of a Service."""
+    del places
+    with RawClient(ports["members"]) as raw:
+        raw.read_line()
+        raw.exchange(b"a LOGIN alice " + ACCOUNT.password.encode())
+
+
 def come_through_a_balancer(places: Places, ports: Ports) -> None:
     """Connect with a PROXY header, and without."""
     header = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 143\r\n"
@@ -184,6 +192,7 @@ VISITS: Final[Sequence[Visit]] = (
     fail_at_tls,
     resume_tls,
     use_tls_to_the_mail_server,
+    log_in_at_a_member,
     come_through_a_balancer,
 )
 

@@ -18,6 +18,10 @@ from typing import Any, Final
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from mailproxy_config.compile import compile_proxy
+from mailproxy_config.manifest import parse_manifest
+from mailproxy_config.rendered import dump
+from mailproxy_config.secret_refs import Mounts
 from support.servers.programs import TIMEOUT_SECONDS, Running, eventually
 
 ROOT: Final = Path(__file__).parents[3]
@@ -106,11 +110,18 @@ class Proxy:
         self.running.stop(timeout=5.0)
 
 
-def start(folder: Path, body: Mapping[str, Any] | str, *options: str) -> Proxy:
-    """Start the proxy with a manifest or the text of an ``nginx.conf``, and wait until it is ready."""
+def start(folder: Path, body: Mapping[str, Any] | str, *options: str, members: Path | None = None) -> Proxy:
+    """Start the proxy with a manifest or the text of an ``nginx.conf``, and wait until it is ready.
+
+    With a file of members, the manifest is rendered first, as by the operator.
+    """
     folder.mkdir(exist_ok=True)
     file = folder / ("nginx.conf" if isinstance(body, str) else "manifest.yaml")
-    file.write_text(body if isinstance(body, str) else yaml.safe_dump(body))
+    if members is not None and not isinstance(body, str):
+        file = folder / "mailproxy.json"
+        file.write_bytes(dump(compile_proxy(parse_manifest(body), mounts=Mounts(members=str(members)))))
+    else:
+        file.write_text(body if isinstance(body, str) else yaml.safe_dump(body))
     command = [sys.executable, "-m", "mailproxy", "run", "-f", str(file), "--admin", "127.0.0.1:0", *options]
     running = Running(command, output=folder / "proxy.log", env={"PYTHONPATH": _SOURCES})
     proxy = Proxy(file, running)
