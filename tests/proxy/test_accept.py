@@ -81,7 +81,7 @@ class Scene:
         """Connect a client, and run one iteration."""
         client = socket.create_connection((host, listener.sock.getsockname()[1]), timeout=5)
         self.clients.append(client)
-        self.context.epoll.run_iteration(0)
+        self.context.epoll.serve(0)
         return client
 
     @property
@@ -165,7 +165,7 @@ def test_address_of_a_unix_socket_client_is_unix(scene: Scene, tmp_path: Path, n
     if name:
         client.bind(str(tmp_path / name))
     client.connect(str(tmp_path / "ours"))
-    scene.context.epoll.run_iteration(0)
+    scene.context.epoll.serve(0)
     (session,) = scene.sessions
     assert session.client.address == "unix:"
     assert session.record.client == "unix:"
@@ -176,7 +176,7 @@ def test_one_client_is_accepted_per_event(scene: Scene) -> None:
     listener = scene.listen(listening_socket(), scene.target(Protocol.POP3))
     address = listener.sock.getsockname()
     scene.clients += [socket.create_connection(address, timeout=5) for _ in range(3)]
-    scene.context.epoll.ready_count = 1
+    scene.context.epoll.ready = [(0, READ)]
     for count in (1, 2, 3):
         listener.on_event(READ)
         assert len(scene.sessions) == scene.context.clients == count
@@ -196,7 +196,7 @@ def test_more_clients_are_accepted_while_many_events_are_ready(
     listener = scene.listen(listening_socket(), scene.target(Protocol.POP3))
     address = listener.sock.getsockname()
     scene.clients += [socket.create_connection(address, timeout=5) for _ in range(waiting)]
-    scene.context.epoll.ready_count = events
+    scene.context.epoll.ready = [(0, READ)] * events
     listener.on_event(READ)
     assert len(scene.sessions) == scene.context.clients == accepted
 
@@ -232,7 +232,7 @@ def test_client_above_worker_connections_is_refused(
 def test_lack_of_descriptors_is_logged_once_with_the_limit(scene: Scene, tmp_path: Path) -> None:
     listener = scene.listen(listening_socket(), scene.target(Protocol.POP3))
     scene.clients.append(socket.create_connection(listener.sock.getsockname(), timeout=5))
-    scene.context.epoll.ready_count = 1
+    scene.context.epoll.ready = [(0, READ)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

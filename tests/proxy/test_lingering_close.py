@@ -60,7 +60,7 @@ def run_until_closed(context: WorkerContext) -> None:
     for _ in range(500):
         if not context.lingering:
             return
-        context.epoll.run_iteration(0.01)
+        context.epoll.serve(0.01)
 
 
 def reset(sock: socket.socket) -> None:
@@ -74,7 +74,7 @@ def test_last_reply_arrives_although_the_peer_still_sends(context: WorkerContext
     near.send(b"bye")
     lingering_close(context, near, near.fileno())
     far.sendall(b"more")
-    context.epoll.run_iteration(0)
+    context.epoll.serve(0)
     assert far.recv(100) == b"bye"
     assert far.recv(100) == b""
     assert len(context.lingering) == 1
@@ -89,7 +89,7 @@ def test_connection_is_closed_at_once_when_the_peer_has_closed(context: WorkerCo
     far.shutdown(socket.SHUT_WR)
     lingering_close(context, near, near.fileno())
     assert not context.lingering
-    context.epoll.run_iteration(0)
+    context.epoll.serve(0)
     assert near.fileno() == -1
 
 
@@ -120,7 +120,7 @@ def test_lingering_close_ends(
     assert context.timers.waiting() == [closing]
     happens(closing, far)
     run_until_closed(context)
-    context.epoll.run_iteration(0)
+    context.epoll.serve(0)
     assert near.fileno() == -1
     assert not context.lingering
     assert context.timers.waiting() == []
@@ -145,7 +145,7 @@ def test_number_of_lingering_connections_is_limited(
     near.send(b"bye")
     lingering_close(context, near, near.fileno())
     assert not context.lingering
-    context.epoll.run_iteration(0)
+    context.epoll.serve(0)
     assert near.fileno() == -1
     assert far.recv(100) == b"bye"
 

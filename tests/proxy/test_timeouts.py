@@ -48,7 +48,7 @@ class Waiting:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     made: list[Clock] = []
     time = types.SimpleNamespace(monotonic=lambda: made[0].moment if made else Clock.moment)
-    monkeypatch.setattr(epoll_module, "time", time)
+    monkeypatch.setattr(epoll_module, "monotonic", time.monotonic)
     monkeypatch.setattr(timeouts_module, "time", time)
     made.append(Clock())
     yield made[0]

@@ -112,8 +112,8 @@ def test_select_returns_when_a_handler_schedules_a_callback(selector: WorkerSele
     near, far = pair
 
     def schedule() -> None:
-        assert not selector.asyncio_has_work, "there was another poll"
-        selector.asyncio_has_work = True
+        assert not selector.epoll.asyncio_has_work, "there was another poll"
+        selector.epoll.asyncio_has_work = True
 
     recorder = Recorder(schedule)
     selector.epoll.add(near.fileno(), recorder, READ)
@@ -122,7 +122,7 @@ def test_select_returns_when_a_handler_schedules_a_callback(selector: WorkerSele
     assert recorder.masks == [select.EPOLLIN]
     selector.epoll.modify(near.fileno(), NO_EVENTS)
     selector.select(0)
-    assert not selector.asyncio_has_work
+    assert not selector.epoll.asyncio_has_work
 
 
 def test_negative_timeout_does_not_wait(selector: WorkerSelector) -> None:
@@ -147,6 +147,6 @@ def test_select_does_not_wait_when_a_deferred_call_schedules_a_callback(
     near, far = pair
     selector.epoll.add(near.fileno(), Recorder(), READ)  # reads nothing, so that every poll returns an event
     far.send(b"x")
-    selector.epoll.defer(lambda: setattr(selector, "asyncio_has_work", True))
+    selector.epoll.defer(lambda: setattr(selector.epoll, "asyncio_has_work", True))
     selector.select(2)
     assert selector.epoll.iterations == 1

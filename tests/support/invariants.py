@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from mailproxy.app import App
 from mailproxy.enums import LoginResult
+from mailproxy.loop.worker_loop import AsyncioHandler
 from mailproxy.telemetry.metrics import WorkerMetrics
 
 _TIMEOUT_SECONDS: Final = 30.0
@@ -59,7 +60,11 @@ def leftovers(app: App, metrics: WorkerMetrics) -> Iterator[str]:
     for service in app.authenticators.auth_clients.values():
         found["auth requests"] = [*service.requests, *service.waiting.requests, *service.waiting.holders]
         waiting |= {connection.fd for connection in service.idle}
-    found["handlers"] = context.epoll.handlers.keys() - waiting
+    found["handlers"] = [
+        handler
+        for fd, handler in enumerate(context.epoll.handlers)
+        if handler is not None and fd not in waiting and not isinstance(handler, AsyncioHandler)
+    ]
     found |= {family: series(metrics, family) for family in _GAUGES}
     return (f"{name}: {value}" for name, value in found.items() if value)
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import select
 import socket
-import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP
@@ -43,19 +43,20 @@ class Epoll:
     """The descriptors of a worker and their handlers.
 
     Attributes:
+        asyncio_has_work: Whether asyncio has something to do: ``serve`` returns after this iteration.
         defer: ``defer(call)`` calls something at the end of this iteration, in the
             order of the requests; outside of one, before the next poll.
         deferred: Those calls.
-        handlers: By descriptor; asyncio's descriptors have none.
+        handlers: By descriptor.
         iterations: Number of polls that returned, with events or by their timeout.
         now: Monotonic time of the latest poll, in seconds.
         on_error: Called with the handler or deferred call that raised, and the
             exception.  Without it the exception ends the event loop.
-        ready_count: Number of events that the latest poll returned.
+        ready: Events that the latest poll returned: descriptor and mask.
     """
 
     __slots__ = (
-        "_poll",
+        "asyncio_has_work",
         "defer",
         "deferred",
         "handlers",
@@ -63,22 +64,24 @@ class Epoll:
         "kernel",
         "now",
         "on_error",
-        "ready_count",
+        "ready",
     )
 
     def __init__(self) -> None:
         self.kernel = select.epoll()
-        self._poll = self.kernel.poll
-        self.handlers: dict[int, Handler] = {}
+        self.handlers: list[Handler | None] = []
         self.deferred: list[Callable[[], object]] = []
         self.defer: Callable[[Callable[[], object]], None] = self.deferred.append
         self.on_error: Callable[[object, Exception], None] | None = None
-        self.now = time.monotonic()
+        self.now = monotonic()
         self.iterations = 0
-        self.ready_count = 0
+        self.ready: list[tuple[int, int]] = []
+        self.asyncio_has_work = False
 
     def add(self, fd: int, handler: Handler, mask: int) -> None:
         """Register a descriptor."""
+        if fd >= len(self.handlers):
+            self.handlers.extend([None] * (fd + 1))
         self.handlers[fd] = handler
         self.kernel.register(fd, mask)
 
@@ -92,11 +95,13 @@ class Epoll:
 
     def discard(self, fd: int) -> None:
         """Drop the handler of a descriptor; the kernel drops the descriptor itself when it is closed."""
-        self.handlers.pop(fd, None)
+        if fd < len(self.handlers):  # otherwise it was never registered
+            self.handlers[fd] = None
 
     def remove(self, fd: int) -> None:
         """Unregister a descriptor that stays open, here or in another process."""
-        if self.handlers.pop(fd, None) is not None:
+        if fd < len(self.handlers) and self.handlers[fd] is not None:
+            self.handlers[fd] = None
             self.kernel.unregister(fd)
 
     def close_socket(self, sock: socket.SocketType, fd: int) -> None:
@@ -105,37 +110,37 @@ class Epoll:
         Until then its number cannot be used again, so no event of this
         iteration can be delivered to another connection.
         """
-        self.handlers.pop(fd, None)
+        if fd < len(self.handlers):  # otherwise it was never registered
+            self.handlers[fd] = None
         self.deferred.append(sock.close)
 
-    def run_iteration(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Poll, call the handlers of the descriptors that are ready, then what was deferred.
+    def serve(self, timeout: float) -> None:
+        """Serve the descriptors until asyncio has work, or the timeout has passed.
+
+        An iteration polls, calls the handlers of the descriptors that are ready, then what was deferred.
 
         Args:
-            timeout: Seconds to wait for an event; ``None`` for no limit.
-
-        Returns:
-            Events of descriptors without a handler: number and mask.
+            timeout: In seconds; with 0 there is one iteration, which does not wait.
         """
-        events = self._poll(timeout, MAX_EVENTS)
-        self.now = time.monotonic()
-        self.iterations += 1
-        self.ready_count = len(events)
-        handlers = self.handlers
-        others: list[tuple[int, int]] = []
-        for fd, mask in events:
-            try:
+        poll, handlers, deferred = self.kernel.poll, self.handlers, self.deferred
+        ends_at = self.now + timeout
+        while True:
+            self.ready = events = poll(timeout, MAX_EVENTS)
+            self.now = now = monotonic()
+            self.iterations += 1
+            for fd, mask in events:
                 handler = handlers[fd]
-            except KeyError:
-                others.append((fd, mask))
-                continue
-            try:
-                handler.on_event(mask)
-            except Exception as error:  # an entry point
-                self.handle_error(handler, error)
-        if self.deferred:
-            self.run_deferred()
-        return others
+                if handler is None:
+                    continue  # it was closed in this iteration
+                try:
+                    handler.on_event(mask)
+                except Exception as error:  # an entry point
+                    self.handle_error(handler, error)
+            if deferred:
+                self.run_deferred()
+            if self.asyncio_has_work or now >= ends_at:
+                return
+            timeout = ends_at - now
 
     def run_deferred(self) -> None:
         """Make the calls that were deferred, and those that they defer."""

@@ -9,13 +9,12 @@ supervisor's channel), a callback was scheduled, or its timeout has passed.
 from __future__ import annotations
 
 import asyncio
-import math
 import select
 import selectors
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple
 
 from mailproxy.loop.epoll import Epoll
 
@@ -25,19 +24,36 @@ if TYPE_CHECKING:
 Arguments = TypeVarTuple("Arguments")
 
 
+_MAX_SECONDS: Final = 24 * 3600.0
+"""The longest time that ``select`` waits, as in asyncio."""
+
+
+class AsyncioHandler:
+    """The handler of a descriptor of asyncio: ``select`` returns its event after this iteration."""
+
+    __slots__ = ("_fd", "_selector")
+
+    def __init__(self, selector: WorkerSelector, fd: int) -> None:
+        self._selector = selector
+        self._fd = fd
+
+    def on_event(self, mask: int) -> None:
+        """Record the event."""
+        self._selector.events.append((self._fd, mask))
+        self._selector.epoll.asyncio_has_work = True
+
+
 class WorkerSelector(selectors.BaseSelector):
     """Asyncio's selector on an ``Epoll``.
 
     Attributes:
-        asyncio_has_work: Whether a callback was scheduled since ``select`` was
-            called; ``select`` then returns after this iteration.
         epoll: Serves the mail sockets.
+        events: Of asyncio's descriptors in this iteration: number and mask.
     """
 
     def __init__(self) -> None:
         self.epoll = Epoll()
-        self.asyncio_has_work = False
-        self._kernel = self.epoll.kernel
+        self.events: list[tuple[int, int]] = []
         self._keys: dict[FileDescriptorLike, selectors.SelectorKey] = {}
 
     def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401 - as in BaseSelector
@@ -47,7 +63,7 @@ class WorkerSelector(selectors.BaseSelector):
             message = f"descriptor {fd} is registered already"
             raise KeyError(message)
         key = selectors.SelectorKey(fileobj, fd, events, data)
-        self._kernel.register(fd, _epoll_mask(events))
+        self.epoll.add(fd, AsyncioHandler(self, fd), _epoll_mask(events))
         self._keys[fd] = key
         return key
 
@@ -56,7 +72,7 @@ class WorkerSelector(selectors.BaseSelector):
         fd = _descriptor(fileobj)
         key = self._keys.pop(fd)
         with suppress(OSError):  # closed already: the kernel has dropped it
-            self._kernel.unregister(fd)
+            self.epoll.remove(fd)
         return key
 
     def modify(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401 - as in BaseSelector
@@ -64,7 +80,7 @@ class WorkerSelector(selectors.BaseSelector):
         fd = _descriptor(fileobj)
         old = self._keys[fd]
         if events != old.events:
-            self._kernel.modify(fd, _epoll_mask(events))
+            self.epoll.modify(fd, _epoll_mask(events))
         key = selectors.SelectorKey(old.fileobj, fd, events, data)
         self._keys[fd] = key
         return key
@@ -80,21 +96,14 @@ class WorkerSelector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Serve mail sockets until asyncio has something to do; return its descriptors that are ready."""
         epoll = self.epoll
-        self.asyncio_has_work = False
+        epoll.asyncio_has_work = False
         if epoll.deferred:
             epoll.run_deferred()
-            if self.asyncio_has_work:
-                timeout = 0.0  # asyncio computed its timeout before that
-        ends_at = math.inf if timeout is None else epoll.now + timeout if timeout > 0 else 0.0
-        left = None if timeout is None else max(timeout, 0.0)  # a negative timeout means none
-        while True:
-            events = epoll.run_iteration(left)
-            if events and (ready := self._ready(events)):
-                return ready
-            if self.asyncio_has_work or epoll.now >= ends_at:
-                return []
-            if left is not None:
-                left = ends_at - epoll.now
+        if epoll.asyncio_has_work:
+            timeout = 0.0  # asyncio computed its timeout before that
+        epoll.serve(_MAX_SECONDS if timeout is None else max(timeout, 0.0))  # a negative timeout means none
+        events, self.events = self.events, []
+        return self._ready(events)
 
     def _ready(self, events: list[tuple[int, int]]) -> list[tuple[selectors.SelectorKey, int]]:
         """Translate events of epoll; one whose descriptor was unregistered in this iteration is dropped."""
@@ -113,14 +122,14 @@ class WorkerSelector(selectors.BaseSelector):
 
 
 class WorkerLoop(asyncio.SelectorEventLoop):
-    """The stock event loop on a ``WorkerSelector``, which it informs of scheduled callbacks.
+    """The stock event loop on a ``WorkerSelector``, whose ``select`` returns when a callback was scheduled.
 
     Attributes:
         epoll: Serves the mail sockets.
     """
 
     def __init__(self) -> None:
-        self._worker_selector = selector = WorkerSelector()
+        selector = WorkerSelector()
         self.epoll = selector.epoll
         super().__init__(selector)
 
@@ -128,7 +137,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         self, callback: Callable[[*Arguments], object], *args: *Arguments, context: Context | None = None
     ) -> asyncio.Handle:
         """Call something in the next iteration of asyncio's loop."""
-        self._worker_selector.asyncio_has_work = True
+        self.epoll.asyncio_has_work = True
         return super().call_soon(callback, *args, context=context)
 
     def call_at(
@@ -139,7 +148,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call something at a time of the loop's clock; ``call_later`` uses this, too."""
-        self._worker_selector.asyncio_has_work = True
+        self.epoll.asyncio_has_work = True
         return super().call_at(when, callback, *args, context=context)
 
 

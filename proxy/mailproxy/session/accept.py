@@ -118,7 +118,7 @@ class Listener:
     def on_event(self, mask: int) -> None:
         """Accept a client; more of them while many events are ready, as each would wait for another poll."""
         del mask
-        for _ in range(min(self.context.epoll.ready_count, MAX_ACCEPTS_PER_EVENT)):
+        for _ in range(min(len(self.context.epoll.ready), MAX_ACCEPTS_PER_EVENT)):
             if not self._accept():
                 return
 

@@ -87,8 +87,7 @@ class Relay:
         self.server.idle_timeouts.arm(self)
         self.context.live.add(self)
         epoll = self.context.epoll
-        epoll.handlers.pop(self.client.fd, None)
-        epoll.handlers.pop(self.upstream.fd, None)
+        epoll.handlers[self.client.fd] = epoll.handlers[self.upstream.fd] = None
         epoll.defer(self._open)
 
     def _open(self) -> None:
