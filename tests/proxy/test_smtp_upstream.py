@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
 from mailproxy.protocols.client_identity import xtext
-from mailproxy.protocols.smtp.upstream import SmtpUpstream
+from mailproxy.protocols.smtp.upstream import REPLY_220_OR_250, SmtpUpstream
 from mailproxy.protocols.types import (
     AuthAllowed,
     Client,
@@ -164,3 +166,18 @@ def test_xtext_round_trips_as_one_printable_word(data: bytes) -> None:
     assert all(0x21 <= byte < 0x7F for byte in text)
     head, *escapes = text.split(b"+")
     assert head + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in escapes) == data
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"250", b"220", b"2x", b"-", b" ", b"a", b"\r\n", b"\n", b"250-b\r\n", b"250 c\r\n"]
+        ),
+        max_size=8,
+    ).map(b"".join)
+)
+def test_reply_is_complete_after_the_first_line_without_a_dash(received: bytes) -> None:
+    lines = received.split(b"\n")[:-1]  # what follows the last line end is incomplete
+    is_complete = any(re.match(rb"[0-9]{3}-", line) is None for line in lines)
+    expected = received.startswith((b"220", b"250")) and is_complete
+    assert (REPLY_220_OR_250.match(received) is not None) is expected

@@ -34,9 +34,18 @@ _ENVELOPE: Final = UpstreamStage.ENVELOPE
 _LINES: Final = rb"(?:[0-9]{3}-[^\n]*\n)*(?![0-9]{3}-)[^\n]*\n"
 """The lines of a reply, up to the first without ``-`` behind its code (RFC 5321 section 4.2.1)."""
 COMPLETE: Final = re.compile(_LINES)
-# Complete replies with the expected code in their first line:
-GREETING_REPLY: Final = re.compile(rb"(?=220)" + _LINES)
-_REPLY_250: Final = re.compile(rb"(?=250)" + _LINES)
+
+
+def _reply(code: bytes) -> re.Pattern[bytes]:
+    """Return the pattern of a complete reply with this code in its first line.
+
+    The usual replies come first, as they match in fewer steps: one line, or a last line with the same code.
+    """
+    return re.compile(rb"(?:%b)(?: |-(?s:.*)\n(?:%b) )[^\n]*\n|(?=%b)%b" % (code, code, code, _LINES))
+
+
+GREETING_REPLY: Final = _reply(b"220")
+_REPLY_250: Final = _reply(b"250")
 _GUARDED_REPLY_250: Final = re.compile(rb"(?=250)(?!(?:250-[^\n]*\n)*250[- ](?i:XCLIENT)[ \r\n])" + _LINES)
 """A reply to EHLO without XCLIENT."""
 _GUARDED_REPLY_250_BEFORE_AUTH: Final = re.compile(
@@ -44,8 +53,8 @@ _GUARDED_REPLY_250_BEFORE_AUTH: Final = re.compile(
 )
 """A reply to EHLO without XCLIENT, or with Dovecot's, which lists it until AUTH and refuses it then."""
 _GUARDED: Final = frozenset({_GUARDED_REPLY_250, _GUARDED_REPLY_250_BEFORE_AUTH})
-REPLY_220_OR_250: Final = re.compile(rb"(?=220|250)" + _LINES)
-_REPLY_235: Final = re.compile(rb"(?=235)" + _LINES)
+REPLY_220_OR_250: Final = _reply(b"220|250")
+_REPLY_235: Final = _reply(b"235")
 _REFUSAL: Final = re.compile(rb"[45](?:[0-9]{2}|[0-9]?\r?\n)")
 """A refusal; its code may be incomplete."""
 _OFFERS_TLS: Final = re.compile(rb"^250[- ]STARTTLS[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
