@@ -90,7 +90,7 @@ def accepted(protocol: Protocol, mode: ProxySsl) -> Step:
 
 @every_protocol
 def test_server_without_these_directives_connects_once(protocol: Protocol) -> None:
-    assert connector(server(protocol), UpstreamConnection) == UpstreamConnection.connect
+    assert connector(server(protocol), UpstreamConnection) == UpstreamConnection
     words = frozenset({NextUpstream.CONNECT})
     repeated = server(protocol, proxy_next_upstream=words)
     assert connector(repeated, UpstreamConnection) == UpstreamAttempts.connect

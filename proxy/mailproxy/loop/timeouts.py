@@ -70,7 +70,7 @@ class TimeoutQueue:
     def arm(self, timed: Timed) -> None:
         """Start the timeout of ``timed``; an earlier one is replaced."""
         if timed.timer is not None:
-            timed.timer.pop(timed, None)
+            del timed.timer[timed]
         timed.timer = waiting = self.waiting
         waiting[timed] = deadline = self._epoll.now + self.seconds
         if self._wake_up is None:
@@ -142,7 +142,7 @@ class Timeouts:
     def disarm(self, timed: Timed) -> None:
         """Cancel the timeout of ``timed``, if it has one."""
         if timed.timer is not None:
-            timed.timer.pop(timed, None)
+            del timed.timer[timed]
             timed.timer = None
 
     def waiting(self) -> list[Timed]:

@@ -10,13 +10,13 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage, UpstreamTlsFailure
 from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError, UpstreamTlsError
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Effect, ProtocolGenerator
+from mailproxy.protocols.sansio import Effect
 from mailproxy.protocols.types import UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import reason_of
 from mailproxy.protocols.upstream_tls import injected
@@ -50,7 +50,7 @@ class UpstreamConnection(ProtocolDriver):
     once; it also shows that the connection is established.
 
     Either ``Session.on_upstream_login`` or ``Session.on_upstream_error`` is
-    called once, but neither where ``connect`` raises.
+    called once, but neither where ``__init__`` raises.
 
     Attributes:
         owner: The session that an internal error ends, also after the login.
@@ -58,30 +58,7 @@ class UpstreamConnection(ProtocolDriver):
 
     __slots__ = ("_handshake_started", "_is_connecting", "_name", "_session", "_started", "_target", "owner")
 
-    def __init__(
-        self,
-        session: Session,
-        sock: socket.SocketType,
-        target: Target,
-        generator: ProtocolGenerator[UpstreamLoginResult],
-    ) -> None:
-        context, server = session.context, session.server
-        seconds = server.upstream.server.timeout
-        ProtocolDriver.__init__(self, context, sock, sock.fileno(), seconds)
-        self.owner = session
-        self._session: Session | None = session
-        self._generator = generator
-        self._target = target
-        self._name = ""
-        self._is_connecting = True
-        self._handshake_started = 0.0  # monotonic, in seconds, while TLS is started
-        self._started = started = context.epoll.now
-        self._deadline = started + seconds
-        server.login_timeouts.arm(self)
-        context.epoll.defer(self._connect)
-
-    @classmethod
-    def connect(cls, session: Session, login: UpstreamLogin, name: str = "") -> Self:
+    def __init__(self, session: Session, login: UpstreamLogin, name: str = "") -> None:
         """Connect at the end of this event loop iteration.
 
         Args:
@@ -92,12 +69,23 @@ class UpstreamConnection(ProtocolDriver):
         Raises:
             UpstreamError: No socket can be made, for lack of descriptors perhaps.
         """
-        address, port = login.grant.address, login.grant.port
-        target = address.removeprefix("unix:") if port == 0 else (address, port)
-        generator = session.server.upstream.log_in(session.client, login)
-        self = cls(session, open_socket(target), target, generator)
+        context, server, grant = session.context, session.server, login.grant
+        upstream = server.upstream
+        seconds = upstream.server.timeout
+        address, port = grant.address, grant.port
+        self._target = target = address.removeprefix("unix:") if port == 0 else (address, port)
+        sock = open_socket(target)
+        ProtocolDriver.__init__(self, context, sock, sock.fileno(), seconds)
+        self.owner = session
+        self._session: Session | None = session
+        self._generator = upstream.log_in(session.client, login)
         self._name = name
-        return self
+        self._is_connecting = True
+        self._handshake_started = 0.0  # monotonic, in seconds, while TLS is started
+        self._started = started = context.epoll.now
+        self._deadline = started + seconds
+        server.login_timeouts.arm(self)
+        context.epoll.defer(self._connect)
 
     # -- connecting
 
@@ -138,10 +126,11 @@ class UpstreamConnection(ProtocolDriver):
             return
         if session is None:
             return
-        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
-        if code not in _CONNECTED_ERRNOS:
-            self._on_connect_failed(session, code)
-            return
+        if mask & BROKEN:
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code not in _CONNECTED_ERRNOS:
+                self._on_connect_failed(session, code)
+                return
         self._on_connected(session, self._connect_seconds())
         self.set_events(READ)
         if self.state is READING:

@@ -106,7 +106,7 @@ class UpstreamTryConnection(TokenUpstreamConnection):
         """
         session, login = tries.session, tries.login
         login = replace(login, grant=replace(login.grant, address=address.address, port=address.port))
-        self = cls.connect(session, login, address.name)
+        self = cls(session, login, address.name)
         self.address, self._tries = address, tries
         self._events = READ | WRITE  # a connection is noticed before the greeting comes
         config = session.server.upstream.server  # with the directives that the login overrides
@@ -416,7 +416,7 @@ def may_try_again(config: ServerConfig) -> bool:
 
 def connector(config: ServerConfig, connection: type[UpstreamConnection]) -> Connect:
     """Return what connects the logins of a server to one address: once, unless directives demand more."""
-    return UpstreamAttempts.connect if may_try_again(config) else connection.connect
+    return UpstreamAttempts.connect if may_try_again(config) else connection
 
 
 def _is_same_host(one: UpstreamAddress, other: UpstreamAddress) -> bool:

@@ -310,7 +310,7 @@ class _Probe:
             UpstreamError: No socket can be made.
         """
         login = UpstreamLogin(AuthAllowed(self.peer.address, self.peer.port, b""), Method.NONE, tag=b"x0")
-        connect: Callable[..., UpstreamConnection] = UpstreamConnection.connect
+        connect: Callable[..., UpstreamConnection] = UpstreamConnection
         self._connection = connect(self, login, self.peer.name)
 
     def on_upstream_login(self, connection: UpstreamConnection, result: UpstreamLoginResult) -> None:

@@ -115,4 +115,4 @@ def _connect(
         return UpstreamAttempts.start(session, login, result)
     session.record.upstream, session.record.upstream_port = candidate.address, candidate.port
     grant = replace(login.grant, address=candidate.address, port=candidate.port)
-    return session.server.connection.connect(session, replace(login, grant=grant), candidate.name)
+    return session.server.connection(session, replace(login, grant=grant), candidate.name)

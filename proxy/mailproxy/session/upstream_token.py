@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mailproxy.errors import TokenUnavailable, UpstreamError, UpstreamTokenRefused
 from mailproxy.loop.epoll import READ
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Effect, ProtocolGenerator
-from mailproxy.protocols.types import Secret, UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.sansio import Effect
+from mailproxy.protocols.types import Secret, UpstreamLogin
 from mailproxy.session.driver import PENDING, DriverState
-from mailproxy.session.upstream import Target, UpstreamConnection, open_socket
+from mailproxy.session.upstream import UpstreamConnection, open_socket
 from mailproxy_config.model import LogLevel
 
 if TYPE_CHECKING:
@@ -30,30 +29,11 @@ class TokenUpstreamConnection(UpstreamConnection):
 
     __slots__ = ("_has_retried", "_waits_for_token", "login")
 
-    login: UpstreamLogin
-    """Set before the connection is made."""
-
-    def __init__(
-        self,
-        session: Session,
-        sock: socket.SocketType,
-        target: Target,
-        generator: ProtocolGenerator[UpstreamLoginResult],
-    ) -> None:
-        super().__init__(session, sock, target, generator)
+    def __init__(self, session: Session, login: UpstreamLogin, name: str = "") -> None:
+        super().__init__(session, login, name)
+        self.login = login
         self._has_retried = False
         self._waits_for_token = False
-
-    @classmethod
-    def connect(cls, session: Session, login: UpstreamLogin, name: str = "") -> Self:
-        """Connect at the end of this event loop iteration.
-
-        Raises:
-            UpstreamError: No socket can be made.
-        """
-        connection = super().connect(session, login, name)
-        connection.login = login
-        return connection
 
     # -- the token
 
