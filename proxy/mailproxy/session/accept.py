@@ -202,7 +202,7 @@ class Listener:
         context.clients += 1
         try:
             context.epoll.add(session.fd, session, READ)
-            session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
+            session.start(listen)
         except Exception as error:  # an entry point: the listener goes on
             context.handle_error(session, error)
 
