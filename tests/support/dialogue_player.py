@@ -203,7 +203,7 @@ class Player:
                 return f"<1304717.1795355079@{name}>".encode()
             case sansio.Receive(limit):
                 return self._receive(limit)
-            case sansio.Authenticate(request):
+            case AuthRequest() as request:
                 return self._authenticate(request)
             case sansio.Peek(seconds, limit):
                 return self._receive_early(seconds, limit)

@@ -29,7 +29,6 @@ from mailproxy.enums import (
 from mailproxy.errors import AuthUnavailable, LineTooLong, PeerDisconnected
 from mailproxy.protocols.client_lines import TLS_HANDSHAKE
 from mailproxy.protocols.sansio import (
-    Authenticate,
     LineReader,
     ProtocolGenerator,
     Receive,
@@ -226,7 +225,7 @@ class Frontend(ABC, Generic[ConfigT]):
                     handling if isinstance(handling, AuthRequest) else (yield from handling)
                 )
                 if isinstance(result, AuthRequest):
-                    decision: Decision = yield Authenticate(result)
+                    decision: Decision = yield result
                     if isinstance(decision, AuthAllowed):
                         return self.upstream_login(result, decision)
                     result = yield from self._deny_or_retry(result, decision)
@@ -486,5 +485,5 @@ def repeat_deferred(
             request.credentials = replace(request.credentials, user=decision.user)
         if decision.password is not None:
             request.credentials = replace(request.credentials, password=decision.password)
-        decision = yield Authenticate(request)
+        decision = yield request
     return decision

@@ -14,7 +14,7 @@ What a driver guarantees (``session/driver.py``):
   before any other effect waits.
 * Nothing is read from the peer except for ``Receive`` and ``Peek``.
 * ``Receive`` is limited by the deadline of the last ``SetDeadline``; ``Wait``,
-  ``Authenticate`` and ``ResolveClient`` have time limits of their own.
+  ``AuthRequest`` and ``ResolveClient`` have time limits of their own.
 """
 
 from __future__ import annotations
@@ -64,17 +64,6 @@ class SetDeadline:
 @dataclass(slots=True)
 class UpgradeToTls:
     """Start TLS on the connection.  Bytes that the peer sent before it in clear text must be discarded."""
-
-
-@dataclass(slots=True)
-class Authenticate:
-    """Send a request to the authentication service; the result is a ``Decision``.
-
-    ``AuthUnavailable`` is raised if there is no usable response.  The session
-    sends the error reply; only ``tempfail`` catches it and goes on.
-    """
-
-    request: AuthRequest
 
 
 @dataclass(slots=True)
@@ -136,7 +125,7 @@ Effect = (
     | Peek
     | SetDeadline
     | UpgradeToTls
-    | Authenticate
+    | AuthRequest
     | ResolveClient
     | MakeChallenge
     | GetToken

@@ -202,8 +202,8 @@ class Session(ProtocolDriver):
 
     # -- the authentication service
 
-    def _authorize(self, effect: sansio.Authenticate) -> object:
-        request, record, server = effect.request, self.record, self.server
+    def _authorize(self, request: types.AuthRequest) -> object:
+        record, server = self.record, self.server
         credentials = request.credentials
         if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
             raise errors.PeerClosed  # the client left while its login was deferred
@@ -480,7 +480,7 @@ class Session(ProtocolDriver):
         sansio.SetDeadline: ProtocolDriver.set_deadline,
         sansio.Peek: ProtocolDriver.peek,
         sansio.Wait: ProtocolDriver.wait,
-        sansio.Authenticate: _authorize,
+        types.AuthRequest: _authorize,
         sansio.UpgradeToTls: _start_tls,
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,
