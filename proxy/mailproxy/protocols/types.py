@@ -415,8 +415,5 @@ class SessionEnd:
     reason: CloseReason
 
 
-@dataclass(slots=True)
-class UpstreamLoginResult:
-    """The upstream accepted the login.  ``reply`` is sent to the client."""
-
-    reply: bytes = field(repr=False)
+UpstreamLoginResult = bytes
+"""The upstream accepted the login: its reply, which is sent to the client."""

@@ -274,7 +274,7 @@ class Session(ProtocolDriver):
         except UpstreamError as error:
             self.on_upstream_error(error)
 
-    def on_upstream_login(self, upstream: UpstreamConnection, result: types.UpstreamLoginResult) -> None:
+    def on_upstream_login(self, upstream: UpstreamConnection, reply: types.UpstreamLoginResult) -> None:
         """The upstream accepted the login: pass both connections to a relay."""
         context, server, record, login = self.context, self.server, self.record, self._login
         metrics = self.protocol_metrics
@@ -294,7 +294,7 @@ class Session(ProtocolDriver):
             RelayEnd(self.sock, self.fd, self._events, metrics.bytes_to_upstream, self.tls),
             server.upstream_end(upstream.sock, upstream.fd, READ, metrics.bytes_to_client, upstream.tls),
         )
-        relay.start(self._outgoing + result.reply, upstream.unsent + login.unread)
+        relay.start(self._outgoing + reply, upstream.unsent + login.unread)
         context.live.discard(self)
         self.fd = upstream.fd = -1
         self._upstream = None
