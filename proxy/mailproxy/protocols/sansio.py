@@ -211,23 +211,6 @@ class LineReader:
         self.buffered = b""
         self._start = 0
 
-    def single_line(self, data: bytes) -> bytes | None:
-        """Read data that was received while the buffer was empty, if it is exactly one line.
-
-        Args:
-            data: At least one byte, at most ``limit``.
-
-        Returns:
-            The line, as from ``read_line``; or ``None`` if it is not exactly
-            one line.  The data is then in the buffer, for ``read_line``.
-        """
-        length = data.find(b"\n") + 1
-        if length != len(data):
-            self.buffered = data
-            return None
-        self.consumed = length
-        return data[:-2] if data.endswith(b"\r\n") else data[:-1]
-
     def read_line(self, limit: int | None = None) -> ProtocolGenerator[bytes]:
         """Read the next line.
 
