@@ -74,11 +74,12 @@ class UpstreamConnection(ProtocolDriver):
         seconds = upstream.server.timeout
         address, port = grant.address, grant.port
         self._target = target = address.removeprefix("unix:") if port == 0 else (address, port)
+        generator = upstream.log_in(session.client, login)
         sock = open_socket(target)
         ProtocolDriver.__init__(self, context, sock, sock.fileno(), seconds)
         self.owner = session
         self._session: Session | None = session
-        self._generator = upstream.log_in(session.client, login)
+        self._generator = generator
         self._name = name
         self._is_connecting = True
         self._handshake_started = 0.0  # monotonic, in seconds, while TLS is started
