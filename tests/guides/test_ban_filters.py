@@ -32,7 +32,7 @@ def session(at: float, client: str, user: bytes = b"bob", *, failures: int = 1, 
     record = SessionRecord(
         session=f"s-{at:.0f}-{client}", client=client, user=user, password_failures=failures, **values
     )
-    return json_session(record, TimestampFormatter()(START + at))
+    return json_session(record, TimestampFormatter().format(START + at))
 
 
 @pytest.fixture(scope="module")

@@ -362,9 +362,9 @@ def test_unquoted_text_needs_no_escape(text: str) -> None:
     ],
 )
 def test_times_are_utc_with_milliseconds(now: float, written: str) -> None:
-    stamp = TimestampFormatter()
-    assert stamp(1795407407.0) == "2026-11-23T04:16:47.000Z"
-    assert stamp(now) == written
+    format_time = TimestampFormatter().format
+    assert format_time(1795407407.0) == "2026-11-23T04:16:47.000Z"
+    assert format_time(now) == written
 
 
 def test_record_has_defaults() -> None:

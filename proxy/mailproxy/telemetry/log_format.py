@@ -8,6 +8,7 @@ so that no client can break a line.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,16 +58,17 @@ class TimestampFormatter:
     __slots__ = ("_prefix", "_second")
 
     def __init__(self) -> None:
-        self._second = -1
+        self._second = math.inf  # so that the first time is not in it
         self._prefix = ""
 
-    def __call__(self, now: float) -> str:
+    def format(self, now: float) -> str:
         """Format a Unix time, e.g. ``2026-11-23T04:05:06.789Z``."""
-        second = int(now)
-        if second != self._second:
-            self._second = second
+        fraction = now - self._second
+        if not 0.0 <= fraction < 1.0:
+            self._second = second = float(int(now))
             self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        return self._prefix + _MILLISECONDS[int((now - second) * 1000)]
+            fraction = now - second
+        return self._prefix + _MILLISECONDS[int(fraction * 1000.0)]
 
 
 class Held(Protocol):
