@@ -134,6 +134,15 @@ def test_session_without_login_has_the_same_fields() -> None:
     }
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.00004, 0.00006, 0.0123, 0.09994, 0.09996, 0.1, 0.99996, 12.34567])
+def test_seconds_of_a_login_have_four_decimals(seconds: float) -> None:
+    record = success(auth_seconds=seconds, upstream_seconds=seconds, login_seconds=seconds)
+    written = f"{seconds:.4f}"
+    line = json_session(record, STAMP)
+    assert line.count(f'_seconds":{written},') == 3
+    assert f" auth={written}s connect={written}s login={written}s " in text_session(record, STAMP)
+
+
 def test_session_as_text() -> None:
     record = success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG)
     assert text_session(record, STAMP) == (

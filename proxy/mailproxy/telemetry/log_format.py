@@ -166,38 +166,56 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
     word: f'"{word}"' for word in ProtocolErrorKind
 }
-_CACHE: Final[dict[CacheUse | None, str]] = {None: ""} | {word: f'"cache":"{word}",' for word in CacheUse}
-_TEXT_CACHE: Final[dict[CacheUse | None, str]] = {None: ""} | {word: f" cache={word}" for word in CacheUse}
-_NO_TLS: Final = 'null,"cipher":null,"server_name":null'
-_NO_FAILURE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
 
-
-_DURATIONS: Final = '"auth_seconds":%.4f,"upstream_seconds":%.4f,"login_seconds":%.4f,"duration_seconds":%.3f'
+# What most sessions have.
+_NOT_PROXIED: Final = '"proxied":false,'
+_NO_TLS: Final = '"tls":null,"cipher":null,"server_name":null'
+_PLAIN: Final = _NOT_PROXIED + _NO_TLS
 _NO_FAULTS: Final = '"password_failures":0,"errors":0,"error":null'
+_NO_FAILURE: Final = '"stage":null,"reply":null'
+_SHORT_SPANS: Final = tuple(f"{number / 10_000:.4f}" for number in range(1000))
+"""The spans below 0.1 seconds, by their number of tenths of a millisecond."""
 
 
 @lru_cache(maxsize=256)
-def _place(server: str, protocol: str) -> str:
+def _server(name: str, protocol: str) -> str:
     """Return what is the same for all sessions of a server."""
-    return f'"server":{_json_string(server)},"protocol":"{protocol}"'
+    return f'"server":{_json_string(name)},"protocol":"{protocol}"'
 
 
-def _durations(r: SessionRecord) -> str:
-    auth, upstream, login = r.auth_seconds, r.upstream_seconds, r.login_seconds
-    return (
-        f'"auth_seconds":{_seconds(auth)},"upstream_seconds":{_seconds(upstream)},'
-        f'"login_seconds":{_seconds(login)},"duration_seconds":{r.duration:.3f}'
-    )
+@lru_cache(maxsize=256)
+def _upstream(address: str, port: int) -> str:
+    """Return what is the same for all sessions at an upstream."""
+    return f'"upstream":{_json_string(address)},"upstream_port":{port}'
 
 
-def _seconds(span: float | None) -> str:
-    return "null" if span is None else f"{span:.4f}"
+def _connection(r: SessionRecord) -> str:
+    proxied = _proxied(r) if r.proxied else _NOT_PROXIED
+    if not r.tls:
+        return proxied + _NO_TLS
+    name = "null" if r.server_name is None else quote_bytes(r.server_name, SERVER_NAME_LIMIT)
+    return f'{proxied}"tls":{_json_string(r.tls)},"cipher":{_json_string(r.cipher)},"server_name":{name}'
+
+
+def _proxied(r: SessionRecord) -> str:
+    if not r.named_by:
+        return '"proxied":true,'
+    session = quote(r.received_session) if r.received_session else "null"
+    return f'"proxied":true,"named_by":{_json_string(r.named_by)},"received_session":{session},'
 
 
 def _faults(r: SessionRecord) -> str:
     pwfp = f'"pwfp":"{r.pwfp}",' if r.pwfp else ""
     return f'"password_failures":{r.password_failures},{pwfp}"errors":{r.errors},"error":{_ERRORS[r.error]}'
+
+
+def _seconds(span: float | None) -> str:
+    """Return a span of a login, in seconds with four decimals; most are in a table."""
+    if span is None:
+        return "null"
+    number = int(span * 10_000.0 + 0.5)
+    return _SHORT_SPANS[number] if number < 1000 else f"{span:.4f}"
 
 
 def _json_string(text: str) -> str:
@@ -207,45 +225,25 @@ def _json_string(text: str) -> str:
 def json_session(record: SessionRecord, stamp: str) -> str:
     """Format a session's line as JSON; every field is present, ``null`` where there is no value."""
     r = record
-    client, upstream = r.client, r.upstream
-    if len(client) + len(upstream) <= _TEXT_LIMIT:  # one comparison instead of two, nearly always
-        client, upstream = quote(client), quote(upstream)
-    else:
-        client, upstream = _json_string(client), _json_string(upstream)
-    auth, at_upstream, login = r.auth_seconds, r.upstream_seconds, r.login_seconds
-    if auth is not None and at_upstream is not None and login is not None:
-        durations = _DURATIONS % (auth, at_upstream, login, r.duration)
-    else:
-        durations = _durations(r)
-    has_faults = r.errors or r.password_failures or r.error is not None
-    tls = f'{_json_string(r.tls)},"cipher":{_json_string(r.cipher)}{_server_name(r)}' if r.tls else _NO_TLS
     level = "debug" if r.is_silent else "info"
-    return (
+    cache = "" if r.cache is None else f'"cache":"{r.cache}",'
+    has_faults = r.errors or r.password_failures
+    # Two strings, as CPython makes a list of the parts of one with more than 30.
+    login = (
         f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}",'
-        f'{_place(r.server, r.protocol)},"client":{client},"client_port":{r.client_port},'
-        f'"proxied":{_proxied(r) if r.proxied else "false"},'
-        f'"tls":{tls},'
+        f'{_server(r.server, r.protocol)},"client":{_json_string(r.client)},"client_port":{r.client_port},'
+        f"{_connection(r) if r.proxied or r.tls else _PLAIN},"
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
-        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},{_CACHE[r.cache]}'
+        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},{cache}'
         f"{_faults(r) if has_faults else _NO_FAULTS},"
-        f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
-        f"{_NO_FAILURE if r.stage is None else _failure(r)},"
-        f'{durations},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
+    )
+    return login + (
+        f"{_upstream(r.upstream, r.upstream_port)},{_NO_FAILURE if r.stage is None else _failure(r)},"
+        f'"auth_seconds":{_seconds(r.auth_seconds)},"upstream_seconds":{_seconds(r.upstream_seconds)},'
+        f'"login_seconds":{_seconds(r.login_seconds)},"duration_seconds":{r.duration:.3f},'
+        f'"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
         f'"reason":{_REASONS[r.reason]}}}\n'
     )
-
-
-def _server_name(r: SessionRecord) -> str:
-    """Return the field ``server_name``: control characters and quotation marks are escaped."""
-    name = r.server_name
-    return ',"server_name":null' if name is None else f',"server_name":{quote_bytes(name, SERVER_NAME_LIMIT)}'
-
-
-def _proxied(r: SessionRecord) -> str:
-    if not r.named_by:
-        return "true"
-    session = quote(r.received_session) if r.received_session else "null"
-    return f'true,"named_by":{_json_string(r.named_by)},"received_session":{session}'
 
 
 def _failure(r: SessionRecord) -> str:
@@ -268,14 +266,14 @@ def text_session(record: SessionRecord, stamp: str) -> str:
         if r.server_name is not None:
             parts.append(f"server_name={quote_bytes(r.server_name, SERVER_NAME_LIMIT)}")
     if r.method is not None:
-        parts += _login_parts(r)
+        parts += _login_parts(r, r.method)
     if r.errors:
         parts.append(f"errors={r.errors}" + (f" error={r.error}" if r.error is not None else ""))
     parts.append(
         f"duration={r.duration:.3f}s to_client={r.bytes_to_client} to_upstream={r.bytes_to_upstream}"
     )
     if r.reason is not None:
-        parts.append(f"reason={r.reason}")
+        parts.append("reason=" + r.reason)
     return " ".join(parts) + "\n"
 
 
@@ -286,26 +284,30 @@ def _text_proxied(r: SessionRecord) -> str:
     return f" proxied named_by={_text_string(r.named_by)}{session}"
 
 
-def _login_parts(r: SessionRecord) -> list[str]:
-    parts = [
-        f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"
-        + _TEXT_CACHE[r.cache]
-    ]
+def _login_parts(r: SessionRecord, method: Method) -> list[str]:
+    cache = "" if r.cache is None else f" cache={r.cache}"
+    # An f-string calls three functions of a member of an enum; "+" takes it as the string that it is.
+    parts = [f"user={quote_bytes(r.user, USER_LIMIT)}", "method=" + method, f"attempts={r.attempts}{cache}"]
     if r.password_failures:
         parts.append(f"password_failures={r.password_failures}" + (f" pwfp={r.pwfp}" if r.pwfp else ""))
     if r.result is not None:
-        parts.append(f"result={r.result}")
+        parts.append("result=" + r.result)
     is_failure = r.result is not LoginResult.SUCCESS
     if r.stage is not None and is_failure:
         parts.append(f"stage={r.stage}{' limit_zone=' + r.limit_zone if r.limit_zone else ''}")
     if r.reply is not None and is_failure:
         parts.append(f"reply={quote_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:
-        parts.append(f"upstream={_text_string(format_host_port(r.upstream, r.upstream_port))}")
+        parts.append(_text_upstream(r.upstream, r.upstream_port))
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):
         if span is not None:
-            parts.append(f"{name}={span:.4f}s")
+            parts.append(f"{name}={_seconds(span)}s")
     return parts
+
+
+@lru_cache(maxsize=256)
+def _text_upstream(address: str, port: int) -> str:
+    return f"upstream={_text_string(format_host_port(address, port))}"
 
 
 def _text_string(text: str, limit: int = _TEXT_LIMIT) -> str:

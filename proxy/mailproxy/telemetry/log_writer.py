@@ -210,12 +210,12 @@ class LogWriter:
         if not ended:
             return
         format_line, format_time = self._session, self._format_time
-        lines = loud_lines = [format_line(record, format_time(when)) for record, when in ended]
+        lines = loud = [format_line(record, format_time(when)) for record, when in ended]
         if self._rank == _DEBUG:  # else there are no silent sessions
-            loud_lines = [line for line, (record, _) in zip(lines, ended, strict=True) if not record.is_silent]
+            loud = [line for line, (record, _) in zip(lines, ended, strict=True) if not record.is_silent]
         for output in self._outputs:
             if output.takes_sessions:
-                output.sink.put(lines if output.rank == _DEBUG else loud_lines)
+                output.sink.put(lines if output.rank == _DEBUG else loud)
         ended.clear()
 
     def takes(self, level: LogLevel) -> bool:
