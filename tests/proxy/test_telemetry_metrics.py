@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mailproxy import enums
 from mailproxy.telemetry.definitions import ALL_METRICS, BY_NAME, NANO, Aggregation
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.log_format import SessionRecord
+from mailproxy.telemetry.log_format import ServerFields, SessionRecord
 from mailproxy.telemetry.metrics import Histogram, Value, WorkerMetrics
 from mailproxy_config.model import Protocol
 
@@ -427,7 +427,7 @@ def test_number_of_series_does_not_depend_on_clients(tmp_path: object) -> None:
 
         def visit() -> None:
             numbers, server = metrics.protocol(Protocol.IMAP), metrics.server("s", Protocol.IMAP)
-            record = SessionRecord(log.session_id(), server="s", protocol="imap")
+            record = SessionRecord(log.session_id(), ServerFields("s", "imap"))
             record.user, record.client = chance.randbytes(12), f"198.51.100.{chance.randrange(256)}"
             server.closed[chance.choice(list(enums.CloseReason))].value += 1
             numbers.logins[enums.Method.PLAIN, chance.choice(list(enums.LoginResult))].value += 1

@@ -181,11 +181,9 @@ class Listener:
             if held is None:
                 self._close_limited(sock, server)
                 return
-        config = server.config
         record = SessionRecord(
             context.log.session_id(),
-            config.name,
-            config.protocol,
+            server.log_fields,
             client.address,
             client.port,
             context.epoll.now,

@@ -23,6 +23,7 @@ USER_LIMIT: Final = 256
 """Bytes of a user name that are logged."""
 SERVER_NAME_LIMIT: Final = 255
 """Bytes of an SNI name that are logged."""
+_TEXT_LIMIT: Final = 200
 ELLIPSIS: Final = "..."
 """Marks a truncated value."""
 
@@ -47,6 +48,17 @@ def quote_bytes(data: bytes, limit: int) -> str:
 def is_unquoted(text: str) -> bool:
     """Return whether text needs no escapes in a JSON string."""
     return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+
+
+def _json_string(text: str) -> str:
+    return quote_limited(text, _TEXT_LIMIT)
+
+
+def _text_string(text: str, limit: int = _TEXT_LIMIT) -> str:
+    """Leave text as it is where that reads as one word; else quote it."""
+    if text and len(text) <= limit and is_unquoted(text) and " " not in text and "=" not in text:
+        return text
+    return quote_limited(text, limit)
 
 
 _MILLISECONDS: Final = tuple(f"{number:03d}Z" for number in range(1000))
@@ -84,6 +96,24 @@ class Held(Protocol):
         """The session is over."""
 
 
+class ServerFields:
+    """The fields that are the same in the lines of all sessions of a server.
+
+    Args:
+        name: The name of the server.
+        protocol: Its protocol.
+    """
+
+    __slots__ = ("json", "text")
+
+    def __init__(self, name: str = "", protocol: str = "") -> None:
+        self.json: Final = f'"server":{_json_string(name)},"protocol":"{protocol}"'
+        self.text: Final = f"{protocol} server={_text_string(name)}"
+
+
+_NO_SERVER: Final = ServerFields()
+
+
 @dataclass(slots=True, eq=False)
 class SessionRecord:
     """The values of one session's log line, set while the session runs.
@@ -96,8 +126,7 @@ class SessionRecord:
 
     session: str = ""
     """From ``Log.session_id``."""
-    server: str = ""
-    protocol: str = ""
+    server: ServerFields = _NO_SERVER
     client: str = ""
     """The client's address without its port (after ``set_real_ip_from``)."""
     client_port: int = 0
@@ -158,7 +187,6 @@ Field = object
 
 LINE_LIMIT: Final = 4096
 """Maximum bytes of an event's line; a pipe takes so many atomically (``PIPE_BUF``)."""
-_TEXT_LIMIT: Final = 200
 _VALUE_LIMITS: Final = (2048, 256, 32)
 
 _METHODS: Final[dict[Method | None, str]] = {None: "null"} | {word: f'"{word}"' for word in Method}
@@ -176,12 +204,6 @@ _NO_FAULTS: Final = '"password_failures":0,"errors":0,"error":null'
 _NO_FAILURE: Final = '"stage":null,"reply":null'
 _SHORT_SPANS: Final = tuple(f"{number / 10_000:.4f}" for number in range(1000))
 """The spans below 0.1 seconds, by their number of tenths of a millisecond."""
-
-
-@lru_cache(maxsize=256)
-def _server(name: str, protocol: str) -> str:
-    """Return what is the same for all sessions of a server."""
-    return f'"server":{_json_string(name)},"protocol":"{protocol}"'
 
 
 @lru_cache(maxsize=256)
@@ -218,10 +240,6 @@ def _seconds(span: float | None) -> str:
     return _SHORT_SPANS[number] if number < 1000 else f"{span:.4f}"
 
 
-def _json_string(text: str) -> str:
-    return quote_limited(text, _TEXT_LIMIT)
-
-
 def json_session(record: SessionRecord, stamp: str) -> str:
     """Format a session's line as JSON; every field is present, ``null`` where there is no value."""
     r = record
@@ -231,7 +249,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
     # Two strings, as CPython makes a list of the parts of one with more than 30.
     login = (
         f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}",'
-        f'{_server(r.server, r.protocol)},"client":{_json_string(r.client)},"client_port":{r.client_port},'
+        f'{r.server.json},"client":{_json_string(r.client)},"client_port":{r.client_port},'
         f"{_connection(r) if r.proxied or r.tls else _PLAIN},"
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},{cache}'
@@ -258,7 +276,7 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     """Format a session's line as text; fields without a value are left out."""
     r = record
     level = "debug" if r.is_silent else "info"
-    parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_text_string(r.server)}"]
+    parts = [f"{stamp} {level} session {r.session} {r.server.text}"]
     client = _text_string(format_host_port(r.client, r.client_port))
     parts.append(f"client={client}{_text_proxied(r) if r.proxied else ''}")
     if r.tls:
@@ -308,13 +326,6 @@ def _login_parts(r: SessionRecord, method: Method) -> list[str]:
 @lru_cache(maxsize=256)
 def _text_upstream(address: str, port: int) -> str:
     return f"upstream={_text_string(format_host_port(address, port))}"
-
-
-def _text_string(text: str, limit: int = _TEXT_LIMIT) -> str:
-    """Leave text as it is where that reads as one word; else quote it."""
-    if text and len(text) <= limit and is_unquoted(text) and " " not in text and "=" not in text:
-        return text
-    return quote_limited(text, limit)
 
 
 def _value(value: Field, limit: int) -> str:
