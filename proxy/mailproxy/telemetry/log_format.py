@@ -31,7 +31,7 @@ quote: Final = encoder.encode_basestring_ascii
 """Return text as a JSON string, without a limit."""
 
 
-def quote_limited(text: str, limit: int) -> str:
+def quote_limited(text: str, limit: int = _TEXT_LIMIT) -> str:
     """Return text as a JSON string, truncated after ``limit`` characters."""
     if len(text) <= limit:
         return quote(text)
@@ -48,10 +48,6 @@ def quote_bytes(data: bytes, limit: int) -> str:
 def is_unquoted(text: str) -> bool:
     """Return whether text needs no escapes in a JSON string."""
     return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
-
-
-def _json_string(text: str) -> str:
-    return quote_limited(text, _TEXT_LIMIT)
 
 
 def _text_string(text: str, limit: int = _TEXT_LIMIT) -> str:
@@ -107,7 +103,7 @@ class ServerFields:
     __slots__ = ("json", "text")
 
     def __init__(self, name: str = "", protocol: str = "") -> None:
-        self.json: Final = f'"server":{_json_string(name)},"protocol":"{protocol}"'
+        self.json: Final = f'"server":{quote_limited(name)},"protocol":"{protocol}"'
         self.text: Final = f"{protocol} server={_text_string(name)}"
 
 
@@ -209,7 +205,7 @@ _SHORT_SPANS: Final = tuple(f"{number / 10_000:.4f}" for number in range(1000))
 @lru_cache(maxsize=256)
 def _upstream(address: str, port: int) -> str:
     """Return what is the same for all sessions at an upstream."""
-    return f'"upstream":{_json_string(address)},"upstream_port":{port}'
+    return f'"upstream":{quote_limited(address)},"upstream_port":{port}'
 
 
 def _connection(r: SessionRecord) -> str:
@@ -217,14 +213,14 @@ def _connection(r: SessionRecord) -> str:
     if not r.tls:
         return proxied + _NO_TLS
     name = "null" if r.server_name is None else quote_bytes(r.server_name, SERVER_NAME_LIMIT)
-    return f'{proxied}"tls":{_json_string(r.tls)},"cipher":{_json_string(r.cipher)},"server_name":{name}'
+    return f'{proxied}"tls":{quote_limited(r.tls)},"cipher":{quote_limited(r.cipher)},"server_name":{name}'
 
 
 def _proxied(r: SessionRecord) -> str:
     if not r.named_by:
         return '"proxied":true,'
     session = quote(r.received_session) if r.received_session else "null"
-    return f'"proxied":true,"named_by":{_json_string(r.named_by)},"received_session":{session},'
+    return f'"proxied":true,"named_by":{quote_limited(r.named_by)},"received_session":{session},'
 
 
 def _faults(r: SessionRecord) -> str:
@@ -249,7 +245,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
     # Two strings, as CPython makes a list of the parts of one with more than 30.
     login = (
         f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}",'
-        f'{r.server.json},"client":{_json_string(r.client)},"client_port":{r.client_port},'
+        f'{r.server.json},"client":{quote_limited(r.client)},"client_port":{r.client_port},'
         f"{_connection(r) if r.proxied or r.tls else _PLAIN},"
         f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},{cache}'
