@@ -172,7 +172,7 @@ class Listener:
         ):
             self._close_blocked(sock, server)
             return
-        if context.clients >= context.limit:
+        if len(context.live) >= context.limit:
             self._refuse(sock, target)
             return
         held: SessionLimits | None = None
@@ -194,7 +194,6 @@ class Listener:
         metrics = server.metrics
         metrics.accepted.value += 1
         metrics.active.value += 1
-        context.clients += 1
         try:
             context.epoll.add(session.fd, session, READ)
             session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)

@@ -171,12 +171,11 @@ class VirtualServer:
         record.duration = duration = context.epoll.now - record.started
         record.reason = reason
         state_gauge.value -= 1
-        context.clients -= 1
         metrics = self.metrics
         metrics.active.value -= 1
         metrics.closed[reason].value += 1
-        if (limit := _LIMITS.get(reason)) is not None:
-            metrics.limit_rejections[limit].value += 1
         is_authenticated = record.result is _SUCCESS
+        if not is_authenticated and reason in _LIMITS:
+            metrics.limit_rejections[_LIMITS[reason]].value += 1
         self.protocol_metrics.session_seconds[is_authenticated].observe(duration)
         self.log.session(record)
