@@ -472,7 +472,7 @@ class Session(ProtocolDriver):
         request, self._logging_in = self._logging_in, None
         if request is None:
             return
-        self.protocol_metrics.logins[request.credentials.method, result].value += 1
+        self.protocol_metrics.logins[request.credentials.method][result].value += 1
         self.protocol_metrics.login_seconds[result is _SUCCESS].observe(self._login_seconds)
         self.record.result = result
         self.record.login_seconds = self._login_seconds

@@ -225,9 +225,8 @@ class ProtocolMetrics:
     def __init__(self, registry: Registry, protocol: Protocol) -> None:
         self.errors = {k: registry.counter(c.PROTOCOL_ERRORS, protocol, k) for k in enums.ProtocolErrorKind}
         self.logins = {
-            (m, r): registry.counter(c.LOGINS, protocol, m, r)
+            m: {r: registry.counter(c.LOGINS, protocol, m, r) for r in enums.LoginResult}
             for m in enums.Method
-            for r in enums.LoginResult
         }
         self.login_seconds = {
             True: registry.histogram(c.LOGIN_DURATION, protocol, LoginOutcome.SUCCESS),
