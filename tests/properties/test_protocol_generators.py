@@ -29,6 +29,7 @@ from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
     AuthDenied,
+    AuthRequest,
     Client,
     Decision,
     Envelope,
@@ -127,7 +128,7 @@ def run_generator(  # noqa: C901, PLR0912 - one case per action
                     outcome.course.append("no decision")
                 case sansio.Note(event):
                     outcome.notes.append(event)
-                case sansio.Authenticate(request):
+                case AuthRequest() as request:
                     outcome.course.append(repr(request) + repr(request.credentials.password and "known"))
                     answer = next(verdicts, AuthDenied(b"enough"))
                 case sansio.MakeChallenge(name):

@@ -16,11 +16,11 @@ from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses
 from mailproxy.enums import CloseReason
-from mailproxy.loop.epoll import READ
+from mailproxy.loop.epoll import MAX_EVENTS, READ
 from mailproxy.loop.worker_loop import make_loop
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
-from mailproxy.session.accept import MAX_ACCEPTS_PER_EVENT, Listener, ListenTarget
+from mailproxy.session.accept import EVENTS_PER_ACCEPT, MAX_ACCEPTS_PER_EVENT, Listener, ListenTarget
 from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
@@ -187,8 +187,13 @@ def test_one_client_is_accepted_per_event(scene: Scene) -> None:
 
 @pytest.mark.parametrize(
     ("events", "waiting", "accepted"),
-    [(2, 5, 2), (4, 3, 3), (MAX_ACCEPTS_PER_EVENT + 5, MAX_ACCEPTS_PER_EVENT + 1, MAX_ACCEPTS_PER_EVENT)],
-    ids=["as many as events", "as many as wait", "limit"],
+    [
+        (2 * EVENTS_PER_ACCEPT - 1, 2, 1),
+        (2 * EVENTS_PER_ACCEPT, 5, 2),
+        (4 * EVENTS_PER_ACCEPT, 3, 3),
+        (MAX_EVENTS, MAX_ACCEPTS_PER_EVENT + 1, MAX_ACCEPTS_PER_EVENT),
+    ],
+    ids=["few events", "as many as events allow", "as many as wait", "limit"],
 )
 def test_more_clients_are_accepted_while_many_events_are_ready(
     scene: Scene, events: int, waiting: int, accepted: int

@@ -34,7 +34,6 @@ from mailproxy.protocols.types import (
     Secret,
     TlsInfo,
     UpstreamLogin,
-    UpstreamLoginResult,
 )
 from mailproxy_config.model import Protocol, ProxySsl, SendIdentity, XclientMode
 from support import configs
@@ -284,7 +283,7 @@ def imap(*replies: bytes, mode: SendIdentity = AUTO, tag: bytes = b"a") -> Drive
 def test_imap_id_is_sent_before_the_login() -> None:
     driven = imap(GREETING, TRUSTED, b"a OK in\r\n")
     assert driven.sent == imap_id(client(), b"x3") + b"a LOGIN {5+}\r\nalice {6+}\r\nsecret\r\n"
-    assert driven.result == UpstreamLoginResult(b"a OK in\r\n")
+    assert driven.result == b"a OK in\r\n"
 
 
 def test_capabilities_are_requested_if_the_greeting_has_none() -> None:
@@ -401,7 +400,7 @@ def smtp(*replies: bytes, mode: XclientMode = XclientMode.AUTO, **directives: ob
 def test_listed_attributes_are_sent_between_two_ehlo() -> None:
     driven = smtp(b"220 hi\r\n", LISTED, b"220 hi\r\n", NOT_LISTED)
     assert driven.sent == (b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 NAME=host.example LOGIN=alice\r\nEHLO me\r\n")
-    assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
+    assert driven.result == b"235 2.0.0 OK\r\n"
 
 
 def test_login_is_not_in_xclient_if_auth_follows() -> None:

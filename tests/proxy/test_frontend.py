@@ -26,7 +26,6 @@ from mailproxy.protocols.frontend import (
     repeat_deferred,
 )
 from mailproxy.protocols.sansio import (
-    Authenticate,
     MakeChallenge,
     ProtocolGenerator,
     Send,
@@ -307,7 +306,7 @@ def test_deferred_request_may_be_allowed_denied_or_fail() -> None:
 def test_deferred_request_keeps_login_attempt_number() -> None:
     denied = AuthDenied(b"no", wait=1)
     driven = play(server(), b"ASK\nASK\n", denied, None, AuthDeferred(1), None, denied, None)
-    questions = [effect.request for effect in driven.effects if isinstance(effect, Authenticate)]
+    questions = [effect for effect in driven.effects if isinstance(effect, AuthRequest)]
     assert [question.attempt for question in questions] == [1, 2, 2]
 
 
@@ -338,8 +337,7 @@ def test_repeated_request_returns_decision() -> None:
     driven = drive(repeat_deferred(request, AuthDeferred(1)), None, denied)
     assert driven.result is denied
     (_, authenticate) = driven.effects
-    assert isinstance(authenticate, Authenticate)
-    assert authenticate.request is request
+    assert authenticate is request
 
 
 def test_deferred_request_is_repeated_with_new_credentials() -> None:
@@ -353,8 +351,8 @@ def test_deferred_request_is_repeated_with_new_credentials() -> None:
     result: object = None
     try:
         while True:
-            if isinstance(effect, Authenticate):
-                requests.append((effect.request.attempt, effect.request.credentials))
+            if isinstance(effect, AuthRequest):
+                requests.append((effect.attempt, effect.credentials))
             elif isinstance(effect, Wait):
                 waits.append(effect.seconds)
             effect = generator.send(next(answers))

@@ -158,14 +158,14 @@ def test_any_line_is_parsed_or_rejected(data: bytes, start: bytes) -> None:
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_plain_login_pattern_agrees_with_parser(user: bytes, password: bytes) -> None:
     line = b"a1 LOGIN %b %b" % (user, password)
-    found = PLAIN_LOGIN.fullmatch(line)
+    found = PLAIN_LOGIN.fullmatch(line + b"\r\n")
     if found is not None:
         assert parse_line(line) == Command(found[1], b"LOGIN", [found[2], found[3]])
 
 
 @pytest.mark.parametrize("line", [b"a1 login john s3cr{}et", b'A.B-_  LOGIN   john   \xe4"  '])
 def test_plain_login_pattern_matches(line: bytes) -> None:
-    assert PLAIN_LOGIN.fullmatch(line)
+    assert PLAIN_LOGIN.fullmatch(line + b"\r\n")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_plain_login_pattern_matches(line: bytes) -> None:
     ],
 )
 def test_plain_login_pattern_does_not_match_other_lines(line: bytes) -> None:
-    assert not PLAIN_LOGIN.fullmatch(line)
+    assert not PLAIN_LOGIN.fullmatch(line + b"\r\n")
 
 
 def quoted(text: bytes) -> bytes:
@@ -201,3 +201,9 @@ def test_literal_arguments_round_trip(arguments: list[bytes]) -> None:
         assert command.size == len(data)
         command = parse_continuation(command, data, b"" if following is None else b" {%d+}" % len(following))
     assert command == Command(b"a1", b"NOOP", arguments)
+
+
+@pytest.mark.parametrize("end", [b"", b"\r", b"\r\r\n", b"\r\nx\r\n"])
+def test_plain_login_pattern_does_not_match_other_than_one_line(end: bytes) -> None:
+    assert not PLAIN_LOGIN.fullmatch(b"a LOGIN j s" + end)
+    assert PLAIN_LOGIN.fullmatch(b"a LOGIN j s\n")

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from mailproxy.enums import CloseReason, Method
 from mailproxy.errors import PeerClosed
 from mailproxy.protocols.registry import PROTOCOLS
-from mailproxy.protocols.sansio import Authenticate, Effect, MakeChallenge, Note, Receive, Send
+from mailproxy.protocols.sansio import Effect, MakeChallenge, Note, Receive, Send
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
+    AuthRequest,
     Client,
     Credentials,
     Secret,
@@ -80,7 +81,7 @@ def _answer(session: Session, effect: Effect, decision: AuthAllowed | AuthDenied
     match effect:
         case Send(sent):
             session.sent += sent
-        case Authenticate(request):
+        case AuthRequest() as request:
             session.credentials_received.append(request.credentials)
             return decision
         case MakeChallenge(name):

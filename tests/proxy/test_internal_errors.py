@@ -325,7 +325,7 @@ CASES = [
     case("service: the answer", (AuthHttpClient, "on_response"), logs_in),
     case("service: a failure", (AuthHttpClient, "on_failure"), logs_in, service="nonsense"),
     case("service: the session", (Session, "on_auth_result"), logs_in),
-    case("service: the session goes on", (Session, "_connect_upstream"), logs_in),
+    case("service: the session goes on", (Session, "_on_result"), logs_in),
     case(
         "service: time",
         (AuthHttpClient, "_time_out"),
@@ -366,7 +366,7 @@ CASES = [
     case("relay: to TLS", (RelayEnd, "write_from"), relays(3_000_000, tls=True, from_client=False), **STLS),
     case("relay: from TLS", (TlsConnection, "fill"), relays(3_000_000, tls=True), **STLS),
     case("relay: settling", (RelayEnd, "_update"), client_awaits_the_response),
-    case("relay: the end of one side", (RelayEnd, "_on_eof"), relay_ends),
+    case("relay: the end of one side", (Relay, "on_eof"), relay_ends),
     case("relay: the end", (Relay, "close"), relay_ends),
     case("relay: its metrics", (VirtualServer, "record_end"), relay_ends),
     case("relay: time", (Relay, "on_timeout"), relay_is_idle, proxy_timeout=Seconds(0.3)),

@@ -77,7 +77,7 @@ def test_formatted_command_round_trips(word: bytes, arguments: list[bytes]) -> N
 )
 def test_user_and_pass_patterns_match(line: bytes, argument: bytes | None) -> None:
     for_pass = line.replace(b"USER", b"PASS").replace(b"user", b"pass").replace(b"UsEr", b"PaSs")
-    for found in (USER_LINE.fullmatch(line), PASS_LINE.fullmatch(for_pass)):
+    for found in (USER_LINE.fullmatch(line + b"\r\n"), PASS_LINE.fullmatch(for_pass + b"\r\n")):
         assert (found and found[1]) == argument
 
 
@@ -85,7 +85,7 @@ def test_user_and_pass_patterns_match(line: bytes, argument: bytes | None) -> No
 def test_pattern_agrees_with_parser(text: bytes) -> None:
     for pattern, word in ((USER_LINE, b"USER"), (PASS_LINE, b"PASS")):
         for line in (text, word + text, word + b" " + text):
-            found = pattern.fullmatch(line)
+            found = pattern.fullmatch(line + b"\r\n")
             command = parse_line(line)
             is_usual = (
                 isinstance(command, Command)
@@ -96,3 +96,10 @@ def test_pattern_agrees_with_parser(text: bytes) -> None:
             assert (found is not None) == is_usual
             if found is not None:
                 assert command == Command(word, (found[1],))
+
+
+@pytest.mark.parametrize("end", [b"", b"\r", b"\r\r\n", b"\nQUIT\n", b"\r\nPASS x\r\n"])
+def test_user_and_pass_patterns_do_not_match_other_than_one_line(end: bytes) -> None:
+    assert not USER_LINE.fullmatch(b"USER a" + end)
+    assert not PASS_LINE.fullmatch(b"PASS a" + end)
+    assert USER_LINE.fullmatch(b"USER a\n")

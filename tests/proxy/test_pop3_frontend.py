@@ -18,10 +18,10 @@ from mailproxy.enums import (
 )
 from mailproxy.protocols.pop3 import replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
-from mailproxy.protocols.sansio import Authenticate
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
+    AuthRequest,
     Client,
     Credentials,
     Secret,
@@ -58,8 +58,8 @@ def test_login_result_has_credentials_and_pipelined_bytes() -> None:
     driven = play(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
     assert driven.result == UpstreamLogin(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
     (_, auth_requests) = driven.effects
-    assert isinstance(auth_requests, Authenticate)
-    assert auth_requests.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
+    assert isinstance(auth_requests, AuthRequest)
+    assert auth_requests.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
 
 
 def test_command_limit_is_512_bytes() -> None:
@@ -86,8 +86,8 @@ def test_sasl_response_may_be_longer_than_command_limit() -> None:
     password = b"p" * 2000
     plain = b64encode(b"\0alice\0" + password)
     driven = play(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
-    auth_requests = [effect for effect in driven.effects if isinstance(effect, Authenticate)]
-    assert [one.request.credentials.password for one in auth_requests] == [Secret(password)]
+    auth_requests = [effect for effect in driven.effects if isinstance(effect, AuthRequest)]
+    assert [one.credentials.password for one in auth_requests] == [Secret(password)]
     assert replies_in(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
 
@@ -179,7 +179,7 @@ def test_apop_responds_to_challenge_of_greeting() -> None:
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
     assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
-    requests = [effect.request for effect in driven.effects if isinstance(effect, Authenticate)]
+    requests = [effect for effect in driven.effects if isinstance(effect, AuthRequest)]
     assert [request.attempt for request in requests] == [1, 2]
     assert all(request.credentials.challenge == CHALLENGE for request in requests)
 

@@ -8,7 +8,7 @@ import pytest
 from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
-from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support import configs
 from support.generator_driver import Driven, drive
@@ -27,7 +27,7 @@ def log_in(
 def test_upstream_login_sends_user_and_pass() -> None:
     driven = log_in(b"+OK hello\r\n", b"+OK\n", b"+OK yes\r\nand more")
     assert driven.sent == b"USER u\r\nPASS p\r\n"
-    assert driven.result == UpstreamLoginResult(b"+OK yes\r\nand more")
+    assert driven.result == b"+OK yes\r\nand more"
 
 
 def test_proxy_header_is_sent_first() -> None:

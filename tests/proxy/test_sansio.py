@@ -32,33 +32,15 @@ def test_read_line_strips_line_end(raw: bytes, line: bytes) -> None:
     assert drive(LineReader(64).read_line(), raw).result == line
 
 
-@ONE_LINE
-def test_single_line_returns_complete_line(raw: bytes, line: bytes) -> None:
-    reader = LineReader(8)
-    assert reader.single_line(raw) == line
-    assert (reader.buffered, reader.consumed) == (b"", len(raw))
-
-
-@pytest.mark.parametrize("raw", [b"NOO", b"NOOP\r", b"one\ntwo\n", b"one\r\nt", b"\n\n"])
-def test_single_line_buffers_anything_else(raw: bytes) -> None:
-    reader, other = LineReader(16), LineReader(16)
-    assert reader.single_line(raw) is None
-    assert reader.buffered == raw
-    rest = () if b"\n" in raw else (b"x\n",)
-    assert drive(reader.read_line(), *rest).result == drive(other.read_line(), raw, *rest).result
-    assert (reader.take_unread(), reader.consumed) == (other.take_unread(), other.consumed)
-
-
 def test_full_buffer_without_line_end_is_too_long() -> None:
     reader = LineReader(4)
-    assert reader.single_line(b"abcd") is None
     with pytest.raises(LineTooLong):
-        drive(reader.read_line())
+        drive(reader.read_line(), b"abcd")
 
 
 def test_continuation_lines_add_to_consumed() -> None:
     reader = LineReader(64)
-    reader.single_line(b"a {3}\r\n")
+    drive(reader.read_line(), b"a {3}\r\n")
     drive(reader.read_exactly(3), b"abc {2}\r\nde\r\n")
     assert reader.consumed == 7 + 3
     drive(reader.read_line(54))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mailproxy.auth_http.response import parse
 from mailproxy.enums import Method
 from mailproxy.protocols.registry import PROTOCOLS
-from mailproxy.protocols.sansio import Authenticate, Receive, Send
+from mailproxy.protocols.sansio import Receive, Send
 from mailproxy.protocols.sasl_tokens import (
     MAX_TOKEN,
     StrictRules,
@@ -22,7 +22,7 @@ from mailproxy.protocols.sasl_tokens import (
     is_error_response,
     parse_token,
 )
-from mailproxy.protocols.types import AuthDenied, Client, Secret, TlsInfo
+from mailproxy.protocols.types import AuthDenied, AuthRequest, Client, Secret, TlsInfo
 from mailproxy_config.model import AuthMethod, Protocol
 from support.configs import server
 
@@ -216,8 +216,8 @@ def sent_to_client(
             if not answer:
                 generator.close()
                 return sent.partition(b"\r\n")[2], requests
-        elif isinstance(effect, Authenticate):
-            requests.append(effect.request.credentials)
+        elif isinstance(effect, AuthRequest):
+            requests.append(effect.credentials)
             answer = AuthDenied(b"no", 1)
         elif isinstance(effect, Send):
             sent += effect.data

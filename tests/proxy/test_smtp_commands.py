@@ -88,7 +88,7 @@ def test_formatted_command_round_trips(word: bytes, arguments: list[bytes]) -> N
     ],
 )
 def test_usual_commands_pattern_matches(line: bytes, groups: tuple[bytes | None, ...] | None) -> None:
-    found = USUAL.fullmatch(line)
+    found = USUAL.fullmatch(line + b"\r\n")
     assert (found and found.groups()) == groups
 
 
@@ -98,7 +98,7 @@ def test_usual_commands_pattern_matches(line: bytes, groups: tuple[bytes | None,
 )
 def test_pattern_agrees_with_parser(start: bytes, rest: str) -> None:
     line = start + rest.encode("latin-1")
-    found, command = USUAL.fullmatch(line), parse_line(line)
+    found, command = USUAL.fullmatch(line + b"\r\n"), parse_line(line)
     words: tuple[bytes, ...] = ()
     if isinstance(command, Command):
         is_plain = (
@@ -109,3 +109,10 @@ def test_pattern_agrees_with_parser(start: bytes, rest: str) -> None:
         elif is_plain and len(command.arguments) == 2:
             words = (b"", command.arguments[1])
     assert (found.groups(b"") if found else ()) == words
+
+
+@pytest.mark.parametrize("end", [b"", b"\r", b"\r\r\n", b"\nQUIT\n", b"\r\nAUTH PLAIN x\r\n"])
+def test_usual_commands_pattern_does_not_match_other_than_one_line(end: bytes) -> None:
+    assert not USUAL.fullmatch(b"EHLO a" + end)
+    assert not USUAL.fullmatch(b"AUTH PLAIN a" + end)
+    assert USUAL.fullmatch(b"EHLO a\n")

@@ -16,12 +16,13 @@ from mailproxy.enums import (
     ProtocolErrorKind,
     ProtocolViolation,
 )
-from mailproxy.protocols.sansio import Authenticate, Peek, ResolveClient
+from mailproxy.protocols.sansio import Peek, ResolveClient
 from mailproxy.protocols.smtp import replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
+    AuthRequest,
     Client,
     Credentials,
     Envelope,
@@ -134,9 +135,9 @@ def test_rcpt_sends_auth_request_with_envelope() -> None:
     envelope = Envelope(b"cl", b"MAIL FROM:<a>  X", b"RCPT TO:<b>")
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
     effect = driven.effects[-1]
-    assert isinstance(effect, Authenticate)
-    assert effect.request.credentials == Credentials(Method.NONE)
-    assert effect.request.envelope == envelope
+    assert isinstance(effect, AuthRequest)
+    assert effect.credentials == Credentials(Method.NONE)
+    assert effect.envelope == envelope
 
 
 def test_mail_is_kept_until_reset() -> None:

@@ -17,7 +17,6 @@ from mailproxy.protocols.types import (
     Envelope,
     Secret,
     UpstreamLogin,
-    UpstreamLoginResult,
 )
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support import configs
@@ -46,7 +45,7 @@ def log_in(
 def test_xclient_is_sent_before_clients_ehlo() -> None:
     driven = log_in(b"220 a\r\n", b"250-b\r\n250 c\r\n", b"220 d\r\n", b"250 e\n", helo=b"cl", esmtp=True)
     assert driven.sent == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 LOGIN=u NAME=host.example\r\nEHLO cl\r\n"
-    assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
+    assert driven.result == b"235 2.0.0 OK\r\n"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_without_xclient_ehlo_has_server_name() -> None:
 def test_proxy_smtp_auth_sends_auth_plain() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", b"235 c\n", xclient=False, proxy_smtp_auth=True)
     assert driven.sent == b"HELO mx\r\nAUTH PLAIN AHUAcA==\r\n"
-    assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
+    assert driven.result == b"235 2.0.0 OK\r\n"
 
 
 def test_mail_and_rcpt_are_repeated_and_any_reply_is_passed() -> None:
@@ -91,12 +90,12 @@ def test_mail_and_rcpt_are_repeated_and_any_reply_is_passed() -> None:
         envelope=ENVELOPE,
     )
     assert driven.sent == b"HELO mx\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\n"
-    assert driven.result == UpstreamLoginResult(b"550-d\r\n550 e\r\nmore")
+    assert driven.result == b"550-d\r\n550 e\r\nmore"
 
 
 def test_multi_line_reply_in_pieces_counts_by_first_line() -> None:
     driven = log_in(b"22", b"0-a\r\n5", b"54 b\n", b"250-c\r\n", b"25", b"0 d\r\n", b"220 e\n", helo=None)
-    assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
+    assert driven.result == b"235 2.0.0 OK\r\n"
     assert driven.sent.count(b"\r\n") == 2
 
 

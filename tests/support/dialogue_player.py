@@ -143,9 +143,7 @@ class Player:
         self._compare_sent("S")
         self._sender, self._peer = "P", "U"
         try:
-            logged_in: UpstreamLoginResult = self._perform(
-                self.protocol.upstream(server).log_in(client, login)
-            )
+            reply: UpstreamLoginResult = self._perform(self.protocol.upstream(server).log_in(client, login))
         except UpstreamError as failure:
             self._compare_sent("P")
             self._sender = "S"
@@ -160,7 +158,7 @@ class Player:
             self._close(failure.reply if is_shown else self.protocol.internal_error, failure)
             return None
         self._compare_sent("P")
-        self._sent = logged_in.reply
+        self._sent = reply
         self._compare_sent("S")
         self._expect_event("relay")
         self._sent = login.unread + from_client
@@ -203,7 +201,7 @@ class Player:
                 return f"<1304717.1795355079@{name}>".encode()
             case sansio.Receive(limit):
                 return self._receive(limit)
-            case sansio.Authenticate(request):
+            case AuthRequest() as request:
                 return self._authenticate(request)
             case sansio.Peek(seconds, limit):
                 return self._receive_early(seconds, limit)

@@ -85,7 +85,7 @@ def play(
                 case _:
                     raise AssertionError(effect)
     except StopIteration as end:
-        played.reply = end.value.reply
+        played.reply = end.value
     except UpstreamError as error:
         played.error = error
     assert not waiting, f"unused replies: {waiting}"

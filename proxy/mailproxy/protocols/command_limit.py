@@ -21,6 +21,9 @@ class _CommandLimit(Frontend[Any]):
         super().__init__(config, client)
         self.commands_left = self.server.max_commands
 
+    def handle_received(self, _data: bytes) -> None:
+        """Leave all commands to ``handle_command``, which counts them."""
+
     def handle_command(self, line: bytes) -> CommandHandling:
         """Handle a command that is within the limit."""
         self.commands_left -= 1

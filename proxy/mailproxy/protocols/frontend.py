@@ -29,7 +29,6 @@ from mailproxy.enums import (
 from mailproxy.errors import AuthUnavailable, LineTooLong, PeerDisconnected
 from mailproxy.protocols.client_lines import TLS_HANDSHAKE
 from mailproxy.protocols.sansio import (
-    Authenticate,
     LineReader,
     ProtocolGenerator,
     Receive,
@@ -128,7 +127,7 @@ ConfigT = TypeVar("ConfigT", bound=FrontendConfig)
 class Frontend(ABC, Generic[ConfigT]):
     """The server side of one client's session before login.
 
-    The usual commands are handled without a generator (``handle_command``);
+    The usual commands are handled without a generator (``handle_received``);
     each other command has a generator of its own.
 
     Attributes:
@@ -168,6 +167,14 @@ class Frontend(ABC, Generic[ConfigT]):
         yield self.config.greeting
         return None
 
+    def handle_received(self, _data: bytes) -> CommandHandling | None:
+        """Handle what was received, if it is the whole line of one usual command.
+
+        Returns:
+            ``None`` if it is anything else; then ``handle_command`` gets its line.
+        """
+        return None
+
     @abstractmethod
     def handle_command(self, line: bytes) -> CommandHandling:
         """Handle a command, given its first line without the line end."""
@@ -188,7 +195,7 @@ class Frontend(ABC, Generic[ConfigT]):
         """Remember what the reply to an unhandled line needs (IMAP: its tag)."""
 
     def read_command(self) -> ProtocolGenerator[bytes]:
-        """Read a command's first line if it did not arrive in one piece and alone."""
+        """Read a command's first line."""
         return self.reader.read_line()
 
     # ---- the session before login ----
@@ -215,10 +222,9 @@ class Frontend(ABC, Generic[ConfigT]):
                     return ended
             yield config.deadline
             while True:
-                line = None if reader.buffered else reader.single_line((yield receive))
-                if line is None:
-                    line = yield from self.read_command()
-                handling = self.handle_command(line)
+                data: bytes = b"" if reader.buffered else (yield receive)
+                reader.consumed = len(data)
+                handling = self.handle_received(data) or (yield from self._handle_line(data))
                 if isinstance(handling, Send):
                     yield handling
                     continue
@@ -226,7 +232,7 @@ class Frontend(ABC, Generic[ConfigT]):
                     handling if isinstance(handling, AuthRequest) else (yield from handling)
                 )
                 if isinstance(result, AuthRequest):
-                    decision: Decision = yield Authenticate(result)
+                    decision: Decision = yield result
                     if isinstance(decision, AuthAllowed):
                         return self.upstream_login(result, decision)
                     result = yield from self._deny_or_retry(result, decision)
@@ -242,6 +248,16 @@ class Frontend(ABC, Generic[ConfigT]):
         except PeerDisconnected as error:
             error.sent_nothing = not (reader.consumed or reader.buffered)
             raise
+
+    def _handle_line(self, data: bytes) -> ProtocolGenerator[CommandHandling]:
+        """Read and handle a command that is not a usual one, or did not arrive in one piece and alone.
+
+        Args:
+            data: What was received of it, and perhaps of later ones, if nothing was buffered.
+        """
+        if data:
+            self.reader.buffered = data
+        return self.handle_command((yield from self.read_command()))
 
     # ---- errors ----
 
@@ -486,5 +502,5 @@ def repeat_deferred(
             request.credentials = replace(request.credentials, user=decision.user)
         if decision.password is not None:
             request.credentials = replace(request.credentials, password=decision.password)
-        decision = yield Authenticate(request)
+        decision = yield request
     return decision

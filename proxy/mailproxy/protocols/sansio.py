@@ -14,7 +14,7 @@ What a driver guarantees (``session/driver.py``):
   before any other effect waits.
 * Nothing is read from the peer except for ``Receive`` and ``Peek``.
 * ``Receive`` is limited by the deadline of the last ``SetDeadline``; ``Wait``,
-  ``Authenticate`` and ``ResolveClient`` have time limits of their own.
+  ``AuthRequest`` and ``ResolveClient`` have time limits of their own.
 """
 
 from __future__ import annotations
@@ -64,17 +64,6 @@ class SetDeadline:
 @dataclass(slots=True)
 class UpgradeToTls:
     """Start TLS on the connection.  Bytes that the peer sent before it in clear text must be discarded."""
-
-
-@dataclass(slots=True)
-class Authenticate:
-    """Send a request to the authentication service; the result is a ``Decision``.
-
-    ``AuthUnavailable`` is raised if there is no usable response.  The session
-    sends the error reply; only ``tempfail`` catches it and goes on.
-    """
-
-    request: AuthRequest
 
 
 @dataclass(slots=True)
@@ -136,7 +125,7 @@ Effect = (
     | Peek
     | SetDeadline
     | UpgradeToTls
-    | Authenticate
+    | AuthRequest
     | ResolveClient
     | MakeChallenge
     | GetToken
@@ -221,23 +210,6 @@ class LineReader:
         self.consumed = 0
         self.buffered = b""
         self._start = 0
-
-    def single_line(self, data: bytes) -> bytes | None:
-        """Read data that was received while the buffer was empty, if it is exactly one line.
-
-        Args:
-            data: At least one byte, at most ``limit``.
-
-        Returns:
-            The line, as from ``read_line``; or ``None`` if it is not exactly
-            one line.  The data is then in the buffer, for ``read_line``.
-        """
-        length = data.find(b"\n") + 1
-        if length != len(data):
-            self.buffered = data
-            return None
-        self.consumed = length
-        return data[:-2] if data.endswith(b"\r\n") else data[:-1]
 
     def read_line(self, limit: int | None = None) -> ProtocolGenerator[bytes]:
         """Read the next line.

@@ -239,7 +239,11 @@ class PolicyFacts:
 
 @dataclass(slots=True)
 class AuthRequest:
-    """One request to the authentication service."""
+    """One request to the authentication service; as an effect, sends it.  The result is a ``Decision``.
+
+    ``AuthUnavailable`` is raised if there is no usable response.  The session
+    sends the error reply; only ``tempfail`` catches it and goes on.
+    """
 
     credentials: Credentials
     attempt: int
@@ -411,8 +415,5 @@ class SessionEnd:
     reason: CloseReason
 
 
-@dataclass(slots=True)
-class UpstreamLoginResult:
-    """The upstream accepted the login.  ``reply`` is sent to the client."""
-
-    reply: bytes = field(repr=False)
+UpstreamLoginResult = bytes
+"""The upstream accepted the login: its reply, which is sent to the client."""

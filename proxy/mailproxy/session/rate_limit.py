@@ -110,7 +110,7 @@ class RateLimitedEnd(RelayEnd):
         except WOULD_BLOCK:
             return
         if not data:
-            self._on_eof()
+            relay.on_eof(self)
             return
         allowance.take(len(data))
         self._count(len(data))

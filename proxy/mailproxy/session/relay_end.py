@@ -121,7 +121,7 @@ class RelayEnd:
             relay.on_broken(failed.end)
             return
         except CLOSED_BY_TLS:
-            self._on_eof()
+            relay.on_eof(self)
         except OSError:
             relay.on_broken(self)
             return
@@ -175,7 +175,7 @@ class RelayEnd:
         except WOULD_BLOCK:
             return
         if not data:
-            self._on_eof()
+            self.relay.on_eof(self)
             return
         size = len(data)
         self.bytes_read += size
@@ -201,7 +201,7 @@ class RelayEnd:
                 self.consume(view[:written])
                 self._count(written)
             if is_eof:
-                self._on_eof()
+                self.relay.on_eof(self)
                 return
             if self.other.has_unsent or (filled < size and not (self.tls and self.tls.pending())):
                 return
@@ -219,7 +219,7 @@ class RelayEnd:
                 count = self.splice_into(pipe)
                 if count <= 0:
                     if count == 0:
-                        self._on_eof()
+                        self.relay.on_eof(self)
                     return
                 self._count(count)
                 pipe.holds = count
@@ -236,19 +236,6 @@ class RelayEnd:
         self.bytes_read += size
         self.counter.value += size
         self.relay.last_sender = self
-
-    def _on_eof(self) -> None:
-        """The peer has sent everything: pass that on, unless the relay is complete."""
-        self.is_eof = True
-        relay, other = self.relay, self.other
-        is_first = relay.on_eof(self)
-        if relay.is_complete():
-            relay.close()
-            return
-        if is_first:
-            relay.limit_idle_time()
-        if not other.has_unsent:
-            other.end_writing()
 
     def end_writing(self) -> None:
         """Shut down writing: everything of the other end is written; done to an upstream only."""

@@ -9,8 +9,8 @@ The life of a client, with the function of each step (a method of ``Session`` wh
 4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
    ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``note_event``, ``_authorize``.
 5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
-6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the end of the session.
-7. ``_connect_upstream`` connects and logs in there; then ``on_upstream_login`` or ``on_upstream_error``.
+6. The frontend returns: ``_on_result`` gets the end of the session, or the upstream to log in at.
+7. ``_on_result`` connects and logs in there; then ``on_upstream_login`` or ``on_upstream_error``.
 8. ``on_upstream_login`` passes both connections to a ``Relay``.  The ``Session`` object is done.
    ``on_upstream_error`` may run the frontend again, after an outage (``UpstreamLogin.resume``) or
    after a refusal (``UpstreamLogin.pass_on``): step 4.
@@ -49,7 +49,7 @@ from mailproxy.session.upstream_lookup import Connecting
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import Field, SessionRecord
 from mailproxy.telemetry.metrics import Gauge
-from mailproxy_config.model import LogLevel
+from mailproxy_config.model import ListenConfig, LogLevel
 
 _SUCCESS: Final = LoginResult.SUCCESS  # saves 900 instructions per access on Python 3.11
 _NO_REPLY: Final = frozenset(
@@ -123,14 +123,14 @@ class Session(ProtocolDriver):
 
     # -- before the greeting: PROXY header and TLS
 
-    def start(self, *, proxy_header: bool, tls: bool) -> None:
+    def start(self, listen: ListenConfig) -> None:
         """Begin with what the listener expects: PROXY header, TLS handshake, or neither."""
-        if not (proxy_header or tls):
+        if not (listen.proxy_protocol or listen.ssl):
             self.begin(self.server.frontend(self.client).run())
             return
         self._enter(self.protocol_metrics.starting)
-        if proxy_header:
-            self._handshake = ProxyHeaderReader(self, then_tls=tls)
+        if listen.proxy_protocol:
+            self._handshake = ProxyHeaderReader(self, then_tls=listen.ssl)
             self._handshake.begin()
         else:
             self._start_implicit_tls()
@@ -202,8 +202,8 @@ class Session(ProtocolDriver):
 
     # -- the authentication service
 
-    def _authorize(self, effect: sansio.Authenticate) -> object:
-        request, record, server = effect.request, self.record, self.server
+    def _authorize(self, request: types.AuthRequest) -> object:
+        record, server = self.record, self.server
         credentials = request.credentials
         if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
             raise errors.PeerClosed  # the client left while its login was deferred
@@ -258,47 +258,43 @@ class Session(ProtocolDriver):
     # -- the upstream
 
     def _on_result(self, result: types.UpstreamLogin | types.SessionEnd) -> None:
-        if isinstance(result, types.UpstreamLogin):
-            self._connect_upstream(result)
-        else:
+        """Log in at the upstream, or close."""
+        if isinstance(result, types.SessionEnd):
             self._close_with(b"", result.reason)
-
-    def _connect_upstream(self, login: types.UpstreamLogin) -> None:
-        self._login = login
+            return
+        self._login = result
         self._enter(self.protocol_metrics.upstream)
-        record, grant = self.record, login.grant
+        record, grant = self.record, result.grant
         record.upstream, record.upstream_port = grant.address, grant.port
         if grant.user:
             record.user = grant.user
         self._step_started = self.context.epoll.now
         try:
-            self._upstream = self.server.connect(self, login)
+            self._upstream = self.server.connect(self, result)
         except UpstreamError as error:
             self.on_upstream_error(error)
 
-    def on_upstream_login(self, upstream: UpstreamConnection, result: types.UpstreamLoginResult) -> None:
+    def on_upstream_login(self, upstream: UpstreamConnection, reply: types.UpstreamLoginResult) -> None:
         """The upstream accepted the login: pass both connections to a relay."""
-        context, protocol_metrics = self.context, self.protocol_metrics
-        if (attempt := self._login.grant.attempt) is not None:
+        context, server, record, login = self.context, self.server, self.record, self._login
+        metrics = self.protocol_metrics
+        if (attempt := login.grant.attempt) is not None:
             attempt.succeeded()
-        if self.record.held is not None:
-            self.record.held.login_succeeded()
-        self.record.upstream_seconds = self._end_step()
+        if record.held is not None:
+            record.held.login_succeeded()
+        record.upstream_seconds = self._end_step()
         self.count_login(_SUCCESS)
-        self._enter(protocol_metrics.relay)
+        self._enter(metrics.relay)
         if self.timer is not None:
             context.timers.disarm(self)
         relay = Relay(
             context,
-            self.server,
-            self.record,
-            self._state_gauge,
-            RelayEnd(self.sock, self.fd, self._events, protocol_metrics.bytes_to_upstream, self.tls),
-            self.server.upstream_end(
-                upstream.sock, upstream.fd, READ, protocol_metrics.bytes_to_client, upstream.tls
-            ),
+            server,
+            record,
+            RelayEnd(self.sock, self.fd, self._events, metrics.bytes_to_upstream, self.tls),
+            server.upstream_end(upstream.sock, upstream.fd, READ, metrics.bytes_to_client, upstream.tls),
         )
-        relay.start(self._outgoing + result.reply, upstream.unsent + self._login.unread)
+        relay.start(self._outgoing + reply, upstream.unsent + login.unread)
         context.live.discard(self)
         self.fd = upstream.fd = -1
         self._upstream = None
@@ -472,11 +468,11 @@ class Session(ProtocolDriver):
         request, self._logging_in = self._logging_in, None
         if request is None:
             return
-        self.protocol_metrics.logins[request.credentials.method][result].value += 1
-        self.protocol_metrics.login_seconds[result is _SUCCESS].observe(self._login_seconds)
-        self.record.result = result
-        self.record.login_seconds = self._login_seconds
-        self._login_seconds = 0.0
+        seconds, self._login_seconds = self._login_seconds, 0.0
+        metrics, record = self.protocol_metrics, self.record
+        metrics.logins[request.credentials.method][result].value += 1
+        metrics.login_seconds[result is _SUCCESS].observe(seconds)
+        record.result, record.login_seconds = result, seconds
         if result is not _SUCCESS or self.server.report_login is not None:
             end_login(self, request, result)
 
@@ -484,7 +480,7 @@ class Session(ProtocolDriver):
         sansio.SetDeadline: ProtocolDriver.set_deadline,
         sansio.Peek: ProtocolDriver.peek,
         sansio.Wait: ProtocolDriver.wait,
-        sansio.Authenticate: _authorize,
+        types.AuthRequest: _authorize,
         sansio.UpgradeToTls: _start_tls,
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,

@@ -313,12 +313,12 @@ class _Probe:
         connect: Callable[..., UpstreamConnection] = UpstreamConnection.connect
         self._connection = connect(self, login, self.peer.name)
 
-    def on_upstream_login(self, connection: UpstreamConnection, result: UpstreamLoginResult) -> None:
+    def on_upstream_login(self, connection: UpstreamConnection, reply: UpstreamLoginResult) -> None:
         """The upstream has responded."""
         self._connection = None
         connection.release()
         connection.close()
-        self._source.on_response(self, result.reply)
+        self._source.on_response(self, reply)
 
     def on_upstream_error(self, error: Exception) -> None:
         """The upstream could not be reached, or did not keep to the protocol; the connection is closed."""

@@ -56,16 +56,16 @@ class CapabilityAfterLogin(ImapUpstream):
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client also gets the upstream's capabilities."""
-        result = yield from super().log_in(client, login)
-        parts = _split(result.reply)
+        reply = yield from super().log_in(client, login)
+        parts = _split(reply)
         if _UNTAGGED.search(parts.untagged) is not None:
-            return result
+            return reply
         listed = _IN_CODE.match(parts.line)
         if listed is None:
-            return UpstreamLoginResult((yield from self._ask(client, login, parts)))
+            return (yield from self._ask(client, login, parts))
         if client.has_asked_capabilities:
-            result.reply = b"%b* CAPABILITY %b\r\n%b%b" % (parts.untagged, listed[1], parts.line, parts.rest)
-        return result
+            return b"%b* CAPABILITY %b\r\n%b%b" % (parts.untagged, listed[1], parts.line, parts.rest)
+        return reply
 
     def _ask(self, client: Client, login: UpstreamLogin, parts: _Parts) -> ProtocolGenerator[bytes]:
         """Send CAPABILITY, and return the response to the login with the list."""

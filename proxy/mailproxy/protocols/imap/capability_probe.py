@@ -34,4 +34,4 @@ class ImapCapabilityProbe(CapabilityProbe, ImapUpstream):
             raise upstream_disconnected(gone, stage) from gone
         yield from end_session(login.tag + b" LOGOUT\r\n")
         listed = CAPABILITIES.match(received)
-        return UpstreamLoginResult(b"" if listed is None else listed[1])
+        return b"" if listed is None else listed[1]

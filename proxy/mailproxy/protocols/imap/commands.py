@@ -22,9 +22,10 @@ NO_TAG: Final = b"*"
 WORDS: Final = frozenset((b"LOGIN", b"AUTHENTICATE", b"CAPABILITY", b"NOOP", b"LOGOUT", b"STARTTLS"))
 
 PLAIN_LOGIN: Final = re.compile(
-    rb"([A-Za-z0-9._-]{1,32}) +[Ll][Oo][Gg][Ii][Nn] +([^ \"{\r\0][^ \r\0]*+) +([^ \"{\r\0][^ \r\0]*+) *"
+    rb"([A-Za-z0-9._-]{1,32}) +[Ll][Oo][Gg][Ii][Nn] +"
+    rb"([^ \"{\r\n\0][^ \r\n\0]*+) +([^ \"{\r\n\0][^ \r\n\0]*+) *\r?\n"
 )
-"""The most frequent line: LOGIN with two atoms.  Groups: tag, user, password."""
+"""The most frequent line, with its end: LOGIN with two atoms.  Groups: tag, user, password."""
 
 _TAG: Final = re.compile(rb"([A-Za-z0-9._-]{1,32}) ")
 _WORD: Final = re.compile(rb" *([A-Za-z]+)(?= |\Z)")

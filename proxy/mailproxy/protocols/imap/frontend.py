@@ -74,13 +74,17 @@ class ImapFrontend(Frontend[ImapFrontendConfig]):
         """Return the reply to a login that the authentication service denied."""
         return replies.denied(self._tag, denied.text)
 
-    def handle_command(self, line: bytes) -> CommandHandling:
-        """Handle LOGIN with two atoms without a generator, and every other command with one."""
-        login = PLAIN_LOGIN.fullmatch(line)
+    def handle_received(self, data: bytes) -> AuthRequest | None:
+        """Handle LOGIN with two atoms."""
+        login = PLAIN_LOGIN.fullmatch(data)
         if login is None or (self.config.requires_tls and self.client.tls is None):
-            return self._handle_other(line)
+            return None
         self._tag, user, password = login.groups()
         return self.auth_request(Credentials(_PASSWORD, user, Secret(password)))
+
+    def handle_command(self, line: bytes) -> CommandHandling:
+        """Handle any command."""
+        return ImapFrontend.handle_received(self, line + b"\r\n") or self._handle_other(line)
 
     def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what the login at the upstream needs."""

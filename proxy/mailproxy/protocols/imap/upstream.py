@@ -113,7 +113,7 @@ class ImapUpstream(UpstreamLoginBase):
                     received = yield from self._read_expected(received, expected, login.tag)
         except PeerDisconnected as gone:
             raise upstream_disconnected(gone, stage) from gone
-        return UpstreamLoginResult(received)
+        return received
 
     def check_capabilities(self, received: bytes) -> None:
         """Check the capabilities after login (``proxy_imap_guard``)."""
@@ -208,9 +208,9 @@ class GuardedImapUpstream(ImapUpstream):
 
     def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in, unless greeting or response offer UNAUTHENTICATE."""
-        result = yield from super().log_in(client, login)
-        _check_offers(result.reply)
-        return result
+        reply = yield from super().log_in(client, login)
+        _check_offers(reply)
+        return reply
 
     def check_capabilities(self, received: bytes) -> None:
         """Raise ``UpstreamGuardError`` if the upstream offers UNAUTHENTICATE."""

@@ -76,7 +76,7 @@ class ImapAuthUpstream(ImapUpstream):
             received = yield from self._authenticate(received, login, mechanisms)
         except PeerDisconnected as gone:
             raise upstream_disconnected(gone, stage) from gone
-        return UpstreamLoginResult(received)
+        return received
 
     def _authenticate(
         self, greeting: bytes, login: UpstreamLogin, mechanisms: tuple[Mechanism, ...]

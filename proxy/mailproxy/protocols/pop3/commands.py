@@ -27,10 +27,10 @@ _WORDS: Final = {word: word for word in (USER, PASS, APOP, QUIT, CAPA, AUTH, NOO
 _TO_THE_END: Final = frozenset((USER, PASS))
 """Commands whose one argument may contain spaces, also at its end."""
 
-USER_LINE: Final = re.compile(rb"[Uu][Ss][Ee][Rr] +([^ \r\0][^\r\0]*+)")
-"""USER with a name that is safe to send to an upstream.  Group: the name."""
-PASS_LINE: Final = re.compile(rb"[Pp][Aa][Ss][Ss] +([^ \r\0][^\r\0]*+)")
-"""PASS with a safe password.  Group: the password."""
+USER_LINE: Final = re.compile(rb"[Uu][Ss][Ee][Rr] +([^ \r\n\0][^\r\n\0]*+)\r?\n")
+"""USER with a name that is safe to send to an upstream, with the line end.  Group: the name."""
+PASS_LINE: Final = re.compile(rb"[Pp][Aa][Ss][Ss] +([^ \r\n\0][^\r\n\0]*+)\r?\n")
+"""PASS with a safe password, with the line end.  Group: the password."""
 
 
 class Command(NamedTuple):

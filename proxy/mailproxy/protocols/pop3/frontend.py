@@ -74,26 +74,32 @@ class Pop3Frontend(Frontend[Pop3FrontendConfig]):
         """Return the reply to a denied login."""
         return replies.denial(denied)
 
-    def handle_command(self, line: bytes) -> CommandHandling:
-        """Handle USER and then PASS without a generator, and every other command with one."""
-        user, self.user = self.user, None
+    def handle_received(self, data: bytes) -> Send | AuthRequest | None:
+        """Handle USER, and then PASS."""
+        user = self.user
         if user is not None:
-            password = commands.PASS_LINE.fullmatch(line)
+            password = commands.PASS_LINE.fullmatch(data)
             if password is not None:
+                self.user = None
                 return self.auth_request(Credentials(_PASSWORD, user, Secret(password[1])))
         elif not self.config.requires_tls or self.client.tls is not None:
-            named = commands.USER_LINE.fullmatch(line)
+            named = commands.USER_LINE.fullmatch(data)
             if named is not None:
                 self.user = named[1]
                 return _OK
-        return self._handle_other(line, user)
+        return None
+
+    def handle_command(self, line: bytes) -> CommandHandling:
+        """Handle any command."""
+        return Pop3Frontend.handle_received(self, line + b"\r\n") or self._handle_other(line)
 
     def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what the login at the upstream needs."""
         return UpstreamLogin(grant, request.credentials.method, self.reader.take_unread())
 
-    def _handle_other(self, line: bytes, user: bytes | None) -> ProtocolGenerator[CommandResult]:
+    def _handle_other(self, line: bytes) -> ProtocolGenerator[CommandResult]:
         """Handle any command; after USER nearly all of them reset the user name."""
+        user, self.user = self.user, None
         command = commands.parse_line(line)
         if isinstance(command, ProtocolErrorKind):
             return (yield from self.count_error(command))

@@ -60,7 +60,7 @@ class Pop3Upstream(UpstreamLoginBase):
                     received = yield from self._read_expected(received, stage)
         except PeerDisconnected as gone:
             raise upstream_disconnected(gone, stage) from gone
-        return UpstreamLoginResult(received)
+        return received
 
     def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[None]:
         """Perform what comes between greeting and login: STLS, and XCLIENT."""

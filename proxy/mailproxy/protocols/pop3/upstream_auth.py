@@ -63,7 +63,7 @@ class Pop3AuthUpstream(Pop3Upstream):
             received = yield from self._authenticate(mechanisms)
         except PeerDisconnected as gone:
             raise upstream_disconnected(gone, stage) from gone
-        return UpstreamLoginResult(received)
+        return received
 
     def _authenticate(self, mechanisms: tuple[Mechanism, ...]) -> ProtocolGenerator[bytes]:
         """Choose a mechanism by the reply to CAPA, and use it."""

@@ -35,4 +35,4 @@ class SmtpCapabilityProbe(CapabilityProbe, SmtpUpstream):
         if not received.startswith(b"250"):
             raise upstream_refused(received, stage, is_valid_reply=received[:1] in b"45")
         yield from end_session(b"QUIT\r\n")
-        return UpstreamLoginResult(received)
+        return received

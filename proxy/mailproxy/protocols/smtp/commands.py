@@ -30,9 +30,9 @@ _WORDS: Final = {
 }
 
 USUAL: Final = re.compile(
-    rb"(?:[Ee][Hh][Ll][Oo] +([^ \0-\x1f\x7f]+)|[Aa][Uu][Tt][Hh] +[Pp][Ll][Aa][Ii][Nn] +([^ \r]+)) *"
+    rb"(?:[Ee][Hh][Ll][Oo] +([^ \0-\x1f\x7f]+)|[Aa][Uu][Tt][Hh] +[Pp][Ll][Aa][Ii][Nn] +([^ \r\n]+)) *\r?\n"
 )
-"""The two commands of nearly every login: EHLO, and AUTH PLAIN with its response.
+"""The two commands of nearly every login, with the line end: EHLO, and AUTH PLAIN with its response.
 
 Groups: the argument of EHLO; the response.
 """

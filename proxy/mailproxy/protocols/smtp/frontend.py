@@ -86,20 +86,24 @@ class SmtpFrontend(Frontend[SmtpFrontendConfig]):
         """Return the reply to a denied login, or to a denied RCPT."""
         return replies.denial(denied)
 
-    def handle_command(self, line: bytes) -> CommandHandling:
-        """Handle EHLO and AUTH PLAIN without a generator, and every other command with one."""
-        usual = commands.USUAL.fullmatch(line)
+    def handle_received(self, data: bytes) -> CommandHandling | None:
+        """Handle EHLO and AUTH PLAIN."""
+        usual = commands.USUAL.fullmatch(data)
         if usual is None:
-            return self._handle_other(line)
+            return None
         helo, response = usual.groups()
         if helo is not None:
             return self._set_helo(helo, extended=True)
         if self.config.requires_tls and self.client.tls is None:
-            return self._handle_other(line)
+            return None
         credentials = parse_plain(response)
         if isinstance(credentials, Credentials):
             return self.auth_request(credentials)
         return self.reply_sasl_failure(credentials)
+
+    def handle_command(self, line: bytes) -> CommandHandling:
+        """Handle any command."""
+        return SmtpFrontend.handle_received(self, line + b"\r\n") or self._handle_other(line)
 
     def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what the login at the upstream needs."""
@@ -212,6 +216,9 @@ class SmtpWithoutAuthFrontend(SmtpFrontend):
     """The same without AUTH (``smtp_auth_command off``), for mail from other servers."""
 
     __slots__ = ()
+
+    def handle_received(self, _data: bytes) -> None:
+        """Leave all commands to ``handle_command``."""
 
     def handle_command(self, line: bytes) -> CommandHandling:
         """Refuse AUTH, whatever its arguments."""

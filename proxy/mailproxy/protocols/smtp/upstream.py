@@ -96,7 +96,7 @@ class SmtpUpstream(UpstreamLoginBase):
                     received = yield from self._read_expected(received, expected, stage)
         except PeerDisconnected as gone:
             raise upstream_disconnected(gone, stage) from gone
-        return UpstreamLoginResult(replies.AUTHENTICATED if login.envelope is None else received)
+        return replies.AUTHENTICATED if login.envelope is None else received
 
     def _prologue(self, greeting: bytes, client: Client, login: UpstreamLogin) -> ProtocolGenerator[bytes]:
         """Perform what comes between greeting and login: STARTTLS, and the XCLIENT attributes on offer.

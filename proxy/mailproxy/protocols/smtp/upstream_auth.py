@@ -83,7 +83,7 @@ class SmtpAuthUpstream(SmtpUpstream):
             yield from self._authenticate(received, mechanisms)
         except PeerDisconnected as gone:
             raise upstream_disconnected(gone, stage) from gone
-        return UpstreamLoginResult(replies.AUTHENTICATED)
+        return replies.AUTHENTICATED
 
     def _hello_steps(self, client: Client, login: UpstreamLogin) -> Iterator[Step]:
         """Yield the commands up to the last EHLO, unless XCLIENT was negotiated."""
