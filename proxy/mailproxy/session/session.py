@@ -470,7 +470,7 @@ class Session(ProtocolDriver):
             return
         seconds, self._login_seconds = self._login_seconds, 0.0
         metrics, record = self.protocol_metrics, self.record
-        metrics.logins[request.credentials.method, result].value += 1
+        metrics.logins[request.credentials.method][result].value += 1
         metrics.login_seconds[result is _SUCCESS].observe(seconds)
         record.result, record.login_seconds = result, seconds
         if result is not _SUCCESS or self.server.report_login is not None:
