@@ -15,6 +15,7 @@ from typing import Final
 
 from mailproxy.auth_http.connection import AuthConnection
 from mailproxy.auth_http.pending_request import AuthCallback, PendingRequest
+from mailproxy.auth_http.response_head import ResponseHeads
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
@@ -55,6 +56,7 @@ class AuthHttpClient:
     Attributes:
         body_timeouts: Timeouts of the length ``BODY_SECONDS``.
         connections: All connections, idle ones included.
+        heads: Reads the heads of responses.
         idle: The idle connections; the last that became idle is used first.
         keeps_alive: Whether a connection may be used for another request.
         limit: The most connections; some of them are reserved.
@@ -73,6 +75,7 @@ class AuthHttpClient:
         "body_timeouts",
         "connections",
         "context",
+        "heads",
         "idle",
         "keeps_alive",
         "limit",
@@ -104,6 +107,7 @@ class AuthHttpClient:
         self._in_flight = context.metrics.auth_in_flight
         self._timeout: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self.heads = ResponseHeads()
         self.idle: list[AuthConnection] = []
         self.connections: set[AuthConnection] = set()
         self.waiting = FairQueue()

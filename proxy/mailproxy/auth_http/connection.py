@@ -19,8 +19,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.auth_http.overrides import set_overrides
-from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimResponse, head_end, parse
+from mailproxy.auth_http.response import decide
 from mailproxy.auth_http.response_body import BadBody, Body, body_of
+from mailproxy.auth_http.response_head import MAX_HEAD, InterimResponse, ResponseHead, head_end
 from mailproxy.auth_http.server_group import check_group
 from mailproxy.dns import Target, target_text
 from mailproxy.enums import AuthErrorReason
@@ -28,7 +29,7 @@ from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthRespon
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import WOULD_BLOCK
-from mailproxy.protocols.types import AuthAllowed
+from mailproxy.protocols.types import AuthAllowed, Decision
 from mailproxy.tls.client import describe_tls_error
 
 if TYPE_CHECKING:
@@ -206,8 +207,6 @@ class AuthConnection:
         """Send a request on an idle connection at the end of the event loop iteration."""
         self.request = request
         request.connection = self
-        self._head = b""
-        self._interim_bytes = 0
         self._is_sent = False
         self.http_client.context.epoll.defer(self.send_request)
 
@@ -261,97 +260,103 @@ class AuthConnection:
             self.http_client.context.epoll.modify(self.fd, READ)
 
     def _receive(self) -> None:
-        data = self.sock.recv(_READ)
-        if self.http_client.tls is not None:
+        data, http_client, request = self.sock.recv(_READ), self.http_client, self.request
+        if http_client.tls is not None:
             while self.sock.pending():
                 data += self.sock.recv(_READ)
-        if self.request is None:
+        if request is None:
             self._read_body(data) if data else self.close()
         elif not data or not self._is_sent:  # what arrives before the request is not its response
             self._on_lost()
+        elif self._head or self._interim_bytes or (known := http_client.heads.find(data)) is None:
+            self._read_head(request, self._head + data)
         else:
-            seen = len(self._head)
-            self._read_head(self._head + data if seen else data, seen)
+            request.head = data
+            head, password = known
+            self._read_response(request, head, password, b"")
 
-    def _read_head(self, head: bytes, seen: int) -> None:
+    def _read_head(self, request: PendingRequest, data: bytes) -> None:
         """Read the response's head when it is complete, and skip interim responses before it."""
+        seen = len(self._head)
         while True:
-            end = head_end(head, seen)
-            if self._interim_bytes + (len(head) if end < 0 else end) > MAX_HEAD:
+            end = head_end(data, seen)
+            if self._interim_bytes + (len(data) if end < 0 else end) > MAX_HEAD:
                 raise InvalidAuthResponse(f"a header of more than {MAX_HEAD} bytes")
             if end < 0:
-                self._head = head
+                self._head = data
                 return
+            request.head = data[:end]
             try:
-                self._read_response(head, end)
+                head, password = self.http_client.heads.read(request.head)
             except InterimResponse:
                 self._interim_bytes += end
-                head, seen = head[end:], 0
+                data, seen = data[end:], 0
             else:
+                self._read_response(request, head, password, data[end:])
                 return
 
-    def _read_response(self, head: bytes, end: int) -> None:
-        request = self.request
-        assert request is not None  # noqa: S101 - checked before
-        request.head = complete = head[:end]
-        server = request.server
+    def _read_response(
+        self, request: PendingRequest, head: ResponseHead, sent: bytes | None, rest: bytes
+    ) -> None:
+        """Make the decision from a response.
+
+        Args:
+            request: What it answers.
+            head: The head of the response.
+            sent: The password in it.
+            rest: What was received after the head.
+        """
+        server, credentials = request.server, request.auth_request.credentials
         try:
-            credentials = request.auth_request.credentials
-            password = credentials.password
-            response = parse(
-                complete,
-                server.protocol,
-                credentials.method,
-                credentials.user,
-                password,
-                self.http_client.accepts_names,
-            )
-            decision = response.decision
-            if isinstance(decision, AuthAllowed) and decision.upstream_group:
-                check_group(decision, server, password)
+            decision = decide(head, sent, server.protocol, credentials, self.http_client.accepts_names)
+            if head.address is None and isinstance(decision, AuthAllowed) and decision.upstream_group:
+                check_group(decision, server, credentials.password)
             if server.auth_http_overrides:
-                set_overrides(response, complete, server, password)
+                set_overrides(decision, request.head, server, credentials.password)
         except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):
                 raise
             self._resend(request)
             return
-        if response.status == _REQUEST_TIMEOUT and self._may_resend(request):
+        if head.status == _REQUEST_TIMEOUT and self._may_resend(request):
             self._resend(request)  # the service closes a connection that was idle for too long
         else:
-            self._on_response(request, response, head[end:])
+            self._on_response(request, decision, head, rest)
 
-    def _on_response(self, request: PendingRequest, response: AuthResponse, rest: bytes) -> None:
+    def _on_response(
+        self, request: PendingRequest, decision: Decision, head: ResponseHead, rest: bytes
+    ) -> None:
         callback = request.callback
         self.request = None
         self._head = b""
+        self._interim_bytes = 0
         try:
-            self.http_client.on_response(request, response.decision)
-            self._reuse(response, rest)
+            self.http_client.on_response(request, decision)
+            self._reuse(head, rest)
         except Exception as error:  # an entry point: this is no longer known to carry a request
             self.http_client.context.handle_error(callback, error)
             self.close()
             return
         try:
             if callback is not None:
-                callback(response.decision)
+                callback(decision)
         except Exception as error:  # an entry point: this may carry another request by now
             self.http_client.context.handle_error(callback, error)
 
     # -- between requests
 
-    def _reuse(self, response: AuthResponse, rest: bytes) -> None:
+    def _reuse(self, head: ResponseHead, rest: bytes) -> None:
         """Keep the connection for other requests, if the body ends soon."""
-        if not response.keep_alive or self._unsent or not self.http_client.keeps_alive:
+        if not head.keep_alive or self._unsent or not self.http_client.keeps_alive:
             self.close()
             return
         if not self._was_used:
             self._was_used = True
             self._keep_alive()
-        if rest == response.framing.empty:
+        if rest == head.framing.empty:
             self.http_client.on_idle(self)
             return
-        self._body = body_of(response.framing)
+        self._body = body_of(head.framing)
         self._read_body(rest)
 
     def _keep_alive(self) -> None:
