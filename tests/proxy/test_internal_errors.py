@@ -322,7 +322,7 @@ CASES = [
     case("service: deferred", (AuthConnection, "send_request"), logs_in),
     case("service: reading", (AuthConnection, "_receive"), logs_in),
     case("service: parsing", (ResponseHeads, "find"), logs_in),
-    case("service: the answer", (AuthHttpClient, "on_response"), logs_in),
+    case("service: the answer", (AuthHttpClient, "finish"), logs_in),
     case("service: a failure", (AuthHttpClient, "on_failure"), logs_in, service="nonsense"),
     case("service: the session", (Session, "on_auth_result"), logs_in),
     case("service: the session goes on", (Session, "_connect_upstream"), logs_in),

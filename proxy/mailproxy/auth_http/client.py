@@ -21,7 +21,7 @@ from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
 from mailproxy.errors import AuthTimedOut, AuthUnavailable
 from mailproxy.loop.timeouts import TimeoutQueue
-from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
+from mailproxy.protocols.types import Decision
 from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import LogLevel
 
@@ -34,11 +34,6 @@ BODY_SECONDS: Final = 5.0
 _RESERVED_PART: Final = 4
 """One connection of so many is reserved for client addresses that hold none of the reserved ones."""
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-_OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
-    AuthAllowed: AuthOutcome.OK,
-    AuthDenied: AuthOutcome.DENIED,
-    AuthDeferred: AuthOutcome.WAIT,
-}
 
 
 class AuthHttpClient:
@@ -136,7 +131,7 @@ class AuthHttpClient:
     def cancel(self, request: PendingRequest) -> None:
         """Drop a request whose client has left."""
         if request in self.requests:
-            self._finish(request)
+            self.finish(request)
             self._release(request)
 
     def close(self) -> None:
@@ -288,15 +283,11 @@ class AuthHttpClient:
 
     # -- results
 
-    def on_response(self, request: PendingRequest, decision: Decision) -> None:
-        """Count a response."""
-        self._finish(request, _OUTCOMES[decision.__class__])
-
     def on_failure(self, request: PendingRequest, error: AuthUnavailable) -> None:
         """Count a failure."""
         error.service = self.addresses.name
         timed_out = isinstance(error, AuthTimedOut)
-        self._finish(request, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
+        self.finish(request, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
         self.context.metrics.auth_errors[error.failure].value += 1
 
     def deliver(self, callback: AuthCallback, result: Decision | AuthUnavailable) -> None:
@@ -306,8 +297,13 @@ class AuthHttpClient:
         except Exception as error:  # an entry point
             self.context.handle_error(callback, error)
 
-    def _finish(self, request: PendingRequest, outcome: AuthOutcome | None = None) -> None:
-        """A request is over; ``None`` where it was cancelled."""
+    def finish(self, request: PendingRequest, outcome: AuthOutcome | None = None) -> None:
+        """Count a request that is over.
+
+        Args:
+            request: Ignored if it was counted before.
+            outcome: ``None`` where it was cancelled.
+        """
         if request.callback is None:
             return
         request.callback = None

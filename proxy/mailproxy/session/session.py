@@ -210,7 +210,7 @@ class Session(ProtocolDriver):
         record.user, record.attempts = credentials.user, request.attempt
         record.method, self._logging_in = credentials.method, request
         self._enter(self.protocol_metrics.auth)
-        self._step_started = self.context.epoll.now
+        self._step_started = now = self.context.epoll.now
         self._deadline = 0.0  # kept, as the credentials are complete
         self.context.timers.disarm(self)
         self._auth_request = pending = PendingRequest(
@@ -219,7 +219,7 @@ class Session(ProtocolDriver):
             request,
             server.config,
             self.protocol_metrics.auth_seconds,
-            self.context.epoll.now,
+            now,
             record,
         )
         server.auth.send(pending)
