@@ -51,6 +51,7 @@ class AuthHttpClient:
     Attributes:
         body_timeouts: Timeouts of the length ``BODY_SECONDS``.
         connections: All connections, idle ones included.
+        epoll: The mail sockets of the worker.
         heads: Reads the heads of responses.
         idle: The idle connections; the last that became idle is used first.
         keeps_alive: Whether a connection may be used for another request.
@@ -70,6 +71,7 @@ class AuthHttpClient:
         "body_timeouts",
         "connections",
         "context",
+        "epoll",
         "heads",
         "idle",
         "keeps_alive",
@@ -93,6 +95,7 @@ class AuthHttpClient:
         accepts_names: bool = False,
     ) -> None:
         self.context = context
+        self.epoll = context.epoll
         self.tls = tls
         self.addresses = addresses
         self.keeps_alive = keeps
@@ -237,7 +240,7 @@ class AuthHttpClient:
         if len(self.idle) >= MAX_IDLE:
             connection.close()
             return
-        connection.idle_since = now = self.context.epoll.now
+        connection.idle_since = now = self.epoll.now
         self.idle.append(connection)
         if self._expiry is None:
             self._expiry = self.context.loop.call_at(now + IDLE_SECONDS, self._expire)
@@ -310,7 +313,7 @@ class AuthHttpClient:
         del self.requests[request]
         self._in_flight.value -= 1
         if outcome is not None:
-            request.durations[outcome].observe(self.context.epoll.now - request.started)
+            request.durations[outcome].observe(self.epoll.now - request.started)
         if self.waiting.holders and self.waiting.release(request):
             self._serve_waiting()
 

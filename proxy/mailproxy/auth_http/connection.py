@@ -126,7 +126,7 @@ class AuthConnection:
         self.target = target = addresses.take(request.tried)
         if target is None:
             error = self._last_error or AuthUnreachable("its name does not resolve", AuthErrorReason.DNS)
-            self.http_client.context.epoll.defer(partial(self._fail, error))
+            self.http_client.epoll.defer(partial(self._fail, error))
             return
         family, address = target
         try:
@@ -134,9 +134,7 @@ class AuthConnection:
                 family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             )
         except OSError as error:  # no descriptors: no address would be better
-            self.http_client.context.epoll.defer(
-                partial(self._fail, AuthUnreachable(f"no socket: {error.strerror}"))
-            )
+            self.http_client.epoll.defer(partial(self._fail, AuthUnreachable(f"no socket: {error.strerror}")))
             return
         self.fd = sock.fileno()
         try:
@@ -149,11 +147,11 @@ class AuthConnection:
         if code not in _IN_PROGRESS:  # EAGAIN too: a UNIX socket whose queue is full
             self._try_next(_connect_error(target, os.strerror(code)))
             return
-        self.http_client.context.epoll.add(self.fd, self, WRITE)
+        self.http_client.epoll.add(self.fd, self, WRITE)
         others = len(addresses.targets) - len(request.tried) - 1
         if others > 0:
             context = self.http_client.context
-            left = request.started + self.http_client.seconds - context.epoll.now
+            left = request.started + self.http_client.seconds - self.http_client.epoll.now
             context.timers.arm(self, max(min(left / (others + 1), CONNECT_SECONDS), 0.0))
 
     def _try_next(self, error: AuthUnreachable) -> None:
@@ -165,7 +163,7 @@ class AuthConnection:
             if request is not None:
                 request.tried += (target,)
         self._last_error = error
-        self.http_client.context.epoll.defer(self._connect)
+        self.http_client.epoll.defer(self._connect)
 
     def _on_connected(self, mask: int) -> None:
         if self.sock is None:
@@ -184,9 +182,9 @@ class AuthConnection:
         try:
             self.sock.do_handshake()
         except ssl.SSLWantReadError:
-            self.http_client.context.epoll.modify(self.fd, READ)
+            self.http_client.epoll.modify(self.fd, READ)
         except ssl.SSLWantWriteError:
-            self.http_client.context.epoll.modify(self.fd, WRITE)
+            self.http_client.epoll.modify(self.fd, WRITE)
         except OSError as error:
             where = _address_text(self.target)
             self._try_next(
@@ -202,7 +200,7 @@ class AuthConnection:
             self.http_client.context.timers.disarm(self)
         if self.target is not None:
             self.http_client.addresses.works(self.target)
-        self.http_client.context.epoll.modify(self.fd, READ)
+        self.http_client.epoll.modify(self.fd, READ)
         if self.request is not None:
             self.send(self.request)
 
@@ -213,7 +211,7 @@ class AuthConnection:
         self.request = request
         request.connection = self
         self._is_sent = False
-        self.http_client.context.epoll.defer(self.send_request)
+        self.http_client.epoll.defer(self.send_request)
 
     def send_request(self) -> None:
         """Send the request, after all events of the poll in which the connection was chosen."""
@@ -235,7 +233,7 @@ class AuthConnection:
             return
         if sent < len(request.data):
             self._unsent = request.data[sent:]
-            self.http_client.context.epoll.modify(self.fd, READ | WRITE)
+            self.http_client.epoll.modify(self.fd, READ | WRITE)
 
     # -- readiness
 
@@ -262,7 +260,7 @@ class AuthConnection:
         sent = self.sock.send(self._unsent)
         self._unsent = self._unsent[sent:]
         if not self._unsent:
-            self.http_client.context.epoll.modify(self.fd, READ)
+            self.http_client.epoll.modify(self.fd, READ)
 
     def _receive(self) -> None:
         data, http_client, request = self.sock.recv(_READ), self.http_client, self.request
@@ -290,14 +288,16 @@ class AuthConnection:
             if end < 0:
                 self._head = data
                 return
-            request.head = data[:end]
+            request.head, rest = data[:end], data[end:]
+            heads = self.http_client.heads
+            known = heads.find(request.head) if rest else None  # a head alone was searched for before
             try:
-                head, password = self.http_client.heads.read(request.head)
+                head, password = known or heads.read(request.head)
             except InterimResponse:
                 self._interim_bytes += end
-                data, seen = data[end:], 0
+                data, seen = rest, 0
             else:
-                self._read_response(request, head, password, data[end:])
+                self._read_response(request, head, password, rest)
                 return
 
     def _read_response(
@@ -452,7 +452,7 @@ class AuthConnection:
         self.http_client.context.timers.disarm(self)
         self._is_in_handshake = self.is_open = False
         if self.sock is not None:
-            self.http_client.context.epoll.close_socket(self.sock, self.fd)
+            self.http_client.epoll.close_socket(self.sock, self.fd)
             self.sock, self.fd = None, -1
 
     def close(self) -> None:

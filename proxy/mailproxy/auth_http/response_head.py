@@ -115,7 +115,7 @@ class ResponseHeads:
         return None if has_controls(password) else (known, password)
 
     def read(self, head: bytes) -> tuple[ResponseHead, bytes | None]:
-        """Return what a head contains, and the password in it.
+        """Return what a head contains, and the password in it; ``find`` is quicker for one that is known.
 
         Args:
             head: The bytes up to ``head_end``.
@@ -124,9 +124,6 @@ class ResponseHeads:
             InterimResponse: It is the head of an interim response.
             InvalidAuthResponse: It is malformed.
         """
-        found = self.find(head)
-        if found is not None:
-            return found
         common, password = self._without_password(head)
         if common is None:
             parsed = parse_head(head)
