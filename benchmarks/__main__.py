@@ -75,7 +75,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=CLIENTS,
         help="number of clients that log in repeatedly (logins, price)",
     )
-    parser.add_argument("--python", default=sys.executable, help="the interpreter that the proxy runs on")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="the proxy's interpreter, with its dependencies",
+    )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}, or the table of felt")
     options = parser.parse_args(argv)
     if "felt" in options.names and len(options.names) > 1:

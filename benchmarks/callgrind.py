@@ -94,7 +94,7 @@ def start_proxy(
             raise MissingProgram(f"{program} (Debian: valgrind)")
     (folder / "sitecustomize.py").write_text(_WITHOUT_TIMERS)
     environment = {key: value for key, value in os.environ.items() if key != "DEBUGINFOD_URLS"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(source / "proxy"), *sys.path[1:]])
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(source / "proxy")])
     environment["PYTHONHASHSEED"] = "0"  # hashes are the same in every run
     return subprocess.Popen(
         [

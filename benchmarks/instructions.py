@@ -99,7 +99,7 @@ def worker_under_callgrind(source: Path, python: str) -> Iterator[CountedWorker]
         processes.make_certificates(folder)
         (folder / "mailproxy.conf").write_text(processes.nginx_conf(folder, "mailproxy", 1))
         ports = (str(PORTS.peer(peer)) for peer in PEERS)
-        servers = subprocess.Popen([python, "-m", "benchmarks.stub_servers", *ports], cwd=ROOT)
+        servers = subprocess.Popen([sys.executable, "-m", "benchmarks.stub_servers", *ports], cwd=ROOT)
         try:
             with open(folder / "log", "w", encoding="utf-8") as log:
                 proxy = start_proxy(folder, log, PORTS.base + 60, source, python)

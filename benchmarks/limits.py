@@ -118,7 +118,7 @@ def measure_logins(options: argparse.Namespace) -> None:
         stubs = pinned(LOAD_CPU, sys.executable, "-m", "benchmarks.stub_servers", *words)
         stack.callback(stop, stubs)
         wait_for(_IMAP, stubs)
-        load = LoadProcess(sys.executable)
+        load = LoadProcess()
         stack.callback(load.stop)
         proxy = start_with_conf(folder, sys.executable, configuration(folder), port_of(list(VARIANTS)[-1]))
         stack.callback(proxy.stop)

@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> None:
             process = pinned(LOAD_CPU, sys.executable, "-m", *words)
             stack.callback(stop, process)
             wait_for(port, process)
-        load = LoadProcess(sys.executable)
+        load = LoadProcess()
         stack.callback(load.stop)
         proxy = start_with_conf(Path(name), sys.executable, conf, _port(list(VARIANTS)[-1]))
         stack.callback(proxy.stop)

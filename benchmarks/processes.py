@@ -134,10 +134,9 @@ class Proxy:
 class LoadProcess:
     """The process of the clients."""
 
-    def __init__(self, python: str) -> None:
-        self.process = pinned(
-            LOAD_CPU, python, "-m", "benchmarks.clients", stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(self) -> None:
+        words = (sys.executable, "-m", "benchmarks.clients")
+        self.process = pinned(LOAD_CPU, *words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def do(self, what: str, scene: Scene, *, keep: bool = False, **how: object) -> dict[str, float]:
         """Run a command of a client group; ``keep`` keeps the group for the next command."""
@@ -226,7 +225,11 @@ class Bench:
 
 @contextmanager
 def bench(python: str) -> Iterator[Bench]:
-    """Start stub servers and clients; measurements start the proxies."""
+    """Start stub servers and clients, on this interpreter; measurements start the proxies.
+
+    Args:
+        python: The interpreter of the proxy; it has the proxy's dependencies.
+    """
     for program, package in (("openssl", "openssl"), ("taskset", "util-linux")):
         if shutil.which(program) is None:
             raise MissingProgram(f"not installed: {program} (Debian: {package})")
@@ -240,10 +243,9 @@ def bench(python: str) -> Iterator[Bench]:
         folder = Path(name)
         folder.chmod(0o755)
         make_certificates(folder)
-        stub_servers = pinned(
-            LOAD_CPU, python, "-m", "benchmarks.stub_servers", *(str(PORTS.peer(peer)) for peer in PEERS)
-        )
-        load = LoadProcess(python)
+        ports = (str(PORTS.peer(peer)) for peer in PEERS)
+        stub_servers = pinned(LOAD_CPU, sys.executable, "-m", "benchmarks.stub_servers", *ports)
+        load = LoadProcess()
         made = Bench(folder, python, load, stub_servers.pid)
         try:
             wait_for(PORTS.peer("smtp"), stub_servers)
@@ -340,7 +342,7 @@ def start_with_conf(
 ) -> Proxy:
     """Start mailproxy with an ``nginx.conf``, and wait until its last listener is open."""
     (folder / "mailproxy.conf").write_text(conf)
-    modules = [*([str(_ROOT / path)] if path else []), str(_ROOT / "proxy"), *sys.path[1:]]
+    modules = [*([str(_ROOT / path)] if path else []), str(_ROOT / "proxy")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(modules)}
     with open(folder / "mailproxy.log", "a", encoding="utf-8") as log:
         process = pinned(

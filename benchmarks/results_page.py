@@ -9,6 +9,7 @@ import os
 import platform
 import ssl
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -72,17 +73,16 @@ def _circumstances(
     now = datetime.datetime.now(datetime.UTC)
     names = "".join(f"{name} " for name in options.names)
     pace = f"--rounds {options.rounds} --seconds {options.seconds:g} --clients {options.clients}"
-    python = _output(options.python, "-c", _ABOUT_PYTHON)
     return [
         f"Taken {now:%Y-%m-%d %H:%M} UTC at commit {commit()}, in {minutes:.0f} minutes, by",
         "",
-        f"    python -m benchmarks {names}{pace}",
+        f"    python -m benchmarks {names}{pace}{python_option(options.python)}",
         "",
         "| | |",
         "|---|---|",
         *machine(load),
         *versions(missing),
-        f"| the proxy's Python | {python} |",
+        *pythons(options.python),
     ]
 
 
@@ -112,6 +112,17 @@ def versions(missing: Mapping[str, str]) -> list[str]:
         about = missing.get(name) or f"{_output(*words).removeprefix('nginx version: ')}; {how[name]}"
         rows.append(f"| {name} | {' '.join(about.split())} |")
     return rows
+
+
+def pythons(python: str) -> list[str]:
+    """Return the rows of a table about the interpreters of the proxy and of the load."""
+    named = (("proxy", python), ("load", sys.executable))
+    return [f"| the {name}'s Python | {_output(each, '-c', _ABOUT_PYTHON)} |" for name, each in named]
+
+
+def python_option(python: str) -> str:
+    """Return how another interpreter for the proxy is given on the command line, without its folder."""
+    return "" if python == sys.executable else f" --python {Path(python).name}"
 
 
 def commit() -> str:

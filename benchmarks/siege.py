@@ -56,7 +56,7 @@ def siege(run: Bench, pace: Pace) -> Iterator[Row]:
 @contextmanager
 def _attackers(run: Bench, names: list[str]) -> Iterator[LoadProcess]:
     """Open the connections that do not continue, at each proxy; returns the process for the slow clients."""
-    attackers = LoadProcess(run.python)
+    attackers = LoadProcess()
     try:
         for name in names:
             proxy = run.proxies[name]

@@ -250,10 +250,10 @@ def running(options: argparse.Namespace) -> Iterator[Run]:
             ),
         )
         for (module, *words), port in zip(commands, (_IMAP, _TLS_IMAP), strict=True):
-            process = pinned(LOAD_CPU, options.python, "-m", module, *words)
+            process = pinned(LOAD_CPU, sys.executable, "-m", module, *words)
             stack.callback(stop, process)
             wait_for(port, process)
-        load = LoadProcess(options.python)
+        load = LoadProcess()
         stack.callback(load.stop)
         proxy = start_with_conf(folder, options.python, conf, VARIANTS[-1].port)
         stack.callback(proxy.stop)
@@ -296,7 +296,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="rounds after the warm-up")
     parser.add_argument("--seconds", type=float, default=0.4, help="of one measurement in a round")
     parser.add_argument("--clients", type=int, default=32, help="number of clients that log in repeatedly")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter that the proxy runs on")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="the proxy's interpreter, with its dependencies",
+    )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args(argv)
     load = os.getloadavg()

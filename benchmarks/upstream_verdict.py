@@ -123,10 +123,10 @@ def measure(options: argparse.Namespace) -> Iterator[tuple[str, str, list[float]
     limit = raise_open_files_limit()
     with tempfile.TemporaryDirectory(prefix="mailproxy-bench-") as name, ExitStack() as stack:
         ports = map(str, (_AUTH, _IMAP, _BARE, _POP3, _SMTP))
-        process = pinned(LOAD_CPU, options.python, "-m", "benchmarks.verdict_stub_servers", *ports)
+        process = pinned(LOAD_CPU, sys.executable, "-m", "benchmarks.verdict_stub_servers", *ports)
         stack.callback(stop, process)
         wait_for(_IMAP, process)
-        load = LoadProcess(options.python)
+        load = LoadProcess()
         stack.callback(load.stop)
         last = port_of("smtp", "upstream")
         proxy = start_with_conf(Path(name), options.python, configuration(limit), last)
@@ -188,7 +188,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="rounds after the warm-up")
     parser.add_argument("--seconds", type=float, default=0.4, help="of one measurement in a round")
     parser.add_argument("--clients", type=int, default=32, help="number of clients that log in repeatedly")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter that the proxy runs on")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="the proxy's interpreter, with its dependencies",
+    )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument("--requests", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

@@ -21,10 +21,10 @@ TIMEOUT_SECONDS: Final = 60.0
 
 _PORTS: Final[tuple[int, ...]] = (*range(12000, 24000), *range(24100, 32000))
 """All ports except the fixed ports of the benchmarks, which one test runs."""
-_WORKERS: Final = 32
-_SHARE: Final[tuple[int, ...]] = _PORTS[
-    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS :: _WORKERS
-]
+_WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_SHARE: Final[tuple[int, ...]] = _PORTS[_WORKER :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+_GIVEN: Final[set[int]] = set()
+"""All ports that this process has returned: between that and a server's start, a port looks free."""
 
 
 class Ports:
@@ -37,14 +37,13 @@ class Ports:
 
     def __init__(self) -> None:
         self._random = random.SystemRandom()
-        self._given: set[int] = set()
 
     def take(self) -> int:
-        """Return a port; no port is returned twice."""
+        """Return a port; no port is returned twice in a process."""
         while True:
             port = self._random.choice(_SHARE)
-            if port not in self._given and _is_free(port):
-                self._given.add(port)
+            if port not in _GIVEN and _is_free(port):
+                _GIVEN.add(port)
                 return port
 
     def take_all(self, *names: str) -> dict[str, int]:
