@@ -63,7 +63,7 @@ _IDLE_LAG_INTERVAL: Final = 1.0
 _MAX_IDLE_ITERATIONS: Final = 3
 """Iterations between two measurements that come from these and the supervisor, not from clients."""
 _TICKS_PER_FLUSH: Final = 10
-"""Measurements between two writes of the log's buffer."""
+"""Measurements between two writes of the log's buffer; durations are sorted into histograms as often."""
 _DRAIN_POLL_SECONDS: Final = 0.05
 
 ResolverKey = tuple[ResolverConfig, float]
@@ -448,9 +448,9 @@ class App:
         next_due = now + (_IDLE_LAG_INTERVAL if is_idle else _LAG_INTERVAL)
         context.loop.call_at(next_due, self._tick, next_due)  # first: whatever raises below, it goes on
         context.metrics.loop_lag.observe(max(now - due, 0.0))
-        context.metrics.flush()
         self._ticks += 1
         if is_idle or self._ticks % _TICKS_PER_FLUSH == 0:
+            context.metrics.flush()
             context.log.flush()
 
 

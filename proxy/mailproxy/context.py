@@ -69,11 +69,10 @@ class WorkerContext:
 
     Attributes:
         buffer: For bulk transfers of all relays.
-        clients: Number of open client connections.
         draining: Whether the worker drains.
         limit: The most client connections: ``worker_connections``, or what the limit of open files allows.
         lingering: Connections in their lingering close.
-        live: Every session and relay; a drain waits for them.
+        live: Every session and relay, so one object for each client; a drain waits for them.
         members: The members of groups of upstreams that are Services, by the name of the group.
         memory: The memory that all workers share.
         upstream_health: Addresses of upstreams that failed; all workers share it.
@@ -95,7 +94,6 @@ class WorkerContext:
         self.metrics = metrics
         self.live: set[Drainable] = set()
         self.members: dict[str, MemberList] = {}
-        self.clients = 0
         self.limit = 512
         self.draining = False
         self.lingering: set[Drainable] = set()

@@ -21,7 +21,8 @@ from typing import Any, Final
 
 import pytest
 
-from mailproxy.auth_http.response import MAX_CODE, MAX_HEAD, MAX_TEXT
+from mailproxy.auth_http.response import MAX_CODE, MAX_TEXT
+from mailproxy.auth_http.response_head import MAX_HEAD
 from mailproxy.enums import AuthErrorReason
 from mailproxy_config.model import Protocol
 from support.servers import proxy as proxies

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from mailproxy.enums import CloseReason, LoginResult, Method
-from mailproxy.telemetry.log_format import SessionRecord, TimestampFormatter, json_session
+from mailproxy.telemetry.log_format import ServerFields, SessionRecord, TimestampFormatter, json_session
 from support.needs import Needs, find_program
 from support.servers.proxy import ROOT
 
@@ -27,12 +27,12 @@ START: Final = 1795407407.0
 
 
 def session(at: float, client: str, user: bytes = b"bob", *, failures: int = 1, **fields: Any) -> str:
-    values: dict[str, Any] = {"server": 'im"ap', "protocol": "imap", "method": Method.PLAIN, "attempts": 1}
+    values: dict[str, Any] = {"server": ServerFields('im"ap', "imap"), "method": Method.PLAIN, "attempts": 1}
     values |= {"result": LoginResult.DENIED, "reason": CloseReason.AUTH_REJECTED} | fields
     record = SessionRecord(
         session=f"s-{at:.0f}-{client}", client=client, user=user, password_failures=failures, **values
     )
-    return json_session(record, TimestampFormatter()(START + at))
+    return json_session(record, TimestampFormatter().format(START + at))
 
 
 @pytest.fixture(scope="module")

@@ -3,31 +3,18 @@
 
 from __future__ import annotations
 
-import gc
-import re
-from collections.abc import Callable
-from contextlib import suppress
-from types import FunctionType
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth_http import response
-from mailproxy.auth_http.response import (
-    MAX_CODE,
-    MAX_TEXT,
-    MAX_WAIT,
-    AuthResponse,
-    BodyFraming,
-    InterimResponse,
-    head_end,
-    parse,
-)
+from mailproxy.auth_http.response import MAX_CODE, MAX_TEXT, MAX_WAIT
+from mailproxy.auth_http.response_body import BodyFraming
+from mailproxy.auth_http.response_head import InterimResponse, ResponseHeads
 from mailproxy.enums import AuthErrorReason, Method
 from mailproxy.errors import InvalidAuthResponse
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision, Secret
 from mailproxy_config.model import Protocol
+from support.auth_response import Response, parse
 
 IMAP, POP3, SMTP = Protocol.IMAP, Protocol.POP3, Protocol.SMTP
 SECRET = Secret(b"secret")
@@ -42,10 +29,10 @@ def parse_headers(
     method: Method = Method.PASSWORD,
     password: Secret | None = SECRET,
     status: bytes = b"HTTP/1.0 200 OK\r\n",
-) -> AuthResponse:
-    return parse(
-        status + headers + b"\r\n", protocol=protocol, method=method, user=b"john", password=password
-    )
+    heads: ResponseHeads | None = None,
+) -> Response:
+    head = status + headers + b"\r\n"
+    return parse(head, protocol=protocol, method=method, password=password, heads=heads)
 
 
 def decided(
@@ -56,35 +43,6 @@ def decided(
     password: Secret | None = SECRET,
 ) -> Decision:
     return parse_headers(headers, protocol=protocol, method=method, password=password).decision
-
-
-# ---- where the head ends ----
-
-
-@pytest.mark.parametrize(
-    ("buffer", "end"),
-    [
-        (b"", -1),
-        (b"HTTP/1.0 200 OK\r\n", -1),
-        (b"HTTP/1.0 200 OK\r\n\r", -1),
-        (b"HTTP/1.0 200 OK\r\n\r\nbody", 19),
-        (b"HTTP/1.0 200 OK\n\nbody", 17),
-        (b"A: 1\r\n\nbody", 7),
-        (b"A: 1\n\r\nbody", 7),
-        (b"\r\nbody", 2),
-        (b"\nbody", 1),
-    ],
-)
-def test_head_ends_at_the_blank_line(buffer: bytes, end: int) -> None:
-    assert head_end(buffer) == end
-    assert head_end(bytearray(buffer)) == end
-
-
-@pytest.mark.parametrize("whole", [b"HTTP/1.0 200 OK\r\nA: 1\r\n\r\n", b"A: 1\n\n", b"\r\n", b"A: 1\n\r\n"])
-def test_end_of_head_is_found_in_pieces_of_any_size(whole: bytes) -> None:
-    for cut in range(len(whole)):
-        assert head_end(whole[:cut]) == -1
-        assert head_end(whole, cut) == len(whole)
 
 
 # ---- the decision ----
@@ -385,7 +343,7 @@ CHUNKED = BodyFraming(chunked=True)
 def test_connection_is_kept_alive_only_with_a_certain_end_of_body(
     status: bytes, headers: bytes, framing: BodyFraming, keep_alive: bool, number: int | None
 ) -> None:
-    read = parse_headers(headers + WHERE, status=status)
+    read = parse_headers(headers + WHERE, status=status).head
     assert (read.framing, read.keep_alive, read.status) == (framing, keep_alive, number)
 
 
@@ -478,149 +436,6 @@ def test_any_response_is_a_decision_or_invalid(headers: bytes, protocol: Protoco
         return
     message = decision.text if isinstance(decision, AuthDenied) else decision.user or b""
     assert not any(byte < 32 for byte in message)
-
-
-# ---- caching ----
-
-
-def cached_objects() -> list[object]:
-    """Return everything in the cache, keys and values, however deep."""
-    found: list[object] = []
-    queue = gc.get_referents(response.read_head)
-    while queue:
-        item = queue.pop()
-        if not isinstance(item, type | FunctionType):
-            found.append(item)
-            queue += gc.get_referents(item)
-    return found
-
-
-def cache_contains(data: bytes) -> bool:
-    return any(isinstance(item, bytes) and data in item for item in cached_objects())
-
-
-@pytest.mark.parametrize("line", [b"Auth-Pass: %b\r\n", b"AUTH-PASS:%b \n", b"auth-pass: pass%bword\r\n"])
-def test_response_is_cached_without_its_password(line: bytes) -> None:
-    response.read_head.cache_clear()
-    for password in (b"secret-1", b"secret-2"):
-        assert decided(line % password + WHERE) == decided(WHERE + line % password)
-    info = response.read_head.cache_info()
-    assert (info.hits, info.currsize) == (3, 1)
-    assert cache_contains(b"192.0.2.10")
-    assert not cache_contains(b"secret")
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        b"X-Password: secret\r\n",
-        b"X-Password: secret\r\nAuth-Pass: x\r\n",
-        b"Auth-Pass: secret\r\nAuth-Pass: secret\r\n",
-        b"Auth-Pass: secret\r\nX: pass\r\n",
-        b"Auth-Pass : secret\r\n",
-        b"Auth-Pass: a\tsecret\r\n",
-        b"Auth-Pass: a\rsecret\r\n",
-        b"Auth-Pass: a\r\n secret\r\n",
-        b"X: " + b"x" * 1024 + b"\r\nAuth-Pass: secret\r\n",
-    ],
-)
-def test_response_with_a_password_elsewhere_is_not_cached(headers: bytes) -> None:
-    response.read_head.cache_clear()
-    for _ in range(2):
-        with suppress(InvalidAuthResponse):
-            parse_headers(headers + WHERE)
-    assert response.read_head.cache_info().currsize == 0
-    assert not cache_contains(b"secret")
-
-
-def test_response_that_begins_with_a_password_is_not_cached() -> None:
-    response.read_head.cache_clear()
-    assert parse_headers(b"Auth-Pass: secret\r\n" + WHERE, status=b"").decision == GRANTED
-    assert response.read_head.cache_info().currsize == 0
-
-
-def test_cached_response_depends_on_method_user_and_password() -> None:
-    response.read_head.cache_clear()
-    head = b"HTTP/1.1 200 OK\r\n" + WHERE + b"\r\n"
-    users = [b"alice", b"bob"]
-    found = [
-        parse(head, protocol=IMAP, method=Method.PASSWORD, user=user, password=Secret(user)).decision
-        for user in users
-    ]
-    assert found == [AuthAllowed("192.0.2.10", 143, user, Secret(user)) for user in users]
-    assert response.read_head.cache_info().hits == 1
-
-
-# ---- cached parsing ----
-
-NAMES = st.sampled_from([b"Auth-Pass", b"auth-pass", b"Auth-User"]) | st.sampled_from(
-    [b"Auth-Pass", b"auth-pass", b"AUTH-PASS", b"aUTH-pASS", b"Auth-Pass ", b" Auth-Pass", b"X-Pass",
-     b"Auth-Passw", b"Auth-Status", b"Auth-Server", b"Auth-Port", b"Auth-User", b"Auth-Wait",
-     b"Auth-Error-Code", b"Connection", b"Content-Length", b"Transfer-Encoding", b"Server", b"X_Y",
-     b"HTTP/1.1 200 OK", b""]
-)  # fmt: skip
-VALUES = st.sampled_from(
-    [b"OK", b"WAIT", b"no", b"192.0.2.1", b"::1", b"unix:/s", b"143", b"0", b"", b" ", b"a:b", b"pass",
-     b"a b ", b"Auth-Pass: x", b"x\ry", b"x\r", b"x\ty", b"x\0", b"\xff", b"close", b"chunked", b"x" * 1024]
-)  # fmt: skip
-FORMED = st.builds(
-    lambda *parts: b"".join(parts),
-    NAMES,
-    st.sampled_from([b": ", b":", b" : ", b"", b":   "]),
-    VALUES,
-    st.sampled_from([b"\r\n", b"\n"]) | st.sampled_from([b"\r\r\n", b"\r\n ", b"\r"]),
-)
-USUAL = st.builds(
-    lambda status, lines: b"".join((status, *lines)),
-    st.sampled_from([b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 200 OK\n", b""]),
-    st.permutations(
-        [b"Auth-Status: OK\r\n", b"Auth-Server: 192.0.2.1\r\n", b"Auth-Port: 143\r\n", b"Auth-Pass: s\r\n",
-         b"Content-Length: 0\r\n"]
-    ).flatmap(lambda lines: st.integers(0, 5).map(lambda count: lines[:count])),
-)  # fmt: skip
-WAYS = st.builds(
-    lambda usual, odd, end: usual + b"".join(odd) + end,
-    USUAL,
-    st.lists(FORMED, max_size=3),
-    st.sampled_from([b"\n", b"\r\n"]),
-)
-
-
-def parse_without_cache(
-    head: bytes, protocol: Protocol, method: Method, password: Secret | None
-) -> AuthResponse:
-    """Parse a response without the cache."""
-    return parse(head, protocol=protocol, method=method, user=b"john", password=password, use_cache=False)
-
-
-def outcome(read: Callable[[], AuthResponse]) -> AuthResponse | tuple[str, AuthErrorReason]:
-    try:
-        return read()
-    except InvalidAuthResponse as malformed:
-        return str(malformed), malformed.failure
-
-
-@given(WAYS, st.sampled_from(Protocol), st.sampled_from(Method), st.sampled_from([None, SECRET]))
-def test_cached_parsing_gives_the_same_result(
-    text: bytes, protocol: Protocol, method: Method, password: Secret | None
-) -> None:
-    end = head_end(text)
-    head = text if end < 0 else text[:end]
-    long = outcome(lambda: parse_without_cache(head, protocol, method, password))
-    for _ in range(2):  # the second time from the cache
-        quick = outcome(
-            lambda: parse(head, protocol=protocol, method=method, user=b"john", password=password)
-        )
-        assert quick == long
-
-
-@given(st.binary(), st.integers(0, 3))
-def test_head_ends_after_the_first_blank_line(data: bytes, start: int) -> None:
-    buffer = data.translate(bytes(b"\n\r\nx"[byte % 4] for byte in range(256)))
-    whole = re.search(rb"\A\r?\n|\n\r?\n", buffer)
-    end = -1 if whole is None else whole.end()
-    if end < 0 or start < end:
-        assert head_end(buffer, start) == end
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth_http.response import parse
 from mailproxy.auth_http.upstream_servers import is_name, upstream_servers
 from mailproxy.enums import AuthErrorReason, Method
 from mailproxy.errors import InvalidAuthResponse
 from mailproxy.protocols.types import AuthAllowed, Secret, UpstreamServer
 from mailproxy_config.model import Protocol
+from support.auth_response import parse
 
 LABEL_63 = b"a" * 63
 NAME_253 = b".".join([LABEL_63] * 3 + [b"a" * 61])

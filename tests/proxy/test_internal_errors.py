@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from mailproxy.auth_http import response
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.connection import AuthConnection
+from mailproxy.auth_http.response_head import ResponseHeads
 from mailproxy.dns.client_name import Confirmation
 from mailproxy.dns.lookup import Waiter
 from mailproxy.loop.epoll import Epoll
@@ -321,8 +321,8 @@ CASES = [
     case("service: connected", (AuthConnection, "_on_connected"), logs_in),
     case("service: deferred", (AuthConnection, "send_request"), logs_in),
     case("service: reading", (AuthConnection, "_receive"), logs_in),
-    case("service: parsing", (response, "_without_password"), logs_in),
-    case("service: the answer", (AuthHttpClient, "on_response"), logs_in),
+    case("service: parsing", (ResponseHeads, "find"), logs_in),
+    case("service: the answer", (AuthHttpClient, "finish"), logs_in),
     case("service: a failure", (AuthHttpClient, "on_failure"), logs_in, service="nonsense"),
     case("service: the session", (Session, "on_auth_result"), logs_in),
     case("service: the session goes on", (Session, "_on_result"), logs_in),

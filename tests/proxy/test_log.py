@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, Client, Credentials, Secret
 from mailproxy.telemetry.log import LibraryLogHandler, Log
-from mailproxy.telemetry.log_format import SessionRecord
+from mailproxy.telemetry.log_format import ServerFields, SessionRecord
 from mailproxy.telemetry.log_sinks import CAPACITY
 from mailproxy.telemetry.log_writer import LogFormat, LogWriter
 from mailproxy_config.model import LogLevel, Protocol, ProxyConfig
@@ -168,9 +168,9 @@ def test_both_formats_have_the_same_events(page: Page, format: LogFormat, line: 
 
 def test_sessions_have_the_same_fields_in_both_formats(page: Page) -> None:
     log = page.log(format=LogFormat.TEXT)
-    log.session(SessionRecord(session="s-1", protocol="imap"))
+    log.session(SessionRecord("s-1", ServerFields("in", "imap")))
     log.flush()
-    assert page.lines()[0].startswith(f"{STAMP} info session s-1 imap ")
+    assert page.lines()[0].startswith(f"{STAMP} info session s-1 imap server=in ")
 
 
 def test_lines_are_buffered_and_warnings_are_flushed(page: Page) -> None:

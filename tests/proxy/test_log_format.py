@@ -17,6 +17,7 @@ from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy.telemetry.log_format import (
     LINE_LIMIT,
+    ServerFields,
     SessionRecord,
     TimestampFormatter,
     is_unquoted,
@@ -35,8 +36,7 @@ def success(**changes: Any) -> SessionRecord:
     """A session with a successful login."""
     facts: dict[str, Any] = {
         "session": "0a1b2c3d-1f",
-        "server": "imaps",
-        "protocol": "imap",
+        "server": ServerFields("imaps", "imap"),
         "client": "192.0.2.1",
         "client_port": 4711,
         "tls": "TLSv1.3",
@@ -134,6 +134,15 @@ def test_session_without_login_has_the_same_fields() -> None:
     }
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.00004, 0.00006, 0.0123, 0.09994, 0.09996, 0.1, 0.99996, 12.34567])
+def test_seconds_of_a_login_have_four_decimals(seconds: float) -> None:
+    record = success(auth_seconds=seconds, upstream_seconds=seconds, login_seconds=seconds)
+    written = f"{seconds:.4f}"
+    line = json_session(record, STAMP)
+    assert line.count(f'_seconds":{written},') == 3
+    assert f" auth={written}s connect={written}s login={written}s " in text_session(record, STAMP)
+
+
 def test_session_as_text() -> None:
     record = success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG)
     assert text_session(record, STAMP) == (
@@ -145,7 +154,9 @@ def test_session_as_text() -> None:
 
 
 def test_text_session_omits_missing_values() -> None:
-    record = SessionRecord("1-1", "mx", "smtp", "2001:db8::1", 25, reason=CloseReason.PREAUTH_TIMEOUT)
+    record = SessionRecord(
+        "1-1", ServerFields("mx", "smtp"), "2001:db8::1", 25, reason=CloseReason.PREAUTH_TIMEOUT
+    )
     assert text_session(record, STAMP) == (
         f"{STAMP} info session 1-1 smtp server=mx client=[2001:db8::1]:25 duration=0.000s "
         "to_client=0 to_upstream=0 reason=preauth_timeout\n"
@@ -153,7 +164,7 @@ def test_text_session_omits_missing_values() -> None:
 
 
 def test_session_without_client_port_and_with_aborted_login() -> None:
-    record = SessionRecord("1-1", "mx", "smtp", "unix:", method=Method.LOGIN, user=b"a b")
+    record = SessionRecord("1-1", ServerFields("mx", "smtp"), "unix:", method=Method.LOGIN, user=b"a b")
     assert 'client=unix: user="a b" method=login attempts=0 duration' in text_session(record, STAMP)
 
 
@@ -171,8 +182,7 @@ def test_tls_without_server_name_has_no_server_name() -> None:
 
 RECORDS = st.builds(
     SessionRecord,
-    server=st.text(max_size=300),
-    protocol=st.sampled_from(["imap", "pop3", "smtp"]),
+    server=st.builds(ServerFields, st.text(max_size=300), st.sampled_from(["imap", "pop3", "smtp"])),
     client=st.text(max_size=300),
     client_port=st.integers(0, 65535),
     proxied=st.booleans(),
@@ -362,9 +372,9 @@ def test_unquoted_text_needs_no_escape(text: str) -> None:
     ],
 )
 def test_times_are_utc_with_milliseconds(now: float, written: str) -> None:
-    stamp = TimestampFormatter()
-    assert stamp(1795407407.0) == "2026-11-23T04:16:47.000Z"
-    assert stamp(now) == written
+    format_time = TimestampFormatter().format
+    assert format_time(1795407407.0) == "2026-11-23T04:16:47.000Z"
+    assert format_time(now) == written
 
 
 def test_record_has_defaults() -> None:

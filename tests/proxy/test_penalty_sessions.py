@@ -255,7 +255,7 @@ def test_client_of_a_blocked_address_is_closed_at_accept() -> None:
         assert await blocked.read_to_eof() == b""
         assert w.value("mailproxy_limit_rejections_total", "imap", "blocked", "enforce") == 1
         assert w.value("mailproxy_auth_addresses_blocked_total") == 1
-        assert w.app.context.clients == w.app.sessions
+        assert w.value("mailproxy_connections_active", "imap", "imap") == w.app.sessions
         log = w.read_log()
         assert "address_blocked" in log
         assert "client=127.0.0.1" in log

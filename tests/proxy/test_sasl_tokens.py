@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth_http.response import parse
 from mailproxy.enums import Method
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.sansio import Receive, Send
@@ -24,6 +23,7 @@ from mailproxy.protocols.sasl_tokens import (
 )
 from mailproxy.protocols.types import AuthDenied, AuthRequest, Client, Secret, TlsInfo
 from mailproxy_config.model import AuthMethod, Protocol
+from support.auth_response import parse
 from support.configs import server
 
 X, O = Method.XOAUTH2, Method.OAUTHBEARER  # noqa: E741 - columns of the tables

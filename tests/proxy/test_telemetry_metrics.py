@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mailproxy import enums
 from mailproxy.telemetry.definitions import ALL_METRICS, BY_NAME, NANO, Aggregation
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.log_format import SessionRecord
+from mailproxy.telemetry.log_format import ServerFields, SessionRecord
 from mailproxy.telemetry.metrics import Histogram, Value, WorkerMetrics
 from mailproxy_config.model import Protocol
 
@@ -76,7 +76,7 @@ TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
         ("smtp", "no_greeting"),
     ),
     (
-        lambda m: bump(m.protocol(Protocol.IMAP).logins[enums.Method.CRAM_MD5, enums.LoginResult.ABORTED]),
+        lambda m: bump(m.protocol(Protocol.IMAP).logins[enums.Method.CRAM_MD5][enums.LoginResult.ABORTED]),
         "logins_total",
         ("imap", "cram_md5", "aborted"),
     ),
@@ -427,10 +427,10 @@ def test_number_of_series_does_not_depend_on_clients(tmp_path: object) -> None:
 
         def visit() -> None:
             numbers, server = metrics.protocol(Protocol.IMAP), metrics.server("s", Protocol.IMAP)
-            record = SessionRecord(log.session_id(), server="s", protocol="imap")
+            record = SessionRecord(log.session_id(), ServerFields("s", "imap"))
             record.user, record.client = chance.randbytes(12), f"198.51.100.{chance.randrange(256)}"
             server.closed[chance.choice(list(enums.CloseReason))].value += 1
-            numbers.logins[enums.Method.PLAIN, chance.choice(list(enums.LoginResult))].value += 1
+            numbers.logins[enums.Method.PLAIN][chance.choice(list(enums.LoginResult))].value += 1
             numbers.errors[chance.choice(list(enums.ProtocolErrorKind))].value += 1
             metrics.tls_handshakes[enums.TlsMode.IMPLICIT, chance.randbytes(4).hex()].value += 1
             log.session(record)

@@ -53,7 +53,7 @@ async def wait_until_idle(app: App, metrics: WorkerMetrics) -> None:
 def leftovers(app: App, metrics: WorkerMetrics) -> Iterator[str]:
     """List what is left of ended sessions: objects, timeouts, descriptors, auth requests, gauges."""
     context = app.context
-    found: dict[str, object] = {name: getattr(context, name) for name in ("live", "lingering", "clients")}
+    found: dict[str, object] = {name: getattr(context, name) for name in ("live", "lingering")}
     found["timers"] = context.timers.waiting()
     found["pipes in use"] = context.pipes.count - len(context.pipes.kept)
     waiting = {listener.fd for listener in app.listeners}

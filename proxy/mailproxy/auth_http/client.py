@@ -15,12 +15,13 @@ from typing import Final
 
 from mailproxy.auth_http.connection import AuthConnection
 from mailproxy.auth_http.pending_request import AuthCallback, PendingRequest
+from mailproxy.auth_http.response_head import ResponseHeads
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
 from mailproxy.errors import AuthTimedOut, AuthUnavailable
 from mailproxy.loop.timeouts import TimeoutQueue
-from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
+from mailproxy.protocols.types import Decision
 from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import LogLevel
 
@@ -33,11 +34,6 @@ BODY_SECONDS: Final = 5.0
 _RESERVED_PART: Final = 4
 """One connection of so many is reserved for client addresses that hold none of the reserved ones."""
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-_OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
-    AuthAllowed: AuthOutcome.OK,
-    AuthDenied: AuthOutcome.DENIED,
-    AuthDeferred: AuthOutcome.WAIT,
-}
 
 
 class AuthHttpClient:
@@ -55,6 +51,8 @@ class AuthHttpClient:
     Attributes:
         body_timeouts: Timeouts of the length ``BODY_SECONDS``.
         connections: All connections, idle ones included.
+        epoll: The mail sockets of the worker.
+        heads: Reads the heads of responses.
         idle: The idle connections; the last that became idle is used first.
         keeps_alive: Whether a connection may be used for another request.
         limit: The most connections; some of them are reserved.
@@ -73,6 +71,8 @@ class AuthHttpClient:
         "body_timeouts",
         "connections",
         "context",
+        "epoll",
+        "heads",
         "idle",
         "keeps_alive",
         "limit",
@@ -95,6 +95,7 @@ class AuthHttpClient:
         accepts_names: bool = False,
     ) -> None:
         self.context = context
+        self.epoll = context.epoll
         self.tls = tls
         self.addresses = addresses
         self.keeps_alive = keeps
@@ -104,6 +105,7 @@ class AuthHttpClient:
         self._in_flight = context.metrics.auth_in_flight
         self._timeout: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self.heads = ResponseHeads()
         self.idle: list[AuthConnection] = []
         self.connections: set[AuthConnection] = set()
         self.waiting = FairQueue()
@@ -132,7 +134,7 @@ class AuthHttpClient:
     def cancel(self, request: PendingRequest) -> None:
         """Drop a request whose client has left."""
         if request in self.requests:
-            self._finish(request)
+            self.finish(request)
             self._release(request)
 
     def close(self) -> None:
@@ -238,7 +240,7 @@ class AuthHttpClient:
         if len(self.idle) >= MAX_IDLE:
             connection.close()
             return
-        connection.idle_since = now = self.context.epoll.now
+        connection.idle_since = now = self.epoll.now
         self.idle.append(connection)
         if self._expiry is None:
             self._expiry = self.context.loop.call_at(now + IDLE_SECONDS, self._expire)
@@ -284,15 +286,11 @@ class AuthHttpClient:
 
     # -- results
 
-    def on_response(self, request: PendingRequest, decision: Decision) -> None:
-        """Count a response."""
-        self._finish(request, _OUTCOMES[decision.__class__])
-
     def on_failure(self, request: PendingRequest, error: AuthUnavailable) -> None:
         """Count a failure."""
         error.service = self.addresses.name
         timed_out = isinstance(error, AuthTimedOut)
-        self._finish(request, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
+        self.finish(request, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
         self.context.metrics.auth_errors[error.failure].value += 1
 
     def deliver(self, callback: AuthCallback, result: Decision | AuthUnavailable) -> None:
@@ -302,15 +300,20 @@ class AuthHttpClient:
         except Exception as error:  # an entry point
             self.context.handle_error(callback, error)
 
-    def _finish(self, request: PendingRequest, outcome: AuthOutcome | None = None) -> None:
-        """A request is over; ``None`` where it was cancelled."""
+    def finish(self, request: PendingRequest, outcome: AuthOutcome | None = None) -> None:
+        """Count a request that is over.
+
+        Args:
+            request: Ignored if it was counted before.
+            outcome: ``None`` where it was cancelled.
+        """
         if request.callback is None:
             return
         request.callback = None
         del self.requests[request]
         self._in_flight.value -= 1
         if outcome is not None:
-            request.durations[outcome].observe(self.context.epoll.now - request.started)
+            request.durations[outcome].observe(self.epoll.now - request.started)
         if self.waiting.holders and self.waiting.release(request):
             self._serve_waiting()
 

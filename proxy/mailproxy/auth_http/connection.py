@@ -14,21 +14,23 @@ import os
 import socket
 import ssl
 import termios
+from array import array
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.auth_http.overrides import set_overrides
-from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimResponse, head_end, parse
+from mailproxy.auth_http.response import decide
 from mailproxy.auth_http.response_body import BadBody, Body, body_of
+from mailproxy.auth_http.response_head import MAX_HEAD, InterimResponse, ResponseHead, head_end
 from mailproxy.auth_http.server_group import check_group
 from mailproxy.dns import Target, target_text
-from mailproxy.enums import AuthErrorReason
+from mailproxy.enums import AuthErrorReason, AuthOutcome
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthResponse
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import WOULD_BLOCK
-from mailproxy.protocols.types import AuthAllowed
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
 from mailproxy.tls.client import describe_tls_error
 
 if TYPE_CHECKING:
@@ -47,11 +49,15 @@ _KEEPINTVL: Final = 5
 """``TCP_KEEPIDLE`` and ``TCP_KEEPINTVL`` of a kept connection, in seconds."""
 _IN_PROGRESS: Final = frozenset({0, errno.EINPROGRESS})
 _READ: Final = 16 * 1024
-_NONE_UNREAD: Final = bytes(4)
-"""The result of ``FIONREAD`` where no byte is unread."""
-_UNREAD: Final = bytearray(4)
-"""Gets the result; with ``bytes`` ``ioctl`` takes four times as many instructions."""
+_UNREAD: Final = array("i", [0])
+"""Gets the result of ``FIONREAD``, the number of unread bytes; with ``bytes`` ``ioctl`` takes far longer."""
 _REQUEST_TIMEOUT: Final = 408
+_READABLE: Final = READ | BROKEN
+_OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
+    AuthAllowed: AuthOutcome.OK,
+    AuthDenied: AuthOutcome.DENIED,
+    AuthDeferred: AuthOutcome.WAIT,
+}
 
 
 class AuthConnection:
@@ -120,7 +126,7 @@ class AuthConnection:
         self.target = target = addresses.take(request.tried)
         if target is None:
             error = self._last_error or AuthUnreachable("its name does not resolve", AuthErrorReason.DNS)
-            self.http_client.context.epoll.defer(partial(self._fail, error))
+            self.http_client.epoll.defer(partial(self._fail, error))
             return
         family, address = target
         try:
@@ -128,9 +134,7 @@ class AuthConnection:
                 family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             )
         except OSError as error:  # no descriptors: no address would be better
-            self.http_client.context.epoll.defer(
-                partial(self._fail, AuthUnreachable(f"no socket: {error.strerror}"))
-            )
+            self.http_client.epoll.defer(partial(self._fail, AuthUnreachable(f"no socket: {error.strerror}")))
             return
         self.fd = sock.fileno()
         try:
@@ -143,11 +147,11 @@ class AuthConnection:
         if code not in _IN_PROGRESS:  # EAGAIN too: a UNIX socket whose queue is full
             self._try_next(_connect_error(target, os.strerror(code)))
             return
-        self.http_client.context.epoll.add(self.fd, self, WRITE)
+        self.http_client.epoll.add(self.fd, self, WRITE)
         others = len(addresses.targets) - len(request.tried) - 1
         if others > 0:
             context = self.http_client.context
-            left = request.started + self.http_client.seconds - context.epoll.now
+            left = request.started + self.http_client.seconds - self.http_client.epoll.now
             context.timers.arm(self, max(min(left / (others + 1), CONNECT_SECONDS), 0.0))
 
     def _try_next(self, error: AuthUnreachable) -> None:
@@ -159,7 +163,7 @@ class AuthConnection:
             if request is not None:
                 request.tried += (target,)
         self._last_error = error
-        self.http_client.context.epoll.defer(self._connect)
+        self.http_client.epoll.defer(self._connect)
 
     def _on_connected(self, mask: int) -> None:
         if self.sock is None:
@@ -178,9 +182,9 @@ class AuthConnection:
         try:
             self.sock.do_handshake()
         except ssl.SSLWantReadError:
-            self.http_client.context.epoll.modify(self.fd, READ)
+            self.http_client.epoll.modify(self.fd, READ)
         except ssl.SSLWantWriteError:
-            self.http_client.context.epoll.modify(self.fd, WRITE)
+            self.http_client.epoll.modify(self.fd, WRITE)
         except OSError as error:
             where = _address_text(self.target)
             self._try_next(
@@ -196,7 +200,7 @@ class AuthConnection:
             self.http_client.context.timers.disarm(self)
         if self.target is not None:
             self.http_client.addresses.works(self.target)
-        self.http_client.context.epoll.modify(self.fd, READ)
+        self.http_client.epoll.modify(self.fd, READ)
         if self.request is not None:
             self.send(self.request)
 
@@ -206,10 +210,8 @@ class AuthConnection:
         """Send a request on an idle connection at the end of the event loop iteration."""
         self.request = request
         request.connection = self
-        self._head = b""
-        self._interim_bytes = 0
         self._is_sent = False
-        self.http_client.context.epoll.defer(self.send_request)
+        self.http_client.epoll.defer(self.send_request)
 
     def send_request(self) -> None:
         """Send the request, after all events of the poll in which the connection was chosen."""
@@ -218,7 +220,7 @@ class AuthConnection:
             return  # the request is over
         if self._was_used:
             fcntl.ioctl(self.fd, termios.FIONREAD, _UNREAD)
-            if _UNREAD != _NONE_UNREAD:
+            if _UNREAD[0]:
                 self._on_lost()  # what has arrived before the request is not its response
                 return
         self._is_sent = True
@@ -231,7 +233,7 @@ class AuthConnection:
             return
         if sent < len(request.data):
             self._unsent = request.data[sent:]
-            self.http_client.context.epoll.modify(self.fd, READ | WRITE)
+            self.http_client.epoll.modify(self.fd, READ | WRITE)
 
     # -- readiness
 
@@ -239,9 +241,9 @@ class AuthConnection:
         """Connect, send the rest of the request, read the response."""
         try:
             if self.is_open:
-                if mask & WRITE and self._unsent:
+                if self._unsent and mask & WRITE:
                     self._send_unsent()
-                elif mask & (READ | BROKEN):
+                elif mask & _READABLE:
                     self._receive()
             elif self._is_in_handshake:
                 self._do_handshake()
@@ -258,100 +260,108 @@ class AuthConnection:
         sent = self.sock.send(self._unsent)
         self._unsent = self._unsent[sent:]
         if not self._unsent:
-            self.http_client.context.epoll.modify(self.fd, READ)
+            self.http_client.epoll.modify(self.fd, READ)
 
     def _receive(self) -> None:
-        data = self.sock.recv(_READ)
-        if self.http_client.tls is not None:
+        data, http_client, request = self.sock.recv(_READ), self.http_client, self.request
+        if http_client.tls is not None:
             while self.sock.pending():
                 data += self.sock.recv(_READ)
-        if self.request is None:
+        if request is None:
             self._read_body(data) if data else self.close()
         elif not data or not self._is_sent:  # what arrives before the request is not its response
             self._on_lost()
+        elif self._head or self._interim_bytes or (known := http_client.heads.find(data)) is None:
+            self._read_head(request, self._head + data)
         else:
-            seen = len(self._head)
-            self._read_head(self._head + data if seen else data, seen)
+            request.head = data
+            head, password = known
+            self._read_response(request, head, password, b"")
 
-    def _read_head(self, head: bytes, seen: int) -> None:
+    def _read_head(self, request: PendingRequest, data: bytes) -> None:
         """Read the response's head when it is complete, and skip interim responses before it."""
+        seen = len(self._head)
         while True:
-            end = head_end(head, seen)
-            if self._interim_bytes + (len(head) if end < 0 else end) > MAX_HEAD:
+            end = head_end(data, seen)
+            if self._interim_bytes + (len(data) if end < 0 else end) > MAX_HEAD:
                 raise InvalidAuthResponse(f"a header of more than {MAX_HEAD} bytes")
             if end < 0:
-                self._head = head
+                self._head = data
                 return
+            request.head, rest = data[:end], data[end:]
+            heads = self.http_client.heads
+            known = heads.find(request.head) if rest else None  # a head alone was searched for before
             try:
-                self._read_response(head, end)
+                head, password = known or heads.read(request.head)
             except InterimResponse:
                 self._interim_bytes += end
-                head, seen = head[end:], 0
+                data, seen = rest, 0
             else:
+                self._read_response(request, head, password, rest)
                 return
 
-    def _read_response(self, head: bytes, end: int) -> None:
-        request = self.request
-        assert request is not None  # noqa: S101 - checked before
-        request.head = complete = head[:end]
-        server = request.server
+    def _read_response(
+        self, request: PendingRequest, head: ResponseHead, sent: bytes | None, rest: bytes
+    ) -> None:
+        """Make the decision from a response.
+
+        Args:
+            request: What it answers.
+            head: The head of the response.
+            sent: The password in it.
+            rest: What was received after the head.
+        """
+        server, credentials = request.server, request.auth_request.credentials
         try:
-            credentials = request.auth_request.credentials
-            password = credentials.password
-            response = parse(
-                complete,
-                server.protocol,
-                credentials.method,
-                credentials.user,
-                password,
-                self.http_client.accepts_names,
-            )
-            decision = response.decision
-            if isinstance(decision, AuthAllowed) and decision.upstream_group:
-                check_group(decision, server, password)
+            decision = decide(head, sent, server.protocol, credentials, self.http_client.accepts_names)
+            if head.address is None and isinstance(decision, AuthAllowed) and decision.upstream_group:
+                check_group(decision, server, credentials.password)
             if server.auth_http_overrides:
-                set_overrides(response, complete, server, password)
+                set_overrides(decision, request.head, server, credentials.password)
         except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):
                 raise
             self._resend(request)
             return
-        if response.status == _REQUEST_TIMEOUT and self._may_resend(request):
+        if head.status == _REQUEST_TIMEOUT and self._may_resend(request):
             self._resend(request)  # the service closes a connection that was idle for too long
         else:
-            self._on_response(request, response, head[end:])
+            self._on_response(request, decision, head, rest)
 
-    def _on_response(self, request: PendingRequest, response: AuthResponse, rest: bytes) -> None:
+    def _on_response(
+        self, request: PendingRequest, decision: Decision, head: ResponseHead, rest: bytes
+    ) -> None:
         callback = request.callback
         self.request = None
         self._head = b""
+        self._interim_bytes = 0
         try:
-            self.http_client.on_response(request, response.decision)
-            self._reuse(response, rest)
+            self.http_client.finish(request, _OUTCOMES[decision.__class__])
+            self._reuse(head, rest)
         except Exception as error:  # an entry point: this is no longer known to carry a request
             self.http_client.context.handle_error(callback, error)
             self.close()
             return
         try:
             if callback is not None:
-                callback(response.decision)
+                callback(decision)
         except Exception as error:  # an entry point: this may carry another request by now
             self.http_client.context.handle_error(callback, error)
 
     # -- between requests
 
-    def _reuse(self, response: AuthResponse, rest: bytes) -> None:
+    def _reuse(self, head: ResponseHead, rest: bytes) -> None:
         """Keep the connection for other requests, if the body ends soon."""
-        if not response.keep_alive or self._unsent or not self.http_client.keeps_alive:
+        if not head.keep_alive or self._unsent or not self.http_client.keeps_alive:
             self.close()
             return
         if not self._was_used:
             self._was_used = True
             self._keep_alive()
-        if rest == response.framing.empty:
+        if rest == head.framing.empty:
             self.http_client.on_idle(self)
             return
-        self._body = body_of(response.framing)
+        self._body = body_of(head.framing)
         self._read_body(rest)
 
     def _keep_alive(self) -> None:
@@ -442,7 +452,7 @@ class AuthConnection:
         self.http_client.context.timers.disarm(self)
         self._is_in_handshake = self.is_open = False
         if self.sock is not None:
-            self.http_client.context.epoll.close_socket(self.sock, self.fd)
+            self.http_client.epoll.close_socket(self.sock, self.fd)
             self.sock, self.fd = None, -1
 
     def close(self) -> None:

@@ -14,10 +14,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from mailproxy.auth_http.response import AuthResponse, quote_value
+from mailproxy.auth_http.response import quote_value
 from mailproxy.enums import AuthErrorReason
 from mailproxy.errors import InvalidAuthResponse
-from mailproxy.protocols.types import AuthAllowed, Overrides, Secret
+from mailproxy.protocols.types import AuthAllowed, Decision, Overrides, Secret
 from mailproxy_config.model import (
     Protocol,
     ProxySsl,
@@ -148,9 +148,8 @@ HEADERS: Final = tuple(_READERS)
 _BY_NAME: Final = {name.lower().encode(): name for name in HEADERS}
 
 
-def set_overrides(response: AuthResponse, head: bytes, server: ServerConfig, password: Secret | None) -> None:
+def set_overrides(decision: Decision, head: bytes, server: ServerConfig, password: Secret | None) -> None:
     """Set the overrides of an allowed login; see ``read_overrides``."""
-    decision = response.decision
     if isinstance(decision, AuthAllowed):
         decision.overrides = read_overrides(head, server, password=password, sent=decision.password)
 
@@ -161,7 +160,7 @@ def read_overrides(
     """Read the headers ``X-MailProxy-*`` of a response that allows a login.
 
     Args:
-        head: The head of the response, which ``parse`` has accepted.
+        head: The head of the response, which has led to a decision.
         server: The server that the client has connected to.
         password: The client's password, which an error message must not contain.
         sent: The one from the service.

@@ -16,6 +16,7 @@ from mailproxy.auth_http.facts import facts_headers
 from mailproxy.enums import Method
 from mailproxy.protocols.client_variables import Part, parse_value, render_value
 from mailproxy.protocols.types import (
+    UNAVAILABLE,
     AuthRequest,
     Client,
     ClientCertificate,
@@ -26,9 +27,9 @@ from mailproxy.protocols.types import (
 )
 from mailproxy_config.model import Protocol, ServerConfig, VerifyClient
 
-_SPECIAL: Final = bytes((*range(0x21), ord("%")))
 _ESCAPED: Final = re.compile(rb"[\x00-\x20%]")
 _LINE_BREAKING: Final = re.compile(rb"[\x00\r\n]")
+_UNKNOWN_HOST: Final = b"\r\nClient-Host: " + UNAVAILABLE
 _HEADER_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _AUTH_METHOD: Final = {
@@ -99,8 +100,7 @@ class RequestTemplate:
         client = request.client
         user, secret, challenge = credentials.user, credentials.password, credentials.challenge
         password = b"" if secret is None else secret.reveal()
-        both = user + password
-        if len(both.translate(None, _SPECIAL)) != len(both):
+        if _ESCAPED.search(user + password):
             user, password = _escaped(user), _escaped(password)
         client_headers = b""
         if self._sends_host or client.proxied is not None or client.tls is not None:
@@ -127,7 +127,10 @@ class RequestTemplate:
 
     def _client_headers(self, client: Client, envelope: Envelope | None) -> bytes:
         """Return the headers about the client: host name, PROXY addresses, envelope, TLS."""
-        lines = b"\r\nClient-Host: " + _one_line(client.host) if self._sends_host else b""
+        lines = b""
+        if self._sends_host:
+            is_known = client.host is not UNAVAILABLE
+            lines = b"\r\nClient-Host: " + _one_line(client.host) if is_known else _UNKNOWN_HOST
         if client.proxied is not None:
             lines += _proxied(client.proxied)
         if envelope is not None:

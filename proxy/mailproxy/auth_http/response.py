@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parsing a response of the authentication service: the head of an HTTP response becomes a decision.
+"""The decision of the authentication service: what the headers of its response mean.
 
 Only headers count; the status code does not, and the connection skips the body
-(``response_body``).  The form is checked as strictly as in nginx, and values
-more strictly: a response never puts a control character into a reply to the
-client or a command to the upstream.
+(``response_body``).  Values are checked more strictly than in nginx: a response
+never puts a control character into a reply to the client or a command to the
+upstream.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
-from mailproxy.auth_http.response_body import MAX_DIGITS, BodyFraming, framing_of
+from mailproxy.auth_http.response_body import MAX_DIGITS
+from mailproxy.auth_http.response_head import ResponseHead
 from mailproxy.auth_http.upstream_servers import (
     has_controls,
     is_name,
@@ -25,11 +24,9 @@ from mailproxy.auth_http.upstream_servers import (
 )
 from mailproxy.enums import AuthErrorReason, Method
 from mailproxy.errors import InvalidAuthResponse
-from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision, Secret
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Credentials, Decision, Secret
 from mailproxy_config.model import Protocol
 
-MAX_HEAD: Final = 16384
-"""Bytes of status line and headers together.  nginx accepts 1024; a service may add cookies and traces."""
 MAX_WAIT: Final = 86400
 """The longest ``Auth-Wait`` in seconds: a day; a longer one is cut."""
 MAX_CODE: Final = 32
@@ -48,11 +45,6 @@ _OVERHEAD: Final = {
 MAX_TEXT: Final = {protocol: _MAX_LINE[protocol] - _OVERHEAD[protocol] for protocol in Protocol}
 """Bytes of ``Auth-Status`` that are sent to the client, so that the reply keeps to the line length."""
 
-_LINE_ENDS: Final = (b"\r\n", b"\n")
-_BLANK_LINE: Final = re.compile(rb"\n\r?\n")
-_PASSWORD_LINE: Final = re.compile(rb"\nauth-pass:([^\x00-\x1f]*)\r?\n", re.IGNORECASE)
-_STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
-_NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _SASL_ERROR: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==|[A-Za-z0-9+/]=))?")
 _MAX_HASH_KEY: Final = 255
 """Bytes of ``Auth-Server-Hash``: as many as a login name has."""
@@ -60,35 +52,7 @@ _MAX_SASL_ERROR: Final = 4096
 
 _SMTP: Final = Protocol.SMTP
 _DIGESTS: Final = frozenset({Method.APOP, Method.CRAM_MD5})
-_REPEATABLE: Final = {
-    b"auth-status": b"\n",
-    b"auth-wait": b"\n",
-    b"connection": b",",
-    b"transfer-encoding": b",",
-    b"content-length": b",",
-}
-"""Headers of which each occurrence counts, and the separator between their values."""
-_MEANINGFUL: Final = frozenset(
-    (
-        *_REPEATABLE,
-        b"auth-server",
-        b"auth-port",
-        b"auth-server-group",
-        b"auth-server-hash",
-        b"auth-user",
-        b"auth-pass",
-        b"auth-error-code",
-        b"auth-error-sasl",
-        b"auth-smtp",
-    )
-)
-_IGNORED: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
-"""Other headers that services send often; their names need no check."""
 _YES_OR_NO: Final = frozenset((b"yes", b"no"))
-_SWITCHING_PROTOCOLS: Final = 101
-_CR: Final = 13
-_MAX_CACHED: Final = 1024
-"""The longest head that is cached, in bytes."""
 _MIN_SECRET: Final = 4
 """The shortest part of a password, in bytes, that is not in a host name by chance."""
 _MAX_QUOTED: Final = 64
@@ -109,157 +73,33 @@ _HINTS: Final = {
 }
 
 
-class InterimResponse(Exception):
-    """An interim response, with a 1xx status: another head follows (RFC 9110 section 15.2)."""
-
-
-@dataclass(slots=True)
-class AuthResponse:
-    """A decision of the service, and how its connection goes on.
-
-    ``keep_alive`` is true only where the end of the body is known and the
-    service accepts another request.  ``status`` is the HTTP status; it does
-    not decide anything.
-    """
-
-    decision: Decision
-    framing: BodyFraming
-    keep_alive: bool
-    status: int | None
-
-
-def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
-    """Find the end of a response's head.
-
-    Args:
-        buffer: The bytes received so far, from the first of the response.
-        start: The number of bytes that an earlier call has searched.
-
-    Returns:
-        The offset after the blank line, or -1 while there is none.
-    """
-    if start < 2:
-        if buffer.startswith(_LINE_ENDS):
-            return 1 if buffer.startswith(b"\n") else 2
-        start = 2
-    found = _BLANK_LINE.search(buffer, start - 2)
-    return found.end() if found else -1
-
-
-def parse(
-    head: bytes,
+def decide(
+    head: ResponseHead,
+    sent: bytes | None,
     protocol: Protocol,
-    method: Method,
-    user: bytes,
-    password: Secret | None,
+    credentials: Credentials,
     accepts_names: bool = False,
-    *,
-    use_cache: bool = True,
-) -> AuthResponse:
-    """Parse the head of a response.
+) -> Decision:
+    """Make the decision from a response.
 
     Args:
-        head: The bytes up to ``head_end``.
+        head: The head of the response.
+        sent: ``Auth-Pass``, which replaces the client's password, and is required where it has none.
         protocol: The client's; SMTP has rules of its own.
-        method: The client's authentication method.
-        user: The client's user name; ``Auth-User`` replaces it.
-        password: The client's password or digest; ``Auth-Pass`` replaces it,
-            and is required where there is no password.
+        credentials: The client's; ``Auth-User`` replaces the user name.
         accepts_names: ``auth_http_server_names``.
-        use_cache: Whether a head that was parsed before may come from the cache of ``read_head``.
 
     Raises:
-        InterimResponse: It is the head of an interim response.
         InvalidAuthResponse: It is no usable response; ``failure`` is the reason.
     """
-    common, sent = _without_password(head) if use_cache else (None, None)
-    if common is None:
-        headers, framing, keep_alive, status, _ = read_head.__wrapped__(head)
-        where, sent = None, headers.get(b"auth-pass")
-    else:
-        headers, framing, keep_alive, status, where = read_head(common)
     try:
-        if where is None:
-            decision = _decision(headers, sent, protocol, method, user, password, accepts_names)
-        else:
-            address, port = where
-            decision = AuthAllowed(address, port, user, _upstream_password(protocol, method, password, sent))
+        if head.address is None:
+            return _decision(head.headers, sent, protocol, credentials, accepts_names)
+        address, port = head.address
+        return AuthAllowed(address, port, credentials.user, _upstream_password(protocol, credentials, sent))
     except InvalidAuthResponse as error:
-        raise _with_status(quote_value(error, password, sent), headers, status) from None
-    return AuthResponse(decision, framing, keep_alive, status)
-
-
-def _without_password(head: bytes) -> tuple[bytes | None, bytes | None]:
-    """Separate the password from the rest of a head, which may be cached.
-
-    Returns:
-        The head without ``Auth-Pass``, and the value of that header if there
-        is one.  ``None`` twice for a head that must not be cached.
-    """
-    if len(head) > _MAX_CACHED:
-        return None, None
-    if head.lower().find(b"pass") < 0:  # twice as fast as ``in``
-        return head, None
-    found = _PASSWORD_LINE.search(head)
-    if found is None:
-        return None, None
-    common = head.replace(found[0], b"\n", 1)
-    if common.lower().find(b"pass") >= 0:
-        return None, None
-    return common, found[1].strip(b" ")
-
-
-@lru_cache(maxsize=64)
-def read_head(
-    head: bytes,
-) -> tuple[Mapping[bytes, bytes], BodyFraming, bool, int | None, tuple[str, int] | None]:
-    """Parse a head without a password; cached, as services send the same ones again and again.
-
-    Returns:
-        Its headers, the framing of its body, whether the connection is kept
-        alive, the HTTP status, and the upstream's address where the response
-        contains nothing else that matters.
-    """
-    text = head.replace(b"\r\n", b"\n")
-    if _CR in text:
-        raise InvalidAuthResponse("bare CR")
-    lines = text.split(b"\n")
-    del lines[-2:]  # the blank one
-    version: bytes | None = None
-    status: int | None = None
-    if lines and lines[0][:5] == b"HTTP/":
-        version, status = _status(lines.pop(0))
-    if status is not None and 100 <= status < 200:
-        if status == _SWITCHING_PROTOCOLS:
-            raise InvalidAuthResponse("HTTP status 101: a change of protocols that was not requested")
-        raise InterimResponse
-    headers = _headers(lines)
-    return headers, *framing_of(version, status, headers), status, _simple_address(headers)
-
-
-def _status(line: bytes) -> tuple[bytes | None, int | None]:
-    """Parse a status line: the HTTP version, and the status if there is one."""
-    found = _STATUS_LINE.match(line)
-    if found is None:
-        return None, None
-    version, digits = found.groups()
-    return version, int(digits) if digits else None
-
-
-def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
-    """Return the headers that matter; a repeated one replaces the earlier value, or is added to it."""
-    headers: dict[bytes, bytes] = {}
-    for line in lines:
-        raw_name, _, raw_value = line.partition(b":")
-        name = raw_name.lower()
-        if name in _MEANINGFUL:
-            if name in headers and name in _REPEATABLE:
-                headers[name] += _REPEATABLE[name] + raw_value.strip(b" ")
-            else:
-                headers[name] = raw_value.strip(b" ")
-        elif name not in _IGNORED and not _NAME.fullmatch(raw_name):
-            raise InvalidAuthResponse("malformed header")
-    return headers
+        quoted = quote_value(error, credentials.password, sent)
+        raise _with_status(quoted, head.headers, head.status) from None
 
 
 def _with_status(
@@ -303,26 +143,15 @@ def quote_value(
     return InvalidAuthResponse(str(error).replace("{}", f'"{text}"', 1), error.failure)
 
 
-def _simple_address(headers: Mapping[bytes, bytes]) -> tuple[str, int] | None:
-    """Return the upstream's address, if the response contains nothing else that matters."""
-    if headers.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in headers or b"auth-smtp" in headers:
-        return None
-    try:
-        return upstream_address(headers)
-    except InvalidAuthResponse:
-        return None  # raised again where the decision is made
-
-
 def _decision(
     headers: Mapping[bytes, bytes],
     new_password: bytes | None,
     protocol: Protocol,
-    method: Method,
-    user: bytes,
-    password: Secret | None,
+    credentials: Credentials,
     accepts_names: bool,
 ) -> Decision:
     """Make the decision as nginx does, denials first."""
+    user = credentials.user
     new_user = headers.get(b"auth-user")
     if new_user is not None:
         user = _checked("Auth-User", new_user)
@@ -339,7 +168,7 @@ def _decision(
             return AuthDeferred(wait or 1, new_user, None if new_password is None else Secret(new_password))
     smtp_auth = protocol is not _SMTP or _uses_smtp_auth(headers.get(b"auth-smtp", b"yes"))
     if b"auth-server-group" in headers and b"auth-server" not in headers:
-        upstream_password = _upstream_password(protocol, method, password, new_password)
+        upstream_password = _upstream_password(protocol, credentials, new_password)
         group = headers[b"auth-server-group"].decode("ascii", "backslashreplace")
         port, key = _group_port(headers), _hash_key(headers)
         return AuthAllowed(
@@ -347,11 +176,11 @@ def _decision(
         )
     if not accepts_names:
         address, port = upstream_address(headers)
-        upstream_password = _upstream_password(protocol, method, password, new_password)
+        upstream_password = _upstream_password(protocol, credentials, new_password)
         return AuthAllowed(address, port, user, upstream_password, smtp_auth=smtp_auth)
     servers = upstream_servers(headers)
     first = servers[0]
-    upstream_password = _upstream_password(protocol, method, password, new_password)
+    upstream_password = _upstream_password(protocol, credentials, new_password)
     several = servers if len(servers) > 1 or is_name(first.host) else ()
     return AuthAllowed(first.host, first.port, user, upstream_password, several, smtp_auth=smtp_auth)
 
@@ -418,12 +247,11 @@ def _sasl_error(headers: Mapping[bytes, bytes]) -> bytes | None:
     return error
 
 
-def _upstream_password(
-    protocol: Protocol, method: Method, given: Secret | None, sent: bytes | None
-) -> Secret | None:
+def _upstream_password(protocol: Protocol, credentials: Credentials, sent: bytes | None) -> Secret | None:
     """Return the password for the login at the upstream; a digest is none."""
     if sent is not None:
         return Secret(sent)
+    method, given = credentials.method, credentials.password
     if given is not None and method not in _DIGESTS:
         return given
     if protocol is _SMTP:

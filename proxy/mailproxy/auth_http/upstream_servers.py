@@ -22,8 +22,7 @@ MAX_ITEMS: Final = 8
 """Items of ``Auth-Server``."""
 MAX_NAME: Final = 253
 """Bytes of a host name, without a dot at its end (RFC 1035 section 2.3.4)."""
-CONTROLS: Final = bytes(range(0x20))
-"""Control characters."""
+_CONTROL: Final = re.compile(rb"[\x00-\x1f]")
 
 _BYTE: Final = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4: Final = re.compile(_BYTE + rb"(?:\." + _BYTE + rb"){3}")
@@ -77,7 +76,7 @@ def is_name(host: str) -> bool:
 
 def has_controls(value: bytes) -> bool:
     """Whether a value contains a control character."""
-    return len(value.translate(None, CONTROLS)) != len(value)
+    return not value.isalnum() and _CONTROL.search(value) is not None  # the first check is far quicker
 
 
 @lru_cache(maxsize=1024)

@@ -175,7 +175,7 @@ class Listener:
         ):
             self._close_blocked(sock, server)
             return
-        if context.clients >= context.limit:
+        if len(context.live) >= context.limit:
             self._refuse(sock, target)
             return
         held: SessionLimits | None = None
@@ -184,11 +184,9 @@ class Listener:
             if held is None:
                 self._close_limited(sock, server)
                 return
-        config = server.config
         record = SessionRecord(
             context.log.session_id(),
-            config.name,
-            config.protocol,
+            server.log_fields,
             client.address,
             client.port,
             context.epoll.now,
@@ -199,7 +197,6 @@ class Listener:
         metrics = server.metrics
         metrics.accepted.value += 1
         metrics.active.value += 1
-        context.clients += 1
         try:
             context.epoll.add(session.fd, session, READ)
             session.start(listen)

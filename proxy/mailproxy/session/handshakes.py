@@ -296,7 +296,7 @@ def enter_server(session: Session, server: VirtualServer) -> None:
     session.protocol_metrics = server.protocol_metrics
     session._enter(server.protocol_metrics.starting)  # noqa: SLF001 - a step of the session, like those above
     session._send_seconds = server.config.timeout  # noqa: SLF001
-    session.record.server, session.record.protocol = server.config.name, server.config.protocol
+    session.record.server = server.log_fields
 
 
 def _peek(sock: socket.SocketType) -> bytes:

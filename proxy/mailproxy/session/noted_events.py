@@ -24,7 +24,7 @@ def note_event(session: Session, effect: sansio.Note) -> None:
         metrics.errors[event.kind].value += 1
     elif isinstance(event, enums.LoginRefused):
         record.method, record.result = event.method, event.result
-        metrics.logins[event.method, event.result].value += 1
+        metrics.logins[event.method][event.result].value += 1
     elif isinstance(event, enums.LoginDenied):
         log_denied_login(session, event)
     elif isinstance(event, enums.ClientNamed):

@@ -204,22 +204,23 @@ class Session(ProtocolDriver):
 
     def _authorize(self, request: types.AuthRequest) -> object:
         record, server = self.record, self.server
+        context, protocol_metrics = self.context, self.protocol_metrics
         credentials = request.credentials
         if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
             raise errors.PeerClosed  # the client left while its login was deferred
         record.user, record.attempts = credentials.user, request.attempt
         record.method, self._logging_in = credentials.method, request
-        self._enter(self.protocol_metrics.auth)
-        self._step_started = self.context.epoll.now
+        self._enter(protocol_metrics.auth)
+        self._step_started = now = context.epoll.now
         self._deadline = 0.0  # kept, as the credentials are complete
-        self.context.timers.disarm(self)
+        context.timers.disarm(self)
         self._auth_request = pending = PendingRequest(
             self.on_auth_result,
             server.template.render(request),
             request,
             server.config,
-            self.protocol_metrics.auth_seconds,
-            self.context.epoll.now,
+            protocol_metrics.auth_seconds,
+            now,
             record,
         )
         server.auth.send(pending)
@@ -470,7 +471,7 @@ class Session(ProtocolDriver):
             return
         seconds, self._login_seconds = self._login_seconds, 0.0
         metrics, record = self.protocol_metrics, self.record
-        metrics.logins[request.credentials.method, result].value += 1
+        metrics.logins[request.credentials.method][result].value += 1
         metrics.login_seconds[result is _SUCCESS].observe(seconds)
         record.result, record.login_seconds = result, seconds
         if result is not _SUCCESS or self.server.report_login is not None:

@@ -33,7 +33,7 @@ from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.upstream_candidates import connector
 from mailproxy.session.upstream_lookup import Connecting, UpstreamLookup
 from mailproxy.session.upstream_token import TokenUpstreamConnection
-from mailproxy.telemetry.log_format import SessionRecord
+from mailproxy.telemetry.log_format import ServerFields, SessionRecord
 from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
@@ -116,12 +116,15 @@ class VirtualServer:
     """The class of connections to upstreams."""
     upstream_end: Callable[..., RelayEnd] = field(init=False)
     """Makes the upstream's end of a relay."""
+    log_fields: ServerFields = field(init=False)
+    """For the log records of its sessions."""
     capabilities: UpstreamCapabilities | None = field(init=False, default=None)
     """What upstreams can do; it replaces ``frontend`` and ``upstream_end`` where it is used."""
     variants: OrderedDict[Overrides, VirtualServer] = field(init=False, default_factory=OrderedDict)
     """For logins with overrides; the one unused for longest is first."""
 
     def __post_init__(self) -> None:
+        self.log_fields = ServerFields(self.config.name, self.config.protocol)
         self.connection = UpstreamConnection if self.tokens is None else TokenUpstreamConnection
         self.connect_address = connector(self.config, self.connection)
         names = self.config.auth_http_server_names or self.config.upstream_groups
@@ -168,12 +171,11 @@ class VirtualServer:
         record.duration = duration = context.epoll.now - record.started
         record.reason = reason
         state_gauge.value -= 1
-        context.clients -= 1
         metrics = self.metrics
         metrics.active.value -= 1
         metrics.closed[reason].value += 1
-        if (limit := _LIMITS.get(reason)) is not None:
-            metrics.limit_rejections[limit].value += 1
         is_authenticated = record.result is _SUCCESS
+        if not is_authenticated and reason in _LIMITS:
+            metrics.limit_rejections[_LIMITS[reason]].value += 1
         self.protocol_metrics.session_seconds[is_authenticated].observe(duration)
         self.log.session(record)

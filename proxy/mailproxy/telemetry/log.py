@@ -45,7 +45,7 @@ class Log(LogWriter):
         super().__init__([Output(self._destinations.standard_error, SEVERITY_RANKS[level])], format, now)
         self._level = level
         self._is_fixed = is_fixed
-        self._life = os.urandom(4).hex()
+        self._session_prefix = f"{os.urandom(4).hex()}-"
         self._sessions = 0
         self._servers: dict[Sequence[ErrorLog], LogWriter] = {}
         self._next: dict[Sequence[ErrorLog], LogWriter] = {}
@@ -64,7 +64,7 @@ class Log(LogWriter):
     def session_id(self) -> str:
         """Return the ID of the next session: a random number of this process and a counter, in hex."""
         self._sessions += 1
-        return f"{self._life}-{self._sessions:x}"
+        return self._session_prefix + hex(self._sessions)[2:]
 
     # -- the logs of a configuration
 

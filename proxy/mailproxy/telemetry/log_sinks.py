@@ -298,6 +298,11 @@ class FileSink:
         del level
         if self._is_closed:
             return
+        size = sum(map(len, lines))
+        if self.size + size <= CAPACITY:
+            self._put += size
+            self._lines += lines
+            return
         for line in lines:
             if self.size + len(line) <= CAPACITY:
                 self._put += len(line)

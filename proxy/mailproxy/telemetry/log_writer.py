@@ -170,7 +170,7 @@ class LogWriter:
     def __init__(self, outputs: Sequence[Output], format: LogFormat, now: Callable[[], float]) -> None:
         self._format = format
         self._now = now
-        self._stamp = TimestampFormatter()
+        self._format_time = TimestampFormatter().format
         self._session = log_format.json_session if format is LogFormat.JSON else log_format.text_session
         self._event = log_format.json_event if format is LogFormat.JSON else log_format.text_event
         self._ended_sessions: list[tuple[SessionRecord, float]] = []
@@ -184,6 +184,7 @@ class LogWriter:
 
     @outputs.setter
     def outputs(self, outputs: Sequence[Output]) -> None:
+        self.write_sessions()  # to the outputs that were chosen for them
         self._outputs = tuple(outputs)
         self._sinks = tuple({id(each.sink): each.sink for each in outputs}.values())
         self._rank = min((each.rank for each in outputs), default=_NO_OUTPUT_RANK)
@@ -205,21 +206,17 @@ class LogWriter:
 
     def write_sessions(self) -> None:
         """Format the lines of ended sessions; ``flush`` calls this first."""
-        if self._ended_sessions:
-            line, stamp = self._session, self._stamp
-            written = [line(record, stamp(when)) for record, when in self._ended_sessions]
-            for output in self._outputs:
-                if output.rank == _DEBUG:
-                    output.sink.put(written)
-                elif output.takes_sessions:
-                    output.sink.put(
-                        [
-                            text
-                            for text, (record, _) in zip(written, self._ended_sessions, strict=True)
-                            if not record.is_silent
-                        ]
-                    )
-            self._ended_sessions.clear()
+        ended = self._ended_sessions
+        if not ended:
+            return
+        format_line, format_time = self._session, self._format_time
+        lines = loud = [format_line(record, format_time(when)) for record, when in ended]
+        if self._rank == _DEBUG:  # else there are no silent sessions
+            loud = [line for line, (record, _) in zip(lines, ended, strict=True) if not record.is_silent]
+        for output in self._outputs:
+            if output.takes_sessions:
+                output.sink.put(lines if output.rank == _DEBUG else loud)
+        ended.clear()
 
     def takes(self, level: LogLevel) -> bool:
         """Return whether an event of this level would be written; for events whose fields are costly."""
@@ -238,7 +235,7 @@ class LogWriter:
         if rank < self._rank:
             return
         self.write_sessions()
-        line = [self._event(level, name, self._stamp(self._now()), fields)]
+        line = [self._event(level, name, self._format_time(self._now()), fields)]
         for output in self._outputs:
             if rank >= output.rank:
                 output.sink.put(line, level)
@@ -255,6 +252,6 @@ class LogWriter:
         if sink.flush() and sink.dropped:
             count, sink.dropped = sink.dropped, 0
             fields = {"count": count}
-            line = self._event(LogLevel.ERROR, "log_lines_dropped", self._stamp(self._now()), fields)
+            line = self._event(LogLevel.ERROR, "log_lines_dropped", self._format_time(self._now()), fields)
             sink.put([line], LogLevel.ERROR)
             sink.flush()

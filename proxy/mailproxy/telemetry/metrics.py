@@ -9,7 +9,7 @@ up on the hot path.  Names are used only in a ``snapshot``.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, NotRequired, TypedDict, TypeVar
@@ -82,13 +82,16 @@ class Histogram:
 
     def flush(self) -> None:
         """Add the durations since the last call to ``counts`` and ``sum``."""
-        pending = self.pending
-        if pending:
-            counts, bounds = self.counts, self.bounds
-            for seconds in pending:
-                counts[bisect_left(bounds, seconds)] += 1
-            self.sum += sum(pending)
-            pending.clear()
+        pending, counts = self.pending, self.counts
+        pending.sort()  # so that bounds are searched among durations: there are more of these
+        start = 0
+        for index, bound in enumerate(self.bounds):
+            end = bisect_right(pending, bound, start)
+            counts[index] += end - start
+            start = end
+        counts[-1] += len(pending) - start
+        self.sum += sum(pending)
+        pending.clear()
 
     def state(self) -> list[int] | None:
         """Return the sum in nanoseconds and then the counts, as last flushed; ``None`` without durations.
@@ -225,9 +228,8 @@ class ProtocolMetrics:
     def __init__(self, registry: Registry, protocol: Protocol) -> None:
         self.errors = {k: registry.counter(c.PROTOCOL_ERRORS, protocol, k) for k in enums.ProtocolErrorKind}
         self.logins = {
-            (m, r): registry.counter(c.LOGINS, protocol, m, r)
+            m: {r: registry.counter(c.LOGINS, protocol, m, r) for r in enums.LoginResult}
             for m in enums.Method
-            for r in enums.LoginResult
         }
         self.login_seconds = {
             True: registry.histogram(c.LOGIN_DURATION, protocol, LoginOutcome.SUCCESS),
