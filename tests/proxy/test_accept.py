@@ -241,7 +241,7 @@ def test_client_is_accepted_when_another_has_left(scene: Scene) -> None:
     assert refused.recv(200) == PROTOCOLS[Protocol.POP3].busy
     first.close()
     while scene.sessions:
-        scene.context.epoll.run_iteration(0.1)
+        scene.context.epoll.serve(0.1)
     assert scene.connect("127.0.0.1", listener).recv(200) == POP3
 
 
