@@ -133,6 +133,27 @@ def test_number_of_known_heads_is_limited(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(heads.known) == sent[2:]
 
 
+def test_nothing_is_kept_for_a_while_after_many_heads_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response_head, "_MAX_UNKNOWN", 3)
+    monkeypatch.setattr(response_head, "_RETRY_AFTER", 10)
+    heads = ResponseHeads()
+    sent = [OK + WHERE + b"X: %d\r\n\r\n" % number for number in range(11)]
+    for head in sent:
+        known, password = heads.read(head)
+        assert (known.address, password) == (("192.0.2.10", 143), None)
+    assert list(heads.known) == [*sent[:3], *sent[9:]]
+
+
+def test_one_known_head_among_others_is_enough_to_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response_head, "_MAX_UNKNOWN", 3)
+    heads = ResponseHeads()
+    for number in range(9):
+        if number % 2 == 0 and heads.find(OK + WHERE + b"\r\n") is None:
+            heads.read(OK + WHERE + b"\r\n")
+        heads.read(OK + WHERE + b"X: %d\r\n\r\n" % number)
+    assert len(heads.known) == 10
+
+
 # ---- finding a known head in what was received ----
 
 

@@ -55,6 +55,10 @@ _MAX_LENGTH: Final = 1024
 """The longest head that is kept, in bytes, the password included."""
 _MAX_KNOWN: Final = 64
 """Heads that are kept for one service."""
+_MAX_UNKNOWN: Final = 1000
+"""After so many heads in a row that were not known, the service is one whose responses all differ."""
+_RETRY_AFTER: Final = 100_000
+"""After so many of them, heads are kept again."""
 
 
 class InterimResponse(Exception):
@@ -82,15 +86,18 @@ class ResponseHead:
 class ResponseHeads:
     """Reads the heads of one service, and keeps some without their passwords: it sends the same ones again.
 
+    Nothing is kept or looked up where all heads differ, as with a request ID in each.
+
     Attributes:
         known: The heads that are kept, the oldest first, with what they contain.  None has ``Auth-Pass``
             or another header with a password.
     """
 
-    __slots__ = ("_password_name", "known")
+    __slots__ = ("_password_name", "_unknown", "known")
 
     def __init__(self) -> None:
         self.known: dict[bytes, ResponseHead] = {}
+        self._unknown = 0  # in a row
         self._password_name = b"\nAuth-Pass:"  # as the service writes it
 
     def find(self, data: bytes) -> tuple[ResponseHead, bytes | None] | None:
@@ -102,17 +109,25 @@ class ResponseHeads:
         Returns:
             ``None`` unless they are one whole head, with nothing after it, and it is known.
         """
+        if self._unknown > _MAX_UNKNOWN:
+            return None
+        password = None
         start = data.find(self._password_name)
         if start < 0:
             known = self.known.get(data)
-            return None if known is None else (known, None)
-        end = data.find(b"\r\n", start + 1)
-        known = self.known.get(data[:start] + data[end + 1 :])
-        # A head ends with a blank line: this line at the end of the bytes is part of a body.
-        if known is None or end + 2 == len(data) or len(data) > _MAX_LENGTH:
+        else:
+            end = data.find(b"\r\n", start + 1)
+            known = self.known.get(data[:start] + data[end + 1 :])
+            # A head ends with a blank line: this line at the end of the bytes is part of a body.
+            if end + 2 == len(data) or len(data) > _MAX_LENGTH:
+                return None
+            password = data[start + len(self._password_name) : end].strip(b" ")
+            if has_controls(password):
+                return None
+        if known is None:
             return None
-        password = data[start + len(self._password_name) : end].strip(b" ")
-        return None if has_controls(password) else (known, password)
+        self._unknown = 0
+        return known, password
 
     def read(self, head: bytes) -> tuple[ResponseHead, bytes | None]:
         """Return what a head contains, and the password in it; ``find`` is quicker for one that is known.
@@ -124,7 +139,8 @@ class ResponseHeads:
             InterimResponse: It is the head of an interim response.
             InvalidAuthResponse: It is malformed.
         """
-        common, password = self._without_password(head)
+        self._unknown = unknown = (self._unknown + 1) % _RETRY_AFTER
+        common, password = (None, None) if unknown > _MAX_UNKNOWN else self._without_password(head)
         if common is None:
             parsed = parse_head(head)
             return parsed, parsed.headers.get(b"auth-pass")
@@ -134,6 +150,8 @@ class ResponseHeads:
             if len(self.known) >= _MAX_KNOWN:
                 del self.known[next(iter(self.known))]
             self.known[common] = known
+        else:
+            self._unknown = 0
         return known, password
 
     def _without_password(self, head: bytes) -> tuple[bytes | None, bytes | None]:
