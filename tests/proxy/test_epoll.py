@@ -6,6 +6,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,15 @@ def pair() -> Iterator[Pair]:
     yield near, far
     near.close()
     far.close()
+
+
+@pytest.fixture
+def full_table(epoll: Epoll, pair: Pair) -> tuple[Epoll, Recorder, socket.socket]:
+    """An epoll whose table of handlers has just grown for the one descriptor that it has."""
+    near, far = pair
+    recorder = Recorder()
+    epoll.add(near.fileno(), recorder, READ)
+    return epoll, recorder, far
 
 
 @pytest.mark.parametrize(
@@ -255,3 +265,39 @@ def test_socket_is_closed_at_the_end_of_the_iteration(epoll: Epoll, pair: Pair) 
     epoll.serve(0)
     assert near.fileno() == -1
     epoll.serve(0)
+
+
+@pytest.mark.parametrize("call", [Epoll.discard, Epoll.remove], ids=["discard", "remove"])
+def test_number_of_a_closed_socket_drops_no_handler(
+    full_table: tuple[Epoll, Recorder, socket.socket], call: Callable[[Epoll, int], None]
+) -> None:
+    epoll, recorder, far = full_table
+    call(epoll, -1)
+    far.send(b"x")
+    epoll.serve(0)
+    assert recorder.masks == [select.EPOLLIN]
+
+
+def test_closing_a_closed_socket_drops_no_handler(
+    full_table: tuple[Epoll, Recorder, socket.socket],
+) -> None:
+    epoll, recorder, far = full_table
+    closed = socket.socket()
+    closed.close()
+    epoll.close_socket(closed, closed.fileno())
+    far.send(b"x")
+    epoll.serve(0)
+    assert recorder.masks == [select.EPOLLIN]
+
+
+@pytest.mark.parametrize("fd", [-1, 0], ids=["closed", "of a file"])
+def test_descriptor_that_the_kernel_refuses_gets_no_handler(
+    full_table: tuple[Epoll, Recorder, socket.socket], fd: int, tmp_path: Path
+) -> None:
+    epoll, recorder, far = full_table
+    with (tmp_path / "file").open("w") as file, pytest.raises((OSError, ValueError)):
+        epoll.add(fd if fd < 0 else file.fileno(), Recorder(), READ)
+    far.send(b"x")
+    epoll.serve(0)
+    assert recorder.masks == [select.EPOLLIN]
+    assert [one for one in epoll.handlers if one is not None] == [recorder]

@@ -47,7 +47,7 @@ class Epoll:
         defer: ``defer(call)`` calls something at the end of this iteration, in the
             order of the requests; outside of one, before the next poll.
         deferred: Those calls.
-        handlers: By descriptor.
+        handlers: By descriptor.  The last entry is nobody's: it is that of -1, the number of a closed socket.
         iterations: Number of polls that returned, with events or by their timeout.
         now: Monotonic time of the latest poll, in seconds.
         on_error: Called with the handler or deferred call that raised, and the
@@ -79,11 +79,16 @@ class Epoll:
         self.asyncio_has_work = False
 
     def add(self, fd: int, handler: Handler, mask: int) -> None:
-        """Register a descriptor."""
-        if fd >= len(self.handlers):
-            self.handlers.extend([None] * (fd + 1))
-        self.handlers[fd] = handler
+        """Register a descriptor; one that the kernel refuses gets no handler.
+
+        Raises:
+            OSError: The kernel refuses it.
+            ValueError: It is the number of a closed socket.
+        """
+        if fd + 1 >= len(self.handlers):
+            self.handlers.extend([None] * (fd + 2))
         self.kernel.register(fd, mask)
+        self.handlers[fd] = handler
 
     def modify(self, fd: int, mask: int) -> None:
         """Change the events that a descriptor is polled for."""
