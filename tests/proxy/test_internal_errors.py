@@ -25,6 +25,7 @@ from mailproxy.loop.epoll import Epoll
 from mailproxy.protocols import proxy_protocol, real_ip
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
 from mailproxy.session import accept, lingering_close, session
+from mailproxy.session import upstream as upstream_module
 from mailproxy.session.accept import Listener
 from mailproxy.session.driver import ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
@@ -334,6 +335,7 @@ CASES = [
         auth_http_timeout=Seconds(0.3),
     ),
     case("upstream: connecting", (Pop3Upstream, "log_in"), logs_in),
+    case("upstream: a socket", (upstream_module, "open_socket"), logs_in),
     case("upstream: deferred", (UpstreamConnection, "_connect"), logs_in),
     case(
         "upstream: connected", (UpstreamConnection, "_on_connected"), logs_in_at_an_upstream(INTERNAL_ERROR)
@@ -351,6 +353,8 @@ CASES = [
     case("upstream: an end of it", (session, "RelayEnd"), logs_in_at_an_upstream(INTERNAL_ERROR)),
     case("upstream: abandoned", (UpstreamConnection, "cancel"), leaves_at_an_upstream),
     case("tries: the first", (UpstreamAttempts, "_begin"), logs_in, **TRIES),
+    case("tries: connecting", (Pop3Upstream, "log_in"), logs_in, **TRIES),
+    case("tries: a socket", (upstream_module, "open_socket"), logs_in, **TRIES),
     case("tries: connected", (UpstreamAttempts, "on_connected"), logs_in, **TRIES),
     case("tries: failing", (UpstreamAttempts, "on_failed"), logs_in, **SOON, **TRIES),
     case("tries: the next", (UpstreamAttempts, "_begin_later"), logs_in, **SOON, **TRIES),
