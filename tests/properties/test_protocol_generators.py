@@ -39,7 +39,16 @@ from mailproxy.protocols.types import (
     UpstreamLogin,
     UpstreamLoginResult,
 )
-from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, StartTls, Tempfail
+from mailproxy_config.capability_choice import CapabilitiesFrom
+from mailproxy_config.model import (
+    AuthMethod,
+    AuthMode,
+    ImapId,
+    Protocol,
+    ServerConfig,
+    StartTls,
+    Tempfail,
+)
 from support import configs
 
 EVERY_METHOD: Final = {
@@ -240,6 +249,68 @@ def test_session_with_outages_is_the_same_for_input_in_pieces_of_any_size(
     assert all(is_well_formed(reply) for part in whole for reply in part.sends)
     tries = sum(isinstance(item, str) and "AuthRequest" in item for part in whole for item in part.course)
     assert sum(part.sends.count(OUTAGE[protocol]) for part in whole) <= min(tries, 4)
+
+
+DERIVED: Final = [
+    pytest.param({"max_commands": 3}, id="max_commands"),
+    pytest.param({"proxy_tempfail": Tempfail.RFC5530}, id="proxy_tempfail"),
+    pytest.param({"auth_mode": AuthMode.UPSTREAM, "max_commands": 4}, id="auth_mode"),
+    pytest.param({"smtp_auth_command": False}, id="smtp_auth_command"),
+    pytest.param({"smtp_capabilities_from": CapabilitiesFrom.UPSTREAM}, id="smtp_capabilities_from"),
+    pytest.param({"starttls": StartTls.ONLY}, id="starttls"),
+    pytest.param({"imap_id_command": ImapId.ANSWER, "imap_capability_after_login": True}, id="imap"),
+]
+USUAL_LINES: Final = {
+    Protocol.IMAP: [b"a LOGIN alice secret\r\n", b"b login al-ice se%cret  \n", b'c ID ("name" "x")\r\n'],
+    Protocol.POP3: [
+        b"USER alice\r\n",
+        b"PASS secret\r\n",
+        b"user a b \n",
+        b"pass c \n",
+        b"XCLIENT PORT=5\r\n",
+    ],
+    Protocol.SMTP: [
+        b"EHLO client.example\r\n",
+        LOGIN_LINES[Protocol.SMTP],
+        b"auth plain " + b64(b"\0alice\0pass word") + b" \n",
+        b"AUTH PLAIN =\r\n",
+        b"MAIL FROM:<a@x>\r\n",
+        b"RCPT TO:<b@x>\r\n",
+        b"DATA\r\n",
+        b"BDAT 3 LAST\r\n",
+        b"XCLIENT ADDR=192.0.2.7\r\n",
+    ],
+}
+
+
+@pytest.mark.parametrize("directives", DERIVED)
+@pytest.mark.parametrize("is_trusted", [False, True], ids=["any client", "trusted client"])
+@each_protocol
+@given(data=st.data(), verdicts=VERDICTS)
+def test_commands_are_handled_alike_whether_they_arrive_alone_or_together(
+    protocol: Protocol, is_trusted: bool, directives: dict[str, Any], data: st.DataObject, verdicts: list[Any]
+) -> None:
+    """A usual command that arrives alone is recognised before any other rule sees its line."""
+    usual = st.sampled_from(USUAL_LINES[protocol])
+    lines = data.draw(st.lists(st.one_of(usual, usual, LINES), max_size=8).map(_without_starttls))
+    config = server(protocol, **directives)
+    protocol_of = PROTOCOLS[protocol]
+    make = (protocol_of.trusted_frontend_for if is_trusted else protocol_of.frontend_for)(config)
+    alone = run_generator(make(Client("192.0.2.1")).run(), lines, verdicts)
+    together = run_generator(make(Client("192.0.2.1")).run(), [b"".join(lines)], verdicts)
+    assert alone.course == together.course
+    assert alone.notes == together.notes
+    assert getattr(alone.failure, "sent_nothing", None) == getattr(together.failure, "sent_nothing", None)
+    if isinstance(together.result, UpstreamLogin):
+        assert alone.result.unread + alone.left == together.result.unread + together.left
+        assert type(alone.result) is type(together.result)
+    else:
+        assert alone.result == together.result
+
+
+def _without_starttls(lines: list[bytes]) -> list[bytes]:
+    """Bytes that arrive together with it are discarded."""
+    return [line for line in lines if not {b"STARTTLS", b"STLS"} & set(line.split())]
 
 
 OUTAGE: Final = {
