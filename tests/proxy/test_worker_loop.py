@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import select
 import selectors
 import socket
@@ -10,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mailproxy.loop.epoll import NO_EVENTS, READ
-from mailproxy.loop.worker_loop import WorkerSelector
+from mailproxy.loop.epoll import MAX_EVENTS, NO_EVENTS, READ, WRITE
+from mailproxy.loop.worker_loop import WorkerLoop, WorkerSelector, make_loop
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -150,3 +152,127 @@ def test_select_does_not_wait_when_a_deferred_call_schedules_a_callback(
     selector.epoll.defer(lambda: setattr(selector.epoll, "asyncio_has_work", True))
     selector.select(2)
     assert selector.epoll.iterations == 1
+
+
+@pytest.fixture
+def loop() -> Iterator[WorkerLoop]:
+    made = make_loop()
+    yield made
+    made.close()
+
+
+def test_descriptor_unregistered_by_a_handler_gets_no_event_of_the_same_poll(
+    selector: WorkerSelector, pair: Pair
+) -> None:
+    near, far = pair
+    other, peer = socket.socketpair()
+    selector.epoll.add(near.fileno(), Recorder(lambda: selector.unregister(other)), READ)
+    far.send(b"x")
+    selector.register(other, selectors.EVENT_WRITE)
+    assert selector.select(0) == []
+    assert dict(selector.get_map()) == {}
+    other.close()
+    peer.close()
+
+
+def test_descriptor_registered_anew_by_a_handler_has_its_new_registration(
+    selector: WorkerSelector, pair: Pair
+) -> None:
+    near, far = pair
+    other, peer = socket.socketpair()
+
+    def register_anew() -> None:
+        selector.unregister(other)
+        selector.register(other, selectors.EVENT_WRITE, "new")
+
+    selector.register(other, selectors.EVENT_WRITE, "old")
+    selector.epoll.add(near.fileno(), Recorder(register_anew), READ)
+    far.send(b"x")
+    ready = selector.select(None) or selector.select(None)
+    assert [(key.data, events) for key, events in ready] == [("new", selectors.EVENT_WRITE)]
+    other.close()
+    peer.close()
+
+
+def test_refused_registration_leaves_nothing(selector: WorkerSelector) -> None:
+    read, write = os.pipe()
+    os.close(write)
+    os.close(read)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        selector.register(read, selectors.EVENT_READ)
+    assert dict(selector.get_map()) == {}
+    assert [handler for handler in selector.epoll.handlers if handler is not None] == []
+
+
+def test_descriptors_above_ten_thousand_are_served(selector: WorkerSelector, pair: Pair) -> None:
+    near, far = pair
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 20_000)), hard))
+    try:
+        high = socket.socket(fileno=os.dup2(near.fileno(), 15_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    recorder = Recorder()
+    selector.epoll.add(15_000, recorder, READ)
+    far.send(b"x")
+    selector.select(0)
+    assert recorder.masks == [select.EPOLLIN]
+    selector.epoll.remove(15_000)
+    high.close()
+
+
+def test_handler_can_schedule_an_earlier_callback_than_asyncio_waits_for(
+    loop: WorkerLoop, pair: Pair
+) -> None:
+    near, far = pair
+    calls: list[str] = []
+
+    def schedule() -> None:
+        near.recv(1)
+        loop.call_soon(calls.append, "soon")
+        loop.call_at(loop.time() + 0.01, lambda: (calls.append("at"), loop.stop()))
+
+    loop.epoll.add(near.fileno(), Recorder(schedule), READ)
+    late = loop.call_later(1000, calls.append, "late")
+    loop.call_soon(far.send, b"x")
+    loop.run_forever()
+    late.cancel()
+    assert calls == ["soon", "at"]
+
+
+def test_exceptions_of_handler_deferred_call_and_callback_end_none_of_the_others(
+    loop: WorkerLoop, pair: Pair
+) -> None:
+    near, far = pair
+    reported: list[str] = []
+    loop.epoll.on_error = lambda _, error: reported.append(str(error))
+    loop.set_exception_handler(lambda _, details: reported.append(str(details["exception"])))
+
+    def fail(where: str) -> None:
+        raise ValueError(where)
+
+    def schedule() -> None:
+        near.recv(1)
+        loop.epoll.defer(lambda: fail("deferred call"))
+        loop.call_soon(fail, "callback")
+        loop.call_soon(loop.stop)
+        fail("handler")
+
+    loop.epoll.add(near.fileno(), Recorder(schedule), READ)
+    far.send(b"x")
+    loop.run_forever()
+    assert reported == ["handler", "deferred call", "callback"]
+
+
+def test_more_ready_descriptors_than_one_poll_returns_are_all_served(selector: WorkerSelector) -> None:
+    pairs = [socket.socketpair() for _ in range(MAX_EVENTS)]
+    recorders = [Recorder() for _ in pairs]
+    for recorder, (near, far) in zip(recorders, pairs, strict=True):
+        selector.epoll.add(near.fileno(), recorder, WRITE)
+        selector.register(far, selectors.EVENT_WRITE)
+    found = {key.fileobj for _ in range(4) for key, _ in selector.select(0)}
+    assert found == {far for _, far in pairs}
+    assert all(recorder.masks for recorder in recorders)
+    for near, far in pairs:
+        near.close()
+        far.close()
