@@ -16,7 +16,7 @@ from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses
 from mailproxy.enums import CloseReason
-from mailproxy.loop.epoll import MAX_EVENTS, READ
+from mailproxy.loop.epoll import MAX_EVENTS, READ, WRITE
 from mailproxy.loop.worker_loop import make_loop
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
@@ -31,6 +31,13 @@ from support import configs
 from support.loopback_worker import listening_socket
 
 POP3, IMAP = b"+OK POP3 ready\r\n", b"* OK IMAP4 ready\r\n"
+
+
+class Busy:
+    """The handler of a descriptor that is always ready."""
+
+    def on_event(self, mask: int) -> None:
+        """Leave it ready."""
 
 
 class Scene:
@@ -204,6 +211,27 @@ def test_more_clients_are_accepted_while_many_events_are_ready(
     scene.context.epoll.ready = [(0, READ)] * events
     listener.on_event(READ)
     assert len(scene.sessions) == accepted
+
+
+@pytest.mark.parametrize(
+    ("busy", "polls"),
+    [
+        (0, 100),  # nothing else is served: each poll accepts one
+        (60, 100 // (60 // EVENTS_PER_ACCEPT) + 1),
+        (2 * MAX_EVENTS, 3 * (100 // MAX_ACCEPTS_PER_EVENT + 1)),  # each is returned by every third poll
+    ],
+)
+def test_burst_of_clients_is_accepted_while_sessions_are_busy(scene: Scene, busy: int, polls: int) -> None:
+    listener = scene.listen(listening_socket(), scene.target(Protocol.POP3))
+    for _ in range(busy):
+        pair = socket.socketpair()
+        scene.clients += pair
+        scene.context.epoll.add(pair[0].fileno(), Busy(), WRITE)
+    address = listener.sock.getsockname()
+    scene.clients += [socket.create_connection(address, timeout=5) for _ in range(100)]
+    for _ in range(polls):
+        scene.context.epoll.serve(0)
+    assert len(scene.sessions) == 100
 
 
 @pytest.mark.parametrize(

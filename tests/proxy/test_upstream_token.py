@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 
 from mailproxy.net.listen_plan import plan_sockets
+from mailproxy.protocols.imap.upstream_auth import ImapAuthUpstream
+from mailproxy.session import upstream_token
 from mailproxy.session.login_secrets import read_login_secrets, read_secret
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, Protocol, Seconds, ServerConfig
 from mailproxy_config.upstream_login import ProxyAuth, ProxyAuthToken, ProxyMasterUser, TokenGrant
-from support import configs
+from support import configs, invariants
+from support.fault_injection import inject_fault
 from support.loopback_worker import (
     GRANT,
     LoopbackWorker,
@@ -173,6 +176,30 @@ def test_upstream_that_is_gone_at_the_second_connection(tmp_path: Path) -> None:
             second = await b.w.upstream.accept()
             second.close()
             assert await client.read_line() == BAD
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    "where", [(upstream_token, "open_socket"), (ImapAuthUpstream, "log_in")], ids=["a socket", "the login"]
+)
+def test_internal_error_of_the_second_connection_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+) -> None:
+    async def play() -> None:
+        async with bridge(tmp_path, token("t1"), token("t2")) as b:
+            inject = inject_fault(monkeypatch, where)
+            client = await b.client()
+            upstream, _ = await b.upstream()
+            inject()
+            await upstream.send(b"a NO no\r\n")
+            assert await client.read_line() == BAD
+            assert await client.read_to_eof() == b""
+            assert await upstream.read_to_eof() == b""
+            client.close()
+            upstream.close()
+            await invariants.wait_until_idle(b.w.app, b.w.metrics)
+            assert b.w.read_log().count(" internal_error ") == 1
 
     run(play)
 
