@@ -290,6 +290,18 @@ def test_closing_a_closed_socket_drops_no_handler(
     assert recorder.masks == [select.EPOLLIN]
 
 
+@pytest.mark.parametrize("is_open", [True, False], ids=["without descriptors", "closed"])
+def test_closed_socket_can_be_dropped_from_an_empty_table(is_open: bool) -> None:
+    epoll = Epoll()
+    if not is_open:
+        epoll.close()
+    for fd in (-1, 7):
+        epoll.discard(fd)
+        epoll.remove(fd)
+        epoll.close_socket(socket.socket(), fd)
+    epoll.close()
+
+
 @pytest.mark.parametrize("fd", [-1, 0], ids=["closed", "of a file"])
 def test_descriptor_that_the_kernel_refuses_gets_no_handler(
     full_table: tuple[Epoll, Recorder, socket.socket], fd: int, tmp_path: Path

@@ -69,7 +69,7 @@ class Epoll:
 
     def __init__(self) -> None:
         self.kernel = select.epoll()
-        self.handlers: list[Handler | None] = []
+        self.handlers: list[Handler | None] = [None]
         self.deferred: list[Callable[[], object]] = []
         self.defer: Callable[[Callable[[], object]], None] = self.deferred.append
         self.on_error: Callable[[object, Exception], None] | None = None
@@ -172,7 +172,7 @@ class Epoll:
     def close(self) -> None:
         """Make the deferred calls, and close the epoll descriptor; the sockets belong to their handlers."""
         self.run_deferred()
-        self.handlers.clear()
+        self.handlers[:] = [None]
         self.kernel.close()
 
 
