@@ -232,6 +232,28 @@ def test_client_above_worker_connections_gets_busy_reply() -> None:
     run(play)
 
 
+def test_client_with_a_relay_counts_once_for_worker_connections() -> None:
+    async def play() -> None:
+        async with loopback_worker(imap(), GRANTED, limit=2) as w:
+            relayed = await w.client()
+            await relayed.read_line()
+            await relayed.send(b"a LOGIN alice secret\r\n")
+            upstream = await log_in_upstream(w)
+            assert await relayed.read_line() == b"a OK logged in\r\n"
+            second, refused = await w.client(), await w.client()
+            assert await second.read_line() == b"* OK IMAP4 ready\r\n"
+            assert (await refused.read_to_eof()).startswith(b"* BYE ")
+            relayed.close()
+            assert await upstream.read_to_eof() == b""
+            await w.wait_for_sessions(1)
+            third = await w.client()
+            assert await third.read_line() == b"* OK IMAP4 ready\r\n"
+            for each in (upstream, second, refused, third):
+                each.close()
+
+    run(play)
+
+
 def test_client_reset_during_auth_request_aborts_the_login() -> None:
     async def play() -> None:
         request_received = asyncio.Event()
