@@ -95,6 +95,7 @@ class Worker:
         self.service.close()
         self.context.epoll.run_deferred()
         self.far.close()
+        self.context.log.close(0.0)
         self.loop.close()
 
     def connection(self) -> AuthConnection:
