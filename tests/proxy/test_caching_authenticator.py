@@ -16,7 +16,7 @@ from mailproxy.auth_cache.caching_authenticator import CachingAuthenticator
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy_config.auth_cache import AuthCacheConfig
 from mailproxy_config.limits import LimitConn, LimitConnZone
-from mailproxy_config.model import AuthMethod, Protocol, ProxyConfig, Seconds
+from mailproxy_config.model import AuthMethod, Protocol, ProxyConfig, Seconds, Tempfail
 from support.checked_worker import (
     ACCEPTANCES,
     INTERNAL_ERRORS,
@@ -111,6 +111,26 @@ def test_second_login_is_decided_without_a_request(protocol: Protocol) -> None:
         assert w.value("mailproxy_auth_cache_bytes") == the_cache(w).entries.used > 0
 
     play(test, protocol=protocol)
+
+
+def test_login_that_is_never_cached_has_no_cache_in_the_log_after_one_that_was() -> None:
+    async def test(w: LoopbackWorker, _: Clock) -> None:
+        await enter(w, Protocol.IMAP)
+        client = await w.client()
+        await client.read_line()
+        await client.send(LOGINS[Protocol.IMAP])
+        (await w.upstream.accept()).close()
+        assert b"[UNAVAILABLE]" in await client.read_line()
+        assert await client.exchange(b"b AUTHENTICATE CRAM-MD5\r\n") != b""
+        assert b"NO" in await client.exchange(b64encode(b"alice " + b"0" * 32) + b"\r\n")  # no Auth-Pass
+        client.close()
+        await w.wait_for_sessions()
+        last = [line for line in w.read_log().splitlines() if " session " in line][-1]
+        assert "attempts=2" in last
+        assert "cache=" not in last
+
+    methods = frozenset({AuthMethod.PLAIN, AuthMethod.CRAM_MD5})
+    play(test, protocol=Protocol.IMAP, imap_auth=methods, proxy_tempfail=Tempfail.RFC5530)
 
 
 def test_expired_entry_asks_the_service() -> None:

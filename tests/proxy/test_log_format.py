@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy.enums import CacheUse, CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy.telemetry.log_format import (
     LINE_LIMIT,
@@ -186,15 +186,23 @@ RECORDS = st.builds(
     client=st.text(max_size=300),
     client_port=st.integers(0, 65535),
     proxied=st.booleans(),
+    named_by=st.text(max_size=300),
+    received_session=st.text(max_size=100),
     tls=st.none() | st.text(max_size=300),
     cipher=st.text(max_size=300),
     server_name=st.none() | st.binary(max_size=300),
     user=st.binary(max_size=5000),
     method=st.none() | st.sampled_from(Method),
-    result=st.none() | st.sampled_from(LoginResult),
+    result=st.none() | st.just(LoginResult.SUCCESS) | st.sampled_from(LoginResult),
+    attempts=st.integers(0, 3),
+    cache=st.none() | st.sampled_from(CacheUse),
+    password_failures=st.integers(0, 2),
+    pwfp=st.sampled_from(["", "00ff00ff00ff00ff"]),
+    errors=st.integers(0, 2),
     error=st.none() | st.sampled_from(ProtocolErrorKind),
     stage=st.none() | st.sampled_from(["auth", "login"]),
     reply=st.none() | st.binary(max_size=5000),
+    limit_zone=st.sampled_from(["", "addresses"]),
     is_silent=st.booleans(),
     upstream=st.text(max_size=300),
     upstream_port=st.integers(0, 65535),
@@ -202,6 +210,7 @@ RECORDS = st.builds(
     upstream_seconds=st.none() | st.floats(0, 1e6),
     login_seconds=st.none() | st.floats(0, 1e6),
     duration=st.floats(0, 1e9),
+    bytes_to_upstream=st.integers(0, 2**63),
     bytes_to_client=st.integers(0, 2**63),
     reason=st.none() | st.sampled_from(CloseReason),
 )
@@ -217,6 +226,36 @@ def test_any_client_data_is_one_line_of_json(record: SessionRecord) -> None:
     assert event["user"] == record.user[:256].decode("utf-8", "backslashreplace") + "..." * (
         len(record.user) > 256
     )
+
+
+@given(RECORDS)
+@example(success(attempts=2))
+@example(success(attempts=0))
+@example(success(password_failures=1, pwfp="00ff00ff00ff00ff"))
+@example(success(errors=1, error=ProtocolErrorKind.LINE_TOO_LONG))
+@example(success(cache=CacheUse.STALE))
+@example(success(result=LoginResult.DENIED))
+def test_json_line_has_every_value_of_the_record(record: SessionRecord) -> None:
+    event = json.loads(json_session(record, STAMP))
+    for name in ("client_port", "proxied", "method", "result", "attempts", "password_failures", "errors",
+                 "upstream_port", "bytes_to_upstream", "bytes_to_client", "reason"):  # fmt: skip
+        assert event[name] == getattr(record, name), name
+    assert event["duration_seconds"] == pytest.approx(record.duration, abs=0.00051)
+    for name in ("auth_seconds", "upstream_seconds", "login_seconds"):
+        span = getattr(record, name)
+        assert event[name] == (None if span is None else pytest.approx(span, abs=0.0000501)), name
+    assert event.get("cache") == record.cache
+    if record.errors:
+        assert event["error"] == record.error
+    if record.password_failures:
+        assert event.get("pwfp", "") == record.pwfp
+    if record.tls:
+        assert (event["tls"], event["cipher"]) == (cut(record.tls), cut(record.cipher))
+    if record.proxied and record.named_by:
+        assert event["named_by"] == cut(record.named_by)
+        assert event["received_session"] == (record.received_session or None)
+    if record.stage is not None and record.result is not LoginResult.SUCCESS:
+        assert (event["stage"], event.get("limit_zone", "")) == (record.stage, record.limit_zone)
 
 
 def cut(text: str) -> str:
@@ -405,6 +444,7 @@ def documented(column: int) -> dict[str, str]:
 def test_fields_of_the_session_line_are_those_of_its_page() -> None:
     record = success(proxied=True, named_by="10.0.0.5", password_failures=1, pwfp="0" * 16)
     record.result, record.stage, record.limit_zone = LoginResult.LIMIT_CONN, "limit", "per_user"
+    record.cache = CacheUse.HIT
     assert list(json.loads(json_session(record, STAMP))) == list(documented(1))
     always = [name for name, meaning in documented(2).items() if not meaning.startswith("only with")]
     assert list(json.loads(json_session(SessionRecord(), STAMP))) == always

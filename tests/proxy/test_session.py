@@ -248,8 +248,8 @@ def test_logged_in_client_counts_once_towards_worker_connections() -> None:
             await w.wait_for_sessions(1)
             third = await w.client()
             assert await third.read_line() == b"* OK IMAP4 ready\r\n"
-            for client in (second, refused, third):
-                client.close()
+            for each in (upstream, second, refused, third):
+                each.close()
 
     run(play)
 

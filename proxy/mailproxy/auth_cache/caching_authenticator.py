@@ -109,6 +109,7 @@ class CachingAuthenticator:
         request = pending.auth_request
         key = self._keys.key(request)
         if key is None:
+            pending.record.cache = None  # an earlier login of the session may have come from the cache
             self._service.send(pending)
             return
         entry = self.entries.find(key, now := self._clock())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from mailproxy.auth_http.response_body import BodyFraming, framing_of
@@ -76,7 +76,7 @@ class ResponseHead:
     allowed and ``headers`` has nothing else that matters.
     """
 
-    headers: Mapping[bytes, bytes]
+    headers: Mapping[bytes, bytes] = field(repr=False)
     framing: BodyFraming
     keep_alive: bool
     status: int | None
