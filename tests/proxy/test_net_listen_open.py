@@ -27,15 +27,9 @@ from mailproxy.net.listen_open import (
 )
 from mailproxy.net.listen_plan import ListenRef, SocketPlan
 from mailproxy_config.model import KeepAlive
+from support.proxy_process import free_port
 
 R00 = ListenRef(0, 0)
-
-
-def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def ipv4(address: str, port: int) -> SocketPlan:

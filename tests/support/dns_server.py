@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mailproxy.dns import Resolver
+from support.servers.programs import Ports
 
 RECORD_TYPES: Final = {"A": 1, "CNAME": 5, "PTR": 12, "TXT": 16, "AAAA": 28, "DNAME": 39}
 _TYPE_NAMES: Final = {number: kind for kind, number in RECORD_TYPES.items()}
@@ -145,13 +146,13 @@ async def dns_server(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Dn
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Find a port of ``host`` that is free for UDP and TCP."""
+    """Find a port of ``host`` that is free for UDP and TCP, and which no outgoing connection takes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
+        port = Ports().take()
         with socket.socket(family, socket.SOCK_DGRAM) as udp, socket.socket(family) as tcp:
-            udp.bind((host, 0))
-            port: int = udp.getsockname()[1]
             try:
+                udp.bind((host, port))
                 tcp.bind((host, port))
             except OSError:
                 continue

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from mailproxy.supervisor import fork_server
+from support.servers.programs import Ports
 from support.worker_processes import PYTHONPATH
 
 TIMEOUT_SECONDS: Final = 60.0
@@ -41,10 +42,8 @@ def wait_until(
 
 
 def free_port() -> int:
-    """Return a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a free port, which no outgoing connection takes."""
+    return Ports().take()
 
 
 def is_alive(pid: int) -> bool:
